@@ -1,0 +1,116 @@
+"""The console script `lowbit-train`: Hydra outside, `train` or a sweep inside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+from experiments.paths import conf_dir, plugins_dir
+
+sys.path.append(str(plugins_dir()))  # before Hydra looks for plugins
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from experiments.config import ConfigError, TrainConfig, explain, from_hydra
+from experiments.shards import DataError
+from experiments.sweep.plan import make_plan, write_study
+from experiments.sweep.show import console, duration, show_plan
+from experiments.train import Progress, Report
+from experiments.train import train as train_run
+
+_PLAIN_LINES = 20
+"""Progress lines of a run that does not write to a terminal."""
+
+
+def train() -> None:
+    """`lowbit-train`: one run, or with -m a sweep.
+
+    Exit codes: 0 done, 1 a run failed, 2 a wrong request (one line says what), 130 Ctrl-C.
+    """
+    shown = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to here instead of printing them
+    composed: list[DictConfig] = []
+    try:
+        # Hydra composes and, with -m, sweeps; a single run starts once Hydra is out of the way.
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(
+            composed.append
+        )()
+        for cfg in composed:
+            _run_one(from_hydra(cfg))
+    except (ConfigError, DataError, HydraException, OmegaConfBaseException) as error:
+        if shown:
+            raise
+        text = explain(error) if not isinstance(error, (ConfigError, DataError)) else str(error)
+        for line in text.splitlines():
+            print(f"lowbit-train: {line}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("lowbit-train: interrupted; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _run_one(config: TrainConfig) -> None:
+    """One run, in this process."""
+    plan = make_plan([config])
+    if config.plan_only:
+        show_plan(plan, slots=1, full=True)
+        return
+    with _progress(config.steps) as report:
+        try:
+            result = train_run(config, report)
+        except SystemExit:  # how Lightning ends after Ctrl-C
+            raise KeyboardInterrupt from None
+    write_study(plan)
+    record = result.record
+    loss = "none" if record.loss is None else f"{record.loss:.4f} nats per token"
+    console.print(
+        f"{record.status}{' (was done before)' if result.already_done else ''}: "
+        f"loss {loss}, {record.tokens:,} tokens in {duration(record.wall_seconds)} "
+        f"({record.tokens_per_second:,.0f} a second) {record.reason}\n{result.folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@contextlib.contextmanager
+def _progress(steps: int) -> Iterator[Report]:
+    """A bar on a terminal, about twenty plain lines elsewhere."""
+    if not console.is_terminal:
+        last = [-1]
+
+        def line(progress: Progress) -> None:
+            share = progress.step * _PLAIN_LINES // steps
+            if progress.phase == "train" and share > last[0]:
+                last[0] = share
+                console.print(
+                    f"step {progress.step}/{steps}  loss {progress.loss:.4f}  "
+                    f"{progress.tokens_per_second:,.0f} tokens/s",
+                    highlight=False,
+                )
+
+        yield line
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} steps"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("training", total=steps)
+
+        def move(progress: Progress) -> None:
+            if progress.phase == "train":
+                text = f"loss {progress.loss:.4f} {progress.tokens_per_second:,.0f} tok/s"
+            else:
+                text = "scoring the validation stream"
+            bar.update(task, completed=progress.step, description=text)
+
+        yield move

@@ -1,0 +1,360 @@
+"""The configuration of one run: a tree of dataclasses, filled from Hydra, checked before any work.
+
+`from_hydra` is the one door: a typo, a wrong type, a value out of range or a combination that
+cannot run raises `ConfigError`, one line that names the key, the value and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import re
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.data import DataConfig, corpus_sha256
+from experiments.model import ModelConfig
+from experiments.quant.formats import FloatFormat, FormatError, Precision, ScaleFormat
+from experiments.quant.recipe import RecipeConfig
+
+NUMERICS_VERSION = 1
+"""Raised by hand when a change alters losses: it is part of every run's address."""
+
+COMPUTE_DTYPES = ("float32", "bfloat16")
+TRACKING_MODES = ("offline", "online", "none")
+DEVICES = ("cpu", "cuda")
+
+
+class ConfigError(ValueError):
+    """A request that cannot be run as asked, in one line."""
+
+
+@dataclass
+class PrecisionConfig:
+    """To what the operands are quantized."""
+
+    exponent: int = 2
+    mantissa: int = 1
+    specials: str = "none"
+    granularity: str = "block"
+    block_size: int = 32
+    scale: str = "fp32"
+
+    def build(self) -> Precision:
+        """The precision itself.
+
+        Raises:
+            ConfigError: A value that no format has.
+        """
+        try:
+            element = FloatFormat(self.exponent, self.mantissa, self.specials)
+            if self.scale not in list(ScaleFormat):
+                raise FormatError(
+                    f"scale={self.scale}: must be one of {', '.join(s.value for s in ScaleFormat)}"
+                )
+            return Precision(element, self.granularity, self.block_size, ScaleFormat(self.scale))
+        except FormatError as error:
+            raise ConfigError(f"precision.{error}") from error
+
+    @property
+    def label(self) -> str:
+        """Short and readable, e.g. E2M1-block32-e8m0."""
+        size = self.block_size if self.granularity == "block" else ""
+        suffix = "" if self.specials == "none" else f"-{self.specials}"
+        return f"E{self.exponent}M{self.mantissa}{suffix}-{self.granularity}{size}-{self.scale}"
+
+
+@dataclass
+class OptimConfig:
+    """AdamW with a linear warm-up and a cosine to `final_lr` times the peak."""
+
+    lr: float = 4e-3
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    warmup: float = 0.1
+    """Share of the steps."""
+    final_lr: float = 0.0
+    """Share of the peak reached at the last step."""
+
+
+@dataclass
+class TrackingConfig:
+    """Weights & Biases: a mirror of the run, never a source."""
+
+    mode: str = "offline"
+    project: str = "lowbit-scaling"
+    log_every: int = 10
+    """Steps between two points of the loss curve."""
+
+
+@dataclass
+class ResourcesConfig:
+    """What one run takes; does not change its identity."""
+
+    cpus: int = 1
+    """CPU cores and torch threads of a run."""
+    gpus: float = 0.0
+    device: str = "cpu"
+
+
+@dataclass
+class StudyConfig:
+    """What a run belongs to: the folder of its results and the design of a sweep."""
+
+    name: str = "scratch"
+    title: str = ""
+    description: str = ""
+    grids: list[dict[str, Any]] = field(default_factory=list)
+    """Each a product of choices, {key: [values]}; a sweep is their union."""
+    fit: dict[str, Any] = field(default_factory=dict)
+    """Defaults of `lowbit-fit` for this study, e.g. {law: floating_point}."""
+
+
+@dataclass
+class TrainConfig:
+    """One run, wholly."""
+
+    study: StudyConfig = field(default_factory=StudyConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    tokens: int = 1_000_000
+    """Training tokens, rounded down to whole steps."""
+    batch_size: int = 16
+    """Sequences a step."""
+    compute_dtype: str = "float32"
+    seed: int = 0
+    """Of the weights, the data order and the rounding noise."""
+    runs: str = "runs"
+    """Folder of all studies' results."""
+    checkpoint_seconds: float = 60.0
+    plan_only: bool = False
+    retry_failed: bool = False
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens a step."""
+        return self.batch_size * self.data.seq_len
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return self.tokens // self.batch_tokens
+
+
+def from_hydra(cfg: DictConfig) -> TrainConfig:
+    """Check a composed configuration and turn it into dataclasses.
+
+    Raises:
+        ConfigError: The first thing that is wrong, in one line.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), cfg)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error, cfg)) from error
+    assert isinstance(config, TrainConfig)
+    if config.data.path:  # a worker's working folder is another one
+        config.data.path = str(Path(config.data.path).expanduser().absolute())
+    config.runs = str(Path(config.runs).expanduser().absolute())
+    check(config)
+    return config
+
+
+def from_dict(values: dict[str, Any]) -> TrainConfig:
+    """A configuration back from its `asdict`, as it travels to a worker."""
+    return from_hydra(OmegaConf.create(values))
+
+
+def check(config: TrainConfig) -> None:
+    """Everything that can be known to be wrong before any work.
+
+    Raises:
+        ConfigError: One line a problem, joined by newlines.
+    """
+    found = [*config.model.problems(), *config.recipe.problems(), *_scalar_problems(config)]
+    if not found and config.recipe.quantized:
+        try:
+            config.precision.build()
+            found += _fit_problems(config)
+        except ConfigError as error:
+            found.append(str(error))
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+def _scalar_problems(config: TrainConfig) -> list[str]:
+    found = []
+
+    def demand(holds: bool, key: str, value: object, right: str) -> None:
+        if not holds:
+            found.append(f"{key}={value}: {right}")
+
+    optim, tracking, resources = config.optim, config.tracking, config.resources
+    demand(config.batch_size >= 1, "batch_size", config.batch_size, "must be 1 or more")
+    demand(config.data.seq_len >= 2, "data.seq_len", config.data.seq_len, "must be 2 or more")
+    if not found:
+        demand(
+            config.steps >= 1,
+            "tokens",
+            config.tokens,
+            f"must be at least one step, {config.batch_tokens} tokens",
+        )
+    demand(config.seed >= 0, "seed", config.seed, "must be 0 or more")
+    for key, value, choices in (
+        ("compute_dtype", config.compute_dtype, COMPUTE_DTYPES),
+        ("tracking.mode", tracking.mode, TRACKING_MODES),
+        ("resources.device", resources.device, DEVICES),
+    ):
+        demand(value in choices, key, value, f"must be one of {', '.join(choices)}")
+    demand(tracking.log_every >= 1, "tracking.log_every", tracking.log_every, "must be 1 or more")
+    demand(resources.cpus >= 1, "resources.cpus", resources.cpus, "must be 1 or more")
+    for key in ("lr", "eps", "clip_norm"):
+        demand(getattr(optim, key) > 0, f"optim.{key}", getattr(optim, key), "must be positive")
+    for key in ("warmup", "final_lr", "beta1", "beta2"):
+        value = getattr(optim, key)
+        demand(0 <= value <= 1, f"optim.{key}", value, "must be from 0 to 1")
+    demand(
+        bool(re.fullmatch(r"[\w.-]+", config.study.name)),
+        "study.name",
+        config.study.name,
+        "must be letters, digits, - _ . only: it names a folder",
+    )
+    return found
+
+
+def _fit_problems(config: TrainConfig) -> list[str]:
+    """Summed axes that a block or a rotation does not divide."""
+    model = config.model
+    slots = config.recipe.slots()
+    rows = config.batch_tokens
+    axes = {
+        "output": {"model.hidden": model.hidden, "model.ffn": model.ffn},
+        "grad_input": {"model.hidden": model.hidden, "2 x model.ffn": 2 * model.ffn},
+        "grad_weight": {"batch_size x data.seq_len": rows},
+    }
+    labels = {
+        "output": ("P1", "P2"),
+        "grad_input": ("P3", "P4"),
+        "grad_weight": ("P5", "P6"),
+    }
+    found = []
+    for name, gemm in config.recipe.gemms().items():
+        if all(slots[label] is None for label in labels[name]):
+            continue
+        for axis, size in axes[name].items():
+            if config.precision.granularity == "block" and size % config.precision.block_size:
+                found.append(
+                    f"precision.block_size={config.precision.block_size}: must divide "
+                    f"{axis}={size}, over which the {name} product sums"
+                )
+            if gemm.hadamard and size % gemm.hadamard:
+                found.append(
+                    f"recipe.{name}.hadamard={gemm.hadamard}: must divide {axis}={size}, "
+                    f"over which the {name} product sums"
+                )
+    return found
+
+
+def explain(error: Exception, cfg: DictConfig | None = None) -> str:
+    """One line for an error of Hydra or OmegaConf: the key, the value, the nearest right key."""
+    text = str(error)
+    match = re.search(r"full_key: (\S+)", text)
+    key = match[1] if match else ""
+    first = text.splitlines()[0].strip()
+    override = re.search(r"Could not override '([^']+)'", text)
+    missing = re.search(r"Key '([^']+)' (?:is )?not in", text)
+    if (override or missing) and (name := key or (override[1] if override else "")):
+        near = difflib.get_close_matches(name, known_keys(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; see lowbit-train --help"
+        return f"{name}: no such key{hint}"
+    choice = re.search(r"In '[^']+': Could not find '([^']+)'", text) or re.search(
+        r"Could not find '([^']+)'", text
+    )
+    if choice:
+        options = re.search(r"Available options in '[^']+':\n((?:\s+\S+\n?)+)", text)
+        group, _, option = choice[1].rpartition("/")
+        known = " ".join(options[1].split()) if options else ""
+        return f"{group}={option}: no such choice" + (f"; there are: {known}" if known else "")
+    return f"{key}: {first}" if key and key not in first else first
+
+
+def known_keys() -> list[str]:
+    """Every key of the configuration, dotted."""
+
+    def walk(kind: Any, prefix: str) -> list[str]:
+        keys = []
+        for f in fields(kind):
+            keys.append(prefix + f.name)
+            default = f.default_factory() if callable(f.default_factory) else f.default
+            if is_dataclass(default):
+                keys += walk(default, f"{prefix}{f.name}.")
+        return keys
+
+    return walk(TrainConfig, "")
+
+
+def science(config: TrainConfig) -> dict[str, Any]:
+    """What a run's result depends on, and nothing else: no paths, names, resources or logging.
+
+    The precision of a run that quantizes nothing is left out, so that a sweep over formats has
+    one baseline and not one a format.
+    """
+    model = asdict(config.model)
+    data = asdict(config.data)
+    recipe = asdict(config.recipe)
+    for labelled in (model, recipe):
+        del labelled["name"]
+    for key in ("name", "path", "max_epochs"):  # where it lies, and what is allowed
+        del data[key]
+    identity = {
+        "model": model,
+        "data": {**data, "sha256": corpus_sha256(config.data)},
+        "optim": asdict(config.optim),
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "compute_dtype": config.compute_dtype,
+        "seed": config.seed,
+        "numerics_version": NUMERICS_VERSION,
+    }
+    if config.recipe.quantized:
+        precision = asdict(config.precision)
+        if config.precision.granularity != "block":
+            del precision["block_size"]
+        identity |= {"recipe": recipe, "precision": precision}
+    return identity
+
+
+def run_id(config: TrainConfig) -> str:
+    """A readable slug and 12 hex digits of the SHA-256 of `science`."""
+    canonical = json.dumps(science(config), sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(canonical.encode()).hexdigest()[:12]
+    parts = [config.recipe.name]
+    if config.recipe.quantized:
+        parts.append(config.precision.label)
+    parts += [config.model.name, _short(config.steps * config.batch_tokens), f"s{config.seed}"]
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts))
+    return f"{slug}-{digest}"
+
+
+def _short(count: int) -> str:
+    """1_048_576 as 1.05M.
+
+    >>> _short(1_048_576), _short(20_480)
+    ('1.05M', '20.5k')
+    """
+    power = min(3, int(math.log10(max(count, 1)) // 3))
+    return f"{count / 1000**power:.3g}{['', 'k', 'M', 'B'][power]}"

@@ -1,0 +1,215 @@
+"""A decoder-only Llama-style Transformer whose block matrices are quantized.
+
+RMSNorm before attention and MLP, rotary positions, SwiGLU, no biases (Sun et al. 2501.02423,
+section 4; Quartet 2505.14669, appendix).  Quantized: the linear layers inside the blocks.  In high
+precision: embedding, head, norms, and the attention products.
+
+Shapes: B batch, T positions, D hidden, H heads, K = D / H, F ffn, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.quant.formats import Precision
+from experiments.quant.linear import NoiseClock, QuantLinear
+from experiments.quant.recipe import RecipeConfig
+
+
+@dataclass
+class ModelConfig:
+    """Architecture, as plain numbers."""
+
+    name: str = "ladder-b"
+    layers: int = 2
+    hidden: int = 64
+    ffn: int = 192
+    heads: int = 2
+    vocab_size: int = 256
+    tied: bool = True
+    """Whether the head is the embedding's matrix."""
+    rope_base: float = 10_000.0
+
+    def problems(self) -> list[str]:
+        """What is wrong with this model, each as "key=value: what would be right"."""
+        found = []
+        for key in ("layers", "hidden", "ffn", "heads", "vocab_size"):
+            if getattr(self, key) < 1:
+                found.append(f"model.{key}={getattr(self, key)}: must be 1 or more")
+        if not found and (self.hidden % self.heads or self.hidden // self.heads % 2):
+            found.append(
+                f"model.heads={self.heads}: hidden={self.hidden} must split into heads of even size"
+            )
+        return found
+
+
+LADDER_HIDDEN = (32, 64, 96, 128, 192, 256, 384, 512)
+LADDER_LAYERS = (2, 2, 3, 4, 5, 6, 6, 8)
+
+
+def ladder(rung: str) -> ModelConfig:
+    """The size family for one machine, a letter a rung: "a" 27 thousand to "h" 25 million.
+
+    Head size 32, ffn the multiple of 32 above 8/3 hidden; conf/model/ladder/*.yaml spell the same
+    numbers out.
+
+    >>> ladder("b").hidden, ladder("b").ffn, ladder("b").heads
+    (64, 192, 2)
+    """
+    index = "abcdefgh".index(rung)
+    hidden = LADDER_HIDDEN[index]
+    return ModelConfig(
+        name=f"ladder-{rung}",
+        layers=LADDER_LAYERS[index],
+        hidden=hidden,
+        ffn=-(-8 * hidden // (3 * 32)) * 32,
+        heads=hidden // 32,
+    )
+
+
+class Attention(nn.Module):
+    """Causal self-attention; one quantized matrix makes queries, keys and values."""
+
+    def __init__(self, config: ModelConfig, make_linear: LinearFactory) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = make_linear(config.hidden, 3 * config.hidden)
+        self.out = make_linear(config.hidden, config.hidden)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """[B, T, D] to [B, T, D]."""
+        batch, length, hidden = x.shape
+        # [B, T, 3D] -> 3 x [B, H, T, K]
+        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        output: Tensor = self.out(y.transpose(1, 2).reshape(batch, length, hidden))
+        return output
+
+
+class SwiGLU(nn.Module):
+    """silu(x W_gate) * (x W_up), then W_down; gate and up are one quantized matrix."""
+
+    def __init__(self, config: ModelConfig, make_linear: LinearFactory) -> None:
+        super().__init__()
+        self.gate_up = make_linear(config.hidden, 2 * config.ffn)
+        self.down = make_linear(config.ffn, config.hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] to [B, T, D]."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        output: Tensor = self.down(F.silu(gate) * up)
+        return output
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig, make_linear: LinearFactory) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.hidden, eps=1e-6)
+        self.attention = Attention(config, make_linear)
+        self.mlp_norm = nn.RMSNorm(config.hidden, eps=1e-6)
+        self.mlp = SwiGLU(config, make_linear)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """[B, T, D] to [B, T, D]."""
+        x = x + self.attention(self.attention_norm(x), cos, sin)
+        output: Tensor = x + self.mlp(self.mlp_norm(x))
+        return output
+
+
+class LinearFactory:
+    """Makes the quantized layers of one model and numbers them in order of creation."""
+
+    def __init__(self, recipe: RecipeConfig, precision: Precision, clock: NoiseClock) -> None:
+        self.recipe, self.precision, self.clock = recipe, precision, clock
+        self.count = 0
+
+    def __call__(self, in_features: int, out_features: int) -> QuantLinear:
+        layer = self.count
+        self.count += 1
+        return QuantLinear(
+            in_features, out_features, self.recipe, self.precision, self.clock, layer
+        )
+
+
+class Transformer(nn.Module):
+    """Token ids to next-token logits.
+
+    Args:
+        config: Architecture.
+        recipe: Which operands of the block matrices are quantized.
+        precision: To what.
+        seed: Of the stochastic rounding and the random signs (not of the weights: those come
+            from `initialize`).
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(
+        self, config: ModelConfig, recipe: RecipeConfig, precision: Precision, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.clock = NoiseClock(seed)
+        make_linear = LinearFactory(recipe, precision, self.clock)
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden)
+        self.blocks = nn.ModuleList(Block(config, make_linear) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.hidden, eps=1e-6)
+        self.head = nn.Linear(config.hidden, config.vocab_size, bias=False)
+        if config.tied:
+            self.head.weight = self.embedding.weight
+        self.register_buffer("cos", torch.empty(0), persistent=False)
+        self.register_buffer("sin", torch.empty(0), persistent=False)
+
+    @torch.no_grad()
+    def initialize(self, seed: int) -> None:
+        """Draw the weights: a function of the seed and the shapes alone, whatever the recipe.
+
+        Normal with variance 1 / fan-in; matrices that write to the residual stream are divided by
+        sqrt(2 layers) on top (Radford et al. 2019).
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim < 2:
+                continue  # norms start at one
+            std = parameter.shape[1] ** -0.5
+            if name.endswith(("attention.out.weight", "mlp.down.weight")):
+                std /= (2 * self.config.layers) ** 0.5
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, T] int64 to [B, T, V] logits."""
+        length = tokens.shape[1]
+        if self.cos.shape[0] < length:
+            self.cos, self.sin = rope_tables(
+                length, self.config.hidden // self.config.heads, self.config.rope_base
+            )
+            self.cos, self.sin = self.cos.to(tokens.device), self.sin.to(tokens.device)
+        cos, sin = self.cos[:length], self.sin[:length]
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x, cos, sin)
+        logits: Tensor = self.head(self.norm(x))
+        return logits
+
+
+def rope_tables(length: int, head_size: int, base: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of position times frequency, each [T, K]; Su et al. 2104.09864, Eq. 34."""
+    frequencies = base ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
+    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos().float(), angles.sin().float()
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (k, k + K/2) of [B, H, T, K] by their position's angle."""
+    first, second = x.chunk(2, dim=-1)
+    rotated = torch.cat((-second, first), dim=-1)
+    return (x * cos + rotated * sin).to(x.dtype)

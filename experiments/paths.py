@@ -1,0 +1,20 @@
+"""Where things lie: the only module that knows.
+
+Results go below the folder a command is started in; configuration is read from the package.
+"""
+
+from pathlib import Path
+
+
+def conf_dir() -> Path:
+    """The folder of the YAML configs, in a wheel (`experiments/conf`) or a checkout (`conf`)."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "train.yaml").exists():
+            return folder
+    raise FileNotFoundError(f"no conf/train.yaml beside {package}: is the installation complete?")
+
+
+def plugins_dir() -> Path:
+    """The folder that must be on sys.path for Hydra to find our launcher and sweeper."""
+    return Path(__file__).resolve().parent / "plugins"

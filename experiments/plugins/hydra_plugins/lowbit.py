@@ -1,0 +1,109 @@
+"""Hydra plugins, a thin shell over `experiments.sweep`: which runs, and where they run.
+
+Hydra finds plugins only in packages called `hydra_plugins` on sys.path; `experiments.commands`
+puts this one's folder there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from experiments.config import ConfigError, from_hydra
+from experiments.data import corpus_folder
+from experiments.sweep.launch import available, launch
+from experiments.sweep.plan import make_plan, write_study
+from experiments.sweep.show import console, show_plan, show_results
+
+
+class GridSweeper(BasicSweeper):
+    """The union of a study's grids, each a product of choices; the command line wins.
+
+    `study.grids` is a list of {key: [values]}.  A key swept on the command line replaces that key
+    in every grid, or joins every product.
+    """
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Expand everything and launch it as one batch: planning needs to see it whole."""
+        assert self.config is not None
+        assert self.launcher is not None
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        typed = _choices(parser, arguments)
+        grids: Any = OmegaConf.to_container(self.config.study.grids)
+        jobs = []
+        for grid in grids or [{}]:
+            swept = [f"{key}={','.join(map(str, values))}" for key, values in grid.items()]
+            product = {**_choices(parser, swept), **typed}
+            jobs += [list(choice) for choice in itertools.product(*product.values())]
+        return [self.launcher.launch(jobs, initial_job_idx=0)]
+
+
+def _choices(parser: OverridesParser, arguments: Sequence[str]) -> dict[str, list[str]]:
+    """Key -> the overrides it may take, one of which a run gets."""
+    [batch] = BasicSweeper.split_arguments(parser.parse_overrides(list(arguments)), None)
+    found: dict[str, dict[str, None]] = {}
+    for job in batch:
+        for override in job:
+            found.setdefault(override.partition("=")[0], {})[override] = None
+    return {key: list(overrides) for key, overrides in found.items()}
+
+
+class RayLauncher(Launcher):
+    """Plan, show the plan, run what is not yet done, show the results."""
+
+    def __init__(self, address: str = "local", max_parallel: int | None = None) -> None:
+        self.address, self.max_parallel = address, max_parallel
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Hydra's hand-over."""
+        self.hydra_context, self.config = hydra_context, config
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Run the sweep.
+
+        Raises:
+            ConfigError: Before anything is started.
+            SystemExit: With the exit code, if not all runs are done at the end.
+        """
+        configs = []
+        for number, overrides in enumerate(job_overrides):
+            composed = self.hydra_context.config_loader.load_sweep_config(
+                self.config, list(overrides)
+            )
+            with open_dict(composed):
+                del composed["hydra"]
+            try:
+                configs.append(from_hydra(composed))
+            except ConfigError as error:
+                raise ConfigError(f"{error} (run {number}: {' '.join(overrides)})") from error
+        plan = make_plan(configs)
+        cpus, gpus = available(self.address)
+        resources = plan.runs[0].config.resources
+        slots = int(min(cpus // resources.cpus, len(plan.runs)))
+        if resources.gpus:
+            slots = int(min(slots, gpus // resources.gpus))
+        slots = max(1, min(slots, self.max_parallel or slots))
+        show_plan(plan, slots, full=configs[0].plan_only)
+        if configs[0].plan_only:
+            return []
+        corpus_folder(plan.runs[0].config.data)  # made once here, not by every worker at a time
+        write_study(plan)
+        outcome = launch(plan, self.address, self.max_parallel)
+        show_results(outcome.records)
+        console.print(f"records: {plan.runs[0].folder.parent}", soft_wrap=True, highlight=False)
+        if outcome.exit_code:
+            raise SystemExit(outcome.exit_code)
+        return []

@@ -1,0 +1,1 @@
+"""Number formats, rounding, block scales, rotations, and the linear layer that uses them."""

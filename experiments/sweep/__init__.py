@@ -1,0 +1,1 @@
+"""Many runs: plan them, store their results, launch them on Ray."""

@@ -1,0 +1,178 @@
+"""What a sweep shows: the plan before, a status line with ETA, the results after."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from experiments.accounting import count_parameters
+from experiments.sweep.plan import Plan, PlannedRun
+from fitting.results import RunRecord
+
+console = Console(width=None if sys.stdout.isatty() else 120)
+_PLAIN_STATUS_SECONDS = 30.0
+
+
+def duration(seconds: float) -> str:
+    """Readable time.
+
+    >>> duration(7), duration(95), duration(7300)
+    ('7 s', '1 min 35 s', '2 h 2 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def show_plan(plan: Plan, slots: int, full: bool) -> None:
+    """Counts, cost and time; every run if `full`."""
+    to_do = plan.to_do
+    done = sum(run.done for run in plan.runs)
+    skipped = sum(run.failed_before for run in plan.runs) if not plan.retry_failed else 0
+    if full:
+        table = Table(title=f"study {plan.runs[0].config.study.name}: the plan")
+        for column in ("run", "N", "tokens", "FLOPs", "seconds", "state"):
+            table.add_column(column, justify="left" if column in ("run", "state") else "right")
+        for run in plan.runs:
+            state = "done" if run.done else "failed before" if run.failed_before else "to do"
+            table.add_row(
+                run.run_id,
+                f"{count_parameters(run.config.model).block:,}",
+                f"{run.config.steps * run.config.batch_tokens:,}",
+                f"{run.flops:.2e}",
+                f"{plan.seconds(run):.0f}",
+                state,
+            )
+        console.print(table)
+    basis = "measured on finished runs" if plan.measured else "a guess: nothing has run yet"
+    parts = [f"{len(plan.runs)} runs", f"{done} done", f"{len(to_do)} to do"]
+    if plan.duplicates:
+        parts.append(f"{plan.duplicates} duplicates dropped")
+    if skipped:
+        parts.append(f"{skipped} failed before (retry_failed=true runs them again)")
+    flops = sum(run.flops for run in to_do)
+    console.print(
+        f"study [bold]{plan.runs[0].config.study.name}[/]: {', '.join(parts)}; "
+        f"{flops:.2e} FLOPs, about {duration(plan.makespan(slots))} with {slots} at a time "
+        f"({basis})",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+class Display:
+    """Lines for events, one status line that is redrawn on a terminal and repeated elsewhere."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.total = sum(run.flops for run in plan.to_do)
+        self.left = {run.run_id: run for run in plan.to_do}
+        self.running: dict[str, PlannedRun] = {}
+        self.counts = {"finished": 0, "diverged": 0, "failed": 0}
+        self.done_flops = 0.0
+        self.began = self.last_plain = time.monotonic()
+        self.live = Live(console=console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Self:
+        """Start the clock."""
+        if console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the status line away."""
+        if console.is_terminal:
+            self.live.stop()
+
+    def started(self, run: PlannedRun) -> None:
+        """A run was handed to Ray."""
+        self.running[run.run_id] = run
+
+    def retried(self, run: PlannedRun, why: str) -> None:
+        """A worker died; the run waits again."""
+        self.running.pop(run.run_id, None)
+        console.print(f"[yellow]retry[/]    {run.run_id}: {why}", highlight=False, soft_wrap=True)
+
+    def ended(self, run: PlannedRun, record: RunRecord | None, failure: str, log: Path) -> None:
+        """A run ended; failures are shown at once, with their log."""
+        self.running.pop(run.run_id, None)
+        self.left.pop(run.run_id, None)
+        self.done_flops += run.flops
+        if failure or record is None:
+            self.counts["failed"] += 1
+            why = failure or "no record"
+            line = f"[red]failed[/]   {run.run_id}: {why}; log: {log}"
+        else:
+            self.counts[record.status] += 1
+            colour = "green" if record.status == "finished" else "yellow"
+            loss = "" if record.loss is None else f"loss {record.loss:.4f}"
+            line = f"[{colour}]{record.status:<8}[/] {run.run_id}  {loss} {record.reason}"
+        number = sum(self.counts.values())
+        console.print(
+            f"{number:>3}/{number + len(self.left)} {line}", highlight=False, soft_wrap=True
+        )
+
+    def update(self, tokens: dict[str, int]) -> None:
+        """Redraw the status line from the tokens that running runs have reported."""
+        partial = sum(
+            run.flops * min(1.0, tokens.get(i, 0) / max(1, run.config.tokens))
+            for i, run in self.running.items()
+        )
+        share = (self.done_flops + partial) / self.total if self.total else 1.0
+        elapsed = time.monotonic() - self.began
+        eta = f"ETA {duration(elapsed / share - elapsed)}" if share > 0.01 else "ETA ..."
+        counts = ", ".join(f"{n} {status}" for status, n in self.counts.items() if n)
+        waiting = len(self.left) - len(self.running)
+        status = (
+            f"{share:4.0%} of the work, {counts or '0 finished'}, {len(self.running)} running, "
+            f"{waiting} waiting, {duration(elapsed)} so far, {eta}"
+        )
+        if console.is_terminal:
+            self.live.update(Text(status))
+        elif time.monotonic() - self.last_plain > _PLAIN_STATUS_SECONDS:
+            self.last_plain = time.monotonic()
+            console.print(status, highlight=False, soft_wrap=True)
+
+
+def show_results(records: list[RunRecord]) -> None:
+    """The table of results, by model and tokens, best loss first."""
+    table = Table(title="results")
+    for column in ("recipe", "format", "scales", "model", "status", "run"):
+        table.add_column(column)
+    for column in ("tokens", "seed", "loss", "tok/s"):
+        table.add_column(column, justify="right")
+
+    def order(record: RunRecord) -> tuple[int, int, float]:
+        return record.params, record.tokens, math.inf if record.loss is None else record.loss
+
+    for r in sorted(records, key=order):
+        block = f"{r.granularity} {r.block_size:.0f}" if r.granularity == "block" else r.granularity
+        table.add_row(
+            r.recipe,
+            f"E{r.exponent}M{r.mantissa}" if r.operands else "",
+            f"{r.scale} {block}" if r.operands else "",
+            r.model,
+            r.status,
+            r.run_id[-12:],
+            f"{r.tokens:,}",
+            str(r.seed),
+            "" if r.loss is None else f"{r.loss:.4f}",
+            f"{r.tokens_per_second:,.0f}",
+        )
+    console.print(table)

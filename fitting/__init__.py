@@ -1,0 +1,1 @@
+"""Scaling laws from tables of losses: laws, fits, uncertainty, conclusions, reports."""

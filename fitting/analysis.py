@@ -1,0 +1,273 @@
+"""What a fitted law says: the best split of bits, and how much data a format can take.
+
+Formulas are of Sun et al. 2501.02423 in the letters of its Eq. 1 (`fitting.laws`); P = E + M + 1
+counts the sign.  Everything comes with bootstrap intervals, and is marked as extrapolated where
+it leaves the data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from fitting.fit import Fit, select_rows
+from fitting.laws import Array
+
+BITS = range(2, 17)
+"""Total bits of the layouts reported: from sign + exponent to half precision."""
+NEAR_TIE = 1.25
+"""A layout with at most this multiple of the best one's precision term is a near-tie."""
+LEVEL = 0.95
+
+
+def optimal_layout(parameters: Mapping[str, float], bits: int) -> tuple[float, float]:
+    """Exponent and mantissa bits, as real numbers, that minimise the loss at P = bits.
+
+    E = delta P/(delta + nu) - 1/2, M = nu P/(delta + nu) - 1/2 (Sun et al., from Eq. 1); they sum
+    to P - 1.  NaN where delta and nu are both zero: no layout is then better than another.
+
+    >>> from fitting.laws import SUN_2025
+    >>> [round(x, 4) for x in optimal_layout(SUN_2025, 4)]
+    [1.5775, 1.4225]
+    """
+    delta, nu = parameters["delta"], parameters["nu"]
+    if delta + nu == 0:
+        return math.nan, math.nan
+    exponent = delta / (delta + nu) * bits - 0.5
+    return exponent, bits - 1 - exponent
+
+
+def integer_layout(parameters: Mapping[str, float], bits: int) -> tuple[int, int]:
+    """Exponent and mantissa bits that maximise (E+.5)^delta (M+.5)^nu, E + M = P - 1.
+
+    >>> from fitting.laws import SUN_2025
+    >>> integer_layout(SUN_2025, 8)
+    (4, 3)
+    """
+    exponent = int(_log_denominators(parameters["delta"], parameters["nu"], bits).argmax())
+    return exponent, bits - 1 - exponent
+
+
+def layout_costs(parameters: Mapping[str, float], bits: int) -> dict[str, float]:
+    """Precision term of every layout as a multiple of the best one's, the best (1.0) first."""
+    log_denominators = _log_denominators(parameters["delta"], parameters["nu"], bits)
+    costs = np.exp(log_denominators.max() - log_denominators)
+    return {_name(int(e), bits - 1 - int(e)): float(costs[e]) for e in costs.argsort(kind="stable")}
+
+
+def _log_denominators(delta: ArrayLike, nu: ArrayLike, bits: int) -> Array:
+    """Logs of (E+.5)^delta (M+.5)^nu for E = 0..bits-1: [bits], or [draws, bits] for draws."""
+    exponent = np.arange(bits)
+    mantissa = bits - 1 - exponent
+    result: Array = np.multiply.outer(np.asarray(delta, dtype=np.float64), np.log(exponent + 0.5))
+    result += np.multiply.outer(np.asarray(nu, dtype=np.float64), np.log(mantissa + 0.5))
+    return result
+
+
+def critical_tokens(
+    parameters: Mapping[str, Any],
+    params: float,
+    exponent: float,
+    mantissa: float,
+    block_size: float,
+) -> Any:
+    """Training tokens beyond which more data raise the loss.
+
+    D_crit = (d gamma N^alpha (E+.5)^delta (M+.5)^nu / log2 B)^(1/(2 beta)) (Sun et al.);
+    infinite without quantization (B = 1) or where the law does not depend on data (beta = 0).
+
+    Args:
+        parameters: Of `floating_point`: numbers, or arrays or columns of draws.
+        params: N.
+        exponent: Exponent bits.
+        mantissa: Mantissa bits.
+        block_size: B, values that share a scale.
+
+    Returns:
+        Tokens: a number, or an array for arrays.
+
+    >>> from fitting.laws import SUN_2025
+    >>> f"{critical_tokens(SUN_2025, 1e9, 4, 3, 128):.4g}"
+    '2.733e+13'
+    """
+    with np.errstate(divide="ignore", over="ignore"):
+        log_power = (
+            np.log(parameters["d"])
+            + np.log(parameters["gamma"])
+            + np.multiply(parameters["alpha"], math.log(params))
+            + np.multiply(parameters["delta"], math.log(exponent + 0.5))
+            + np.multiply(parameters["nu"], math.log(mantissa + 0.5))
+            - np.log(np.log2(block_size))
+        )
+        beta = np.asarray(parameters["beta"], dtype=np.float64)
+        tokens = np.exp(log_power / np.where(beta > 0, 2 * beta, np.nan))
+    tokens = np.where(beta > 0, tokens, np.inf)
+    return float(tokens) if tokens.ndim == 0 else tokens
+
+
+def compute_optimal_exponent(parameters: Mapping[str, Any]) -> Any:
+    """Exponent a of N* ~ C^a, the best size for compute C = 6 N D: beta/(alpha + beta).
+
+    Hoffmann et al. 2203.15556, Eq. 4, for the law `chinchilla`; arrays of draws give an array.
+    """
+    return parameters["beta"] / (parameters["alpha"] + parameters["beta"])
+
+
+def layout_table(
+    fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame, bits: Iterable[int] = BITS
+) -> list[dict[str, Any]]:
+    """Best exponent/mantissa split for each number of bits, and how sure it is.
+
+    Args:
+        fit: Of the law `floating_point`.
+        draws: From `fitting.uncertainty.bootstrap`; None leaves out intervals and shares.
+        table: The fitted table: bits outside those of its quantized rows are extrapolated.
+        bits: Total bits P, sign included.
+
+    Returns:
+        For each P a JSON-ready dict: `bits`; `exponent_opt`, `mantissa_opt` and their `ratio` E:M
+        as real numbers, with `exponent_interval`, `mantissa_interval`, `ratio_interval` (95 %;
+        None where the mantissa or the exponent is not above zero, or where there are no draws);
+        `layout` in integers, "E2M1"; `shares` of the draws in which each layout wins, the largest
+        first; `near_ties`, the other layouts whose precision term is at most 1.25 times the best
+        one's; `extrapolated`.  Empty where the table says nothing about delta or nu.
+    """
+    if {"delta", "nu"} & set(fit.flat):
+        return []
+    seen = _quantized(table)
+    seen_bits = 1 + seen["exponent"] + seen["mantissa"]
+    entries = []
+    for p in bits:
+        exponent, mantissa = optimal_layout(fit.parameters, p)
+        low = high = math.nan
+        shares: dict[str, float] = {}
+        if draws is not None:
+            delta, nu = draws["delta"].to_numpy(), draws["nu"].to_numpy()
+            some = delta + nu > 0  # E grows with delta/(delta + nu), M falls with it
+            low, high = _quantiles(delta[some] / (delta + nu)[some] * p - 0.5)
+            wins = np.bincount(_log_denominators(delta, nu, p).argmax(axis=1), minlength=p)
+            shares = {
+                _name(int(e), p - 1 - int(e)): float(wins[e] / wins.sum())
+                for e in (-wins).argsort(kind="stable")
+                if wins[e]
+            }
+        best, *others = layout_costs(fit.parameters, p).items()
+        entries.append(
+            {
+                "bits": p,
+                "exponent_opt": _number(exponent),
+                "mantissa_opt": _number(mantissa),
+                "exponent_interval": [_number(low), _number(high)],
+                "mantissa_interval": [_number(p - 1 - high), _number(p - 1 - low)],
+                "ratio": _ratio(exponent, p),
+                "ratio_interval": [_ratio(low, p), _ratio(high, p)],
+                "layout": best[0],
+                "shares": shares,
+                "near_ties": [name for name, cost in others if cost <= NEAR_TIE],
+                "extrapolated": not seen_bits.min() <= p <= seen_bits.max(),
+            }
+        )
+    return entries
+
+
+def critical_table(
+    fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame
+) -> list[dict[str, Any]]:
+    """Critical data size of each size and quantized format in the table.
+
+    Args:
+        fit: Of the law `floating_point`.
+        draws: From `fitting.uncertainty.bootstrap`; None leaves out the intervals.
+        table: The fitted table: beyond its largest token count D_crit is extrapolated.
+
+    Returns:
+        JSON-ready dicts: `params`, `format`, `block_size`, `tokens`, `interval` (95 %; None where
+        infinite or without draws), `extrapolated`.  Empty where the table says nothing about a
+        parameter that D_crit needs.
+    """
+    if {"alpha", "d", "beta", "gamma", "delta", "nu"} & set(fit.flat):
+        return []
+    seen = _quantized(table)
+    largest = float(select_rows(table)[0]["tokens"].max())
+    cells = seen[["params", "exponent", "mantissa", "block_size"]].drop_duplicates()
+    samples = None if draws is None else _columns(draws)
+    entries = []
+    for params, exponent, mantissa, block_size in sorted(
+        cells.itertuples(index=False, name=None), key=lambda c: (c[0], c[1] + c[2], c[1], c[3])
+    ):
+        tokens = critical_tokens(fit.parameters, params, exponent, mantissa, block_size)
+        low = high = math.nan
+        if samples is not None:
+            low, high = _quantiles(critical_tokens(samples, params, exponent, mantissa, block_size))
+        entries.append(
+            {
+                "params": float(params),
+                "format": _name(int(exponent), int(mantissa)),
+                "block_size": float(block_size),
+                "tokens": _number(tokens),
+                "interval": [_number(low), _number(high)],
+                "extrapolated": tokens > largest,
+            }
+        )
+    return entries
+
+
+def derived(fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame) -> dict[str, Any]:
+    """What follows from a fit, JSON-ready: the `derived` of fit.json.
+
+    Returns:
+        `identified` for every parameter; for `floating_point` also `layouts` (`layout_table`) and
+        `critical_tokens` (`critical_table`); for `chinchilla` `compute_optimal_exponent`, a dict
+        of `value` and `interval`.
+    """
+    result: dict[str, Any] = {"identified": dict(fit.identified)}
+    if fit.law.name == "floating_point":
+        result["layouts"] = layout_table(fit, draws, table)
+        result["critical_tokens"] = critical_table(fit, draws, table)
+    elif fit.law.name == "chinchilla" and not {"alpha", "beta"} & set(fit.flat):
+        low = high = math.nan
+        if draws is not None:
+            low, high = _quantiles(compute_optimal_exponent(_columns(draws)))
+        result["compute_optimal_exponent"] = {
+            "value": _number(compute_optimal_exponent(fit.parameters)),
+            "interval": [_number(low), _number(high)],
+        }
+    return result
+
+
+def _quantized(table: pd.DataFrame) -> pd.DataFrame:
+    rows, _ = select_rows(table)
+    quantized: pd.DataFrame = rows[rows["block_size"] > 1]
+    return quantized
+
+
+def _columns(draws: pd.DataFrame) -> dict[str, Array]:
+    return {str(name): draws[name].to_numpy(dtype=np.float64) for name in draws}
+
+
+def _name(exponent: int, mantissa: int) -> str:
+    return f"E{exponent}M{mantissa}"
+
+
+def _ratio(exponent: float, bits: int) -> float | None:
+    mantissa = bits - 1 - exponent
+    return exponent / mantissa if exponent > 0 and mantissa > 0 else None
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _quantiles(values: Array) -> tuple[float, float]:
+    """The 95 % percentile interval; infinite draws count, an interval may end there."""
+    if not len(values):
+        return math.nan, math.nan
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(values, [tail, 1 - tail], method="nearest")
+    return float(low), float(high)

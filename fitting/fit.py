@@ -1,0 +1,475 @@
+"""Fit a law to a results table, and say what the table cannot tell.
+
+    fit(table, "floating_point").parameters
+
+Objective: the sum over rows of Huber's function of log L - log Lhat (delta as given), of its
+absolute value (`lad`) or of half its square (`least_squares`).  The optimum is looked for from
+starts spread over the parameters' ranges, none of which knows the data beyond its median loss, by
+Newton steps with exact derivatives (`fitting.minimise`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from fitting.laws import Array, FitError, Law, get
+from fitting.minimise import Mask, Problem, at_bounds, minimise
+from fitting.results import require_columns
+
+__all__ = ["Centred", "Fit", "FitError", "Objective", "Rows", "Starts", "fit", "select_rows"]
+
+OBJECTIVES = ("huber", "lad", "least_squares")
+LAD_DELTA = 1e-7
+"""LAD is solved as Huber with this threshold, below any loss's precision: 1e-7 of the loss."""
+WIDEST_DELTA = 0.1
+"""The first threshold below least squares on the way down from a blind start."""
+DELTA_FACTOR = 0.3
+AGREE = 1e-6
+"""Starts agree where their objectives differ by less than this share."""
+EXACT_RESIDUAL = 1e-10
+"""Objectives of residuals below this differ by rounding only."""
+ENOUGH_AGREEING = 0.95
+FLAT = 1e-9
+"""Singular values of the Jacobian below this share of the largest are flat directions."""
+VAGUE = 1.0
+"""A standard error of log(parameter) from which the parameter is not identified: a factor e."""
+COLLINEAR = 0.99
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What was minimised, and how low it came."""
+
+    name: str
+    delta: float | None
+    """Huber's threshold on log residuals; None for lad and least_squares."""
+    value: float
+    """Sum over rows."""
+
+
+@dataclass(frozen=True)
+class Starts:
+    """How many starts were tried and how many ended at the best optimum."""
+
+    tried: int
+    agreeing: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How many rows were used, and how many were not, by reason."""
+
+    used: int
+    excluded: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted law with everything that qualifies it."""
+
+    law: Law
+    parameters: dict[str, float]
+    objective: Objective
+    status: str
+    """converged, "at_bound: [names]" or max_steps."""
+    starts: Starts
+    rows: Rows
+    frozen: tuple[str, ...]
+    at_bound: tuple[str, ...]
+    flat: tuple[str, ...]
+    """Parameters in a direction along which the fit does not change: their values are arbitrary."""
+    identified: dict[str, bool]
+    """False: flat, at a bound, or a standard error above a factor e.  Frozen counts as True."""
+    residuals: pd.Series
+    """log L - log Lhat of the used rows, with the table's index."""
+    warnings: tuple[str, ...]
+
+
+def select_rows(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The rows that have a loss to fit, and how many have none, by reason."""
+    require_columns(table, ("loss",), "a fit")
+    loss = table["loss"].to_numpy(dtype=np.float64)
+    reason = np.where(loss > 0, "", np.where(np.isfinite(loss), "loss not positive", "")).astype(
+        object
+    )
+    reason[~np.isfinite(loss)] = "loss not finite"
+    if "status" in table:
+        status = table["status"].to_numpy(dtype=object)
+        reason = np.where(status == "finished", reason, status)
+    names, counts = np.unique(reason[reason != ""].astype(str), return_counts=True)
+    rows: pd.DataFrame = table[reason == ""]
+    return rows, {str(name): int(count) for name, count in zip(names, counts, strict=True)}
+
+
+@dataclass(frozen=True)
+class Centred:
+    """A law on a table in the solver's coordinates.
+
+    The solver's coordinate of a coefficient is the log of what its term contributes at the centre
+    of the rows that have the term; an exponent is its own coordinate.  Without this, a coefficient
+    (loss at N = 1) and its exponent would be correlated beyond .999.
+    """
+
+    problem: Problem
+    law: Law
+    free: tuple[str, ...]
+    frozen: Mapping[str, float]
+    to_raw: Array
+    """[free, free]: raw = to_raw @ (theta - origin)."""
+    origin: Array
+
+    @classmethod
+    def of(cls, law: Law, rows: pd.DataFrame, freeze: Mapping[str, float]) -> Centred:
+        """Raises FitError where a frozen name or value or a column does not suit the law."""
+        law.check(freeze)
+        regressors, offsets = law.design(rows)
+        names = list(law.parameters)
+        held = [j for j, name in enumerate(names) if name in freeze]
+        moving = [j for j, name in enumerate(names) if name not in freeze]
+        for j in held:
+            kind = law.parameters[names[j]]
+            value = freeze[names[j]]
+            offsets = offsets + regressors[:, :, j] * (
+                math.log(value) if kind.coefficient else value
+            )
+        regressors = regressors[:, :, moving]
+        free = tuple(names[j] for j in moving)
+
+        log_loss = np.log(rows["loss"].to_numpy(dtype=np.float64))
+        median = float(np.median(log_loss))
+        centre = np.eye(len(free))
+        origin = np.zeros(len(free))
+        lower, upper = np.zeros(len(free)), np.zeros(len(free))
+        for j, name in enumerate(free):
+            kind = law.parameters[name]
+            lower[j], upper[j] = kind.bounds
+            if kind.coefficient:
+                lower[j], upper[j] = np.log(kind.bounds) + median
+                term = int(np.abs(regressors[:, :, j]).sum(axis=1).argmax())
+                present = np.isfinite(offsets[term])
+                if present.any():
+                    centre[j] = regressors[term, present].mean(axis=0)
+                    origin[j] = offsets[term, present].mean()
+        # theta = centre @ raw + origin, so a term's log is offset + x to_raw (theta - origin).
+        to_raw: Array = np.linalg.inv(centre).astype(np.float64)
+        shifted = regressors @ to_raw
+        # What is left of a centred column by rounding would look like information.
+        shifted[np.abs(shifted) < 1e-12] = 0.0
+        problem = Problem(shifted, offsets - shifted @ origin, log_loss, lower, upper)
+        return cls(problem, law, free, dict(freeze), to_raw, origin)
+
+    def decode(self, theta: Array) -> dict[str, float]:
+        """The law's parameters, frozen ones included, at one point of the solver."""
+        raw = dict(zip(self.free, self.to_raw @ (theta - self.origin), strict=True))
+        return {
+            name: self.frozen[name]
+            if name in self.frozen
+            else float(np.exp(raw[name]) if kind.coefficient else raw[name])
+            for name, kind in self.law.parameters.items()
+        }
+
+    def encode(self, parameters: Mapping[str, float]) -> Array:
+        """The solver's point for the law's parameters, moved into the bounds."""
+        raw = [
+            math.log(parameters[name])
+            if self.law.parameters[name].coefficient
+            else parameters[name]
+            for name in self.free
+        ]
+        theta = np.linalg.solve(self.to_raw, np.array(raw)) + self.origin
+        return np.clip(theta, self.problem.lower, self.problem.upper)
+
+    def starts(self, count: int, seed: int) -> Array:
+        """Points spread evenly over the parameters' ranges, [count, free].
+
+        A Kronecker lattice on powers of the generalised golden ratio, shifted by `seed`: as even
+        as a grid at any count and in any dimension.
+        """
+        dimensions = len(self.free)
+        ratio = 2.0
+        for _ in range(60):  # the root of x^(d+1) = x + 1
+            ratio = (1 + ratio) ** (1 / (dimensions + 1))
+        shift = np.random.default_rng(seed).random(dimensions)
+        steps = ratio ** -np.arange(1.0, dimensions + 1)
+        unit = (shift + np.outer(np.arange(count), steps)) % 1.0
+        median = float(np.median(self.problem.log_loss))
+        low, high = np.empty(dimensions), np.empty(dimensions)
+        for j, name in enumerate(self.free):
+            kind = self.law.parameters[name]
+            low[j], high[j] = kind.start
+            if kind.coefficient:
+                low[j], high[j] = np.log(kind.start) + median
+        return np.clip(low + unit * (high - low), self.problem.lower, self.problem.upper)
+
+
+def thresholds(objective: str, delta: float | None) -> list[float]:
+    """Huber thresholds from least squares, where a blind start begins, down to the objective's."""
+    if objective == "least_squares":
+        return [math.inf, math.inf]
+    path = [LAD_DELTA if delta is None or objective == "lad" else delta]
+    while path[0] / DELTA_FACTOR < WIDEST_DELTA:
+        path.insert(0, path[0] / DELTA_FACTOR)
+    return [math.inf, *path]
+
+
+def fit(
+    table: pd.DataFrame,
+    law: Law | str,
+    *,
+    objective: str = "huber",
+    delta: float = 1e-3,
+    freeze: Mapping[str, float] | None = None,
+    starts: int = 64,
+    seed: int = 0,
+) -> Fit:
+    """Fit `law` to the finished rows of `table`.
+
+    Args:
+        table: One row a run: `loss` in nats per token, the law's columns, `status` if there is
+            one (rows that are not finished do not count), and where there are such columns
+            `corpus`, `compute_dtype`, `operands` and `recipe`, which decide what may be pooled.
+        law: A law, or the name of one of `fitting.laws.LAWS`.
+        objective: huber, lad or least_squares, of log L - log Lhat, summed over rows.
+        delta: Huber's threshold, in log loss: .001 is 0.1 % of the loss.
+        freeze: Parameters held at a value.
+        starts: How many points the search begins from.
+        seed: Shifts the lattice of starts; the optimum should not depend on it.
+
+    Returns:
+        The best optimum found, with status, warnings, and which parameters the table identifies.
+
+    Raises:
+        FitError: An unknown law, objective or parameter, too few rows, values that the law is not
+            defined for, or rows that cannot be pooled.
+        ResultsError: A column is missing.
+    """
+    law = get(law) if isinstance(law, str) else law
+    if objective not in OBJECTIVES:
+        raise FitError(f"objective={objective}: must be one of {', '.join(OBJECTIVES)}")
+    if not (delta > 0 and math.isfinite(delta)):
+        raise FitError(f"objective.delta={delta}: must be a positive number")
+    if starts < 1:
+        raise FitError(f"starts={starts}: must be at least 1")
+    freeze = dict(freeze or {})
+    law.check(freeze)
+    require_columns(table, ("loss", *law.columns), f"law={law.name}")
+    rows, excluded = select_rows(table)
+    needed = len(law.parameters) - len(freeze) + 1
+    if len(rows) < needed:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in excluded.items())
+        raise FitError(
+            f"law={law.name}: {len(rows)} usable rows, but {needed - 1} free parameters need at "
+            f"least {needed}{f' ({reasons})' if reasons else ''}; freeze some or add runs"
+        )
+    _refuse_pooling(rows)
+
+    centred = Centred.of(law, rows, freeze)
+    problem = centred.problem
+    path = thresholds(objective, delta)
+    if centred.free:
+        every = np.ones((1, len(rows)))
+        theta, value, converged = minimise(problem, centred.starts(starts, seed), every, path)
+    else:
+        theta, value = np.empty((1, 0)), np.zeros(1)
+        converged = np.ones(1, dtype=bool)
+    slack = len(rows) * EXACT_RESIDUAL**2
+    agreeing = value <= value.min() * (1 + AGREE) + slack
+    # Of the starts that agree the first: where a direction is flat this is as good as any.
+    best = int(np.flatnonzero(value <= value.min() * (1 + 1e-12))[0])
+    point = theta[best]
+
+    log_predicted, jacobian = problem.predict(point)
+    residual = problem.log_loss - log_predicted
+    bound = at_bounds(problem, point)
+    parameters = centred.decode(point)
+    flat, vague = _unidentified(centred, parameters, jacobian, residual, bound)
+    at_bound = tuple(n for n, b in zip(centred.free, bound, strict=True) if b)
+    status = "converged" if converged[best] else "max_steps"
+    if converged[best] and at_bound:
+        status = f"at_bound: [{', '.join(at_bound)}]"
+    agreed = Starts(len(value), int(agreeing.sum()))
+    warnings = _warn_fit(agreed, status, at_bound, flat, vague)
+    return Fit(
+        law=law,
+        parameters=parameters,
+        objective=Objective(
+            objective,
+            delta if objective == "huber" else None,
+            objective_value(residual, objective, delta),
+        ),
+        status=status,
+        starts=agreed,
+        rows=Rows(len(rows), excluded),
+        frozen=tuple(freeze),
+        at_bound=at_bound,
+        flat=flat,
+        identified={n: n not in {*at_bound, *flat, *vague} for n in law.parameters},
+        residuals=pd.Series(residual, index=rows.index, name="residual"),
+        warnings=(*warnings, *_warn_design(law, rows, freeze)),
+    )
+
+
+def objective_value(residual: Array, objective: str, delta: float) -> float:
+    """The objective of log residuals, summed over rows."""
+    size = np.abs(residual)
+    if objective == "lad":
+        return float(size.sum())
+    if objective == "least_squares":
+        return float(0.5 * (size**2).sum())
+    return float(np.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta)).sum())
+
+
+def _refuse_pooling(rows: pd.DataFrame) -> None:
+    """Losses on different texts, or trained in different dtypes, do not follow one law."""
+    for column in ("corpus", "compute_dtype"):
+        if column in rows:
+            values = sorted(str(v) for v in rows[column].unique())
+            if len(values) > 1:
+                raise FitError(
+                    f"{column} has {len(values)} values ({', '.join(values)}): their losses "
+                    f"cannot be pooled; keep one with where=\"{column} == '{values[0]}'\""
+                )
+
+
+def _unidentified(
+    centred: Centred, parameters: Mapping[str, float], jacobian: Array, residual: Array, held: Mask
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Parameters in flat directions, and those with a standard error above a factor e.
+
+    The standard errors are least squares' own, residual variance times (J'J)^-1: rough, but all
+    that is asked here is whether the data hold a parameter at all.  Parameters held at a bound
+    count as known.
+    """
+    moving = ~held
+    if not moving.any():
+        return (), ()
+    _, singular, rotation = np.linalg.svd(jacobian[:, moving], full_matrices=False)
+    to_raw = centred.to_raw[:, moving] @ rotation.T
+    null = singular <= FLAT * singular.max()
+    reach = np.abs(to_raw[:, null]).max(axis=1, initial=0.0)
+    is_flat = reach > 1e-6 * max(reach.max(), 1e-300)
+    dof = max(1, len(residual) - len(centred.free))
+    deviation = math.sqrt(float((residual**2).sum()) / dof)
+    error = deviation * np.sqrt(((to_raw[:, ~null] / singular[~null]) ** 2).sum(axis=1))
+    scale = [
+        1.0 if centred.law.parameters[name].coefficient else max(abs(parameters[name]), 1e-300)
+        for name in centred.free
+    ]
+    is_vague = ~is_flat & (error > VAGUE * np.array(scale))
+    names = np.array(centred.free)
+    return tuple(map(str, names[is_flat])), tuple(map(str, names[is_vague]))
+
+
+def _warn_fit(
+    starts: Starts,
+    status: str,
+    at_bound: tuple[str, ...],
+    flat: tuple[str, ...],
+    vague: tuple[str, ...],
+) -> list[str]:
+    """What the search itself found wanting."""
+    warnings = []
+    if status == "max_steps":
+        warnings.append("the search ran out of steps: the parameters are not an optimum")
+    if starts.agreeing < ENOUGH_AGREEING * starts.tried:
+        warnings.append(
+            f"only {starts.agreeing} of {starts.tried} starts agree on the optimum: "
+            "there may be a better one; try more starts or a larger objective.delta"
+        )
+    if at_bound:
+        warnings.append(
+            f"{_are(at_bound)} at a bound: the optimum lies beyond what the law allows, "
+            "or the term has no measurable effect here"
+        )
+    if flat:
+        warnings.append(
+            f"{_are(flat)} not identified: the fit stays the same when "
+            f"{'they move' if len(flat) > 1 else 'it moves'} together, the values are arbitrary"
+        )
+    if vague:
+        warnings.append(f"{_are(vague)} hardly identified: the standard error exceeds a factor e")
+    return warnings
+
+
+def _warn_design(law: Law, rows: pd.DataFrame, freeze: Mapping[str, float]) -> list[str]:
+    """What no fit could learn from these rows, whatever their losses."""
+    warnings = []
+    exponents = {c: _exponents_of(law, rows, c, freeze) for c in law.columns}
+    constant = _constant_exponents(law, rows)
+    for column, names in exponents.items():
+        lost = [n for n in names if n in constant]
+        if lost:
+            warnings.append(
+                f"{column} has one value in the rows that matter: {', '.join(lost)} cannot be "
+                "told from the coefficient of the same term; vary it, or freeze"
+            )
+    for column in ("params", "tokens"):
+        distinct = rows[column].nunique() if exponents.get(column) else 0
+        if distinct == 2:
+            warnings.append(
+                f"{column} has two values: {', '.join(exponents[column])} and the irreducible "
+                "loss need three or more to be told apart"
+            )
+    if all(exponents.get(c) and rows[c].nunique() > 1 for c in ("params", "tokens")):
+        logs = np.log(rows[["params", "tokens"]].to_numpy(dtype=np.float64))
+        correlation = float(np.corrcoef(logs, rowvar=False)[0, 1])
+        if abs(correlation) >= COLLINEAR:
+            both = ", ".join(dict.fromkeys([*exponents["params"], *exponents["tokens"]]))
+            warnings.append(
+                f"params and tokens move together (correlation of logs {correlation:.3f}): "
+                f"{both} and their coefficients cannot be told apart; vary tokens at fixed params"
+            )
+    if "block_size" in law.columns:
+        quantized = rows[rows["block_size"] > 1]
+        if quantized.empty:
+            warnings.append("no row has block_size above 1: nothing quantized, nothing to learn")
+        for column in ("operands", "recipe"):
+            if column in quantized and quantized[column].nunique(dropna=False) > 1:
+                values = ", ".join(sorted(str(v) for v in quantized[column].unique()))
+                warnings.append(
+                    f"quantized rows differ in {column} ({values}): the law holds for one choice "
+                    "of quantized tensors and rounding, so this fit is a mixture"
+                )
+    duplicates = int(rows.duplicated().sum())
+    if "run_id" in rows:
+        duplicates = max(duplicates, int(rows["run_id"].duplicated().sum()))
+    if duplicates:
+        warnings.append(
+            f"{duplicates} rows repeat another row: each counts as a run, "
+            "so the intervals are too narrow"
+        )
+    return warnings
+
+
+def _exponents_of(
+    law: Law, rows: pd.DataFrame, column: str, freeze: Mapping[str, float]
+) -> list[str]:
+    """The free exponents whose regressor depends on a column."""
+    before, _ = law.design(rows)
+    after, _ = law.design(rows.assign(**{column: rows[column] * 2 + 1}))
+    changed = np.abs(after - before).max(axis=(0, 1)) > 0
+    return [n for n, c in zip(law.parameters, changed, strict=True) if c and n not in freeze]
+
+
+def _constant_exponents(law: Law, rows: pd.DataFrame) -> set[str]:
+    """Exponents whose regressor has one value in every term, where that term is not zero."""
+    regressors, offsets = law.design(rows)
+    ranges = np.zeros(regressors.shape[2])
+    for term, offset in zip(regressors, offsets, strict=True):
+        present = term[np.isfinite(offset)]
+        if len(present):
+            ranges = np.maximum(ranges, np.ptp(present, axis=0))
+    return {
+        name
+        for (name, kind), extent in zip(law.parameters.items(), ranges, strict=True)
+        if not kind.coefficient and extent < 1e-12
+    }
+
+
+def _are(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names)} {'are' if len(names) > 1 else 'is'}"

@@ -1,0 +1,83 @@
+"""What a report calls things: counts, formats, and the order in which formats are listed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+UNQUANTIZED = "none"
+
+
+def count_label(value: float) -> str:
+    """98304 -> "98.3k": parameters and tokens, three digits.
+
+    >>> count_label(98304), count_label(1_000_000), count_label(1.2e9), count_label(3.9e11)
+    ('98.3k', '1M', '1.2B', '390B')
+    """
+    if not np.isfinite(value):
+        return "–"
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        # 999,600 rounds to 1000k: let it be 1M
+        if abs(value) >= 0.9995 * size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def is_quantized(table: pd.DataFrame) -> pd.Series:
+    """Which rows are quantized: by `granularity`, in a foreign table by `block_size` above 1."""
+    if "granularity" in table:
+        return table["granularity"] != UNQUANTIZED
+    return table["block_size"] != 1
+
+
+def format_names(table: pd.DataFrame, among: pd.DataFrame) -> pd.Series:
+    """The format of each row in words: "none", "E2M1", or as much more as tells formats apart.
+
+    Args:
+        table: Rows with `exponent`, `mantissa`, `block_size`; `recipe`, `scale` and `granularity`
+            are used where they are there.  Any row count, also zero.
+        among: The whole study.  A part is written only if it differs between its quantized rows.
+
+    Returns:
+        Strings on `table`'s index, "none" for rows that are not quantized.
+    """
+    quantized = among[is_quantized(among)]
+    names = "E" + table["exponent"].map(whole) + "M" + table["mantissa"].map(whole)
+    if quantized["block_size"].nunique() > 1:
+        block = table["block_size"].map(whole).radd("/")
+        if "granularity" in table:  # a row's or tensor's size is no number a reader would know
+            kind = table["granularity"].astype(str)
+            block = block.where(~kind.isin(["row", "tensor"]), " " + kind)
+        names = names + block
+    for column in ("scale", "recipe"):
+        if column in table and column in among and quantized[column].nunique() > 1:
+            names = names + " " + table[column].astype(str)
+    return names.where(is_quantized(table), UNQUANTIZED).astype(str)
+
+
+def whole(value: float) -> str:
+    """A count of bits or of a block's elements: '4', '9132'."""
+    return f"{value:.4g}"
+
+
+def format_order(table: pd.DataFrame) -> list[str]:
+    """The values of column `format`, fewest bits first, `none` last."""
+    bits = 1 + table["exponent"] + table["mantissa"]
+    keys = table[["format", "exponent", "block_size"]].assign(
+        last=table["format"] == UNQUANTIZED, bits=bits
+    )
+    keys = keys.sort_values(["last", "bits", "exponent", "block_size", "format"])
+    keys = keys.drop_duplicates("format")
+    return [str(name) for name in keys["format"]]
+
+
+def records(table: pd.DataFrame) -> list[Any]:
+    """The rows of a table, its columns as attributes."""
+    return list(table.itertuples(index=False))
+
+
+def sizes(table: pd.DataFrame) -> list[float]:
+    """The distinct model sizes (`params`), smallest first."""
+    return sorted(float(value) for value in table["params"].unique())

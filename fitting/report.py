@@ -1,0 +1,483 @@
+"""The report: a study's runs and its fit as one self-contained HTML page.
+
+`write_report` reads the results, `fit.json` and `study.json`, and writes `index.html` with its
+figures inline (also as files), the tables as CSV and a MANIFEST of SHA-256 sums.  The same inputs
+give the same bytes: no time, no path and no random id gets into a file.  What a study cannot show
+(no fit, one run, all diverged, foreign columns) becomes a sentence on the page, not an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+
+from fitting import figures, findings, tables
+from fitting.figures import Panel
+from fitting.findings import number, plural
+from fitting.fit import select_rows
+from fitting.laws import LAWS
+from fitting.naming import UNQUANTIZED, count_label, format_names, format_order, sizes
+from fitting.results import (
+    COLUMNS,
+    FAILURE,
+    RESULT,
+    STUDY,
+    ResultsError,
+    load,
+    read_record,
+    require_columns,
+    write_atomic,
+)
+from fitting.tables import View
+from fitting.uncertainty import CELL, NoiseFloor, compare_cells, noise_floor
+
+FIT = "fit.json"
+PAGE = "index.html"
+MANIFEST = "MANIFEST.json"
+PANELS_ON_PAGE = 6
+"""Model sizes drawn; a study of more has them all in its tables."""
+FIT_KEYS = ("law", "objective", "parameters", "rows", "starts", "status", "warnings")
+FORMAT_COLUMNS = ("exponent", "mantissa", "block_size")
+PROVENANCE = ("git_sha", "git_dirty", "device", "threads", "compute_dtype")
+PACKAGES = ("lowbit-scaling", "numpy", "scipy", "pandas", "matplotlib", "jinja2")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything a page is made of, loaded and checked."""
+
+    results: Path
+    table: pd.DataFrame
+    """One row a run, with `format` in words."""
+    about: Mapping[str, Any]
+    """study.json: name, title, description, planned, notes; all optional."""
+    fit: Mapping[str, Any] | None
+    cells: pd.DataFrame | None
+    """Quantized cells against `none` (`uncertainty.compare_cells`) with `format`, `params`."""
+    no_cells: str
+    """Why `cells` is None, in words."""
+    noise: NoiseFloor
+    order: list[str]
+    colours: dict[str, str]
+    provenance: dict[str, list[str]]
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Input file -> SHA-256."""
+
+    @property
+    def done(self) -> pd.DataFrame:
+        """The runs that have a loss."""
+        return select_rows(self.table)[0]
+
+
+# --- loading -----------------------------------------------------------------------------------
+
+
+def load_study(results: Path, fit_dir: Path) -> Study:
+    """Read results, fit and description.
+
+    Args:
+        results: A folder of runs, a CSV or a parquet file (`fitting.results.load`).
+        fit_dir: Where `fit.json` lies, if there is one.
+
+    Raises:
+        ResultsError: Nothing at `results`, a broken file, or a table without loss, params, tokens.
+    """
+    inputs: dict[str, str] = {}
+    about: dict[str, Any] = {}
+    provenance: dict[str, list[str]] = {}
+    if results.is_dir():
+        about = _read_json(results / STUDY) or {}
+        folders = [folder for folder in sorted(results.iterdir()) if folder.is_dir()]
+        records = [record for folder in folders if (record := read_record(folder))]
+        table = load(results) if records else pd.DataFrame(columns=list(COLUMNS))
+        for key in PROVENANCE:
+            values = {str(r.provenance[key]) for r in records if key in r.provenance}
+            if values:
+                provenance[key] = sorted(values)
+        read = [STUDY, *(f"{d.name}/{name}" for d in folders for name in (RESULT, FAILURE))]
+        inputs = {name: _sha256(results / name) for name in read if (results / name).exists()}
+    else:
+        table = load(results)
+        inputs[results.name] = _sha256(results)
+    require_columns(table, ("loss", "params", "tokens"), "the report")
+    fit = _read_json(fit_dir / FIT)
+    if fit is not None:
+        inputs[FIT] = _sha256(fit_dir / FIT)
+        missing = [key for key in FIT_KEYS if key not in fit]
+        if missing:
+            raise ResultsError(f"{fit_dir / FIT}: lacks {', '.join(missing)}; run lowbit-fit again")
+        if fit.get("law") not in LAWS:
+            raise ResultsError(
+                f"{fit_dir / FIT}: law={fit.get('law')!r} is none of {', '.join(LAWS)}"
+            )
+    return _study(results, table, about, fit, provenance, inputs)
+
+
+def _study(
+    results: Path,
+    table: pd.DataFrame,
+    about: Mapping[str, Any],
+    fit: Mapping[str, Any] | None,
+    provenance: dict[str, list[str]],
+    inputs: dict[str, str],
+) -> Study:
+    table = table.copy()
+    if set(FORMAT_COLUMNS) <= set(table):
+        table["format"] = format_names(table, among=table)
+        order = format_order(table)
+    else:
+        table["format"] = "all runs"
+        order = ["all runs"]
+    done = select_rows(table)[0]
+    noise = NoiseFloor(std_log=np.nan, std_loss=np.nan, dof=0, cells=0)
+    if len(done):
+        noise = noise_floor(table)
+    cells, no_cells = None, ""
+    missing = [name for name in (*CELL, "seed") if name not in table]
+    if missing:
+        no_cells = f"The table has no column {', '.join(missing)}: formats cannot be compared."
+    elif done.empty:
+        no_cells = "No run ended with a loss: there is nothing to compare."
+    else:
+        compared = compare_cells(table)
+        compared["params"] = compared["model"].map(table.groupby("model")["params"].first())
+        compared["format"] = format_names(compared, among=table)
+        compared["loss_error"] = noise.std_loss / np.sqrt(compared["seeds"].clip(lower=1))
+        judged = compared[np.isfinite(compared["difference"].astype(float))]
+        if judged.empty:
+            no_cells = (
+                "No quantized cell has an unquantized run (none) of the same model and tokens "
+                "beside it: nothing can be compared."
+            )
+        else:
+            cells = compared
+    return Study(
+        results, table, about, fit, cells, no_cells, noise, order,
+        figures.format_colours(order), provenance, inputs,
+    )  # fmt: skip
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ResultsError(f"{path}: not JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise ResultsError(f"{path}: must hold one JSON object, holds a {type(data).__name__}")
+    return data
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# --- figures -----------------------------------------------------------------------------------
+
+
+def _figures(study: Study) -> dict[str, list[Panel]]:
+    """All panels of the page by figure."""
+    drawn: dict[str, list[Panel]] = {}
+    done = study.done
+    if done.empty:
+        return drawn
+    keys = ["format", "params", "tokens"]
+    means: pd.DataFrame = done.groupby(keys)["loss"].mean().reset_index()
+    chosen = _spaced(sizes(done))
+    means = means[means["params"].isin(chosen)]
+    if study.cells is not None:
+        cells = study.cells[np.isfinite(study.cells["difference"].astype(float))]
+        cells = cells[cells["params"].isin(chosen)]
+        base = means[means["format"] == UNQUANTIZED]
+        drawn["cost"] = figures.cost_by_format(
+            cells, study.order, study.colours, study.noise.std_loss
+        )
+        drawn["bits"] = figures.loss_by_bits(cells, base, study.colours)
+        if cells["exponent"].nunique() > 1 and cells["mantissa"].nunique() > 1:
+            drawn["layout"] = figures.cost_by_layout(cells)
+    fitted = _fitted(study)
+    if means["tokens"].nunique() > 1:
+        curves = _curves(study, means) if fitted is not None else None
+        drawn["tokens"] = figures.loss_by_tokens(means, study.order, study.colours, curves)
+    if fitted is not None:
+        drawn["fit"] = figures.predicted_v_observed(
+            fitted, study.order, study.colours, study.noise.std_log
+        )
+    layouts = (study.fit or {}).get("derived", {}).get("layouts", [])
+    if any(row["shares"] for row in layouts if row["bits"] <= 8):
+        drawn["shares"] = figures.layout_shares(layouts)
+    return drawn
+
+
+def _spaced(values: list[float]) -> list[float]:
+    """At most PANELS_ON_PAGE of the sizes, evenly spaced, both ends kept."""
+    if len(values) <= PANELS_ON_PAGE:
+        return values
+    steps = np.linspace(0, len(values) - 1, PANELS_ON_PAGE).round().astype(int)
+    return [values[i] for i in steps]
+
+
+def _fitted(study: Study) -> pd.DataFrame | None:
+    """The runs that the fit used, with `predicted`; None where there is no fit."""
+    if study.fit is None:
+        return None
+    rows = study.done
+    if study.fit.get("run_ids") and "run_id" in rows:
+        rows = rows[rows["run_id"].isin(study.fit["run_ids"])]
+    rows = rows.copy()
+    rows["predicted"] = LAWS[study.fit["law"]].predict(study.fit["parameters"], rows)
+    return rows
+
+
+def _curves(study: Study, means: pd.DataFrame) -> pd.DataFrame:
+    """The law along tokens, within the study's range, for each format and size that was run."""
+    assert study.fit is not None
+    rows = study.done.drop_duplicates(["format", "params"])
+    rows = rows[rows["params"].isin(means["params"])]
+    grid = np.geomspace(means["tokens"].min(), means["tokens"].max(), 24)
+    rows = rows.drop(columns="tokens").merge(pd.DataFrame({"tokens": grid}), how="cross")
+    rows["predicted"] = LAWS[study.fit["law"]].predict(study.fit["parameters"], rows)
+    return rows.sort_values(["format", "params", "tokens"], ignore_index=True)
+
+
+# --- words -------------------------------------------------------------------------------------
+
+
+def _headline(study: Study) -> tuple[str, list[str]]:
+    """The lead paragraph and the findings below it."""
+    if study.table.empty:
+        return "This study has no finished run yet: there is nothing to report.", []
+    if study.done.empty:
+        bad = study.table["status"].value_counts()
+        counted = findings.series(f"{count} {status}" for status, count in sorted(bad.items()))
+        return f"No run of this study ended with a loss ({counted}): there is nothing to fit.", []
+    points = []
+    if study.cells is None:
+        lead = study.no_cells
+    else:
+        cells = study.cells[np.isfinite(study.cells["difference"].astype(float))]
+        means, details = findings.lowest_bits(cells)
+        lead = " ".join(means)
+        points += details
+        points.append(findings.not_told_apart(cells, study.order))
+        by_bits = findings.order_by_bits(cells)
+        points += [by_bits] if by_bits else []
+    if len(study.done) == 1:
+        points.append("One run only: no spread, no comparison and no fit can come from it.")
+    if study.fit is None:
+        points.append("There is no fit of this study yet (no fit.json): run lowbit-fit first.")
+    else:
+        points += findings.parameters_pinned(study.fit)
+        best = findings.best_layouts(study.fit)
+        points += [best] if best else []
+    return lead, points
+
+
+def _noise_words(noise: NoiseFloor) -> str:
+    if not np.isfinite(noise.std_loss):
+        return (
+            "Noise floor: unknown. No cell was repeated with another seed, so no difference on "
+            "this page can be called real."
+        )
+    return (
+        f"Noise floor: another seed changes the loss by {number(noise.std_loss, 2)} nats per token "
+        f"({100 * noise.std_log:.2g} % of it; one standard deviation, pooled over "
+        f"{plural(noise.cells, 'repeated cell')}, {noise.dof} degrees of freedom)."
+    )
+
+
+def _facts(study: Study) -> list[tuple[str, str]]:
+    """What was run, as terms and values."""
+    table = study.table
+    facts: list[tuple[str, str]] = []
+    if table.empty:
+        return facts
+
+    def distinct(column: str, words: Callable[[Any], str] = str) -> str | None:
+        if column not in table:
+            return None
+        values = sorted(set(table[column].dropna()) - {""})
+        return ", ".join(words(value) for value in values) if values else None
+
+    for term, value in (
+        ("Model sizes", distinct("params", count_label)),
+        ("Training tokens", distinct("tokens", count_label)),
+        ("Formats", ", ".join(study.order)),
+        ("Recipes", distinct("recipe")),
+        ("Operands quantized", distinct("operands")),
+        ("Seeds", distinct("seed", lambda value: number(value, 12))),
+        ("Compute", _total(table, "flops", lambda value: f"{number(value, 3)} FLOPs")),
+        ("Wall time", _total(table, "wall_seconds", findings.duration)),
+        ("Corpus", distinct("corpus")),
+        ("Quantizer", distinct("quantize_backend")),
+    ):
+        if value:
+            facts.append((term, value))
+    facts += [(k.replace("_", " "), ", ".join(v)) for k, v in study.provenance.items()]
+    return facts
+
+
+def _total(table: pd.DataFrame, column: str, words: Callable[[float], str]) -> str | None:
+    if column not in table:
+        return None
+    return f"{words(float(table[column].sum()))}, all runs together"
+
+
+def _counts(study: Study) -> list[tuple[str, int]]:
+    """Runs by outcome; missing = planned, but neither result nor failure is there."""
+    status = study.table["status"].value_counts()
+    counts = [(name, int(status.get(name, 0))) for name in ("finished", "diverged", "failed")]
+    planned = study.about.get("planned")
+    if planned:
+        there = set(study.table["run_id"]) if "run_id" in study.table else set()
+        counts.append(("missing", len(set(planned) - there)))
+    return counts
+
+
+def _commands(study: Study) -> list[str]:
+    """What to type to get this page again."""
+    where = f"study={study.results.name}"
+    if not study.results.is_dir():
+        where = f"results={study.results.name}"
+    commands = []
+    if study.fit is not None:
+        objective = study.fit.get("objective", {})
+        options = f"law={study.fit['law']} objective={objective.get('name')}"
+        commands.append(f"lowbit-fit {where} {options} objective.delta={objective.get('delta')}")
+    return [*commands, f"lowbit-report {where}"]
+
+
+def _versions() -> list[str]:
+    versions = [f"python {platform.python_version()}"]
+    for name in PACKAGES:
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:  # ours, run from a checkout
+            versions.append(f"{name} not installed")
+    return versions
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def write_report(results: Path, fit_dir: Path, out: Path) -> Path:
+    """Write the page, its figures, tables and MANIFEST.
+
+    Args:
+        results: A folder of runs (with `study.json` if it has one), a CSV or a parquet file.
+        fit_dir: Where `fit.json` lies; without one the page says that there is no fit.
+        out: Folder to write `index.html`, `figures/*.svg`, `tables/*.csv`, `MANIFEST.json` into;
+            made if absent.  Files that an earlier report left there, unchanged since, are removed.
+
+    Returns:
+        The path of `index.html`.
+
+    Raises:
+        ResultsError: `results` or a JSON file cannot be used.
+    """
+    study = load_study(results, fit_dir)
+    drawn = _figures(study)
+    made: list[View | None] = [tables.runs(study.table)]
+    if study.cells is not None:
+        made.append(tables.losses(study.cells, study.done))
+    if study.fit is not None:
+        made += [
+            tables.parameters(study.fit),
+            tables.layouts(study.fit),
+            tables.critical(study.fit),
+        ]
+    views = {view.name: view for view in made if view is not None and view.rows}
+    files = {f"figures/{p.name}.svg": p.svg for panels in drawn.values() for p in panels}
+    for view in views.values():
+        files[f"tables/{view.name}.csv"] = view.data.to_csv(index=False, lineterminator="\n")
+    files[PAGE] = _render(study, drawn, views)
+    _write(files, study.inputs, out)
+    return out / PAGE
+
+
+def _render(study: Study, drawn: Mapping[str, list[Panel]], views: Mapping[str, View]) -> str:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["number"] = number
+    environment.filters["tied"] = _tied
+    source = resources.files("fitting").joinpath("report.html").read_text(encoding="utf-8")
+    lead, points = _headline(study)
+    size_count = study.done["params"].nunique()
+    return environment.from_string(source).render(
+        title=study.about.get("title") or study.about.get("name") or study.results.stem,
+        description=study.about.get("description", ""),
+        notes=study.about.get("notes", []),
+        lead=lead,
+        points=points,
+        counts=_counts(study),
+        planned=len(study.about.get("planned") or []),
+        facts=_facts(study),
+        small=findings.small_model(study.done) if len(study.done) else None,
+        noise=_noise_words(study.noise) if len(study.done) else "",
+        no_cells=study.no_cells,
+        sizes_left_out=max(0, size_count - PANELS_ON_PAGE),
+        figures=drawn,
+        views=views,
+        fit=study.fit,
+        fit_status=findings.status_words(study.fit.get("status")) if study.fit else "",
+        commands=_commands(study),
+        versions=_versions(),
+        inputs=hashlib.sha256(json.dumps(study.inputs, sort_keys=True).encode()).hexdigest(),
+        input_count=len(study.inputs),
+    )
+
+
+def _tied(text: str) -> str:
+    """No line break inside a number with its sign or unit."""
+    for mark in (" = ", " ± "):
+        text = text.replace(mark, mark.replace(" ", "\u00a0"))
+    return text.replace(" %", "\u00a0%")
+
+
+def _write(files: Mapping[str, str], inputs: Mapping[str, str], out: Path) -> None:
+    sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
+    _remove_stale(out, keep=files)
+    for name, text in files.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(text, out / name)
+    manifest = {"files": sums, "inputs": dict(inputs)}
+    write_atomic(json.dumps(manifest, indent=1, sort_keys=True) + "\n", out / MANIFEST)
+
+
+def _remove_stale(out: Path, keep: Iterable[str]) -> None:
+    """Remove figures and tables of the previous report, if they are as it wrote them."""
+    previous = (_read_json(out / MANIFEST) or {}).get("files", {})
+    for name in sorted(set(previous) - set(keep)):
+        path = out / name
+        ours = path.parent in (out / "figures", out / "tables") and path.is_file()
+        if ours and _sha256(path) == previous[name]:
+            path.unlink()
+
+
+def headline_figure(results: Path, fit_dir: Path, out_png: Path) -> Path:
+    """Write one PNG, 1200 x 500: the difference to `none` by format with error bars.
+
+    Raises:
+        ResultsError: The study has nothing to compare.
+    """
+    study = load_study(results, fit_dir)
+    if study.cells is None:
+        raise ResultsError(f"results={results}: {study.no_cells}")
+    cells = study.cells[np.isfinite(study.cells["difference"].astype(float))]
+    png = figures.headline(cells, study.order, study.colours, study.noise.std_loss)
+    out_png.parent.mkdir(parents=True, exist_ok=True)
+    out_png.write_bytes(png)
+    return out_png

@@ -1,0 +1,236 @@
+"""The run record: what one training run leaves behind, and the table that fits read.
+
+A run writes `runs/<study>/<run_id>/result.json` once, atomically and exclusively, when it finished
+or diverged; a failed attempt leaves `failure.json` of the same shape beside it.  This module is the
+whole contract between training and fitting: training imports nothing else from `fitting`, fitting
+nothing at all from `experiments`.
+
+One row is one run.  `exponent`, `mantissa`, `block_size` describe the format of the quantized
+operands; a run without any has the format of its compute dtype and `block_size` 1, so that the
+law's log2(block_size) is zero exactly as in Sun et al. (2501.02423, Eq. 1).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+SCHEMA_VERSION = 1
+RESULT = "result.json"
+FAILURE = "failure.json"
+STUDY = "study.json"
+STATUSES = ("finished", "diverged", "failed")
+
+
+class ResultsError(ValueError):
+    """A results table that cannot be used, with what would be right."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One training run, as every fit and report sees it.
+
+    Units: losses in nats per token on the fixed validation stream, `bits_per_byte` in bits,
+    `wall_seconds` in seconds over all attempts, `flops` in multiply-adds counted as two.
+    """
+
+    run_id: str
+    study: str
+    status: str
+    """finished, diverged (a result: the loss is kept if finite) or failed (no result)."""
+    model: str
+    recipe: str
+    exponent: int
+    mantissa: int
+    bits: int
+    """1 + exponent + mantissa: sign included, scales not."""
+    bits_with_scales: float
+    """Storage per element, scales included: MXFP4 4.25."""
+    block_size: float
+    """Elements that share a scale.  Per row or per tensor: 2 to the mean of log2 over operands."""
+    granularity: str
+    """none, block, row or tensor."""
+    scale: str
+    """none, fp32 or e8m0: the format of the scales."""
+    operands: str
+    """The quantized ones of P1..P6 (Sun et al.), e.g. "P2 P4 P6"; empty for none."""
+    params: int
+    """Matrices inside the blocks: the papers' N.  No embedding, head or norm."""
+    params_head: int
+    params_embedding: int
+    params_total: int
+    params_quantized: int
+    tokens: int
+    """Training tokens seen: the papers' D."""
+    unique_tokens: int
+    flops: float
+    seed: int
+    loss: float | None
+    """Validation loss, nats per token; None where the run has none."""
+    train_loss: float | None
+    """Mean training loss of the last tenth of the run, nats per token."""
+    bits_per_byte: float | None
+    wall_seconds: float
+    tokens_per_second: float
+    attempts: int
+    corpus: str
+    """Corpus name and the first 12 digits of its SHA-256: never pool two."""
+    quantize_backend: str
+    numerics_version: int
+    reason: str = ""
+    """Why it diverged or failed, one line."""
+    metrics_sha256: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """git_sha, git_dirty, versions, host, device, threads, compute_dtype, started, finished."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The whole resolved configuration."""
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        """Refuse a record that would mislead a fit."""
+        if self.status not in STATUSES:
+            raise ResultsError(f"status={self.status!r}: must be one of {', '.join(STATUSES)}")
+        if self.status == "finished" and (self.loss is None or not np.isfinite(self.loss)):
+            raise ResultsError(f"run {self.run_id}: finished with loss={self.loss}")
+
+    @classmethod
+    def from_json(cls, text: str) -> RunRecord:
+        """Read one record; keys that a newer version may have added are an error, not a guess."""
+        data = json.loads(text)
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise ResultsError(f"unknown keys {unknown}: written by a newer version?")
+        return cls(**data)
+
+    def to_json(self) -> str:
+        """Strict JSON: a NaN or an infinity is an error here, not a surprise for the reader."""
+        return json.dumps(asdict(self), indent=1, sort_keys=False, allow_nan=False) + "\n"
+
+
+COLUMNS = tuple(f.name for f in fields(RunRecord) if f.name not in ("provenance", "config"))
+NUMERIC_COLUMNS = (
+    "exponent mantissa bits bits_with_scales block_size params params_head params_embedding "
+    "params_total params_quantized tokens unique_tokens flops seed loss train_loss bits_per_byte "
+    "wall_seconds tokens_per_second attempts numerics_version schema_version"
+).split()
+
+
+def write_exclusive(record: RunRecord, folder: Path) -> bool:
+    """Write `result.json` so that readers see nothing or all of it, and nobody overwrites it.
+
+    Returns:
+        True if this call wrote it, False if a result was already there (and was left alone).
+    """
+    target = folder / RESULT
+    temporary = folder / f".{RESULT}.{os.getpid()}"
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(record.to_json())
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(temporary, target)  # fails if the target exists: the file system decides races
+        written = True
+    except FileExistsError:
+        written = False
+    finally:
+        temporary.unlink()
+    _sync_folder(folder)
+    return written
+
+
+def write_atomic(text: str, target: Path) -> None:
+    """Replace `target` by `text` so that readers see the old file or the new one."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, target)
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_record(folder: Path) -> RunRecord | None:
+    """The result in one run's folder, else its failure, else None."""
+    for name in (RESULT, FAILURE):
+        path = folder / name
+        if path.exists():
+            try:
+                return RunRecord.from_json(path.read_text(encoding="utf-8"))
+            except (ResultsError, TypeError, json.JSONDecodeError) as error:
+                raise ResultsError(f"{path}: not a run record ({error})") from error
+    return None
+
+
+def load(path: str | Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Read a results table: a folder of runs, a CSV or a parquet file.
+
+    Args:
+        path: `runs/<study>` (every `*/result.json` or `*/failure.json` in it), `*.csv`, `*.parquet`.
+        columns: Our name -> the table's name, e.g. {"params": "N", "tokens": "D"}.
+
+    Returns:
+        One row a run, sorted by `run_id` where there is one; a foreign table keeps its other
+        columns and gets `status` = "finished" where it has no status of its own.
+
+    Raises:
+        ResultsError: Nothing there, unreadable, or a named column is missing.
+    """
+    path = Path(path)
+    if path.is_dir():
+        records = [r for d in sorted(path.iterdir()) if d.is_dir() and (r := read_record(d))]
+        if not records:
+            raise ResultsError(f"results={path}: no */{RESULT} in this folder")
+        table = pd.DataFrame([{c: getattr(r, c) for c in COLUMNS} for r in records])
+    elif not path.exists():
+        raise ResultsError(f"results={path}: no such file or folder")
+    elif path.suffix in (".csv", ".parquet"):
+        try:
+            table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        except (ValueError, OSError, ImportError) as error:
+            first_line = str(error).splitlines()[0]
+            raise ResultsError(f"results={path}: cannot be read ({first_line})") from error
+    else:
+        raise ResultsError(f"results={path}: must be a folder of runs, a .csv or a .parquet file")
+
+    for ours, theirs in (columns or {}).items():
+        if theirs not in table.columns:
+            raise ResultsError(
+                f"columns.{ours}={theirs}: no such column; the table has {', '.join(table.columns)}"
+            )
+        table[ours] = table[theirs]
+    if "status" not in table.columns:
+        table["status"] = "finished"
+    for name in NUMERIC_COLUMNS:
+        if name in table.columns:
+            try:
+                table[name] = pd.to_numeric(table[name])
+            except (ValueError, TypeError) as error:
+                raise ResultsError(f"column {name!r} of {path} is not numeric: {error}") from error
+    return table.sort_values("run_id", ignore_index=True) if "run_id" in table.columns else table
+
+
+def require_columns(table: pd.DataFrame, names: tuple[str, ...], source: str) -> None:
+    """Raise one clear line if `table` lacks a column that `source` (a law, a figure) needs."""
+    missing = [name for name in names if name not in table.columns]
+    if missing:
+        raise ResultsError(
+            f"{source} needs column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; "
+            f"the table has {', '.join(map(str, table.columns))}; "
+            f"map one with columns.{missing[0]}=<its name>"
+        )

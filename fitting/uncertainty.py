@@ -1,0 +1,229 @@
+"""How sure: bootstrap over runs, intervals, the noise floor of repeated seeds, cells compared.
+
+A difference between two formats means nothing until it is larger than what another seed would
+have changed.  `noise_floor` measures that, `compare_cells` judges by it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from fitting.fit import Centred, Fit, FitError, select_rows, thresholds
+from fitting.laws import Array
+from fitting.minimise import minimise
+from fitting.results import require_columns
+
+BETTER = 1e-9
+"""A second start counts only where its objective is lower by this share: less is rounding."""
+
+CELL = ("model", "recipe", "exponent", "mantissa", "block_size", "granularity", "scale", "tokens")
+"""Runs that agree in these columns differ by their seed only."""
+
+WITHIN = ("model", "tokens", "corpus")
+"""A cell is compared with the unquantized cell that agrees in these columns (where present)."""
+
+SIGMAS = 3.0
+"""|difference / standard error| from which a difference is called one."""
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """What another seed changes, pooled over all cells that were run with several seeds."""
+
+    std_log: float
+    """Standard deviation of log loss, roughly the relative one of loss; NaN without repeats."""
+    std_loss: float
+    """Standard deviation of loss, nats per token; NaN without repeats."""
+    dof: int
+    """Degrees of freedom: runs minus cells."""
+    cells: int
+    """Cells with at least two seeds."""
+
+
+def bootstrap(
+    table: pd.DataFrame, fit: Fit, draws: int = 1000, seed: int = 0, cluster: str | None = None
+) -> pd.DataFrame:
+    """Refit on resampled runs: how far the parameters move when other runs had been made.
+
+    Each draw takes as many runs as there are, with replacement, and not within cells: which cells
+    were repeated is part of what is resampled.  Every draw is solved twice, from the fit's optimum
+    and from a blind start, and the lower objective counts.
+
+    Args:
+        table: The table that `fit` was fitted to.
+        fit: Its law, objective and frozen parameters are kept.
+        draws: How many.
+        seed: Of the resampling.
+        cluster: A column whose values are resampled whole, e.g. "seed" where runs that share a
+            seed share their data order; None resamples runs.
+
+    Returns:
+        [draws, parameters]: one column a parameter of the law, and `converged`.  A parameter in
+        `fit.flat` keeps nearly its value: its spread means nothing.
+
+    Raises:
+        FitError: `draws` is below 2, or the table is not the one that was fitted.
+        ResultsError: The table lacks `cluster` or one of the law's columns.
+    """
+    if draws < 2:
+        raise FitError(f"bootstrap={draws}: must be at least 2")
+    rows, _ = select_rows(table)
+    if not rows.index.equals(fit.residuals.index):
+        raise FitError(
+            f"bootstrap: the table has {len(rows)} usable rows, the fit has {fit.rows.used}, or "
+            "others; pass the table that was fitted"
+        )
+    rng = np.random.default_rng(seed)
+    group: npt.NDArray[np.integer[Any]] = np.arange(len(rows))
+    if cluster is not None:
+        require_columns(rows, (cluster,), "bootstrap cluster")
+        group = rows.groupby(cluster, dropna=False).ngroup().to_numpy()
+    groups = int(group.max()) + 1
+    counts = rng.multinomial(groups, np.full(groups, 1 / groups), size=draws)
+    weights = counts[:, group].astype(np.float64)
+
+    centred = Centred.of(fit.law, rows, {name: fit.parameters[name] for name in fit.frozen})
+    path = thresholds(fit.objective.name, fit.objective.delta)
+    optimum = np.tile(centred.encode(fit.parameters), (draws, 1))
+    blind = np.tile(centred.starts(1, seed), (draws, 1))
+    theta, value, converged = minimise(centred.problem, optimum, weights, path[-1:])
+    other, other_value, other_converged = minimise(centred.problem, blind, weights, path)
+    lower = other_value < value * (1 - BETTER)
+    theta[lower] = other[lower]
+    converged = np.where(lower, other_converged, converged)
+    result = pd.DataFrame([centred.decode(point) for point in theta])
+    result["converged"] = converged
+    return result
+
+
+def intervals(draws: pd.DataFrame, level: float = 0.95) -> dict[str, tuple[float, float]]:
+    """Percentile interval of each column of `bootstrap`'s result, (low, high)."""
+    tail = (1 - level) / 2
+    bounds = np.quantile(draws.drop(columns="converged"), [tail, 1 - tail], axis=0)
+    names = [c for c in draws if c != "converged"]
+    return {str(n): (float(a), float(b)) for n, a, b in zip(names, *bounds, strict=True)}
+
+
+def standard_errors(draws: pd.DataFrame) -> dict[str, float]:
+    """Standard deviation of each column of `bootstrap`'s result over its draws."""
+    return {str(c): float(draws[c].std(ddof=1)) for c in draws if c != "converged"}
+
+
+def noise_floor(table: pd.DataFrame) -> NoiseFloor:
+    """Pooled standard deviation of repeated runs that differ only by their seed.
+
+    Args:
+        table: Results (see `fitting.results`); of the columns in `CELL` and `params`, `corpus`,
+            those that it has decide which runs are repeats.  Rows without a loss do not count;
+            of two rows with the same cell and seed only the first does: they are one run.
+            Without a column `seed` nothing is known to be a repeat.
+
+    Returns:
+        Within-cell standard deviations, sqrt(sum of squares / degrees of freedom).
+
+    Raises:
+        ResultsError: The table has no loss or no tokens.
+    """
+    require_columns(table, ("loss", "tokens"), "the noise floor")
+    keys = [c for c in (*CELL, "params", "corpus") if c in table]
+    rows, _ = select_rows(table)
+    if "seed" not in rows:
+        return NoiseFloor(math.nan, math.nan, 0, 0)
+    rows = rows.drop_duplicates([*keys, "seed"])
+    loss = rows["loss"].to_numpy(dtype=float)
+    cell = rows.groupby(keys, dropna=False).ngroup().to_numpy()
+    sizes = np.bincount(cell)
+    dof = int((sizes - 1).sum())
+
+    def pooled(values: Array) -> float:
+        means = np.bincount(cell, values) / sizes
+        return float(np.sqrt(((values - means[cell]) ** 2).sum() / dof)) if dof else math.nan
+
+    return NoiseFloor(pooled(np.log(loss)), pooled(loss), dof, int((sizes > 1).sum()))
+
+
+def compare_cells(table: pd.DataFrame) -> pd.DataFrame:
+    """Each quantized cell against the unquantized runs of the same model and tokens.
+
+    Paired by seed where both sides share seeds (the same seed means the same initial weights and
+    the same data, so that noise cancels); otherwise the difference of the two means.  The standard
+    error comes from the spread pooled over all cells, so that a cell with one seed has one too:
+    of the paired differences where there are pairs, of the losses (`noise_floor`) elsewhere.
+
+    Args:
+        table: Results with the columns of `CELL`, `seed`, `status` and `loss`.
+
+    Returns:
+        One row a quantized cell, by bits, then by `CELL`: the columns of `CELL`, `bits`; `seeds`
+        (runs with a loss), `diverged` (runs that diverged), `pairs` (seeds shared with the
+        unquantized cell); `loss` and `loss_none` (means); `difference` (nats per token, positive
+        = worse); `standard_error` and its degrees of freedom `dof`; `z` = difference /
+        standard_error; `verdict`: "worse" or "better" from |z| >= 3 on, "cannot tell" below, or
+        without repeated seeds, or with nothing to compare with; "diverged" where no run of the
+        cell has a loss.
+
+    Raises:
+        ResultsError: A column is missing.
+    """
+    require_columns(table, (*CELL, "seed", "status", "loss"), "comparing cells")
+    within = [c for c in WITHIN if c in table]
+    keys = [*CELL, *(c for c in within if c not in CELL)]
+    columns = [*keys, "bits", "seeds", "diverged", "pairs", "loss", "loss_none", "difference"]
+    columns += ["standard_error", "dof", "z", "verdict"]
+    done = select_rows(table)[0].drop_duplicates([*keys, "seed"])
+    reference = done[done["granularity"] == "none"].groupby([*within, "seed"], dropna=False)["loss"]
+    unquantized = reference.mean().reset_index()
+    quantized = table[table["granularity"] != "none"]
+    if quantized.empty:
+        return pd.DataFrame(columns=columns)
+
+    pairs = done[done["granularity"] != "none"].merge(
+        unquantized, on=[*within, "seed"], suffixes=("", "_none")
+    )
+    pairs["difference"] = pairs["loss"] - pairs["loss_none"]
+    spread = pairs.groupby(keys, dropna=False)["difference"].agg(["size", "mean", "var"])
+    paired_dof = int((spread["size"] - 1).sum())
+    squares = float((spread["var"] * (spread["size"] - 1)).sum())  # var is NaN for size 1: skipped
+    paired_std = math.sqrt(squares / paired_dof) if paired_dof else math.nan
+    floor = noise_floor(table)
+
+    result = quantized.groupby(keys, dropna=False)["status"].agg(
+        diverged=lambda status: int((status == "diverged").sum())
+    )
+    result = result.join(done.groupby(keys, dropna=False)["loss"].agg(seeds="size", loss="mean"))
+    result["pairs"], result["paired"] = spread["size"], spread["mean"]
+    result = result.reset_index().merge(
+        unquantized.groupby(within, dropna=False)["loss"].agg(none="size", loss_none="mean"),
+        left_on=within,
+        right_index=True,
+        how="left",
+    )
+    result[["seeds", "pairs"]] = result[["seeds", "pairs"]].fillna(0).astype(int)
+    result["bits"] = 1 + result["exponent"] + result["mantissa"]
+
+    has_pairs = (result["pairs"] > 0).to_numpy()
+    unpaired = result["loss"] - result["loss_none"]
+    result["difference"] = np.where(has_pairs, result["paired"], unpaired)
+    no_loss = result["seeds"] == 0
+    result["standard_error"] = np.where(
+        has_pairs,
+        paired_std / np.sqrt(result["pairs"].mask(~has_pairs)),
+        floor.std_loss * np.sqrt(1 / result["seeds"].mask(no_loss) + 1 / result["none"]),
+    )
+    result["z"] = result["difference"] / result["standard_error"].mask(
+        result["standard_error"] == 0
+    )
+    result["dof"] = np.where(has_pairs, paired_dof, floor.dof)
+    result["verdict"] = np.select(
+        [no_loss & (result["diverged"] > 0), result["z"] >= SIGMAS, result["z"] <= -SIGMAS],
+        ["diverged", "worse", "better"],
+        "cannot tell",
+    )
+    ordered: pd.DataFrame = result.sort_values(["bits", *keys], ignore_index=True)[columns]
+    return ordered

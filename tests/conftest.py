@@ -1,0 +1,53 @@
+"""Shared by all tests: configurations as the command line makes them, and a quiet machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ["RAY_AUTH_MODE"] = "disabled"  # no token file in the home of whoever runs the tests
+os.environ["WANDB_SILENT"] = "true"
+for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "HYDRA_FULL_ERROR"):
+    os.environ.pop(name, None)
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf, open_dict
+
+from experiments import commands  # puts the Hydra plugins on sys.path
+from experiments.config import TrainConfig, from_hydra
+from experiments.paths import conf_dir
+
+assert commands
+
+
+@pytest.fixture
+def composed(tmp_path: Path) -> Callable[..., TrainConfig]:
+    """`composed("recipe=sun", ...)`: the configuration that lowbit-train would run, in tmp_path."""
+
+    def make(*overrides: str) -> TrainConfig:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            cfg = compose("train", overrides=[f"runs={tmp_path / 'runs'}", *overrides])
+        OmegaConf.set_struct(cfg, True)
+        with open_dict(cfg):
+            cfg.pop("hydra", None)
+        return from_hydra(cfg)
+
+    return make
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """A folder of text to train on: 40 documents of English-like lines, 60 kB."""
+    folder = tmp_path / "text"
+    folder.mkdir()
+    words = "the run of a model in few bits costs some loss and saves much time on a chip".split()
+    for number in range(40):
+        lines = (
+            " ".join(words[(number * 7 + line * 3 + k * k) % len(words)] for k in range(12))
+            for line in range(30)
+        )
+        (folder / f"{number:02d}.txt").write_text("\n".join(lines) + "\n")
+    return folder

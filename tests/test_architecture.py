@@ -1,0 +1,89 @@
+"""Design rules that matter: who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLOORS = {
+    "experiments.paths": 0,
+    "experiments.quant.formats": 0,
+    "experiments.shards": 0,
+    "experiments.corpus": 1,
+    "experiments.quant.rounding": 1,
+    "experiments.quant.hadamard": 1,
+    "experiments.quant.block": 2,
+    "experiments.quant.recipe": 2,
+    "experiments.quant.linear": 3,
+    "experiments.model": 4,
+    "experiments.data": 4,
+    "experiments.accounting": 5,
+    "experiments.config": 6,
+    "experiments.module": 7,
+    "experiments.tracking": 7,
+    "experiments.record": 7,
+    "experiments.train": 8,
+    "experiments.sweep.plan": 9,
+    "experiments.sweep.show": 10,
+    "experiments.sweep.launch": 11,
+    "experiments.plugins.hydra_plugins.lowbit": 12,
+    "experiments.commands": 13,
+    "fitting.results": 0,
+    "fitting.naming": 0,
+    "fitting.minimise": 0,
+    "fitting.laws": 1,
+    "fitting.synthetic": 2,
+    "fitting.fit": 2,
+    "fitting.uncertainty": 3,
+    "fitting.analysis": 4,
+    "fitting.tables": 5,
+    "fitting.findings": 6,
+    "fitting.figures": 6,
+    "fitting.report": 7,
+    "fitting.commands": 8,
+}
+NO_TORCH = {"experiments.quant.formats", "experiments.quant.recipe", "experiments.accounting"}
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for folder in ("experiments", "fitting")
+    for path in (ROOT / folder).rglob("*.py")
+    if path.name != "__init__.py"
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file names in an import, wherever the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_every_module_has_a_floor() -> None:
+    assert set(MODULES) == set(FLOORS)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_modules_import_only_lower_floors_of_their_own_column(module: str) -> None:
+    column = module.partition(".")[0]
+    for name in imports(MODULES[module]) & set(FLOORS):
+        if name.partition(".")[0] == column:
+            assert FLOORS[name] < FLOORS[module], f"{module} imports {name}"
+        else:
+            assert (column, name) == ("experiments", "fitting.results"), f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_fitting_needs_no_torch_and_facts_need_none_themselves(module: str) -> None:
+    if module.startswith("fitting.") or module in NO_TORCH:
+        assert not {name for name in imports(MODULES[module]) if name.split(".")[0] == "torch"}
+
+
+def test_no_file_hides_two_ideas() -> None:
+    """Past 500 lines a file has a second one."""
+    long = {m: n for m, p in MODULES.items() if (n := len(p.read_text().splitlines())) > 500}
+    assert not long

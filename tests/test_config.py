@@ -1,0 +1,129 @@
+"""The configuration: errors before any work, and addresses that mean what they say."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+
+import pytest
+
+from experiments.config import ConfigError, TrainConfig, known_keys, run_id, science
+from experiments.model import ladder
+from experiments.paths import conf_dir
+
+Compose = Callable[..., TrainConfig]
+GROUPS = ("model", "precision", "recipe", "data", "tracking", "study", "debug", "optim")
+CHOICES = sorted(
+    f"{group}={path.relative_to(conf_dir() / group).with_suffix('')}"
+    for group in GROUPS
+    for path in (conf_dir() / group).rglob("*.yaml")
+)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_yaml_composes_and_is_accepted(composed: Compose, choice: str, text: object) -> None:
+    extra = [f"data.path={text}"] if choice == "data=tokens" else []
+    config = composed(choice, "recipe=none" if choice.startswith("model") else "seed=0", *extra)
+    assert config.steps >= 1
+
+
+@pytest.mark.parametrize("rung", "abcdefgh")
+def test_ladder_files_spell_out_the_dial(composed: Compose, rung: str) -> None:
+    assert composed(f"model=ladder/{rung}").model == ladder(rung)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["precision.exponent=9"], "precision.exponent=9: must be 0..8 bits"),
+        (["precision.scale=e5m3"], "precision.scale=e5m3: must be one of fp32, e8m0"),
+        (["precision.granularity=cell"], "precision.granularity='cell': must be one of block"),
+        (["precision.block_size=24"], "precision.block_size=24: must divide model.hidden=64"),
+        (["recipe.output.hadamard=48"], "recipe.output.hadamard=48: must be 0 .none. or a power"),
+        (["recipe.output.input.rounding=up"], "recipe.output.input.rounding=up: must be one of"),
+        (["tokens=100"], "tokens=100: must be at least one step, 4096 tokens"),
+        (["batch_size=0"], "batch_size=0: must be 1 or more"),
+        (["model.heads=3"], "model.heads=3: hidden=64 must split"),
+        (["compute_dtype=float8"], "compute_dtype=float8: must be one of float32, bfloat16"),
+        (["optim.lr=-1"], r"optim.lr=-1.0: must be positive"),
+        (["optim.warmup=2"], r"optim.warmup=2.0: must be from 0 to 1"),
+        (["tracking.mode=loud"], "tracking.mode=loud: must be one of offline, online, none"),
+        (["study.name=a/b"], "study.name=a/b: must be letters, digits"),
+        (["tokens=many"], "tokens: Value 'many'"),
+        (["seed=-1"], "seed=-1: must be 0 or more"),
+    ],
+)
+def test_wrong_values_are_one_line_with_key_and_value(
+    composed: Compose, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        composed(*overrides)
+    assert all(re.match(r"[\w.]+(=\S+)?: ", line) for line in str(error.value).splitlines())
+
+
+def test_identity_ignores_what_does_not_change_the_science(composed: Compose) -> None:
+    base = run_id(composed())
+    for same in (
+        "study.name=other",
+        "tracking=none",
+        "resources.cpus=2",
+        "checkpoint_seconds=1",
+        "data.max_epochs=3",
+        "tokens=1000001",
+    ):
+        assert run_id(composed(same)) == base, same
+
+
+def test_identity_changes_with_everything_else(composed: Compose) -> None:
+    """Every leaf of what is hashed, moved by one override, gives another address."""
+    changes = [
+        "seed=1",
+        "tokens=2000000",
+        "batch_size=8",
+        "compute_dtype=bfloat16",
+        "data.seq_len=128",
+        "data.validation_windows=64",
+        "precision.mantissa=2",
+        "precision.scale=e8m0",
+        "precision.granularity=row",
+        "recipe=sun",
+        "recipe.output.hadamard=32",
+        "recipe.output.input.rounding=stochastic",
+        "model.layers=3",
+        "optim.lr=0.001",
+        "optim.warmup=0.2",
+    ]
+    addresses = [run_id(composed())] + [run_id(composed(change)) for change in changes]
+    assert len(set(a[-12:] for a in addresses)) == len(addresses)
+
+
+def test_a_run_that_quantizes_nothing_has_one_address(composed: Compose) -> None:
+    baselines = {run_id(composed("recipe=none", f"precision={p}")) for p in ("e2m1", "fp8_e4m3")}
+    assert len(baselines) == 1
+    rows = {
+        run_id(composed("precision.granularity=row", f"precision.block_size={b}")) for b in (16, 32)
+    }
+    assert len(rows) == 1, "the block size means nothing without blocks"
+
+
+def test_addresses_are_golden(composed: Compose) -> None:
+    """A change here re-addresses every run there is: raise NUMERICS_VERSION and say so."""
+    assert run_id(composed("precision=mxfp4")) == GOLDEN_MXFP4
+    assert run_id(composed("recipe=none", "seed=3")) == GOLDEN_NONE
+
+
+GOLDEN_MXFP4 = "nearest-E2M1-block32-e8m0-ladder-b-999k-s0-"
+GOLDEN_NONE = "none-ladder-b-999k-s3-"
+
+
+def test_known_keys_reach_every_leaf() -> None:
+    keys = known_keys()
+    assert {"precision.mantissa", "recipe.output.hadamard", "optim.lr", "data.path"} <= set(keys)
+    assert len(keys) == len(set(keys))
+
+
+def test_science_names_no_path_and_no_label(composed: Compose) -> None:
+    config = composed()
+    flat = str(science(config))
+    for private in (config.runs, config.study.name, "ladder", "offline"):
+        assert private not in flat
+    assert dataclasses.asdict(config)  # what the record keeps in full

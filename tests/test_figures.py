@@ -1,0 +1,159 @@
+"""What the figures draw, and that their SVG can live in a page of either theme."""
+
+import re
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from fitting import figures
+from fitting.naming import count_label, format_names, format_order
+
+
+def a_cell(name: str, difference: float, error: float, **more: float) -> dict[str, object]:
+    return {
+        "format": name, "params": 1e5, "tokens": 1e6, "difference": difference,
+        "standard_error": error, "loss": 3.0 + difference, "loss_error": error, **more,
+    }  # fmt: skip
+
+
+CELLS = pd.DataFrame(
+    [
+        a_cell("E1M1", 0.25, 0.01, bits=3, exponent=1, mantissa=1),
+        a_cell("E2M1", 0.0625, 0.02, bits=4, exponent=2, mantissa=1),
+        a_cell("E1M2", 0.125, 0.02, bits=4, exponent=1, mantissa=2),
+    ]
+)
+ORDER = ["E1M1", "E1M2", "E2M1", "none"]
+COLOURS = figures.format_colours(ORDER)
+
+
+def test_bars_reach_one_and_three_standard_errors() -> None:
+    axes = Figure().add_subplot()
+    figures.draw_cost(axes, CELLS, ORDER[:3], COLOURS, noise=0.03)
+    bars = [c for c in axes.collections if hasattr(c, "get_segments")]
+    ends = [sorted(tuple(segment[:, 0]) for segment in c.get_segments()) for c in bars]
+    assert len(ends) == 2
+    for found, times in zip(ends, (3, 1), strict=True):
+        expected = sorted(
+            (d - times * e, d + times * e)
+            for d, e in zip(CELLS["difference"], CELLS["standard_error"], strict=True)
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_an_unknown_noise_floor_shades_and_bars_nothing() -> None:
+    cells = CELLS.assign(standard_error=np.nan)
+    axes = Figure().add_subplot()
+    figures.draw_cost(axes, cells, ORDER[:3], COLOURS, noise=float("nan"))
+    assert not axes.patches
+    for collection in axes.collections:
+        for segment in getattr(collection, "get_segments", list)():
+            assert not np.isfinite(segment).any()
+
+
+def test_neutral_ink_becomes_the_colour_of_the_text_around() -> None:
+    (panel,) = figures.cost_by_format(CELLS, ORDER, COLOURS, 0.03)
+    assert figures.INK not in panel.svg
+    assert "currentColor" in panel.svg
+    assert COLOURS["E1M1"].lower() in panel.svg.lower()
+
+
+def test_shortening_coordinates_leaves_the_text_alone() -> None:
+    figure = Figure()
+    figure.text(0.123456, 0.5, "2.37546")
+    svg = figures.to_svg(figure, "numbers")
+    assert ">2.37546<" in svg
+    tags = "".join(re.findall(r"<[^>]+>", svg))
+    assert not re.search(r"\.\d{3}", tags.replace("2.37546", ""))
+
+
+def test_two_panels_on_one_page_share_no_id_that_is_referred_to() -> None:
+    cells = pd.concat([CELLS, CELLS.assign(params=4e5)])
+    one, two = figures.cost_by_format(cells, ORDER, COLOURS, 0.03)
+    ids = [set(re.findall(r'\bid="([^"]+)"', panel.svg)) for panel in (one, two)]
+    assert ids[0]
+    assert not ids[0] & ids[1]
+    for panel, known in zip((one, two), ids, strict=True):
+        used = set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', panel.svg))
+        assert {a or b for a, b in used} <= known
+
+
+def test_the_same_figure_has_the_same_bytes() -> None:
+    first = figures.loss_by_bits(CELLS, CELLS.iloc[:0], COLOURS)
+    assert first == figures.loss_by_bits(CELLS, CELLS.iloc[:0], COLOURS)
+
+
+def relative_luminance(colour: str) -> float:
+    """WCAG 2.2's definition."""
+    channels = np.array(mpl.colors.to_rgb(colour))
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 20])
+def test_every_format_has_its_own_colour_visible_on_white_and_on_black(count: int) -> None:
+    """Marks of 6 px and wide bars, so half of WCAG's 3:1 for thin graphics is enough."""
+    names = [f"E{i}M1" for i in range(count)]
+    colours = figures.format_colours([*names, "none"])
+    assert len(set(colours.values())) == count + 1
+    for colour in colours.values():
+        light = relative_luminance(colour)
+        on_white = (1.0 + 0.05) / (light + 0.05)
+        on_black = (light + 0.05) / (relative_luminance("#14171a") + 0.05)
+        assert min(on_white, on_black) >= 1.5, colour
+
+
+def test_a_format_keeps_its_colour_whatever_is_drawn() -> None:
+    alone = figures.cost_by_format(CELLS[CELLS["format"] == "E2M1"], ORDER, COLOURS, 0.03)
+    assert COLOURS["E2M1"].lower() in alone[0].svg.lower()
+    assert COLOURS["E1M1"].lower() not in alone[0].svg.lower()
+
+
+def test_the_heat_map_prints_each_difference() -> None:
+    (panel,) = figures.cost_by_layout(CELLS)
+    for text in ("+0.250", "+0.062", "+0.125"):
+        assert f">{text}<" in panel.svg
+
+
+def test_ten_thousand_runs_stay_a_small_picture() -> None:
+    rng = np.random.default_rng(0)
+    predicted = rng.uniform(2, 4, 10_000)
+    rows = pd.DataFrame({"predicted": predicted, "loss": predicted * 1.01, "format": "E1M1"})
+    for panel in figures.predicted_v_observed(rows, ORDER, COLOURS, 0.005):
+        assert len(panel.svg) < 200_000
+
+
+def runs(*formats: tuple[int, int, float, str, str]) -> pd.DataFrame:
+    names = ["exponent", "mantissa", "block_size", "granularity", "recipe"]
+    table = pd.DataFrame(list(formats), columns=names)
+    table["scale"] = np.where(table["granularity"] == "none", "none", "e8m0")
+    return table
+
+
+def test_format_names_say_only_what_differs() -> None:
+    plain = runs((8, 7, 1, "none", "none"), (2, 1, 32, "block", "nearest"))
+    assert list(format_names(plain, plain)) == ["none", "E2M1"]
+    blocks = runs((2, 1, 32, "block", "a"), (2, 1, 64, "block", "a"), (2, 1, 700.5, "row", "a"))
+    assert list(format_names(blocks, blocks)) == ["E2M1/32", "E2M1/64", "E2M1 row"]
+    recipes = runs((2, 1, 32, "block", "nearest"), (2, 1, 32, "block", "hadamard"))
+    assert list(format_names(recipes, recipes)) == ["E2M1 nearest", "E2M1 hadamard"]
+
+
+def test_formats_are_listed_by_bits_and_none_comes_last() -> None:
+    table = runs(
+        (8, 7, 1, "none", "none"), (4, 3, 32, "block", "a"), (2, 1, 32, "block", "a"),
+        (1, 2, 32, "block", "a"), (1, 1, 32, "block", "a"),
+    )  # fmt: skip
+    table["format"] = format_names(table, table)
+    assert format_order(table) == ["E1M1", "E1M2", "E2M1", "E4M3", "none"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.5, "0.5"), (999.6, "1k"), (24_576, "24.6k"), (999_600, "1M"), (1.5e15, "1.5e+03T")],
+)
+def test_counts_are_three_digits_and_a_unit(value: float, text: str) -> None:
+    assert count_label(value) == text

@@ -1,0 +1,138 @@
+"""The sentences: right numbers, and never more than the numbers carry."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fitting import findings
+
+
+def cells(*rows: tuple[str, int, float, float]) -> pd.DataFrame:
+    """(format, bits, difference, standard error); a repeated format is at another token count."""
+    table = pd.DataFrame(list(rows), columns=["format", "bits", "difference", "standard_error"])
+    table["params"] = 24_576.0
+    table["tokens"] = 1e6 * (1 + table.groupby("format").cumcount())
+    table["z"] = table["difference"] / table["standard_error"]
+    conditions = [table["z"] >= 3, table["z"] <= -3]
+    table["verdict"] = np.select(conditions, ["worse", "better"], "cannot tell")
+    return table
+
+
+def test_a_lowest_bit_cell_is_reported_with_its_error_and_z() -> None:
+    means, details = findings.lowest_bits(cells(("E1M1", 3, 0.09, 0.01), ("E4M3", 8, 0.0, 0.01)))
+    assert means == [
+        "E1M1 (3 bits) is worse than none by 0.09 ± 0.01 nats per token (z = 9.0) "
+        "at 24.6k parameters and 1M tokens."
+    ]
+    assert not details
+
+
+def test_the_mean_of_independent_conditions_has_their_errors_in_quadrature() -> None:
+    """(0.03 + 0.05) / 2 = 0.04; sqrt(0.006^2 + 0.008^2) / 2 = 0.005; z = 8."""
+    means, details = findings.lowest_bits(cells(("E1M1", 3, 0.03, 0.006), ("E1M1", 3, 0.05, 0.008)))
+    assert "by 0.04 ± 0.005 nats per token (z = 8.0)" in means[0]
+    assert "worse in 2 of 2" in means[0]
+    assert "+0.030 ± 0.006 (z = 5.0) at 24.6k parameters and 1M tokens" in details[0]
+
+
+@pytest.mark.parametrize("z", [-2.99, -1.0, 0.0, 2.0, 2.99])
+def test_below_three_standard_errors_nothing_is_called_worse_or_better(z: float) -> None:
+    table = cells(("E1M1", 3, z * 0.01, 0.01))
+    text = " ".join(findings.lowest_bits(table)[0]) + findings.not_told_apart(table, ["E1M1"])
+    assert "cannot be told" in text.lower()
+    assert "worse" not in text
+    assert "better" not in text
+
+
+def test_a_better_format_is_called_better() -> None:
+    means, _ = findings.lowest_bits(cells(("E1M1", 3, -0.05, 0.01)))
+    assert "is better than none by 0.05 ± 0.01 nats per token (z = −5.0)" in means[0]
+
+
+def test_formats_that_cannot_be_told_from_none_are_named() -> None:
+    table = cells(
+        ("E1M1", 3, 0.09, 0.01), ("E2M1", 4, 0.04, 0.01), ("E2M1", 4, 0.01, 0.01),
+        ("E4M3", 8, 0.001, 0.01),
+    )  # fmt: skip
+    text = findings.not_told_apart(table, ["E1M1", "E2M1", "E4M3"])
+    assert "at any size or tokens: E4M3." in text
+    assert "at some sizes and tokens: E2M1 (1 of 2)." in text
+    assert "E1M1" not in text
+
+
+def test_without_repeated_seeds_no_difference_is_called_real() -> None:
+    table = cells(("E1M1", 3, 0.5, float("nan")))
+    assert "cannot say whether that is real" in findings.lowest_bits(table)[0][0]
+    assert "no format at all" in findings.not_told_apart(table, ["E1M1"])
+
+
+def test_many_lowest_formats_become_one_sentence_that_names_the_worse_ones() -> None:
+    rows = [(f"E1M1/{2**i}", 3, 0.02 * i, 0.01) for i in range(5)]  # z = 0, 2, 4, 6, 8
+    means, details = findings.lowest_bits(cells(*rows))
+    assert len(means) == 1
+    assert not details
+    assert "+0.000 to +0.080 nats" in means[0]
+    assert means[0].endswith("worse by three standard errors or more: E1M1/16, E1M1/4 and E1M1/8.")
+
+
+def test_the_order_by_bits_is_judged_on_conditions_that_hold_every_width() -> None:
+    table = cells(("A", 3, 0.1, 0.01), ("B", 4, 0.02, 0.01), ("A", 3, 9.0, 0.01))
+    assert "falls at every step: +0.100 at 3 bits and +0.020 at 4 bits" in str(
+        findings.order_by_bits(table)
+    )
+    upside = cells(("A", 3, 0.01, 0.01), ("B", 4, 0.02, 0.01))
+    assert "does not fall at every step" in str(findings.order_by_bits(upside))
+    assert findings.order_by_bits(cells(("A", 3, 0.1, 0.01))) is None
+
+
+FIT: dict[str, Any] = {
+    "status": "converged",
+    "parameters": {"alpha": 0.2368, "gamma": 11334.5},
+    "intervals": {"alpha": [0.21, 0.27], "gamma": [None, None]},
+    "derived": {
+        "identified": {"alpha": True, "gamma": False},
+        "layouts": [
+            {"bits": 4, "layout": "E2M1", "shares": {"E2M1": 0.93}, "extrapolated": False},
+            {"bits": 8, "layout": "E4M3", "shares": {"E4M3": 0.6}, "extrapolated": True},
+        ],
+    },
+}
+
+
+def test_pinned_and_unpinned_parameters_are_told_apart() -> None:
+    pinned, unpinned = findings.parameters_pinned(FIT)
+    assert pinned == "Pinned by this study, with 95 % intervals: alpha = 0.2368 (0.21 to 0.27)."
+    assert unpinned.startswith("This study cannot pin gamma:")
+
+
+def test_a_fit_at_a_bound_is_said_to_be() -> None:
+    text = findings.parameters_pinned({**FIT, "status": "at_bound: [nu]"})[-1]
+    assert text == "The fit did not end cleanly: at_bound: [nu]."
+
+
+def test_the_best_layout_comes_with_its_share_and_without_extrapolations() -> None:
+    text = str(findings.best_layouts(FIT))
+    assert "4 bits E2M1 (93 % of draws)" in text
+    assert "E4M3" not in text
+    assert "below 95 %, the split is open" in text
+
+
+def test_a_layout_from_unpinned_exponents_is_no_finding() -> None:
+    derived = {**FIT["derived"], "identified": {"delta": False, "nu": True}}
+    assert "no finding" in str(findings.best_layouts({**FIT, "derived": derived}))
+
+
+def test_only_small_models_are_warned_about() -> None:
+    assert "98.3k" in str(findings.small_model(pd.DataFrame({"params": [98_304.0]})))
+    assert findings.small_model(pd.DataFrame({"params": [98_304.0, 1e6]})) is None
+
+
+@pytest.mark.parametrize("value", [0.2368, 1.9061, 68973.0621, 11334.5197, 3.1e-8, -2.5e12, 12.0])
+def test_a_printed_number_is_the_number_to_four_digits(value: float) -> None:
+    text = findings.number(value).replace("−", "-").replace(",", "")
+    digits = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+    text = re.sub("×10(.+)", lambda match: "e" + match[1].translate(digits), text)
+    assert float(text) == pytest.approx(value, rel=5e-4)

@@ -1,0 +1,45 @@
+"""The rotation is orthonormal, exactly undone, and invisible in a product."""
+
+import pytest
+import torch
+
+from experiments.quant.hadamard import hadamard_matrix, rotate, unrotate
+
+
+@pytest.mark.parametrize("size", [1, 2, 16, 32, 128])
+def test_matrix_is_symmetric_and_its_own_inverse(size: int) -> None:
+    matrix = hadamard_matrix(size, torch.float64, torch.device("cpu"))
+    assert torch.equal(matrix, matrix.t())
+    assert torch.allclose(matrix @ matrix, torch.eye(size, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(matrix.abs(), torch.full_like(matrix, size**-0.5))
+
+
+def test_rotating_both_operands_leaves_the_product() -> None:
+    """Float32 sums of 128 terms of size 1: 128 * 2^-24 each, times a margin of 8."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(8, 128, generator=generator), torch.randn(6, 128, generator=generator)
+    signs = torch.randint(2, (128,), generator=generator) * 2.0 - 1
+    product = rotate(a, 32, signs) @ rotate(b, 32, signs).t()
+    assert torch.allclose(product, a @ b.t(), atol=8 * 128 * 2**-24)
+
+
+def test_unrotate_is_the_inverse() -> None:
+    x = torch.randn(4, 64, generator=torch.Generator().manual_seed(1))
+    signs = torch.ones(64)
+    signs[::3] = -1
+    assert torch.allclose(unrotate(rotate(x, 16, signs), 16, signs), x, atol=1e-6)
+
+
+def test_an_outlier_is_spread_over_its_block() -> None:
+    x = torch.zeros(1, 64)
+    x[0, 40] = 1
+    rotated = rotate(x, 32)
+    assert torch.equal(rotated[0, :32], torch.zeros(32))
+    assert torch.allclose(rotated[0, 32:].abs(), torch.full((32,), 32**-0.5))
+
+
+def test_wrong_sizes_are_named() -> None:
+    with pytest.raises(ValueError, match="hadamard=24: must be a power of two"):
+        hadamard_matrix(24, torch.float32, torch.device("cpu"))
+    with pytest.raises(ValueError, match="hadamard=32: .* no multiple"):
+        rotate(torch.ones(2, 48), 32)

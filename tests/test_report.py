@@ -1,0 +1,451 @@
+"""The report page: what is on it, what it says when little is there, and that it is one file."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fitting.laws import LAWS
+from fitting.report import headline_figure, write_report
+from fitting.results import ResultsError, RunRecord, load, write_exclusive
+from fitting.synthetic import make_table, sun_design
+
+TRUTH = {
+    "n": 9.0, "alpha": 0.16, "d": 900.0, "beta": 0.5, "epsilon": 0.35, "gamma": 2500.0,
+    "delta": 1.9, "nu": 1.8,
+}  # fmt: skip
+"""A floating-point law (2501.02423, Eq. 1) that gives a small model's losses, 2.2 to 3.2 nats."""
+LAYOUTS = ((8, 7), (1, 1), (2, 1), (4, 3))
+UNQUANTIZED = (8, 7)
+
+
+def a_run(params: int, tokens: int, layout: tuple[int, int], seed: int, loss: float) -> RunRecord:
+    exponent, mantissa = layout
+    quantized = layout != UNQUANTIZED
+    return RunRecord(
+        run_id=f"n{params}-t{tokens}-e{exponent}m{mantissa}-s{seed}",
+        study="tiny", status="finished", model=f"n{params}",
+        recipe="nearest" if quantized else "none", exponent=exponent, mantissa=mantissa,
+        bits=1 + exponent + mantissa, bits_with_scales=1.25 + exponent + mantissa,
+        block_size=32.0 if quantized else 1.0, granularity="block" if quantized else "none",
+        scale="e8m0" if quantized else "none", operands="P2 P4 P6" if quantized else "",
+        params=params, params_head=0, params_embedding=0, params_total=params,
+        params_quantized=params if quantized else 0, tokens=tokens, unique_tokens=tokens,
+        flops=6.0 * params * tokens, seed=seed, loss=loss, train_loss=loss, bits_per_byte=None,
+        wall_seconds=6.0, tokens_per_second=1.5e5, attempts=1, corpus="test 0123456789ab",
+        quantize_backend="eager", numerics_version=1,
+        provenance={"git_sha": "1f2e3d4c5b6a", "device": "cpu", "threads": 1},
+    )  # fmt: skip
+
+
+def the_runs(noise: float = 0.008) -> list[RunRecord]:
+    """2 sizes x 2 token counts x 4 layouts x 3 seeds, the noise mostly shared by a seed's runs."""
+    rng = np.random.default_rng(5)
+    runs = []
+    for params in (24_576, 98_304):
+        for tokens in (1_000_000, 4_000_000):
+            for seed in range(3):
+                shared = rng.standard_normal()
+                for layout in LAYOUTS:
+                    row = pd.DataFrame(
+                        {
+                            "params": [params], "tokens": [tokens], "exponent": [layout[0]],
+                            "mantissa": [layout[1]],
+                            "block_size": [1.0 if layout == UNQUANTIZED else 32.0],
+                        }
+                    )  # fmt: skip
+                    exact = LAWS["floating_point"].predict(TRUTH, row)[0]
+                    loss = exact * np.exp(noise * (shared + 0.3 * rng.standard_normal()))
+                    runs.append(a_run(params, tokens, layout, seed, float(loss)))
+    return runs
+
+
+def write_runs(folder: Path, runs: list[RunRecord], **about: Any) -> Path:
+    for run in runs:
+        (folder / run.run_id).mkdir(parents=True)
+        write_exclusive(run, folder / run.run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    if about:
+        (folder / "study.json").write_text(json.dumps(about))
+    return folder
+
+
+def a_layout(bits: int, layout: str, share: float, extrapolated: bool) -> dict[str, Any]:
+    return {
+        "bits": bits, "exponent_opt": 1.5, "mantissa_opt": 1.4, "exponent_interval": [1.3, 1.7],
+        "mantissa_interval": [1.2, 1.6], "ratio": 1.07, "ratio_interval": [0.9, 1.3],
+        "layout": layout, "shares": {layout: share, "E0M3": 1 - share}, "near_ties": [],
+        "extrapolated": extrapolated,
+    }  # fmt: skip
+
+
+def a_fit(**changes: Any) -> dict[str, Any]:
+    """fit.json of `TRUTH`, as lowbit-fit writes it."""
+    fit: dict[str, Any] = {
+        "law": "floating_point",
+        "objective": {"name": "huber", "delta": 1e-3, "value": 1.25e-4},
+        "parameters": TRUTH,
+        "intervals": {name: [0.9 * value, 1.2 * value] for name, value in TRUTH.items()},
+        "standard_errors": {name: 0.07 * value for name, value in TRUTH.items()},
+        "status": "converged",
+        "starts": {"tried": 32, "agreeing": 31},
+        "rows": {"used": 48, "excluded": {"diverged": 2}},
+        "derived": {
+            "layouts": [a_layout(4, "E2M1", 0.93, False), a_layout(16, "E8M7", 0.71, True)],
+            "critical_tokens": [
+                {
+                    "params": 24_576, "format": "E1M1", "block_size": 32.0, "tokens": 7.5e6,
+                    "interval": [5e6, None], "extrapolated": True,
+                }
+            ],
+            "identified": {name: name not in ("gamma", "delta") for name in TRUTH},
+        },
+        "warnings": ["gamma and delta move together: not identified"],
+        "inputs_sha256": "ab" * 32,
+    }  # fmt: skip
+    return {**fit, **changes}
+
+
+def write_fit(folder: Path, fit: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "fit.json").write_text(json.dumps(fit))
+    return folder
+
+
+class Page(HTMLParser):
+    """Collects what a browser would load or follow, the table rows, and the visible text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.rows: list[list[str]] = []
+        self.tags: list[str] = []
+        self.words: list[str] = []
+        self._style = False
+        self._cell = False
+        source = path.read_text(encoding="utf-8")
+        self.loads += re.findall(r"url\(([^)]*)\)", source) + re.findall(r"@import[^;]*", source)
+        self.feed(source)
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self._style = tag == "style"
+        for name, value in attrs:
+            if name in ("src", "srcset", "href", "xlink:href", "data", "action", "poster"):
+                (self.links if tag == "a" else self.loads).append(value or "")
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self._cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._style = False
+        self._cell = self._cell and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if not self._style:
+            self.words.append(data)
+        if self._cell:
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder of runs with two diverged and one missing, and a folder with its fit."""
+    root = tmp_path_factory.mktemp("study")
+    runs = the_runs()
+    lost = [i for i, run in enumerate(runs) if (run.exponent, run.seed) == (1, 2)][:2]
+    for i in lost:
+        runs[i] = replace(runs[i], status="diverged", loss=None, reason="loss is NaN at step 9")
+    write_runs(
+        root / "tiny", runs, name="tiny", title="A tiny study", description="Two sizes.",
+        planned=[run.run_id for run in runs] + ["never-started"], notes=["Tuned once."],
+    )  # fmt: skip
+    return root / "tiny", write_fit(root / "fit", a_fit())
+
+
+@pytest.fixture(scope="module")
+def page(study: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return Page(write_report(*study, tmp_path_factory.mktemp("report")))
+
+
+def test_every_loss_is_followed_from_its_record_to_the_page(
+    study: tuple[Path, Path], page: Page
+) -> None:
+    table = load(study[0])
+    assert len(table) == 48
+    for run in table.itertuples():
+        (row,) = [row for row in page.rows if row and row[0] == run.run_id]
+        assert run.status in row
+        if run.status == "finished":
+            assert f"{run.loss:.4f}" in row
+        else:
+            assert "loss is NaN at step 9" in row
+
+
+def test_the_page_loads_nothing_and_links_only_to_itself_and_papers(page: Page) -> None:
+    assert page.loads
+    assert all(target.startswith("#") for target in page.loads)
+    outside = [link for link in page.links if not link.startswith("#")]
+    assert outside
+    assert all(link.startswith("https://arxiv.org/abs/") for link in outside)
+    assert not {"script", "iframe", "link", "img", "object", "embed", "base"} & set(page.tags)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_the_same_inputs_give_the_same_bytes_in_another_process(
+    study: tuple[Path, Path], tmp_path: Path
+) -> None:
+    write_report(*study, tmp_path / "one")
+    code = (
+        "import sys; from pathlib import Path; from fitting.report import write_report; "
+        "write_report(*map(Path, sys.argv[1:]))"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, *map(str, study), str(tmp_path / "two")],
+        check=True,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"},
+    )
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+
+
+def test_the_manifest_holds_the_sum_of_every_file_and_input(
+    study: tuple[Path, Path], tmp_path: Path
+) -> None:
+    write_report(*study, tmp_path)
+    files = files_of(tmp_path)
+    manifest = json.loads(files.pop("MANIFEST.json"))
+    assert manifest["files"] == {k: hashlib.sha256(v).hexdigest() for k, v in files.items()}
+    assert {name.split("/")[0] for name in manifest["files"]} == {"index.html", "figures", "tables"}
+    runs = {f"{run_id}/result.json" for run_id in load(study[0])["run_id"]}
+    assert set(manifest["inputs"]) == runs | {"study.json", "fit.json"}
+    fit_sum = hashlib.sha256((study[1] / "fit.json").read_bytes()).hexdigest()
+    assert manifest["inputs"]["fit.json"] == fit_sum
+
+
+def test_runs_are_counted_by_outcome(page: Page) -> None:
+    for words in ("46 finished", "2 diverged", "0 failed", "1 missing", "49 runs were planned"):
+        assert words in page.text
+
+
+def test_the_headline_says_what_the_losses_say(study: tuple[Path, Path], page: Page) -> None:
+    """The law's cost of E1M1 is 0.07 to 0.17 nats, of E4M3 1/37 of that, below the noise."""
+    table = load(study[0])
+    loss = table[table["status"] == "finished"].set_index(["params", "tokens", "seed"])
+    base = loss[loss["bits"] == 16]["loss"]
+    low = loss[(loss["exponent"] == 1)]["loss"]
+    expected = (low - base).groupby(["params", "tokens"]).mean().mean()
+    assert re.search(
+        rf"E1M1 \(3 bits\) is worse than none by {expected:.3g} ± [\d.]+ nats per token", page.text
+    )
+    assert "at any size or tokens: E4M3" in page.text
+    assert "cannot pin gamma and delta" in page.text
+    assert "24.6k" in page.text
+    assert "must not be compared with papers" in page.text
+
+
+def test_each_difference_stands_beside_its_error_and_the_noise_floor(page: Page) -> None:
+    assert "Noise floor: another seed changes the loss by" in page.text
+    rows = [row for row in page.rows if row and row[0] in ("E1M1", "E2M1", "E4M3") and len(row) > 5]
+    assert len(rows) == 12
+    for row in rows:
+        difference, error, z = (float(row[i].replace("−", "-")) for i in (2, 3, 4))
+        # Printed to 4 decimals, 2 digits (5 % at worst) and, cut, 1 decimal.
+        slack = 0.1 + 5e-5 / error + 0.05 * abs(difference) / error
+        assert z == pytest.approx(difference / error, abs=slack)
+        assert row[5].startswith("worse") == (z >= 3)
+    assert sum("1 of 3 diverged" in row[5] for row in rows) == 2
+
+
+def test_published_constants_and_warnings_stand_beside_the_fit(page: Page) -> None:
+    (alpha,) = [row for row in page.rows if row[:1] == ["alpha"]]
+    assert alpha == ["alpha", "0.16", "0.144 to 0.192", "0.011", "0.2368", "yes"]
+    (delta,) = [row for row in page.rows if row[:1] == ["delta"]]
+    assert delta[-1] == "no"
+    assert "gamma and delta move together: not identified" in page.text
+    assert "31 of 32 starts agree" in page.text
+    assert "2 diverged" in page.text
+
+
+def test_extrapolations_are_marked(page: Page) -> None:
+    (inside,) = [row for row in page.rows if row[1:2] == ["E2M1"] and "93" in row[2]]
+    (outside,) = [row for row in page.rows if row[1:2] == ["E8M7"]]
+    assert inside[0] == "4"
+    assert outside[0] == "16 *"
+    assert any(row[1:4] == ["E1M1", "32", "7.5M *"] for row in page.rows)
+
+
+def test_a_hostile_title_stays_text(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>\"'&<img src=x onerror=y>"
+    runs = [replace(run, recipe="<b>bold" if run.bits < 16 else "none") for run in the_runs()[:8]]
+    results = write_runs(tmp_path / "evil", runs, title=evil, notes=[evil], description=evil)
+    fit = write_fit(tmp_path / "fit", a_fit(warnings=[evil]))
+    page = Page(write_report(results, fit, tmp_path / "out"))
+    assert not {"script", "img", "b"} & set(page.tags)
+    assert page.text.count("<script>alert(1)</script>") >= 4
+    assert "<b>bold" in page.text
+
+
+def no_runs() -> list[RunRecord]:
+    return []
+
+
+def one_run() -> list[RunRecord]:
+    return the_runs()[:1]
+
+
+def one_quantized_run() -> list[RunRecord]:
+    return the_runs()[1:2]
+
+
+def one_seed() -> list[RunRecord]:
+    return [run for run in the_runs() if run.seed == 0]
+
+
+def all_diverged() -> list[RunRecord]:
+    return [replace(run, status="diverged", loss=None, train_loss=None) for run in the_runs()[:5]]
+
+
+def all_failed() -> list[RunRecord]:
+    return [replace(run, status="failed", loss=None, train_loss=None) for run in the_runs()[:5]]
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [
+        (no_runs, "no finished run yet: there is nothing to report"),
+        (one_run, "One run only: no spread, no comparison and no fit can come from it"),
+        (one_quantized_run, "nothing can be compared"),
+        (one_seed, "without repeated seeds this study cannot say whether that is real"),
+        (all_diverged, "No run of this study ended with a loss (5 diverged)"),
+        (all_failed, "No run of this study ended with a loss (5 failed)"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+@pytest.mark.parametrize("with_fit", [False, True])
+def test_a_study_that_shows_little_says_so(
+    runs: Any, said: str, with_fit: bool, tmp_path: Path
+) -> None:
+    results = write_runs(tmp_path / "runs", runs(), planned=["a", "b"])
+    fit = write_fit(tmp_path / "fit", a_fit()) if with_fit else tmp_path / "fit"
+    page = Page(write_report(results, fit, tmp_path / "out"))
+    assert said in page.text
+    if not with_fit:
+        assert "There is no fit of this study" in page.text
+    assert "is worse than none" not in page.text
+
+
+def test_a_fit_without_bootstrap_or_conclusions_is_a_page_too(
+    study: tuple[Path, Path], tmp_path: Path
+) -> None:
+    bare = a_fit(
+        intervals={name: [None, None] for name in TRUTH}, standard_errors={}, derived={},
+        objective={"name": "least_squares", "delta": None, "value": None}, warnings=[],
+    )  # fmt: skip
+    page = Page(write_report(study[0], write_fit(tmp_path / "fit", bare), tmp_path / "out"))
+    assert "does not say which parameters are identified" in page.text
+    assert "No optimal layouts" in page.text
+
+
+def test_a_foreign_table_without_formats_is_reported_as_far_as_it_goes(tmp_path: Path) -> None:
+    design = pd.DataFrame(
+        [(n, d) for n in (1e7, 1e8, 1e9) for d in (1e9, 1e10)], columns=["params", "tokens"]
+    )
+    truth = {"A": 400.0, "alpha": 0.34, "B": 410.0, "beta": 0.28, "E": 1.69}
+    table = make_table("chinchilla", truth, design, 0.0, seed=0)
+    table[["params", "tokens", "loss"]].to_csv(tmp_path / "losses.csv", index=False)
+    fit = write_fit(tmp_path / "fit", a_fit(law="chinchilla", parameters=truth, derived={}))
+    page = Page(write_report(tmp_path / "losses.csv", fit, tmp_path / "out"))
+    assert "formats cannot be compared" in page.text
+    assert "results=losses.csv" in page.text
+    for loss in table["loss"]:
+        assert any(f"{loss:.4f}" in row for row in page.rows)
+
+
+def test_a_published_size_study_stays_below_a_megabyte(tmp_path: Path) -> None:
+    """The grid of 2501.02423 with three seeds: 1056 runs, 21 formats, 4 sizes."""
+    formats = sun_design()
+    base = formats.drop_duplicates(["params", "tokens"])
+    base = base.assign(exponent=8, mantissa=7, block_size=1.0, granularity="none")
+    design = pd.concat([formats, base, formats, base, formats, base], ignore_index=True)
+    table = make_table("floating_point", {**TRUTH, "d": 6.9e4}, design, 1e-3, seed=0)
+    table.to_csv(tmp_path / "grid.csv", index=False)
+    write_report(tmp_path / "grid.csv", write_fit(tmp_path / "fit", a_fit()), tmp_path / "out")
+    for name, content in files_of(tmp_path / "out").items():
+        assert len(content) < 1_000_000, name
+
+
+def test_figures_of_an_earlier_report_go_but_other_files_stay(
+    study: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    write_report(*study, out)
+    assert (out / "figures" / "residuals.svg").exists()
+    (out / "figures" / "mine.svg").write_text("<svg/>")
+    (out / "tables" / "parameters.csv").write_text("edited by hand")
+    write_report(study[0], tmp_path / "no-fit", out)
+    left = files_of(out)
+    assert "figures/residuals.svg" not in left
+    assert left["figures/mine.svg"] == b"<svg/>"
+    assert left["tables/parameters.csv"] == b"edited by hand"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "fit.json: not JSON"),
+        ("[]", "must hold one JSON object, holds a list"),
+        ("{}", "lacks law, objective"),
+        (json.dumps(a_fit(law="chinchila")), "law='chinchila' is none of"),
+    ],
+)
+def test_a_broken_fit_is_one_clear_line(
+    text: str, said: str, study: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "fit.json").write_text(text)
+    with pytest.raises(ResultsError, match=re.escape(said)) as caught:
+        write_report(study[0], tmp_path, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_without_losses_names_the_column(tmp_path: Path) -> None:
+    (tmp_path / "bad.csv").write_text("params,tokens,perplexity\n1,2,3\n")
+    with pytest.raises(ResultsError, match="the report needs column loss"):
+        write_report(tmp_path / "bad.csv", tmp_path, tmp_path / "out")
+    with pytest.raises(ResultsError, match="no such file or folder"):
+        write_report(tmp_path / "nowhere", tmp_path, tmp_path / "out")
+
+
+def test_the_headline_figure_is_a_1200_by_500_png(study: tuple[Path, Path], tmp_path: Path) -> None:
+    png = headline_figure(*study, tmp_path / "a" / "headline.png").read_bytes()
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    assert (int.from_bytes(png[16:20]), int.from_bytes(png[20:24])) == (1200, 500)
+    assert png == headline_figure(*study, tmp_path / "b.png").read_bytes()
+
+
+def test_a_headline_figure_of_nothing_is_refused(tmp_path: Path) -> None:
+    results = write_runs(tmp_path / "runs", all_diverged())
+    with pytest.raises(ResultsError, match="nothing to compare"):
+        headline_figure(results, tmp_path, tmp_path / "x.png")

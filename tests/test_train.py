@@ -1,0 +1,273 @@
+"""One run: the numbers are those of a bare loop, and no interruption changes them."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import tracking
+from experiments.config import ConfigError, TrainConfig
+from experiments.data import TokenData
+from experiments.module import LanguageModel, lr_factor
+from experiments.shards import DataError
+from experiments.train import METRICS, Progress, run_folder, train
+from fitting.results import FAILURE, RESULT, RunRecord, read_record
+
+Compose = Callable[..., TrainConfig]
+STEPS = 24
+SMALL = [
+    "model=ladder/a",
+    "data=tokens",
+    "data.seq_len=64",
+    "batch_size=4",
+    f"tokens={STEPS * 4 * 64}",
+    "tracking=none",
+    "tracking.log_every=4",
+]
+
+
+@pytest.fixture
+def small(composed: Compose, text: Path) -> Compose:
+    return lambda *overrides: composed(*SMALL, f"data.path={text}", *overrides)
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    """The loss curve without what a clock wrote."""
+    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    return [{k: v for k, v in row.items() if "per_second" not in k} for row in lines]
+
+
+def bare_loop(config: TrainConfig) -> float:
+    """The same run without Lightning: its validation loss."""
+    torch.set_num_threads(config.resources.cpus)
+    module, data, optim = LanguageModel(config), TokenData(config.data), config.optim
+    decayed = [p for p in module.parameters() if p.ndim > 1]
+    others = [p for p in module.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": others}],
+        betas=(optim.beta1, optim.beta2),
+        eps=optim.eps,
+        weight_decay=0.0,
+    )
+    for step in range(config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = optim.lr * lr_factor(step, config.steps, optim)
+        module.model.clock.counter = step
+        batch = data.batch(step, config.batch_size, config.seed)
+        optimizer.zero_grad()
+        module.loss(batch).backward()
+        torch.nn.utils.clip_grad_norm_(decayed + others, optim.clip_norm)
+        optimizer.step()
+    module.eval()
+    total = count = 0.0
+    with torch.no_grad():
+        for index, batch in enumerate(data.validation_batches(16_384 // 64)):
+            module.model.clock.counter = 2**40 + index
+            total += module.loss(batch, reduction="sum").double().item()
+            count += batch[:, 1:].numel()
+    return total / count
+
+
+@pytest.mark.parametrize("recipe", ["none", "nearest", "stochastic", "hadamard", "sun"])
+def test_a_run_is_the_bare_loop_bit_for_bit(small: Compose, recipe: str) -> None:
+    config = small(f"recipe={recipe}")
+    assert train(config).record.loss == bare_loop(config)
+
+
+def test_the_record_says_what_was_run(small: Compose) -> None:
+    config = small("precision=mxfp4", "seed=3", "study.name=mine")
+    result = train(config)
+    r = result.record
+    assert (r.status, r.study, r.recipe, r.seed) == ("finished", "mine", "nearest", 3)
+    assert (r.exponent, r.mantissa, r.bits, r.block_size, r.scale) == (2, 1, 4, 32, "e8m0")
+    assert r.bits_with_scales == 4.25
+    assert (r.params, r.tokens, r.operands) == (26_624, STEPS * 256, "P1 P2 P3 P4 P5 P6")
+    assert r.loss is not None
+    assert r.bits_per_byte == pytest.approx(r.loss / math.log(2))
+    assert r.config["precision"]["mantissa"] == 1
+    assert r.provenance["threads"] == 1
+    assert r.quantize_backend == "torch"
+    assert RunRecord.from_json((result.folder / RESULT).read_text()) == r
+    assert not list((result.folder / "checkpoints").glob("*")), "a finished run needs none"
+
+
+def test_row_and_tensor_scales_record_the_mean_number_of_sharers(small: Compose) -> None:
+    """sun, per row, ladder a (h 32, f 96, 2 layers, 256 rows a step): P2 shares over in_features
+    32 32 32 96, P4 over out_features 96 32 192 32, P6 over 256 rows each."""
+    r = train(small("recipe=sun", "precision.granularity=row")).record
+    sharers = [32, 32, 32, 96, 96, 32, 192, 32, 256, 256, 256, 256]
+    assert math.log2(r.block_size) == pytest.approx(sum(map(math.log2, sharers)) / 12)
+
+
+def test_training_lowers_the_loss(small: Compose) -> None:
+    result = train(small())
+    curve = [row["train/loss"] for row in rows(result.folder) if "train/loss" in row]
+    assert curve[-1] < curve[0] - 1
+    assert result.record.loss is not None
+    assert result.record.loss < math.log(256) - 1
+
+
+def test_a_finished_run_is_not_run_again(small: Compose) -> None:
+    first = train(small())
+    before = (first.folder / RESULT).stat().st_mtime_ns
+    again = train(small())
+    assert again.already_done
+    assert again.record == first.record
+    assert (first.folder / RESULT).stat().st_mtime_ns == before
+
+
+class Stop:
+    """Ctrl-C after some step."""
+
+    def __init__(self, step: int, error: type[BaseException] = KeyboardInterrupt) -> None:
+        self.step, self.error = step, error
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.step >= self.step:
+            raise self.error("stopped here")
+
+
+@pytest.mark.parametrize("recipe", ["none", "stochastic", "hadamard"])
+def test_a_run_stopped_and_resumed_gives_the_same_bits(
+    small: Compose, tmp_path: Path, recipe: str
+) -> None:
+    undisturbed = train(small(f"recipe={recipe}", f"runs={tmp_path / 'undisturbed'}"))
+    config = small(f"recipe={recipe}")
+    for step in (8, 16):
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            train(config, Stop(step))
+        assert list((run_folder(config) / "checkpoints").glob("*.ckpt"))
+    resumed = train(config)
+    assert resumed.record.loss == undisturbed.record.loss
+    assert rows(resumed.folder) == rows(undisturbed.folder)
+    assert resumed.record.attempts == 3
+    assert resumed.record.run_id == undisturbed.record.run_id
+
+
+def test_a_torn_checkpoint_is_passed_over_for_the_one_before(
+    small: Compose, tmp_path: Path
+) -> None:
+    undisturbed = train(small(f"runs={tmp_path / 'undisturbed'}"))
+    config = small("checkpoint_seconds=0")
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(config, Stop(16))
+    newest = sorted((run_folder(config) / "checkpoints").glob("*.ckpt"))[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert train(config).record.loss == undisturbed.record.loss
+
+
+def test_a_killed_process_resumes_to_the_same_bits(small: Compose, tmp_path: Path) -> None:
+    """kill -9 while it trains; a checkpoint after every step, 160 steps to be killed in."""
+    longer = "tokens=40_960"
+    undisturbed = train(small(longer, f"runs={tmp_path / 'undisturbed'}"))
+    config = small(longer, "checkpoint_seconds=0")
+    folder = run_folder(config)
+    arguments = [*SMALL, f"data.path={tmp_path / 'text'}", f"runs={config.runs}", longer]
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from experiments.commands import train; train()",
+            *arguments,
+            "checkpoint_seconds=0",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("checkpoints/*.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / RESULT).exists(), "it was killed in time"
+    resumed = train(config)
+    assert resumed.record.attempts == 2
+    assert resumed.record.loss == undisturbed.record.loss
+    assert rows(resumed.folder) == rows(undisturbed.folder)
+
+
+def test_divergence_is_a_result(small: Compose) -> None:
+    result = train(small("optim.lr=1e20", "optim.clip_norm=1e30"))
+    assert result.record.status == "diverged"
+    assert result.record.reason
+    assert read_record(result.folder) == result.record
+    assert train(small("optim.lr=1e20", "optim.clip_norm=1e30")).already_done
+
+
+def test_a_failure_leaves_its_reason_and_can_be_run_again(small: Compose) -> None:
+    config = small()
+    with pytest.raises(RuntimeError, match="stopped here"):
+        train(config, Stop(8, RuntimeError))
+    failure = RunRecord.from_json((run_folder(config) / FAILURE).read_text())
+    assert (failure.status, failure.reason) == ("failed", "RuntimeError: stopped here")
+    assert failure.loss is None
+    assert train(config).record.status == "finished"
+    assert not (run_folder(config) / FAILURE).exists()
+
+
+def test_bfloat16_compute_trains(small: Compose) -> None:
+    """bfloat16 keeps 8 bits: the loss agrees with float32's to a few percent, not to the bit."""
+    exact, brain = train(small()).record, train(small("compute_dtype=bfloat16")).record
+    assert exact.loss is not None
+    assert brain.loss is not None
+    assert brain.loss != exact.loss
+    assert brain.loss == pytest.approx(exact.loss, rel=0.05)
+
+
+def test_requests_that_cannot_run_say_so_before_any_work(small: Compose) -> None:
+    with pytest.raises(DataError, match="data.max_epochs=1: "):
+        train(small("tokens=10_000_000"))
+    with pytest.raises(DataError, match="model.vocab_size=200: must be at least 256"):
+        train(small("model.vocab_size=200"))
+    with pytest.raises(DataError, match="data.path=/nowhere: no such file"):
+        train(small("data.path=/nowhere"))
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="resources.device=cuda: torch sees no GPU"):
+            train(small("resources.device=cuda"))
+    assert not Path(small().runs).exists()
+
+
+def test_offline_tracking_can_be_read_back(small: Compose) -> None:
+    config = small("tracking=offline", "tracking.log_every=4", "study.name=mirror")
+    result = train(config)
+    run = tracking.read_offline(result.folder)
+    assert (run.group, run.job_type, run.project) == ("mirror", "train", "lowbit-scaling")
+    assert run.run_id == result.record.run_id
+    assert run.exit_code == 0
+    assert {"nearest", "ladder-a", "E2M1", "block"} == set(run.tags)
+    assert run.config["precision"]["mantissa"] == 1
+    mirrored = [{k: v for k, v in row.items() if not k.startswith("_")} for row in run.history]
+    mirrored = [{k: v for k, v in row.items() if "per_second" not in k} for row in mirrored]
+    assert mirrored == rows(result.folder)
+
+
+def test_a_torn_offline_file_is_read_as_far_as_it_is_whole(small: Compose) -> None:
+    result = train(small("tracking=offline", "tracking.log_every=1"))
+    [file] = result.folder.rglob("run-*.wandb")
+    whole = tracking.read_offline(file)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
+    torn = tracking.read_offline(file)
+    assert torn.exit_code is None
+    assert 0 < len(torn.history) < len(whole.history)
+    assert torn.history == whole.history[: len(torn.history)]
+
+
+def test_tracking_that_cannot_start_never_fails_a_run(
+    small: Compose, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Online, with nobody at the other end."""
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr(tracking, "_INIT_TIMEOUT_SECONDS", 1)
+    result = train(small("tracking=online"))
+    assert result.record.status == "finished"
+    assert "the run goes on without it" in caplog.text
+    assert "0" * 40 not in caplog.text + (result.folder / RESULT).read_text()
