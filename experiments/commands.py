@@ -34,8 +34,10 @@ def train() -> None:
 
     Exit codes: 0 done, 1 a run failed, 2 a wrong request (one line says what), 130 Ctrl-C.
     """
-    shown = os.environ.get("HYDRA_FULL_ERROR")
+    traceback_wanted = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to here instead of printing them
+    # argparse takes flags before the overrides only; here -m may stand anywhere.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     composed: list[DictConfig] = []
     try:
         # Hydra composes and, with -m, sweeps; a single run starts once Hydra is out of the way.
@@ -45,7 +47,7 @@ def train() -> None:
         for cfg in composed:
             _run_one(from_hydra(cfg))
     except (ConfigError, DataError, HydraException, OmegaConfBaseException) as error:
-        if shown:
+        if traceback_wanted:
             raise
         text = explain(error) if not isinstance(error, (ConfigError, DataError)) else str(error)
         for line in text.splitlines():
@@ -54,6 +56,9 @@ def train() -> None:
     except KeyboardInterrupt:
         print("lowbit-train: interrupted; the same command goes on from here", file=sys.stderr)
         raise SystemExit(130) from None
+    finally:
+        if not traceback_wanted:
+            del os.environ["HYDRA_FULL_ERROR"]
 
 
 def _run_one(config: TrainConfig) -> None:

@@ -281,6 +281,9 @@ def explain(error: Exception, cfg: DictConfig | None = None) -> str:
         near = difflib.get_close_matches(name, known_keys(), n=1)
         hint = f"; did you mean {near[0]}?" if near else "; see lowbit-train --help"
         return f"{name}: no such key{hint}"
+    unread = re.search(r"Error parsing override '(.*)'", text)
+    if unread:
+        return f"{unread[1]}: cannot be read as key=value; put quotes around special characters"
     choice = re.search(r"In '[^']+': Could not find '([^']+)'", text) or re.search(
         r"Could not find '([^']+)'", text
     )

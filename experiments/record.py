@@ -94,7 +94,9 @@ def make_record(
         quantize_backend=block.BACKEND if quantized else "none",
         numerics_version=NUMERICS_VERSION,
         reason=reason,
-        metrics_sha256=hashlib.sha256(metrics.read_bytes()).hexdigest() if metrics.exists() else "",
+        metrics_sha256=hashlib.sha256(metrics.read_bytes()).hexdigest()
+        if metrics.is_file()
+        else "",
         provenance=provenance(config, started),
         config=asdict(config),
     )

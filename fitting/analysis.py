@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from fitting.fit import Fit, select_rows
 from fitting.laws import Array
+from fitting.uncertainty import vague
 
 BITS = range(2, 17)
 """Total bits of the layouts reported: from sign + exponent to half precision."""
@@ -44,6 +45,8 @@ def optimal_layout(parameters: Mapping[str, float], bits: int) -> tuple[float, f
 
 def integer_layout(parameters: Mapping[str, float], bits: int) -> tuple[int, int]:
     """Exponent and mantissa bits that maximise (E+.5)^delta (M+.5)^nu, E + M = P - 1.
+
+    Of layouts that tie exactly the one with the fewest exponent bits.
 
     >>> from fitting.laws import SUN_2025
     >>> integer_layout(SUN_2025, 8)
@@ -134,10 +137,11 @@ def layout_table(
         as real numbers, with `exponent_interval`, `mantissa_interval`, `ratio_interval` (95 %;
         None where the mantissa or the exponent is not above zero, or where there are no draws);
         `layout` in integers, "E2M1"; `shares` of the draws in which each layout wins, the largest
-        first; `near_ties`, the other layouts whose precision term is at most 1.25 times the best
-        one's; `extrapolated`.  Empty where the table says nothing about delta or nu.
+        first, a tie shared out; `near_ties`, the other layouts whose precision term is at most
+        1.25 times the best one's; `extrapolated`.  Empty where the table says nothing about delta
+        or nu, or both are zero: no layout is then better than another.
     """
-    if {"delta", "nu"} & set(fit.flat):
+    if {"delta", "nu"} & set(fit.flat) or fit.parameters["delta"] + fit.parameters["nu"] == 0:
         return []
     seen = _quantized(table)
     seen_bits = 1 + seen["exponent"] + seen["mantissa"]
@@ -150,9 +154,11 @@ def layout_table(
             delta, nu = draws["delta"].to_numpy(), draws["nu"].to_numpy()
             some = delta + nu > 0  # E grows with delta/(delta + nu), M falls with it
             low, high = _quantiles(delta[some] / (delta + nu)[some] * p - 0.5)
-            wins = np.bincount(_log_denominators(delta, nu, p).argmax(axis=1), minlength=p)
+            log_denominators = _log_denominators(delta, nu, p)
+            ties = log_denominators == log_denominators.max(axis=1, keepdims=True)
+            wins = (ties / ties.sum(axis=1, keepdims=True)).mean(axis=0)
             shares = {
-                _name(int(e), p - 1 - int(e)): float(wins[e] / wins.sum())
+                _name(int(e), p - 1 - int(e)): float(wins[e])
                 for e in (-wins).argsort(kind="stable")
                 if wins[e]
             }
@@ -221,11 +227,14 @@ def derived(fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame) -> dict[s
     """What follows from a fit, JSON-ready: the `derived` of fit.json.
 
     Returns:
-        `identified` for every parameter; for `floating_point` also `layouts` (`layout_table`) and
-        `critical_tokens` (`critical_table`); for `chinchilla` `compute_optimal_exponent`, a dict
-        of `value` and `interval`.
+        `identified` for every parameter (False where the fit or the draws doubt it); for
+        `floating_point` also `layouts` (`layout_table`) and `critical_tokens` (`critical_table`);
+        for `chinchilla` `compute_optimal_exponent`, a dict of `value` and `interval`.
     """
-    result: dict[str, Any] = {"identified": dict(fit.identified)}
+    doubtful = set() if draws is None else set(vague(draws)) - set(fit.frozen)
+    result: dict[str, Any] = {
+        "identified": {n: known and n not in doubtful for n, known in fit.identified.items()}
+    }
     if fit.law.name == "floating_point":
         result["layouts"] = layout_table(fit, draws, table)
         result["critical_tokens"] = critical_table(fit, draws, table)

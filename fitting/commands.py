@@ -23,7 +23,7 @@ from fitting.fit import Fit, FitError, select_rows
 from fitting.fit import fit as fit_law
 from fitting.laws import LAWS
 from fitting.results import ResultsError
-from fitting.uncertainty import bootstrap, intervals, noise_floor, standard_errors
+from fitting.uncertainty import bootstrap, intervals, noise_floor, standard_errors, vague
 
 FIT_HELP = """\
 lowbit-fit: fit a scaling law to a table of losses.
@@ -324,9 +324,18 @@ def describe(fitted: Fit, draws: pd.DataFrame | None, table: pd.DataFrame) -> di
                 f"only {converged} of {len(draws)} bootstrap draws converged: "
                 "the intervals are rough"
             )
+        wide = [n for n in vague(draws) if fitted.identified[n] and n not in fitted.frozen]
+        if wide:
+            warnings.append(
+                f"{', '.join(wide)}: hardly identified, the 95 % interval spans a factor 50 or zero"
+            )
         unknown = {*fitted.flat, *fitted.frozen}  # no data behind them, so no interval
         low_high |= {n: list(v) for n, v in intervals(draws).items() if n not in unknown}
         errors |= {n: v for n, v in standard_errors(draws).items() if n not in unknown}
+    conclusions = derived(fitted, draws, table)
+    doubtful = [n for n in ("delta", "nu") if not conclusions["identified"].get(n, True)]
+    if conclusions.get("layouts") and doubtful:
+        warnings.append(f"{', '.join(doubtful)} not identified: the best layouts are not known")
     rows, _ = select_rows(table)
     floor = noise_floor(rows)
     if not floor.dof:
@@ -346,7 +355,7 @@ def describe(fitted: Fit, draws: pd.DataFrame | None, table: pd.DataFrame) -> di
             "rows": asdict(fitted.rows),
             "frozen": list(fitted.frozen),
             "bootstrap": {"draws": 0 if draws is None else len(draws), "converged": converged},
-            "derived": derived(fitted, draws, table),
+            "derived": conclusions,
             "noise_floor": asdict(floor),
             "warnings": warnings,
             "inputs_sha256": hashlib.sha256(canonical).hexdigest(),
@@ -396,20 +405,22 @@ def _show(report: Mapping[str, Any], out: Path) -> None:
     }
     for key, text in summary.items():
         console.print(f"  {key:12s}{text}", markup=False)
-    if report["derived"].get("layouts"):
-        console.print(_layouts(report["derived"]["layouts"]))
+    identified = report["derived"]["identified"]
+    layouts = [e for e in report["derived"].get("layouts", []) if not e["extrapolated"]]
+    if layouts and identified["delta"] and identified["nu"]:
+        console.print(_layouts(layouts))
     for warning in report["warnings"]:
         console.print(f"warning: {warning}", style="yellow", markup=False)
     console.print(f"wrote {out / 'fit.json'}", markup=False, soft_wrap=True)
 
 
 def _layouts(entries: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(title="best layout by bits", title_justify="left", box=SIMPLE_HEAD)
-    for header in ("bits", "layout", "exponent", "95 % interval", "E:M", "draws", "near-ties"):
+    """Layouts as a table; fit.json has those beyond the data's bits as well."""
+    table = Table(title="best exponent/mantissa split", title_justify="left", box=SIMPLE_HEAD)
+    for header in ("bits", "layout", "exponent", "95 % interval", "E:M", "wins of draws"):
         table.add_column(header, justify="right")
-    table.add_column("")
     for entry in entries:
-        shares = [f"{name} {share:.0%}" for name, share in list(entry["shares"].items())[:3]]
+        shares = [f"{name} {share:.0%}" for name, share in list(entry["shares"].items())[:2]]
         table.add_row(
             str(entry["bits"]),
             entry["layout"],
@@ -417,9 +428,6 @@ def _layouts(entries: Sequence[Mapping[str, Any]]) -> Table:
             _span(entry["exponent_interval"]),
             _figure(entry["ratio"]),
             ", ".join(shares),
-            ", ".join(entry["near_ties"]),
-            "extrapolated" if entry["extrapolated"] else "",
-            style="dim" if entry["extrapolated"] else None,
         )
     return table
 

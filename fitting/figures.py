@@ -21,7 +21,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from fitting.naming import UNQUANTIZED, count_label, records, sizes, whole
@@ -101,7 +103,7 @@ def format_colours(order: Sequence[str]) -> dict[str, str]:
         colours = list(OKABE_ITO[: len(names)])
     else:  # viridis' dark and bright ends vanish on black and on white
         shades = mpl.colormaps["viridis"](np.linspace(0.22, 0.86, len(names)))
-        colours = [mpl.colors.to_hex(shade) for shade in shades]
+        colours = [to_hex(shade) for shade in shades]
     return {**dict(zip(names, colours, strict=True)), UNQUANTIZED: NONE_COLOUR}
 
 
@@ -158,12 +160,12 @@ def draw_cost(
         group = cells[cells["tokens"] == count]
         y = group["format"].map(list(order).index) + step * (i - (len(tokens) - 1) / 2)
         colour = group["format"].map(colours)
-        for times, width in ((SIGMAS, 1.1), (1.0, 3.6)):
+        for times, width in ((SIGMAS, 1.1), (1.0, 3.0)):
             reach = times * group["standard_error"]
             ends = group["difference"] - reach, group["difference"] + reach
             axes.hlines(y, *ends, colors=colour, linewidth=width)
         marker = MARKERS[i % len(MARKERS)]
-        axes.scatter(group["difference"], y, s=42, c=colour, marker=marker, linewidths=0, zorder=3)
+        axes.scatter(group["difference"], y, s=50, c=colour, marker=marker, linewidths=0, zorder=3)
         if len(tokens) > 1:
             label = f"{count_label(count)} tokens"
             axes.plot([], [], marker, color=INK, linestyle="", label=label)
@@ -186,9 +188,9 @@ def _legend_inches(labels: Sequence[str]) -> float:
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """Below the axes, where it hides nothing; nothing where nothing has a label."""
+    """Below the axes, where it hides nothing; nothing for a single label."""
     handles, labels = axes.get_legend_handles_labels()
-    if handles:
+    if len(handles) > 1:
         columns = _legend_columns(labels)
         figure.legend(
             handles, labels, loc="outside lower left", ncols=columns, handletextpad=0.2,
@@ -276,9 +278,12 @@ def loss_by_bits(
         group = cells[cells["params"] == size]
         group = group[group["tokens"] == group["tokens"].max()].sort_values(["bits", "loss"])
         tokens = float(group["tokens"].max())
+        names = [str(name) for name in group["format"]]
+        # Names stand beside their marks while these are few and short, else in a legend.
+        direct = len(names) <= 12 and max(map(len, names)) <= 9
         none = baseline[(baseline["params"] == size) & (baseline["tokens"] == tokens)]
         with mpl.rc_context(_STYLE):
-            figure = _figure(PANEL_WIDTH, 3.5)
+            figure = _figure(PANEL_WIDTH, 3.5 + (0 if direct else _legend_inches(names)))
             axes = figure.add_subplot()
             for value in none["loss"]:
                 axes.axhline(value, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
@@ -286,15 +291,17 @@ def loss_by_bits(
                     "none", (1.0, value), xycoords=("axes fraction", "data"), ha="right",
                     xytext=(0, -11), textcoords="offset points", fontsize=9.5,
                 )  # fmt: skip
-            label_room = _spread(group["loss"].to_numpy(float))
             for i, row in enumerate(records(group)):
                 same = group["bits"] == row.bits
                 rank = int((group["loss"][same] < row.loss).sum()) - (int(same.sum()) - 1) / 2
                 x = float(row.bits) + 0.16 * rank
                 error = row.loss_error if np.isfinite(row.loss_error) else 0.0
                 colour = colours[str(row.format)]
-                axes.errorbar(x, row.loss, yerr=error, fmt="o", color=colour, elinewidth=1.6)
-                if label_room[i]:
+                axes.errorbar(
+                    x, row.loss, yerr=error, fmt="o" if direct else MARKERS[i % len(MARKERS)],
+                    color=colour, elinewidth=1.6, label=None if direct else str(row.format),
+                )  # fmt: skip
+                if direct:
                     # Of several in one place the labels point away from each other.
                     left = rank < 0 and row.bits > group["bits"].min()
                     axes.annotate(
@@ -306,17 +313,10 @@ def loss_by_bits(
             axes.set_xlabel("bits per element, scales not counted")
             axes.set_ylabel("loss, nats per token")
             axes.set_title(f"{count_label(size)} parameters, {count_label(tokens)} tokens")
+            _legend(figure, axes)
             title = f"Loss against bits at {count_label(size)} parameters"
             panels.append(_panel(figure, f"bits_{size:.0f}", title))
     return panels
-
-
-def _spread(values: np.ndarray) -> list[bool]:
-    """Which points get a text label: all of a dozen, then only those that stand alone."""
-    if len(values) <= 12:
-        return [True] * len(values)
-    room = 0.05 * (values.max() - values.min())
-    return [bool((np.abs(values - value) < room).sum() == 1) for value in values]
 
 
 def loss_by_tokens(
@@ -362,8 +362,14 @@ def loss_by_tokens(
 
 
 def _count_ticks(axes: Axes, values: Iterable[float]) -> None:
-    """Ticks at the counts that were run, not at powers of ten."""
-    axes.set_xticks(sorted(float(value) for value in values))
+    """Ticks at counts that were run, not at powers of ten; so many that their labels fit."""
+    counts = np.array(sorted(float(value) for value in values))
+    room = np.log(counts[-1] / counts[0]) / 7 if len(counts) > 1 else 0.0
+    ticks: list[float] = []
+    for count in counts:
+        if not ticks or np.log(count / ticks[-1]) >= room:
+            ticks.append(count)
+    axes.set_xticks(ticks)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count_label(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.minorticks_off()
@@ -391,11 +397,12 @@ def cost_by_layout(cells: pd.DataFrame) -> list[Panel]:
             for (i, j), value in np.ndenumerate(values):
                 if np.isfinite(value):
                     share = min(max(value / top, 0.0), 1.0) if top > 0 else 0.0
-                    box = mpl.patches.Rectangle((j - 0.48, i - 0.46), 0.96, 0.92)
+                    box = Rectangle((j - 0.48, i - 0.46), 0.96, 0.92)
                     box.set(facecolor=shades(0.15 + 0.8 * share), linewidth=0)
                     axes.add_patch(box)
+                    text = f"{round(value, 3) + 0.0:+.3f}".replace("-", "−")  # no minus zero
                     axes.text(
-                        j, i, f"{value:+.3f}".replace("-", "−"), ha="center", va="center",
+                        j, i, text, ha="center", va="center",
                         color="#111111" if share > 0.5 else "#ffffff", fontsize=9.5,
                     )  # fmt: skip
             axes.set_xticks(range(len(grid.columns)), list(grid.columns.map(whole)))

@@ -19,6 +19,8 @@ from fitting.uncertainty import SIGMAS
 
 SMALL_MODEL = 1_000_000
 """Parameters below which absolute constants say nothing about the papers' models."""
+PINNED, ROUGHLY = 2.0, 10.0
+"""A parameter is pinned, or known roughly, if its 95 % interval spans at most this factor."""
 NEAR_CERTAIN = 0.95
 FEW = 4
 """Conditions that are listed one by one; more are summed up."""
@@ -47,25 +49,25 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def signed(value: float | None, decimals: int = 4) -> str:
-    """A difference with its sign: '+0.0921', '−0.0040'.
+    """A difference with its sign: '+0.0921', '−0.0040'; a zero has a plus.
 
-    >>> signed(0.0921), signed(-0.004), signed(float("nan"))
-    ('+0.0921', '−0.0040', '–')
+    >>> signed(0.0921), signed(-0.004), signed(-1e-9), signed(float("nan"))
+    ('+0.0921', '−0.0040', '+0.0000', '–')
     """
     if value is None or not np.isfinite(value):
         return "–"
-    return f"{value:+.{decimals}f}".replace("-", "−")
+    return f"{round(value, decimals) + 0.0:+.{decimals}f}".replace("-", "−")
 
 
 def z_score(value: float | None) -> str:
     """One decimal, cut and not rounded: 2.99 must not read as the 3.0 from which one can tell.
 
-    >>> z_score(2.99), z_score(-12.34)
-    ('2.9', '−12.3')
+    >>> z_score(2.99), z_score(-12.34), z_score(-0.01)
+    ('2.9', '−12.3', '0.0')
     """
     if value is None or not np.isfinite(value):
         return "–"
-    return f"{np.trunc(round(value, 6) * 10) / 10:.1f}".replace("-", "−")
+    return f"{np.trunc(round(value, 6) * 10) / 10 + 0.0:.1f}".replace("-", "−")
 
 
 def interval(bounds: Sequence[float | None] | None, digits: int = 3) -> str:
@@ -154,7 +156,7 @@ def lowest_bits(cells: pd.DataFrame) -> tuple[list[str], list[str]]:
             told = int((group["verdict"] == WORSE).sum())
             sentence += f"; taken one by one it is worse in {told} of {len(group)}"
         means.append(sentence + ".")
-        if 1 < len(group) <= FEW:
+        if 1 < len(group) <= FEW and lowest["format"].nunique() <= 2:
             each = [
                 f"{signed(c.difference, 3)} ± {number(c.standard_error, 2)} "
                 f"(z = {z_score(c.z)}) at {where(c)}"
@@ -221,28 +223,65 @@ def order_by_bits(cells: pd.DataFrame) -> str | None:
     )
 
 
+def pinned(fit: Mapping[str, Any]) -> dict[str, str]:
+    """How well the study knows each parameter of the law.
+
+    Returns:
+        For each parameter "yes" (the 95 % interval spans at most a factor `PINNED`), "roughly"
+        (at most a factor `ROUGHLY`), "no" (more, or not identified), "held fixed", or "unknown"
+        (identified, but without an interval).
+    """
+    identified = fit.get("derived", {}).get("identified", {})
+    frozen = fit.get("frozen", [])
+    result = {}
+    for name in fit["parameters"]:
+        low, high = (fit.get("intervals") or {}).get(name) or (None, None)
+        if name in frozen:
+            result[name] = "held fixed"
+        elif identified.get(name) is False:
+            result[name] = "no"
+        elif low is None or high is None:
+            result[name] = "unknown"
+        else:  # parameters of the laws are positive or zero
+            factor = high / low if low > 0 else np.inf
+            result[name] = "yes" if factor <= PINNED else "roughly" if factor <= ROUGHLY else "no"
+    return result
+
+
 def parameters_pinned(fit: Mapping[str, Any]) -> list[str]:
     """Which parameters of the law the study pins, with intervals, and which it cannot."""
-    identified: Mapping[str, bool] = fit.get("derived", {}).get("identified", {})
-    intervals: Mapping[str, Any] = fit.get("intervals") or {}
-    sentences = []
-    pinned = [
-        f"{name} = {number(fit['parameters'][name])} ({interval(intervals.get(name))})"
-        for name, known in identified.items()
-        if known
-    ]
-    unknown = [name for name, known in identified.items() if not known]
-    if pinned:
-        sentences.append(f"Pinned by this study, with 95 % intervals: {series(pinned)}.")
-    if unknown:
-        sentences.append(
-            f"This study cannot pin {series(unknown)}: other values fit its losses as well, "
-            "and nothing should be read into the ones printed here."
+    words = pinned(fit)
+
+    def listed(kind: str) -> str:
+        return series(
+            f"{name} = {number(fit['parameters'][name])}"
+            + (f" ({interval(fit['intervals'][name])})" if kind in ("yes", "roughly") else "")
+            for name, word in words.items()
+            if word == kind
         )
-    if not identified:
-        sentences.append("fit.json does not say which parameters are identified.")
-    if fit.get("status") != "converged":
-        sentences.append(f"The fit did not end cleanly: {status_words(fit.get('status'))}.")
+
+    kinds = set(words.values())
+    sentences = []
+    if "yes" in kinds:
+        sentences.append(
+            f"Pinned by this study, with 95 % intervals that span at most a factor {PINNED:.0f}: "
+            f"{listed('yes')}."
+        )
+    if "roughly" in kinds:
+        sentences.append(f"Known only roughly, with 95 % intervals: {listed('roughly')}.")
+    if "no" in kinds:
+        names = series(name for name, word in words.items() if word == "no")
+        sentences.append(
+            f"This study cannot pin {names}: other values, far from those printed here, fit its "
+            "losses about as well."
+        )
+    if "held fixed" in kinds:
+        sentences.append(f"Held fixed and not fitted: {listed('held fixed')}.")
+    if "unknown" in kinds:
+        names = series(name for name, word in words.items() if word == "unknown")
+        sentences.append(f"Without a bootstrap nothing is known about the precision of {names}.")
+    if fit["status"] != "converged":
+        sentences.append(f"The fit did not end cleanly: {status_words(fit['status'])}.")
     return sentences
 
 
@@ -251,6 +290,17 @@ def status_words(status: Any) -> str:
     if isinstance(status, Mapping):
         return "; ".join(f"{key}: {', '.join(map(str, value))}" for key, value in status.items())
     return str(status)
+
+
+def compute_optimal(fit: Mapping[str, Any]) -> str | None:
+    """The exponent of the compute-optimal size, where the fit gives one."""
+    found = fit.get("derived", {}).get("compute_optimal_exponent")
+    if not found or found["value"] is None:
+        return None
+    return (
+        f"Compute-optimal size grows as compute to the power {number(found['value'], 3)} "
+        f"(95 % interval {interval(found['interval'])}), as far as the law holds."
+    )
 
 
 def best_layouts(fit: Mapping[str, Any]) -> str | None:

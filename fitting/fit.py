@@ -33,6 +33,8 @@ AGREE = 1e-6
 """Starts agree where their objectives differ by less than this share."""
 EXACT_RESIDUAL = 1e-10
 """Objectives of residuals below this differ by rounding only."""
+SAME = 1e-9
+"""Objectives that differ by less than this share are the same."""
 ENOUGH_AGREEING = 0.95
 FLAT = 1e-9
 """Singular values of the Jacobian below this share of the largest are flat directions."""
@@ -94,14 +96,13 @@ def select_rows(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     """The rows that have a loss to fit, and how many have none, by reason."""
     require_columns(table, ("loss",), "a fit")
     loss = table["loss"].to_numpy(dtype=np.float64)
-    reason = np.where(loss > 0, "", np.where(np.isfinite(loss), "loss not positive", "")).astype(
-        object
+    status = table["status"].to_numpy(dtype=str) if "status" in table else np.full(loss.shape, "")
+    reason = np.select(
+        [(status != "") & (status != "finished"), ~np.isfinite(loss), loss <= 0],
+        [status, "loss not finite", "loss not positive"],
+        "",
     )
-    reason[~np.isfinite(loss)] = "loss not finite"
-    if "status" in table:
-        status = table["status"].to_numpy(dtype=object)
-        reason = np.where(status == "finished", reason, status)
-    names, counts = np.unique(reason[reason != ""].astype(str), return_counts=True)
+    names, counts = np.unique(reason[reason != ""], return_counts=True)
     rows: pd.DataFrame = table[reason == ""]
     return rows, {str(name): int(count) for name, count in zip(names, counts, strict=True)}
 
@@ -234,7 +235,8 @@ def fit(
             one (rows that are not finished do not count), and where there are such columns
             `corpus`, `compute_dtype`, `operands` and `recipe`, which decide what may be pooled.
         law: A law, or the name of one of `fitting.laws.LAWS`.
-        objective: huber, lad or least_squares, of log L - log Lhat, summed over rows.
+        objective: huber, lad (solved as Huber with a threshold of 1e-7) or least_squares, of
+            log L - log Lhat, summed over rows.
         delta: Huber's threshold, in log loss: .001 is 0.1 % of the loss.
         freeze: Parameters held at a value.
         starts: How many points the search begins from.
@@ -279,8 +281,9 @@ def fit(
         converged = np.ones(1, dtype=bool)
     slack = len(rows) * EXACT_RESIDUAL**2
     agreeing = value <= value.min() * (1 + AGREE) + slack
-    # Of the starts that agree the first: where a direction is flat this is as good as any.
-    best = int(np.flatnonzero(value <= value.min() * (1 + 1e-12))[0])
+    # Of the starts at the optimum the first that converged: along a flat direction all are as good.
+    lowest = value <= value.min() * (1 + SAME) + slack
+    best = int((lowest & (converged | ~converged[lowest].any())).argmax())
     point = theta[best]
 
     log_predicted, jacobian = problem.predict(point)

@@ -51,7 +51,7 @@ class Parameter:
     """Where blind starts are spread: log-uniform for a coefficient, uniform for an exponent."""
 
 
-COEFFICIENT = Parameter(True, bounds=(1e-8, 20.0), start=(0.05, 0.7))
+COEFFICIENT = Parameter(True, bounds=(1e-5, 20.0), start=(0.05, 0.7))
 PENALTY_COEFFICIENT = Parameter(True, bounds=(1e-8, 20.0), start=(0.003, 0.1))
 EXPONENT = Parameter(False, bounds=(0.0, 5.0), start=(0.1, 0.8))
 FORMAT_EXPONENT = Parameter(False, bounds=(0.0, 20.0), start=(0.5, 5.0))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -33,7 +34,7 @@ RIDGE = 1e-12
 """Of the curvature's trace: keeps directions that the data say nothing about where they are."""
 LONGEST_STEP = 0.5
 """In any parameter, a coefficient's being its log: far starts overshoot into a vanished term."""
-CHUNK = 300_000
+CHUNK = 100_000
 """Doubles in one [batch, terms, rows] array: a few such arrays stay in the cache."""
 
 
@@ -51,6 +52,20 @@ class Problem:
     """[parameters]"""
     upper: Array
     """[parameters]"""
+
+    @cached_property
+    def _terms(self) -> list[tuple[npt.NDArray[np.intp], Array, Array]]:
+        """Of each term: its parameters, their regressors, and the products of those by pairs.
+
+        [own], [own, rows], [rows, own * own]: most terms have few of the parameters.
+        """
+        terms = []
+        for regressors in self.regressors:
+            columns = np.flatnonzero(regressors.any(axis=0))
+            own = regressors[:, columns]
+            outer = (own[:, :, None] * own[:, None, :]).reshape(len(own), -1)
+            terms.append((columns, np.ascontiguousarray(own.T), outer))
+        return terms
 
     def predict(self, theta: Array) -> tuple[Array, Array]:
         """Log loss and its gradient at one point: [rows], [rows, parameters]."""
@@ -88,10 +103,10 @@ class Problem:
         majorant = (jacobian * (weights * relative)[:, None, :]) @ transposed
         # d2 log Lhat = sum_k share_k x_k x_k' - g g': its second half joins the first product.
         hessian = (jacobian * (weights * inside + pull)[:, None, :]) @ transposed
-        terms, rows, p = self.regressors.shape
-        outer = self.regressors[:, :, :, None] * self.regressors[:, :, None, :]
-        weighted = (share * pull[:, None, :]).reshape(len(theta), terms * rows)
-        hessian -= (weighted @ outer.reshape(terms * rows, p * p)).reshape(-1, p, p)
+        for k, (columns, _, outer) in enumerate(self._terms):
+            shape = (len(theta), len(columns), len(columns))
+            curvature = ((share[:, k] * pull) @ outer).reshape(shape)
+            hessian[:, columns[:, None], columns] -= curvature
         return value, gradient, hessian, majorant
 
     def _forward(self, theta: Array) -> tuple[Array, Array]:
@@ -107,16 +122,20 @@ class Problem:
 
     def _jacobian(self, share: Array) -> Array:
         """Derivatives of the log of the sum, [batch, parameters, rows]."""
-        batch, terms, rows = share.shape
+        batch, _, rows = share.shape
         jacobian = np.zeros((batch, self.regressors.shape[2], rows))
-        for k in range(terms):
-            for j in np.flatnonzero(self.regressors[k].any(axis=0)):
-                jacobian[:, j] += share[:, k] * self.regressors[k, :, j]
+        for k, (columns, regressors, _) in enumerate(self._terms):
+            for column, regressor in zip(columns, regressors, strict=True):
+                jacobian[:, column] += share[:, k] * regressor
         return jacobian
 
 
 def minimise(
-    problem: Problem, starts: Array, weights: Array, deltas: Sequence[float]
+    problem: Problem,
+    starts: Array,
+    weights: Array,
+    deltas: Sequence[float],
+    tolerance: float = DECREMENT,
 ) -> tuple[Array, Array, Mask]:
     """Minimise from each start under its weights; bounds hold throughout.
 
@@ -126,6 +145,7 @@ def minimise(
         weights: Non-negative, [batch, rows], or [1, rows] for all.
         deltas: Huber thresholds, falling, infinity first for least squares by Gauss-Newton; the
             last one is the objective's.
+        tolerance: Share of the objective that a full Newton step must gain to be worth taking.
 
     Returns:
         Optima [batch, parameters], objectives [batch], and where steps sufficed [batch].
@@ -140,7 +160,7 @@ def minimise(
         for delta in deltas[:-1]:
             gauss_newton = delta == np.inf
             theta, _, _ = _descend(problem, theta, w, delta, COARSE_DECREMENT, gauss_newton)
-        parts.append(_descend(problem, theta, w, deltas[-1], DECREMENT, False))
+        parts.append(_descend(problem, theta, w, deltas[-1], tolerance, False))
     theta, value, converged = (np.concatenate(part) for part in zip(*parts, strict=True))
     return theta, value, converged
 
@@ -196,7 +216,7 @@ def _descend(
             old[taken] = fresh[better]
         # A gain small under heavy damping proves nothing, unless no step is short enough.
         ended = small & ((lam <= 1e-1) | ~better)
-        damping[live] = np.where(better, np.maximum(lam * 0.1, 1e-10), lam * 10)
+        damping[live] = np.where(better, np.maximum(lam * 0.3, 1e-10), lam * 10)
         converged[live[ended]] = True
         live = live[~ended & (lam < 1e12)]
         if not live.size:

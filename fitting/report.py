@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -26,7 +27,7 @@ from fitting import figures, findings, tables
 from fitting.figures import Panel
 from fitting.findings import number, plural
 from fitting.fit import select_rows
-from fitting.laws import LAWS
+from fitting.laws import LAWS, FitError
 from fitting.naming import UNQUANTIZED, count_label, format_names, format_order, sizes
 from fitting.results import (
     COLUMNS,
@@ -45,6 +46,8 @@ from fitting.uncertainty import CELL, NoiseFloor, compare_cells, noise_floor
 FIT = "fit.json"
 PAGE = "index.html"
 MANIFEST = "MANIFEST.json"
+LISTED = 24
+"""Values that are listed one by one; of more the page says how many and the range."""
 PANELS_ON_PAGE = 6
 """Model sizes drawn; a study of more has them all in its tables."""
 FIT_KEYS = ("law", "objective", "parameters", "rows", "starts", "status", "warnings")
@@ -117,10 +120,15 @@ def load_study(results: Path, fit_dir: Path) -> Study:
         missing = [key for key in FIT_KEYS if key not in fit]
         if missing:
             raise ResultsError(f"{fit_dir / FIT}: lacks {', '.join(missing)}; run lowbit-fit again")
-        if fit.get("law") not in LAWS:
+        law = LAWS.get(fit["law"])
+        if law is None:
+            raise ResultsError(f"{fit_dir / FIT}: law={fit['law']} is none of {', '.join(LAWS)}")
+        if set(fit["parameters"]) != set(law.parameters):
             raise ResultsError(
-                f"{fit_dir / FIT}: law={fit.get('law')!r} is none of {', '.join(LAWS)}"
+                f"{fit_dir / FIT}: parameters {', '.join(fit['parameters'])}, but law={law.name} "
+                f"has {', '.join(law.parameters)}"
             )
+        fit["parameters"] = {name: fit["parameters"][name] for name in law.parameters}
     return _study(results, table, about, fit, provenance, inputs)
 
 
@@ -233,12 +241,23 @@ def _fitted(study: Study) -> pd.DataFrame | None:
     """The runs that the fit used, with `predicted`; None where there is no fit."""
     if study.fit is None:
         return None
-    rows = study.done
-    if study.fit.get("run_ids") and "run_id" in rows:
-        rows = rows[rows["run_id"].isin(study.fit["run_ids"])]
-    rows = rows.copy()
-    rows["predicted"] = LAWS[study.fit["law"]].predict(study.fit["parameters"], rows)
+    rows = _used(study).copy()
+    rows["predicted"] = _predict(study.fit, rows)
     return rows
+
+
+def _used(study: Study) -> pd.DataFrame:
+    """The runs of the fit, where fit.json names them; else all that have a loss."""
+    run_ids = (study.fit or {}).get("run_ids")
+    rows = study.done
+    return rows[rows["run_id"].isin(run_ids)] if run_ids and "run_id" in rows else rows
+
+
+def _predict(fit: Mapping[str, Any], rows: pd.DataFrame) -> np.ndarray:
+    try:
+        return LAWS[fit["law"]].predict(fit["parameters"], rows)
+    except FitError as error:
+        raise ResultsError(f"{FIT} does not suit the results: {error}") from error
 
 
 def _curves(study: Study, means: pd.DataFrame) -> pd.DataFrame:
@@ -248,7 +267,7 @@ def _curves(study: Study, means: pd.DataFrame) -> pd.DataFrame:
     rows = rows[rows["params"].isin(means["params"])]
     grid = np.geomspace(means["tokens"].min(), means["tokens"].max(), 24)
     rows = rows.drop(columns="tokens").merge(pd.DataFrame({"tokens": grid}), how="cross")
-    rows["predicted"] = LAWS[study.fit["law"]].predict(study.fit["parameters"], rows)
+    rows["predicted"] = _predict(study.fit, rows)
     return rows.sort_values(["format", "params", "tokens"], ignore_index=True)
 
 
@@ -266,6 +285,9 @@ def _headline(study: Study) -> tuple[str, list[str]]:
     points = []
     if study.cells is None:
         lead = study.no_cells
+        if study.fit is not None:
+            runs = plural(study.fit["rows"]["used"], "run")
+            lead = f"The law {study.fit['law']} was fitted to {runs}. {study.no_cells}"
     else:
         cells = study.cells[np.isfinite(study.cells["difference"].astype(float))]
         means, details = findings.lowest_bits(cells)
@@ -280,22 +302,29 @@ def _headline(study: Study) -> tuple[str, list[str]]:
         points.append("There is no fit of this study yet (no fit.json): run lowbit-fit first.")
     else:
         points += findings.parameters_pinned(study.fit)
-        best = findings.best_layouts(study.fit)
-        points += [best] if best else []
+        optional = (findings.best_layouts(study.fit), findings.compute_optimal(study.fit))
+        points += [sentence for sentence in optional if sentence]
     return lead, points
 
 
-def _noise_words(noise: NoiseFloor) -> str:
+def _noise_words(noise: NoiseFloor, cells: pd.DataFrame | None) -> str:
     if not np.isfinite(noise.std_loss):
         return (
             "Noise floor: unknown. No cell was repeated with another seed, so no difference on "
             "this page can be called real."
         )
-    return (
+    words = (
         f"Noise floor: another seed changes the loss by {number(noise.std_loss, 2)} nats per token "
         f"({100 * noise.std_log:.2g} % of it; one standard deviation, pooled over "
         f"{plural(noise.cells, 'repeated cell')}, {noise.dof} degrees of freedom)."
     )
+    if cells is not None and (cells["pairs"] > 0).any():
+        dof = cells.loc[cells["pairs"] > 0, "dof"].iloc[0]
+        words += (
+            " Differences to none are paired by seed, which cancels what both runs share; their "
+            f"standard errors rest on {dof:.0f} degrees of freedom."
+        )
+    return words
 
 
 def _facts(study: Study) -> list[tuple[str, str]]:
@@ -309,6 +338,8 @@ def _facts(study: Study) -> list[tuple[str, str]]:
         if column not in table:
             return None
         values = sorted(set(table[column].dropna()) - {""})
+        if len(values) > LISTED:
+            return f"{len(values):,} values, {words(values[0])} to {words(values[-1])}"
         return ", ".join(words(value) for value in values) if values else None
 
     for term, value in (
@@ -351,12 +382,21 @@ def _commands(study: Study) -> list[str]:
     where = f"study={study.results.name}"
     if not study.results.is_dir():
         where = f"results={study.results.name}"
-    commands = []
-    if study.fit is not None:
-        objective = study.fit.get("objective", {})
-        options = f"law={study.fit['law']} objective={objective.get('name')}"
-        commands.append(f"lowbit-fit {where} {options} objective.delta={objective.get('delta')}")
-    return [*commands, f"lowbit-report {where}"]
+    if study.fit is None:
+        return [f"lowbit-report {where}"]
+    fit, objective = study.fit, study.fit["objective"]
+    options = {
+        "law": fit["law"],
+        "objective": objective["name"],
+        "objective.delta": objective["delta"],
+        "where": fit.get("where"),
+        "bootstrap": fit.get("bootstrap", {}).get("draws"),
+        "starts": fit["starts"]["tried"],
+        "seed": fit.get("seed"),
+        **{f"freeze.{name}": fit["parameters"][name] for name in fit.get("frozen", [])},
+    }
+    typed = [shlex.quote(f"{key}={value}") for key, value in options.items() if value is not None]
+    return [" ".join(["lowbit-fit", where, *typed]), f"lowbit-report {where}"]
 
 
 def _versions() -> list[str]:
@@ -415,6 +455,7 @@ def _render(study: Study, drawn: Mapping[str, list[Panel]], views: Mapping[str, 
     environment.filters["tied"] = _tied
     source = resources.files("fitting").joinpath("report.html").read_text(encoding="utf-8")
     lead, points = _headline(study)
+    fitted_runs = len(_used(study)) if study.fit is not None else 0
     size_count = study.done["params"].nunique()
     return environment.from_string(source).render(
         title=study.about.get("title") or study.about.get("name") or study.results.stem,
@@ -426,12 +467,13 @@ def _render(study: Study, drawn: Mapping[str, list[Panel]], views: Mapping[str, 
         planned=len(study.about.get("planned") or []),
         facts=_facts(study),
         small=findings.small_model(study.done) if len(study.done) else None,
-        noise=_noise_words(study.noise) if len(study.done) else "",
+        noise=_noise_words(study.noise, study.cells) if len(study.done) else "",
         no_cells=study.no_cells,
         sizes_left_out=max(0, size_count - PANELS_ON_PAGE),
         figures=drawn,
         views=views,
         fit=study.fit,
+        fitted_runs=fitted_runs,
         fit_status=findings.status_words(study.fit.get("status")) if study.fit else "",
         commands=_commands(study),
         versions=_versions(),

@@ -181,7 +181,7 @@ def load(path: str | Path, columns: Mapping[str, str] | None = None) -> pd.DataF
     """Read a results table: a folder of runs, a CSV or a parquet file.
 
     Args:
-        path: `runs/<study>` (every `*/result.json` or `*/failure.json` in it), `*.csv`, `*.parquet`.
+        path: `runs/<study>` (each `*/result.json` or `*/failure.json`), `*.csv` or `*.parquet`.
         columns: Our name -> the table's name, e.g. {"params": "N", "tokens": "D"}.
 
     Returns:

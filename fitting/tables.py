@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fitting.findings import interval, number, signed, z_score
+from fitting.findings import interval, number, pinned, signed, z_score
 from fitting.laws import BESIROGLU_2024, SUN_2025
 from fitting.naming import UNQUANTIZED, count_label, records
 
@@ -46,8 +46,9 @@ def losses(cells: pd.DataFrame, done: pd.DataFrame) -> View:
         cells: `fitting.uncertainty.compare_cells` with `format` and `params`.
         done: Runs with a loss: `format`, `params`, `tokens`, `loss`.
     """
-    header = [("format", ""), ("mean loss", "num"), ("above none", "num"), ("std. error", "num"),
-              ("z", "num"), ("verdict", "verdict"), ("seeds", "num"), ("bits", "num")]  # fmt: skip
+    header = [("format", ""), ("above none", "num"), ("z", "num"),
+              ("verdict", "verdict"), ("mean loss", "num"), ("seeds", "num"),
+              ("bits", "num")]  # fmt: skip
     rows: list[tuple[str, list[str]]] = []
     base = done[done["format"] == UNQUANTIZED]
     key: Any
@@ -56,7 +57,7 @@ def losses(cells: pd.DataFrame, done: pd.DataFrame) -> View:
         rows.append(("group", [f"{count_label(params)} parameters, {count_label(tokens)} tokens"]))
         none = base[(base["params"] == params) & (base["tokens"] == tokens)]["loss"]
         if len(none):
-            text = [UNQUANTIZED, _loss(none.mean()), "", "", "", "baseline", str(len(none)), ""]
+            text = [UNQUANTIZED, "", "", "baseline", _loss(none.mean()), str(len(none)), ""]
             rows.append(("none", text))
         for cell in records(group):
             verdict = str(cell.verdict)
@@ -64,11 +65,11 @@ def losses(cells: pd.DataFrame, done: pd.DataFrame) -> View:
                 verdict = "no result"
             elif cell.diverged and cell.seeds:
                 verdict += f", {cell.diverged} of {cell.seeds + cell.diverged} diverged"
-            text = [
-                str(cell.format), _loss(cell.loss), signed(cell.difference),
-                number(cell.standard_error, 2), z_score(cell.z), verdict,
-                f"{cell.seeds:.0f}", f"{cell.bits:.0f}",
-            ]  # fmt: skip
+            difference = signed(cell.difference)
+            if np.isfinite(cell.standard_error):
+                difference += f" ± {number(cell.standard_error, 2)}"
+            text = [str(cell.format), difference, z_score(cell.z), verdict, _loss(cell.loss)]
+            text += [f"{cell.seeds:.0f}", f"{cell.bits:.0f}"]
             rows.append((str(cell.verdict).replace(" ", "-"), text))
     return View("losses", header, rows, cells)
 
@@ -80,6 +81,7 @@ def _loss(value: float) -> str:
 def parameters(fit: Mapping[str, Any]) -> View:
     """The law's parameters with intervals and the published constants beside them."""
     identified = fit.get("derived", {}).get("identified", {})
+    words = pinned(fit)
     published = PUBLISHED.get(fit["law"], {})
     header = [("parameter", ""), ("value", "num"), ("95 % interval", "num"),
               ("std. error", "num"), ("published", "num"),
@@ -89,10 +91,9 @@ def parameters(fit: Mapping[str, Any]) -> View:
         bounds = (fit.get("intervals") or {}).get(name) or [None, None]
         error = (fit.get("standard_errors") or {}).get(name)
         known = identified.get(name)
-        words = {True: "yes", False: "no", None: "not stated"}[known]
         cells = [name, number(value), interval(bounds), number(error, 2)]
-        cells += [number(published.get(name)), words]
-        rows.append(("muted" if known is False else "", cells))
+        cells += [number(published.get(name)), words[name]]
+        rows.append(("muted" if words[name] == "no" else "", cells))
         data.append((name, value, bounds[0], bounds[1], error, published.get(name), known))
     columns = ["parameter", "value", "low", "high", "standard_error", "published", "identified"]
     return View("parameters", header, rows, pd.DataFrame(data, columns=columns))
@@ -103,18 +104,17 @@ def layouts(fit: Mapping[str, Any]) -> View | None:
     layouts = fit.get("derived", {}).get("layouts", [])
     if not layouts:
         return None
-    header = [("bits", "num"), ("best", ""), ("share of draws", ""), ("near-ties", ""),
-              ("exponent, continuous", "num"), ("mantissa, continuous", "num"),
-              ("exponent : mantissa", "num")]  # fmt: skip
+    header = [("bits", "num"), ("best", ""), ("share of draws", ""), ("exponent bits", "num"),
+              ("mantissa bits", "num"), ("ratio", "num"), ("near-ties", "")]  # fmt: skip
     rows = []
     for row in layouts:
         shares = sorted(row["shares"].items(), key=lambda item: (-item[1], item[0]))
         cells = [f"{row['bits']}{' *' if row['extrapolated'] else ''}", row["layout"]]
         cells.append(", ".join(f"{n} {100 * s:.0f} %" for n, s in shares[:3] if s >= 0.005) or "–")
-        cells.append(", ".join(name for name in row["near_ties"] if name != row["layout"]) or "–")
         for key in ("exponent", "mantissa"):
             cells.append(_with_interval(row[f"{key}_opt"], row[f"{key}_interval"]))
         cells.append(_with_interval(row["ratio"], row["ratio_interval"]))
+        cells.append(", ".join(name for name in row["near_ties"] if name != row["layout"]) or "–")
         rows.append(("muted" if row["extrapolated"] else "", cells))
     return View("layouts", header, rows, _flat(layouts))
 

@@ -19,14 +19,17 @@ from fitting.laws import Array
 from fitting.minimise import minimise
 from fitting.results import require_columns
 
-BETTER = 1e-9
-"""A second start counts only where its objective is lower by this share: less is rounding."""
+TOLERANCE = 1e-7
+"""Of the objective in one draw: resampling moves it by some percent."""
 
 CELL = ("model", "recipe", "exponent", "mantissa", "block_size", "granularity", "scale", "tokens")
 """Runs that agree in these columns differ by their seed only."""
 
 WITHIN = ("model", "tokens", "corpus")
 """A cell is compared with the unquantized cell that agrees in these columns (where present)."""
+
+WIDE = math.exp(2 * 1.96)
+"""Ratio of an interval's ends from which the data do not hold the parameter."""
 
 SIGMAS = 3.0
 """|difference / standard error| from which a difference is called one."""
@@ -68,11 +71,13 @@ def bootstrap(
         `fit.flat` keeps nearly its value: its spread means nothing.
 
     Raises:
-        FitError: `draws` is below 2, or the table is not the one that was fitted.
+        FitError: `draws` is below 2, nothing is free, or the table is not the one that was fitted.
         ResultsError: The table lacks `cluster` or one of the law's columns.
     """
     if draws < 2:
         raise FitError(f"bootstrap={draws}: must be at least 2")
+    if len(fit.frozen) == len(fit.parameters):
+        raise FitError("bootstrap: every parameter is frozen, nothing can vary; use bootstrap=0")
     rows, _ = select_rows(table)
     if not rows.index.equals(fit.residuals.index):
         raise FitError(
@@ -92,9 +97,9 @@ def bootstrap(
     path = thresholds(fit.objective.name, fit.objective.delta)
     optimum = np.tile(centred.encode(fit.parameters), (draws, 1))
     blind = np.tile(centred.starts(1, seed), (draws, 1))
-    theta, value, converged = minimise(centred.problem, optimum, weights, path[-1:])
-    other, other_value, other_converged = minimise(centred.problem, blind, weights, path)
-    lower = other_value < value * (1 - BETTER)
+    theta, value, converged = minimise(centred.problem, optimum, weights, path[-3:], TOLERANCE)
+    other, other_value, other_converged = minimise(centred.problem, blind, weights, path, TOLERANCE)
+    lower = other_value < value * (1 - TOLERANCE)
     theta[lower] = other[lower]
     converged = np.where(lower, other_converged, converged)
     result = pd.DataFrame([centred.decode(point) for point in theta])
@@ -113,6 +118,15 @@ def intervals(draws: pd.DataFrame, level: float = 0.95) -> dict[str, tuple[float
 def standard_errors(draws: pd.DataFrame) -> dict[str, float]:
     """Standard deviation of each column of `bootstrap`'s result over its draws."""
     return {str(c): float(draws[c].std(ddof=1)) for c in draws if c != "converged"}
+
+
+def vague(draws: pd.DataFrame) -> tuple[str, ...]:
+    """Parameters that `bootstrap` leaves open: a 95 % interval that spans a factor 50 or zero.
+
+    That is 1.96 standard errors of a factor e either way, as `fitting.fit` asks of its curvature;
+    draws see what curvature cannot, such as a term that vanishes in some of them.
+    """
+    return tuple(n for n, (low, high) in intervals(draws).items() if high > WIDE * max(low, 0.0))
 
 
 def noise_floor(table: pd.DataFrame) -> NoiseFloor:

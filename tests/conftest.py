@@ -43,7 +43,7 @@ def text(tmp_path: Path) -> Path:
     """A folder of text to train on: 40 documents of English-like lines, 60 kB."""
     folder = tmp_path / "text"
     folder.mkdir()
-    words = "the run of a model in few bits costs some loss and saves much time on a chip".split()
+    words = "the run of a model in few bits costs some loss and saves much time on chip".split()
     for number in range(40):
         lines = (
             " ".join(words[(number * 7 + line * 3 + k * k) % len(words)] for k in range(12))

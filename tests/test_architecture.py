@@ -38,10 +38,10 @@ FLOORS = {
     "fitting.uncertainty": 3,
     "fitting.analysis": 4,
     "fitting.tables": 5,
-    "fitting.findings": 6,
-    "fitting.figures": 6,
-    "fitting.report": 7,
-    "fitting.commands": 8,
+    "fitting.findings": 4,
+    "fitting.figures": 5,
+    "fitting.report": 6,
+    "fitting.commands": 7,
 }
 NO_TORCH = {"experiments.quant.formats", "experiments.quant.recipe", "experiments.accounting"}
 MODULES = {

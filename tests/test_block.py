@@ -49,7 +49,7 @@ def test_mxfp4_equals_gfloat_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("granularity", ["block", "row", "tensor"])
 def test_fp32_scale_maps_amax_to_the_largest_number(granularity: str) -> None:
-    """amax survives to half an ulp of float32, so the scale is amax / max and nothing clips."""
+    """Amax survives to half an ulp of float32, so the scale is amax / max and nothing clips."""
     torch.manual_seed(0)
     x = torch.randn(8, 64)
     q = quantize(x, Precision(E2M1, granularity, 32))

@@ -111,8 +111,8 @@ def test_addresses_are_golden(composed: Compose) -> None:
     assert run_id(composed("recipe=none", "seed=3")) == GOLDEN_NONE
 
 
-GOLDEN_MXFP4 = "nearest-E2M1-block32-e8m0-ladder-b-999k-s0-"
-GOLDEN_NONE = "none-ladder-b-999k-s3-"
+GOLDEN_MXFP4 = "nearest-E2M1-block32-e8m0-ladder-b-999k-s0-4e5e5b451fb5"
+GOLDEN_NONE = "none-ladder-b-999k-s3-42d788a069df"
 
 
 def test_known_keys_reach_every_leaf() -> None:

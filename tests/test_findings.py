@@ -90,22 +90,37 @@ def test_the_order_by_bits_is_judged_on_conditions_that_hold_every_width() -> No
 
 FIT: dict[str, Any] = {
     "status": "converged",
-    "parameters": {"alpha": 0.2368, "gamma": 11334.5},
-    "intervals": {"alpha": [0.21, 0.27], "gamma": [None, None]},
+    "parameters": {"alpha": 0.2368, "d": 900.0, "epsilon": 0.86, "gamma": 11334.5, "nu": 2.95},
+    "intervals": {
+        "alpha": [0.21, 0.27], "d": [300.0, 2100.0], "epsilon": [2.7e-8, 1.5],
+        "gamma": [None, None], "nu": [None, None],
+    },
+    "frozen": ["nu"],
     "derived": {
-        "identified": {"alpha": True, "gamma": False},
+        "identified": {"alpha": True, "d": True, "epsilon": True, "gamma": False, "nu": True},
         "layouts": [
             {"bits": 4, "layout": "E2M1", "shares": {"E2M1": 0.93}, "extrapolated": False},
             {"bits": 8, "layout": "E4M3", "shares": {"E4M3": 0.6}, "extrapolated": True},
         ],
     },
-}
+}  # fmt: skip
 
 
-def test_pinned_and_unpinned_parameters_are_told_apart() -> None:
-    pinned, unpinned = findings.parameters_pinned(FIT)
-    assert pinned == "Pinned by this study, with 95 % intervals: alpha = 0.2368 (0.21 to 0.27)."
-    assert unpinned.startswith("This study cannot pin gamma:")
+def test_pinned_rough_unpinned_and_fixed_parameters_are_told_apart() -> None:
+    """The interval of d spans a factor 7; epsilon is identified, but its interval says nothing."""
+    assert findings.pinned(FIT) == {
+        "alpha": "yes", "d": "roughly", "epsilon": "no", "gamma": "no", "nu": "held fixed",
+    }  # fmt: skip
+    yes, roughly, no, fixed = findings.parameters_pinned(FIT)
+    assert yes.endswith("at most a factor 2: alpha = 0.2368 (0.21 to 0.27).")
+    assert roughly.endswith("d = 900 (300 to 2,100).")
+    assert no.startswith("This study cannot pin epsilon and gamma:")
+    assert fixed == "Held fixed and not fitted: nu = 2.95."
+
+
+def test_without_a_bootstrap_no_parameter_is_called_pinned() -> None:
+    bare = {**FIT, "intervals": {}, "frozen": []}
+    assert set(findings.pinned(bare).values()) == {"unknown", "no"}
 
 
 def test_a_fit_at_a_bound_is_said_to_be() -> None:
@@ -121,8 +136,9 @@ def test_the_best_layout_comes_with_its_share_and_without_extrapolations() -> No
 
 
 def test_a_layout_from_unpinned_exponents_is_no_finding() -> None:
-    derived = {**FIT["derived"], "identified": {"delta": False, "nu": True}}
-    assert "no finding" in str(findings.best_layouts({**FIT, "derived": derived}))
+    derived = {**FIT["derived"], "identified": {"nu": False}}
+    text = str(findings.best_layouts({**FIT, "derived": derived, "frozen": []}))
+    assert "The study cannot pin nu, so this is no finding" in text
 
 
 def test_only_small_models_are_warned_about() -> None:

@@ -12,7 +12,8 @@ from experiments.quant.linear import QuantLinear
 from experiments.quant.recipe import OperandConfig, OutputConfig, RecipeConfig
 
 FP4 = Precision(FloatFormat(2, 1))
-SUN_TABLE = {  # layers, hidden, ffn, N: Sun et al. 2501.02423, Table 1; 7B with the ffn that gives N
+# Layers, hidden, ffn, N: Sun et al. 2501.02423, Table 1; 7B with the ffn that gives its N.
+SUN_TABLE = {
     "41M": (12, 512, 1536, 40_894_464),
     "85M": (12, 768, 2048, 84_934_656),
     "154M": (12, 1024, 2816, 154_140_672),
@@ -90,7 +91,7 @@ def test_weights_are_a_function_of_the_seed_whatever_the_recipe() -> None:
 
 
 def test_initial_loss_is_near_a_uniform_guess() -> None:
-    """log 256 = 5.55 nats; logits of unit variance add about a half."""
+    """Log 256 = 5.55 nats; logits of unit variance add about a half."""
     made = model(ladder("b"))
     tokens = torch.randint(256, (8, 65), generator=torch.Generator().manual_seed(0))
     logits = made(tokens[:, :-1])

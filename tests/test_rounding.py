@@ -1,5 +1,7 @@
 """Rounding, bit for bit against gfloat and ml_dtypes, and against the enumerated grid."""
 
+import itertools
+
 import gfloat
 import gfloat.formats
 import ml_dtypes
@@ -114,7 +116,7 @@ def test_stochastic_rounding_is_unbiased(element: FloatFormat) -> None:
 def test_stochastic_rounding_gives_one_of_the_two_neighbours(element: FloatFormat) -> None:
     """Up where the noise is below the distance to the lower one, for both signs."""
     grid = element.grid()
-    for low, high in zip(grid, grid[1:], strict=False):
+    for low, high in itertools.pairwise(grid):
         for share in (0.25, 0.5, 0.75):
             x = torch.tensor([low + share * (high - low)] * 4)
             noise = torch.tensor([0.0, share - 1e-4, share + 1e-4, 1 - 2**-24])

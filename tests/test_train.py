@@ -69,7 +69,7 @@ def bare_loop(config: TrainConfig) -> float:
     module.eval()
     total = count = 0.0
     with torch.no_grad():
-        for index, batch in enumerate(data.validation_batches(16_384 // 64)):
+        for index, batch in enumerate(data.validation_batches(4_096 // 64)):
             module.model.clock.counter = 2**40 + index
             total += module.loss(batch, reduction="sum").double().item()
             count += batch[:, 1:].numel()
@@ -101,7 +101,8 @@ def test_the_record_says_what_was_run(small: Compose) -> None:
 
 def test_row_and_tensor_scales_record_the_mean_number_of_sharers(small: Compose) -> None:
     """sun, per row, ladder a (h 32, f 96, 2 layers, 256 rows a step): P2 shares over in_features
-    32 32 32 96, P4 over out_features 96 32 192 32, P6 over 256 rows each."""
+    32 32 32 96, P4 over out_features 96 32 192 32, P6 over 256 rows each.
+    """
     r = train(small("recipe=sun", "precision.granularity=row")).record
     sharers = [32, 32, 32, 96, 96, 32, 192, 32, 256, 256, 256, 256]
     assert math.log2(r.block_size) == pytest.approx(sum(map(math.log2, sharers)) / 12)
@@ -165,7 +166,7 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(
 
 
 def test_a_killed_process_resumes_to_the_same_bits(small: Compose, tmp_path: Path) -> None:
-    """kill -9 while it trains; a checkpoint after every step, 160 steps to be killed in."""
+    """Kill -9 while it trains; a checkpoint after every step, 160 steps to be killed in."""
     longer = "tokens=40_960"
     undisturbed = train(small(longer, f"runs={tmp_path / 'undisturbed'}"))
     config = small(longer, "checkpoint_seconds=0")

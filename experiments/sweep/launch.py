@@ -34,15 +34,18 @@ LOG = "log.txt"
 class Outcome:
     """What became of a sweep."""
 
+    wanted: int
+    """Runs of the plan."""
     records: list[RunRecord] = field(default_factory=list)
     interrupted: bool = False
 
     @property
     def exit_code(self) -> int:
-        """0 all done, 1 some failed, 130 interrupted."""
+        """0 all done, 1 some failed or left nothing, 130 interrupted."""
         if self.interrupted:
             return 130
-        return 1 if any(record.status == "failed" for record in self.records) else 0
+        done = sum(record.status != "failed" for record in self.records)
+        return 0 if done == self.wanted else 1
 
 
 def available(address: str) -> tuple[float, float]:
@@ -95,7 +98,8 @@ def execute(config: dict[str, Any]) -> str:
         logging.getLogger().addHandler(handler)
         try:
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-                log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} start\n")
+                log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} start, process {os.getpid()}\n")
+                log.flush()
                 result = train(checked)
                 log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {result.record.status}\n")
             return ""
@@ -121,7 +125,7 @@ def launch(plan: Plan, address: str = "local", max_parallel: int | None = None) 
                 f"resources: {run.run_id} wants {wanted.cpus} CPUs and {wanted.gpus:g} GPUs, "
                 f"there are {cpus:g} and {gpus:g}"
             )
-    outcome = Outcome()
+    outcome = Outcome(wanted=len(plan.runs))
     if to_do:
         with Display(plan) as display, ray_session(address) as ray:
             outcome.interrupted = _drive(ray, to_do, display, max_parallel)
@@ -182,7 +186,7 @@ def _drive(ray: Any, to_do: list[PlannedRun], display: Display, max_parallel: in
 def _tokens_done(folder: Path) -> int:
     """Tokens a running run has reported, from the end of its loss curve."""
     path = folder / METRICS
-    if not path.exists():
+    if not path.is_file():
         return 0
     with open(path, "rb") as file:
         file.seek(0, os.SEEK_END)

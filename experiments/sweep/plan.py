@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.accounting import count_parameters, flops_per_token
+from experiments.accounting import flops_per_token
 from experiments.config import ConfigError, TrainConfig, run_id
+from experiments.data import TokenData
 from experiments.train import run_folder
-from fitting.results import RESULT, STUDY, RunRecord, read_record, write_atomic
+from fitting.results import STUDY, RunRecord, read_record, write_atomic
 
 _ASSUMED_FLOPS_PER_SECOND = 8e9
 """Of one core on a small model, where nothing has been run yet to measure it."""
@@ -75,14 +76,20 @@ def make_plan(configs: Sequence[TrainConfig]) -> Plan:
 
     Raises:
         ConfigError: Nothing to run, or runs of more than one study.
+        DataError: A run that its data cannot feed.
     """
     if not configs:
         raise ConfigError("study: this sweep is empty")
     studies = sorted({config.study.name for config in configs})
     if len(studies) > 1:
         raise ConfigError(f"study={','.join(studies)}: a sweep belongs to one study")
+    opened: dict[str, TokenData] = {}
     runs: dict[str, PlannedRun] = {}
     for config in configs:
+        key = repr(config.data)
+        if key not in opened:
+            opened[key] = TokenData(config.data)
+        opened[key].check(config.steps, config.batch_size, config.model.vocab_size)
         identity = run_id(config)
         if identity in runs:
             continue
@@ -126,13 +133,3 @@ def write_study(plan: Plan) -> Path:
     }
     write_atomic(json.dumps(content, indent=1) + "\n", path)
     return path
-
-
-def results_exist(run: PlannedRun) -> bool:
-    """Whether another process finished this run meanwhile."""
-    return (run.folder / RESULT).exists()
-
-
-def describe_size(config: TrainConfig) -> str:
-    """Model, its N and the tokens, for a table."""
-    return f"{config.model.name} N={count_parameters(config.model).block:,}"

@@ -18,7 +18,6 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from experiments.config import ConfigError, from_hydra
-from experiments.data import corpus_folder
 from experiments.sweep.launch import available, launch
 from experiments.sweep.plan import make_plan, write_study
 from experiments.sweep.show import console, show_plan, show_results
@@ -99,7 +98,6 @@ class RayLauncher(Launcher):
         show_plan(plan, slots, full=configs[0].plan_only)
         if configs[0].plan_only:
             return []
-        corpus_folder(plan.runs[0].config.data)  # made once here, not by every worker at a time
         write_study(plan)
         outcome = launch(plan, self.address, self.max_parallel)
         show_results(outcome.records)

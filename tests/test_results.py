@@ -1,0 +1,192 @@
+"""The run record: written once, read back as written, and wrong tables refused in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fitting.results import (
+    COLUMNS,
+    FAILURE,
+    RESULT,
+    ResultsError,
+    RunRecord,
+    load,
+    read_record,
+    require_columns,
+    write_atomic,
+    write_exclusive,
+)
+
+RECORD = RunRecord(
+    run_id="a-e2m1-0123456789ab",
+    study="demo",
+    status="finished",
+    model="a",
+    recipe="sun",
+    exponent=2,
+    mantissa=1,
+    bits=4,
+    bits_with_scales=4.25,
+    block_size=32.0,
+    granularity="block",
+    scale="e8m0",
+    operands="P2 P4 P6",
+    params=40_894_464,
+    params_head=131_072,
+    params_embedding=131_072,
+    params_total=41_156_608,
+    params_quantized=40_894_464,
+    tokens=10_485_760_000,
+    unique_tokens=10_485_760_000,
+    flops=2.57e18,
+    seed=3,
+    loss=3.1234567890123456,
+    train_loss=3.1,
+    bits_per_byte=1.2,
+    wall_seconds=12.5,
+    tokens_per_second=1e6,
+    attempts=1,
+    corpus="techdocs-v1 0123456789ab",
+    quantize_backend="plain",
+    numerics_version=1,
+    provenance={"git_sha": "f" * 40, "threads": 1},
+    config={"seed": 3, "model": {"layers": 2}},
+)
+
+
+def save(folder: Path, **changes: Any) -> RunRecord:
+    """Write one run into its own folder."""
+    record = dataclasses.replace(RECORD, **changes)
+    run = folder / record.run_id
+    run.mkdir(parents=True, exist_ok=True)
+    assert write_exclusive(record, run)
+    return record
+
+
+def test_a_record_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    record = save(tmp_path)
+    assert read_record(tmp_path / record.run_id) == record
+    assert record.loss == 3.1234567890123456
+
+
+def test_a_result_is_written_once_and_never_overwritten(tmp_path: Path) -> None:
+    save(tmp_path)
+    again = dataclasses.replace(RECORD, loss=1.0)
+    assert not write_exclusive(again, tmp_path / RECORD.run_id)
+    assert read_record(tmp_path / RECORD.run_id) == RECORD
+    assert [p.name for p in (tmp_path / RECORD.run_id).iterdir()] == [RESULT]
+
+
+def _race(folder: Path, loss: float) -> bool:
+    return write_exclusive(dataclasses.replace(RECORD, loss=loss), folder)
+
+
+def test_of_many_writers_exactly_one_wins_and_its_record_is_whole(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        wins = pool.starmap(_race, [(tmp_path, 1.0 + i) for i in range(8)])
+    record = read_record(tmp_path)
+    assert sum(wins) == 1
+    assert record is not None
+    assert record.loss == 1.0 + wins.index(True)
+
+
+def test_a_failure_is_read_only_where_there_is_no_result(tmp_path: Path) -> None:
+    failed = dataclasses.replace(RECORD, status="failed", loss=None, reason="killed")
+    write_atomic(failed.to_json(), tmp_path / FAILURE)
+    assert read_record(tmp_path) == failed
+    write_exclusive(RECORD, tmp_path)
+    assert read_record(tmp_path) == RECORD
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"status": "done"}, "status='done': must be one of finished, diverged, failed"),
+        ({"loss": None}, "finished with loss=None"),
+        ({"loss": float("nan")}, "finished with loss=nan"),
+    ],
+)
+def test_a_record_that_would_mislead_cannot_be_made(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ResultsError, match=message):
+        dataclasses.replace(RECORD, **changes)
+
+
+def test_records_are_strict_json() -> None:
+    diverged = dataclasses.replace(RECORD, status="diverged", loss=None, train_loss=float("nan"))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        diverged.to_json()
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"run_id": "x"}', json.dumps({"surprise": 1})])
+def test_a_broken_record_is_named_by_its_path(tmp_path: Path, text: str) -> None:
+    (tmp_path / RESULT).write_text(text)
+    with pytest.raises(ResultsError, match=rf"{tmp_path}/result.json: not a run record"):
+        read_record(tmp_path)
+
+
+def test_a_folder_loads_as_one_row_a_run_sorted_by_id(tmp_path: Path) -> None:
+    save(tmp_path, run_id="b", loss=2.0)
+    save(tmp_path, run_id="a", status="diverged", loss=None, reason="loss above 12")
+    (tmp_path / "not-yet").mkdir()  # a run that has left nothing
+    (tmp_path / "study.json").write_text("{}")
+    table = load(tmp_path)
+    assert tuple(table.columns) == COLUMNS
+    assert list(table["run_id"]) == ["a", "b"]
+    assert list(table["status"]) == ["diverged", "finished"]
+    assert np.isnan(table["loss"][0])
+    assert table["loss"][1] == 2.0
+
+
+def test_a_csv_of_a_folder_loads_with_the_same_numbers(tmp_path: Path) -> None:
+    for i in range(3):
+        save(tmp_path / "runs", run_id=f"r{i}", loss=3 + i / 7)
+    table = load(tmp_path / "runs")
+    table.to_csv(tmp_path / "all.csv", index=False)
+    again = load(tmp_path / "all.csv")
+    numbers = table.select_dtypes("number").columns
+    pd.testing.assert_frame_equal(again[numbers], table[numbers], check_exact=True)
+
+
+def test_foreign_columns_are_mapped_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "losses.csv"
+    path.write_text("N,D,val,note\n100,2000,3.5,x\n200,4000,,y\n")
+    table = load(path, {"params": "N", "tokens": "D", "loss": "val"})
+    assert list(table["params"]) == [100, 200]
+    assert list(table["note"]) == ["x", "y"]
+    assert list(table["status"]) == ["finished", "finished"]
+    assert np.isnan(table["loss"][1])
+
+
+def test_what_cannot_be_loaded_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "x.txt").write_text("")
+    (tmp_path / "words.csv").write_text("params,loss\nmany,3\n")
+    for name, message in {
+        "nowhere": r"results=.*nowhere: no such file or folder",
+        "empty": r"results=.*empty: no \*/result.json in this folder",
+        "empty.csv": r"results=.*empty.csv: cannot be read",
+        "x.txt": r"must be a folder of runs, a .csv or a .parquet file",
+        "words.csv": r"column 'params' of .*words.csv is not numeric",
+    }.items():
+        with pytest.raises(ResultsError, match=message) as caught:
+            load(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ResultsError, match=r"columns.tokens=T: no such column; the table has pa"):
+        load(tmp_path / "words.csv", {"tokens": "T"})
+
+
+def test_missing_columns_are_named_with_those_there_are() -> None:
+    table = pd.DataFrame({"N": [1], "loss": [2.0]})
+    message = "law=x needs columns params, tokens; the table has N, loss; map one with columns.par"
+    with pytest.raises(ResultsError, match=message):
+        require_columns(table, ("params", "loss", "tokens"), "law=x")
+    require_columns(table, ("loss",), "law=x")

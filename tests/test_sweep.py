@@ -1,0 +1,202 @@
+"""Sweeps: what is planned, and what Ray makes of it when things go wrong."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import commands
+from experiments.sweep.launch import LOG
+from fitting.results import FAILURE, RESULT, STUDY, load
+
+SMALL = [
+    "model=ladder/a",
+    "data=tokens",
+    "data.seq_len=64",
+    "batch_size=4",
+    "tokens=6144",
+    "tracking=none",
+    "tracking.log_every=4",
+]
+
+
+def lowbit_train(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The command in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["lowbit-train", *arguments])
+    try:
+        commands.train()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.fixture
+def here(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder; SMALL plus the text make a small run."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["precision.mantisa=2"],
+            "precision.mantisa: no such key; did you mean precision.mantissa?",
+        ),
+        (["precision.exponent=9"], "precision.exponent=9: must be 0..8 bits"),
+        (["precision=fp5"], "precision=fp5: no such choice; there are: e1m0"),
+        (["data=tokens", "data.path=/nowhere"], "data.path=/nowhere: no such file or folder"),
+        (["-m", "precision.exponent=2,9"], "precision.exponent=9: must be 0..8 bits"),
+        (["-m", "precison=e2m1,e1m1"], "precison: no such key; did you mean precision?"),
+        (["tokens=="], "tokens==: cannot be read as key=value"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_exit_code_2(
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    line: str,
+) -> None:
+    assert lowbit_train(monkeypatch, *arguments) == 2
+    captured = capfd.readouterr()
+    assert captured.err.startswith(f"lowbit-train: {line}")
+    assert len(captured.err.splitlines()) == 1
+    assert not captured.out
+    assert os.listdir(here) == ["text"], "nothing was written"
+
+
+def planned(out: str) -> list[str]:
+    """The runs named in a plan's table."""
+    return sorted(set(re.findall(r"\b(?:none|nearest|sun)-\S+-[0-9a-f]{12}\b", out)))
+
+
+def test_a_study_is_the_union_of_its_grids_and_the_command_line_wins(
+    here: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = [*SMALL, f"data.path={text}", "-m", "study=smoke", "plan_only=true"]
+    common += ["data.validation_windows=0"]
+    assert lowbit_train(monkeypatch, *common) == 0
+    runs = planned(capsys.readouterr().out)
+    assert len(runs) == 2 + 4 * 2
+    assert sum(run.startswith("none-") for run in runs) == 2
+    assert lowbit_train(monkeypatch, *common, "precision=fp8_e4m3,mxfp4", "seed=0,1,2") == 0
+    out = capsys.readouterr().out
+    runs = planned(out)
+    assert len(runs) == 3 + 2 * 3, "the baseline does not depend on the format"
+    assert "3 duplicates dropped" in out
+    assert {re.sub(r"^nearest-(\w+).*", r"\1", run) for run in runs if "nearest" in run} == {
+        "E4M3",
+        "E2M1",
+    }
+    assert not (here / "runs").exists(), "plan_only starts nothing and writes nothing"
+
+
+@pytest.mark.ray
+def test_a_failure_stays_alone_and_only_what_is_missing_is_run_again(
+    here: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*SMALL, f"data.path={text}", "-m", "study.name=s", "recipe=none,nearest", "seed=0,1"]
+    assert lowbit_train(monkeypatch, *command, "plan_only=true") == 0
+    victim = here / "runs" / "s" / planned(capsys.readouterr().out)[0]
+    (victim / "metrics.jsonl").mkdir(parents=True)  # its loss curve cannot be written
+
+    assert lowbit_train(monkeypatch, *command) == 1
+    out = capsys.readouterr().out
+    assert re.search(rf"failed +{victim.name}: IsADirectoryError: .*; log: {victim / LOG}", out)
+    assert "IsADirectoryError" in (victim / LOG).read_text(), "the log holds the traceback"
+    table = load(here / "runs" / "s")
+    assert table["status"].value_counts().to_dict() == {"finished": 3, "failed": 1}
+    assert len(json.loads((here / "runs" / "s" / STUDY).read_text())["planned"]) == 4
+
+    finished = {p: p.stat().st_mtime_ns for p in (here / "runs" / "s").glob(f"*/{RESULT}")}
+    (victim / "metrics.jsonl").rmdir()
+    assert lowbit_train(monkeypatch, *command) == 1
+    assert "1 failed before (retry_failed=true runs them again)" in capsys.readouterr().out
+    assert lowbit_train(monkeypatch, *command, "retry_failed=true") == 0
+    assert (victim / RESULT).exists()
+    assert not (victim / FAILURE).exists()
+    assert {p: p.stat().st_mtime_ns for p in finished} == finished, "the others were left alone"
+    assert lowbit_train(monkeypatch, *command) == 0
+    assert "4 done, 0 to do" in capsys.readouterr().out
+
+
+@pytest.mark.ray
+def test_a_killed_worker_is_replaced_and_the_result_is_the_same_bits(
+    here: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = [*SMALL, f"data.path={text}", "tokens=40960", "recipe=stochastic"]
+    assert lowbit_train(monkeypatch, *common, "study.name=undisturbed") == 0
+    folder = here / "runs" / "killed"
+
+    def kill_once() -> None:
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            if list(folder.glob("*/checkpoints/*.ckpt")):
+                [log] = folder.glob(f"*/{LOG}")
+                match = re.search(r"process (\d+)", log.read_text())
+                assert match
+                os.kill(int(match[1]), signal.SIGKILL)
+                return
+            time.sleep(0.005)
+
+    killer = threading.Thread(target=kill_once)
+    killer.start()
+    assert (
+        lowbit_train(monkeypatch, *common, "-m", "study.name=killed", "checkpoint_seconds=0") == 0
+    )
+    killer.join()
+    assert re.search(r"retry +stochastic", capsys.readouterr().out)
+    undisturbed, killed = load(here / "runs" / "undisturbed"), load(folder)
+    assert killed["attempts"].tolist() == [2]
+    assert killed["loss"].tolist() == undisturbed["loss"].tolist()
+    assert killed["run_id"].tolist() == undisturbed["run_id"].tolist()
+
+
+@pytest.mark.ray
+def test_ctrl_c_keeps_what_was_computed_and_leaves_no_process(here: Path, text: Path) -> None:
+    arguments = [*SMALL, f"data.path={text}", "tokens=2_000_000", "data.max_epochs=100"]
+    arguments += ["optim.lr=0.001", "-m", "study.name=c", "seed=0,1"]
+    driver = subprocess.Popen(
+        [sys.executable, "-c", "from experiments.commands import train; train()", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        curves = list((here / "runs" / "c").glob("*/metrics.jsonl"))
+        if len(curves) == 2 and all(curve.stat().st_size for curve in curves):
+            break
+        time.sleep(0.1)
+    workers = [
+        int(re.search(r"process (\d+)", log.read_text())[1])  # type: ignore[index]
+        for log in (here / "runs" / "c").glob(f"*/{LOG}")
+    ]
+    driver.send_signal(signal.SIGINT)
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert "Traceback" not in err
+    assert len(list((here / "runs" / "c").glob("*/checkpoints/*.ckpt"))) == 2
+    assert not list((here / "runs" / "c").glob(f"*/{FAILURE}"))
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_a_run_that_asks_for_more_than_there_is_is_refused(
+    here: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = [*SMALL, f"data.path={text}", "-m", "resources.cpus=1000"]
+    assert lowbit_train(monkeypatch, *command) == 2
+    assert "wants 1000 CPUs" in capfd.readouterr().err

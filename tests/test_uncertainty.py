@@ -1,0 +1,252 @@
+"""Uncertainty: intervals cover, draws are refits, cells are judged by hand-made numbers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fitting.fit import FitError, fit
+from fitting.laws import BESIROGLU_2024, SUN_2025
+from fitting.results import ResultsError
+from fitting.synthetic import make_table, sun_design
+from fitting.uncertainty import (
+    bootstrap,
+    compare_cells,
+    intervals,
+    noise_floor,
+    standard_errors,
+    vague,
+)
+
+
+def chinchilla_table(noise: float, seed: int) -> pd.DataFrame:
+    """42 runs: 7 sizes from 50M to 10B by 6 token counts from 1B to 300B."""
+    n, d = np.meshgrid(np.geomspace(5e7, 1e10, 7), np.geomspace(1e9, 3e11, 6))
+    design = pd.DataFrame({"params": n.ravel(), "tokens": d.ravel()})
+    return make_table("chinchilla", BESIROGLU_2024, design, noise, seed)
+
+
+# --- bootstrap --------------------------------------------------------------------------------
+
+
+def test_intervals_cover_the_truth() -> None:
+    # 60 tables, nominal 95 %: a percentile bootstrap of 42 runs that covered only 90 % would give
+    # fewer than 46 of 60 with a chance of 7e-4 a parameter; at 95 % the chance is 2e-7.
+    repeats, covered = 60, dict.fromkeys(BESIROGLU_2024, 0)
+    for seed in range(repeats):
+        table = chinchilla_table(5e-3, seed)
+        fitted = fit(table, "chinchilla", objective="least_squares", starts=4)
+        spans = intervals(bootstrap(table, fitted, draws=200, seed=seed))
+        for name, truth in BESIROGLU_2024.items():
+            covered[name] += spans[name][0] <= truth <= spans[name][1]
+    assert min(covered.values()) >= 46, covered
+
+
+def test_standard_errors_agree_with_the_spread_over_repeated_tables() -> None:
+    # 40 tables: the deviation of the estimates is known to 1/sqrt(80) = 11 %; five of those.
+    fits = [
+        fit(chinchilla_table(2e-3, seed), "chinchilla", objective="least_squares", starts=2)
+        for seed in range(40)
+    ]
+    spread = np.std([f.parameters["alpha"] for f in fits], ddof=1)
+    table = chinchilla_table(2e-3, 0)
+    errors = [
+        standard_errors(bootstrap(chinchilla_table(2e-3, seed), fits[seed], 200))["alpha"]
+        for seed in range(5)
+    ]
+    assert len(table) == 42
+    assert np.mean(errors) == pytest.approx(spread, rel=5 * 0.11)
+
+
+def test_draws_are_refits_of_the_resampled_rows() -> None:
+    table = chinchilla_table(5e-3, 3)
+    fitted = fit(table, "chinchilla", delta=5e-3, starts=4)
+    draws = bootstrap(table, fitted, draws=5, seed=11)
+    counts = np.random.default_rng(11).multinomial(42, np.full(42, 1 / 42), size=5)
+    for i in range(5):
+        again = table.loc[np.repeat(table.index, counts[i])].reset_index(drop=True)
+        refit = fit(again, "chinchilla", delta=5e-3, starts=4).parameters
+        # Draws stop at 1e-7 of the objective: a flat valley turns that into up to 1e-3 in A, B.
+        assert draws.loc[i, list(refit)].to_dict() == pytest.approx(refit, rel=1e-3)
+
+
+def test_without_noise_every_draw_is_the_truth() -> None:
+    table = make_table("floating_point", SUN_2025, sun_design().iloc[::4], 0, 0)
+    draws = bootstrap(table, fit(table, "floating_point", starts=8), draws=20)
+    assert draws["converged"].all()
+    for name, (low, high) in intervals(draws).items():
+        assert (low, high) == pytest.approx((SUN_2025[name],) * 2, rel=1e-3)
+
+
+def test_the_same_seed_gives_the_same_draws_and_frozen_parameters_do_not_move() -> None:
+    table = chinchilla_table(5e-3, 0)
+    fitted = fit(table, "chinchilla", freeze={"E": 1.8}, starts=4)
+    first, second = (bootstrap(table, fitted, 30, seed=5) for _ in range(2))
+    pd.testing.assert_frame_equal(first, second)
+    assert (first["E"] == 1.8).all()
+    assert first["A"].nunique() == 30
+
+
+def test_clusters_are_drawn_whole() -> None:
+    table = chinchilla_table(5e-3, 0)
+    table["seed"] = np.arange(42) % 3
+    fitted = fit(table, "chinchilla", starts=4)
+    draws = bootstrap(table, fitted, 40, seed=0, cluster="seed")
+    # Three clusters have only 10 distinct resamples (multisets of size 3 from 3).
+    assert draws["alpha"].round(6).nunique() <= 10
+    with pytest.raises(ResultsError, match="bootstrap cluster needs column node"):
+        bootstrap(table, fitted, 40, cluster="node")
+
+
+def test_a_parameter_that_vanishes_in_some_draws_is_vague() -> None:
+    draws = pd.DataFrame({"A": [90.0, 110.0] * 20, "E": [1e-5, 2.0] * 20, "converged": True})
+    assert vague(draws) == ("E",)
+
+
+def test_bootstrap_refuses_what_cannot_vary() -> None:
+    table = chinchilla_table(5e-3, 0)
+    with pytest.raises(FitError, match="every parameter is frozen"):
+        bootstrap(table, fit(table, "chinchilla", freeze=BESIROGLU_2024), 10)
+    fitted = fit(table, "chinchilla", starts=4)
+    with pytest.raises(FitError, match="the table has 41 usable rows, the fit has 42"):
+        bootstrap(table.iloc[1:], fitted, 10)
+    with pytest.raises(FitError, match="bootstrap=1: must be at least 2"):
+        bootstrap(table, fitted, 1)
+
+
+# --- noise floor and cells --------------------------------------------------------------------
+
+
+def runs(losses: dict[str, list[float | None]], model: str = "a") -> pd.DataFrame:
+    """One row a loss; its place in the list is its seed; None is a run that diverged."""
+    formats = {"none": (8, 23, 1.0), "E2M1": (2, 1, 32.0), "E4M3": (4, 3, 32.0)}
+    rows = []
+    for name, values in losses.items():
+        exponent, mantissa, block_size = formats[name]
+        quantized = name != "none"
+        rows += [
+            {
+                "model": model,
+                "recipe": "all" if quantized else "none",
+                "exponent": exponent,
+                "mantissa": mantissa,
+                "block_size": block_size,
+                "granularity": "block" if quantized else "none",
+                "scale": "fp32" if quantized else "none",
+                "tokens": 1000,
+                "seed": seed,
+                "status": "finished" if value is not None else "diverged",
+                "loss": np.nan if value is None else value,
+            }
+            for seed, value in enumerate(values)
+        ]
+    return pd.DataFrame(rows)
+
+
+def test_noise_floor_pools_squares_over_cells() -> None:
+    table = runs({"none": [3.0, 3.2], "E2M1": [4.0, 4.3, 4.6], "E4M3": [3.5]})
+    floor = noise_floor(table)
+    # Squares: .1^2 + .1^2 = .02 with 1 degree of freedom, .3^2 + .3^2 = .18 with 2.
+    assert floor.std_loss == pytest.approx(math.sqrt(0.2 / 3))
+    logs = [np.log([3.0, 3.2]), np.log([4.0, 4.3, 4.6])]
+    squares = sum(((x - x.mean()) ** 2).sum() for x in logs)
+    assert floor.std_log == pytest.approx(math.sqrt(squares / 3))
+    assert (floor.dof, floor.cells) == (3, 2)
+
+
+def test_noise_floor_ignores_diverged_runs_and_repeated_rows() -> None:
+    table = runs({"none": [3.0, 3.2, None], "E2M1": [4.0, None]})
+    assert noise_floor(pd.concat([table, table])) == noise_floor(runs({"none": [3.0, 3.2]}))
+
+
+@pytest.mark.parametrize("drop", [[], ["seed"]])
+def test_without_repeats_the_noise_floor_is_unknown(drop: list[str]) -> None:
+    table = runs({"none": [3.0], "E2M1": [4.0]}).drop(columns=drop)
+    floor = noise_floor(table)
+    assert (floor.dof, floor.cells) == (0, 0)
+    assert math.isnan(floor.std_log)
+    assert math.isnan(floor.std_loss)
+
+
+def test_cells_are_paired_by_seed_and_judged_at_three_sigma() -> None:
+    table = runs(
+        {
+            "none": [3.0, 3.4, 3.8],
+            "E2M1": [3.11, 3.50, 3.89],  # differences .11 .10 .09
+            "E4M3": [3.01, 3.40, 3.79],  # differences .01 .00 -.01
+        }
+    )
+    cells = compare_cells(table).set_index("bits")
+    # Paired squares: .01^2 four times, 4 degrees of freedom; three pairs a cell.
+    error = 0.01 / math.sqrt(3)
+    assert list(cells["standard_error"]) == pytest.approx([error, error])
+    assert list(cells["difference"]) == pytest.approx([0.1, 0.0], abs=1e-12)
+    assert cells.loc[4, "z"] == pytest.approx(0.1 / error)
+    assert list(cells["verdict"]) == ["worse", "cannot tell"]
+    assert list(cells["dof"]) == [4, 4]
+    assert list(cells["pairs"]) == [3, 3]
+    assert cells.loc[4, "loss_none"] == pytest.approx(3.4)
+
+
+def test_a_better_cell_is_called_better() -> None:
+    table = runs({"none": [3.0, 3.4, 3.8], "E4M3": [2.91, 3.30, 3.69]})
+    assert compare_cells(table)["verdict"].tolist() == ["better"]
+
+
+def test_cells_without_common_seeds_are_compared_by_their_means() -> None:
+    table = runs({"none": [3.0, 3.2], "E2M1": [3.5, 3.7]})
+    table.loc[table["granularity"] != "none", "seed"] += 10
+    cell = compare_cells(table).iloc[0]
+    deviation = math.sqrt(0.04 / 2)  # squares .02 + .02, two degrees of freedom
+    assert cell["pairs"] == 0
+    assert cell["difference"] == pytest.approx(0.5)
+    assert cell["standard_error"] == pytest.approx(deviation * math.sqrt(1 / 2 + 1 / 2))
+    assert cell["verdict"] == "worse"
+
+
+def test_one_seed_borrows_the_spread_of_the_others() -> None:
+    table = runs({"none": [3.0, 3.4], "E2M1": [3.11, 3.49], "E4M3": [3.2]})
+    cell = compare_cells(table).set_index("bits").loc[8]
+    assert (cell["seeds"], cell["pairs"]) == (1, 1)
+    assert cell["standard_error"] == pytest.approx(math.sqrt(2 * 0.01**2))
+    assert cell["verdict"] == "worse"
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        runs({"none": [3.0], "E2M1": [9.0]}),
+        runs({"E2M1": [3.0, 3.1]}),
+        pd.concat([runs({"none": [3.0, 3.1]}, "a"), runs({"E2M1": [9.0, 9.1]}, "b")]),
+    ],
+    ids=["no repeated seeds", "no unquantized cell", "unquantized at another model only"],
+)
+def test_without_the_means_to_judge_nothing_is_claimed(table: pd.DataFrame) -> None:
+    assert compare_cells(table)["verdict"].tolist() == ["cannot tell"]
+
+
+def test_diverged_cells_are_counted_and_named() -> None:
+    table = runs({"none": [3.0, 3.1], "E2M1": [None, None], "E4M3": [3.05, None]})
+    cells = compare_cells(table).set_index("bits")
+    assert list(cells["diverged"]) == [2, 1]
+    assert cells.loc[4, "verdict"] == "diverged"
+    assert math.isnan(cells.loc[4, "loss"])
+    assert cells.loc[8, "seeds"] == 1
+
+
+def test_models_are_compared_with_their_own_unquantized_runs() -> None:
+    table = pd.concat(
+        [
+            runs({"none": [3.0, 3.2], "E2M1": [3.1, 3.3]}, "a"),
+            runs({"none": [2.0, 2.2], "E2M1": [2.5, 2.7]}, "b"),
+        ]
+    )
+    cells = compare_cells(table).set_index("model")
+    assert cells["difference"].to_dict() == pytest.approx({"a": 0.1, "b": 0.5})
+
+
+def test_a_study_without_quantized_runs_has_no_comparisons() -> None:
+    assert compare_cells(runs({"none": [3.0, 3.1]})).empty
