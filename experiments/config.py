@@ -133,7 +133,7 @@ class TrainConfig:
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     tokens: int = 1_000_000
     """Training tokens, rounded down to whole steps."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Sequences a step."""
     compute_dtype: str = "float32"
     seed: int = 0

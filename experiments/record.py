@@ -165,6 +165,7 @@ def _git_state() -> tuple[str, bool]:
 
     try:
         git("ls-files", "--error-unmatch", __file__)  # installed below somebody else's checkout?
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+        code = [str(here), str(here.parent / "conf"), str(here.parent / "fitting")]
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", *code))
     except (OSError, subprocess.CalledProcessError):
         return "", False
