@@ -1,18 +1,13 @@
 """The report's figures: one function a figure, each a matplotlib `Figure` without global state.
 
 A figure is a list of panels (one per model size), because panels reflow on a narrow screen and
-one wide picture does not.  Everything neutral (text, axes, grid, noise band) is drawn in one ink
-colour, which `to_svg` turns into `currentColor`: the same file is legible on white and on black.
-Formats keep their colour across figures (Okabe and Ito's colour-blind safe palette, without its
-yellow, which vanishes on white); more than seven formats take viridis in the order of their bits.
+one wide picture does not.  Colours, ink and legends come from `fitting.style`.
 """
 
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -20,120 +15,25 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from fitting.naming import UNQUANTIZED, count_label, records, sizes, whole
+from fitting.naming import count_label, records, sizes, whole
+from fitting.style import (
+    INK,
+    MARKERS,
+    PANEL_WIDTH,
+    STYLE,
+    Panel,
+    legend_below,
+    legend_inches,
+    new_figure,
+    panel,
+)
 from fitting.uncertainty import SIGMAS
 
-INK = "#16191d"  # replaced by currentColor in SVG: use it for nothing that carries data
-NONE_COLOUR = "#8a8f96"
-OKABE_ITO = ("#D55E00", "#E69F00", "#009E73", "#56B4E9", "#0072B2", "#CC79A7", "#7A6FD0")
-MARKERS = "osD^vP"
-"""By token count where a panel holds several, smallest first."""
-PANEL_WIDTH = 5.2
-"""Inches of 72 px: a panel is 374 px wide, the text of a phone's width."""
 MANY_MARKS = 1000
 """Marks from which a cloud of points becomes a bitmap inside the SVG, to keep it small."""
-
-_STYLE: Any = {  # matplotlib types its keys as literals
-    "svg.fonttype": "none",
-    "font.size": 11.0,
-    "axes.labelsize": 11.0,
-    "axes.titlesize": 11.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "xtick.labelsize": 10.0,
-    "ytick.labelsize": 10.0,
-    "legend.fontsize": 10.0,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.linewidth": 0.8,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": INK,
-    "grid.alpha": 0.13,
-    "grid.linewidth": 0.7,
-    "axes.unicode_minus": True,
-}
-
-
-_SHORTER = (
-    (r"<metadata>.*?</metadata>\s*", ""),
-    (r"<!--.*?-->\s*", ""),
-    (r"<g id=\"[^\"]*\"", "<g"),
-    (r" transform=\"rotate\(-0 [^\"]*\"", ""),
-    (r"font-family: [^;\"]*", "font-family: sans-serif"),
-    (r"(font: [^;\"]*?\d+px) [^;\"]+", r"\1 sans-serif"),
-    (r" *\n *", "\n"),
-)
-"""What to_svg takes out, as pattern and replacement: half of the bytes."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One picture of a figure.
-
-    `name` becomes the file's name and `title` what a screen reader says; `svg` is stand-alone.
-    """
-
-    name: str
-    title: str
-    svg: str
-
-
-def format_colours(order: Sequence[str]) -> dict[str, str]:
-    """One colour a format, `none` grey.
-
-    Args:
-        order: All formats of the study, as `format_order` gives them.
-    """
-    names = [name for name in order if name != UNQUANTIZED]
-    if len(names) <= len(OKABE_ITO):
-        colours = list(OKABE_ITO[: len(names)])
-    else:  # viridis' dark and bright ends vanish on black and on white
-        shades = mpl.colormaps["viridis"](np.linspace(0.22, 0.86, len(names)))
-        colours = [to_hex(shade) for shade in shades]
-    return {**dict(zip(names, colours, strict=True)), UNQUANTIZED: NONE_COLOUR}
-
-
-def to_svg(figure: Figure, name: str) -> str:
-    """A stand-alone SVG with stable bytes, transparent, its ink `currentColor`.
-
-    Args:
-        figure: Drawn under `style()`.
-        name: Salts the ids, which are hashes, so that several figures can share one HTML page.
-    """
-    FigureCanvasSVG(figure)
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing, dpi=200)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for pattern, short in _SHORTER:
-        svg = re.sub(pattern, short, svg, flags=re.DOTALL)
-    # Inside tags a hundredth of a pixel is enough; text between tags is left alone.
-    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), svg)
-    return svg.replace(INK, "currentColor")
-
-
-def _panel(figure: Figure, name: str, title: str) -> Panel:
-    return Panel(name, title, to_svg(figure, name))
-
-
-def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 # --- the difference to no quantization -------------------------------------------------------
@@ -177,27 +77,6 @@ def draw_cost(
     axes.set_xlabel("loss above none, nats per token")
 
 
-def _legend_columns(labels: Sequence[str]) -> int:
-    """As many as fit a panel's width, four at most."""
-    longest = max(len(label) for label in labels)
-    return min(max(44 // (longest + 3), 1), 4)
-
-
-def _legend_inches(labels: Sequence[str]) -> float:
-    return 0.24 * -(-len(labels) // _legend_columns(labels))
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    """Below the axes, where it hides nothing; nothing for a single label."""
-    handles, labels = axes.get_legend_handles_labels()
-    if len(handles) > 1:
-        columns = _legend_columns(labels)
-        figure.legend(
-            handles, labels, loc="outside lower left", ncols=columns, handletextpad=0.2,
-            columnspacing=1.2,
-        )  # fmt: skip
-
-
 def _cost_limits(cells: pd.DataFrame, noise: float) -> tuple[float, float]:
     """Common x limits of all panels, so that sizes can be compared by eye."""
     reach = SIGMAS * cells["standard_error"].fillna(0.0)
@@ -222,15 +101,15 @@ def cost_by_format(
     )
     panels = []
     for size in sizes(cells):
-        with mpl.rc_context(_STYLE):
-            figure = _figure(PANEL_WIDTH, height)
+        with mpl.rc_context(STYLE):
+            figure = new_figure(PANEL_WIDTH, height)
             axes = figure.add_subplot()
             draw_cost(axes, cells[cells["params"] == size], shown, colours, noise)
             axes.set_xlim(limits)
             axes.set_title(f"{count_label(size)} parameters")
-            _legend(figure, axes)
+            legend_below(figure, axes)
             title = f"Loss above none by format at {count_label(size)} parameters"
-            panels.append(_panel(figure, f"cost_{size:.0f}", title))
+            panels.append(panel(figure, f"cost_{size:.0f}", title))
     return panels
 
 
@@ -244,15 +123,15 @@ def headline(
     """
     shown = [name for name in order if name in set(cells["format"])]
     chosen = sizes(cells)[-3:]
-    with mpl.rc_context(_STYLE):
-        figure = _figure(8.0, 500 / 150)
+    with mpl.rc_context(STYLE):
+        figure = new_figure(8.0, 500 / 150)
         FigureCanvasAgg(figure)
         grid = figure.subplots(1, len(chosen), sharey=True, squeeze=False)
         for axes, size in zip(grid[0], chosen, strict=True):
             draw_cost(axes, cells[cells["params"] == size], shown, colours, noise)
             axes.set_xlim(_cost_limits(cells, noise))
             axes.set_title(f"{count_label(size)} parameters")
-        _legend(figure, grid[0][0])
+        legend_below(figure, grid[0][0])
         buffer = io.BytesIO()
         figure.savefig(
             buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None}
@@ -282,8 +161,8 @@ def loss_by_bits(
         # Names stand beside their marks while these are few and short, else in a legend.
         direct = len(names) <= 12 and max(map(len, names)) <= 9
         none = baseline[(baseline["params"] == size) & (baseline["tokens"] == tokens)]
-        with mpl.rc_context(_STYLE):
-            figure = _figure(PANEL_WIDTH, 3.5 + (0 if direct else _legend_inches(names)))
+        with mpl.rc_context(STYLE):
+            figure = new_figure(PANEL_WIDTH, 3.5 + (0 if direct else legend_inches(names)))
             axes = figure.add_subplot()
             for value in none["loss"]:
                 axes.axhline(value, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
@@ -313,9 +192,9 @@ def loss_by_bits(
             axes.set_xlabel("bits per element, scales not counted")
             axes.set_ylabel("loss, nats per token")
             axes.set_title(f"{count_label(size)} parameters, {count_label(tokens)} tokens")
-            _legend(figure, axes)
+            legend_below(figure, axes)
             title = f"Loss against bits at {count_label(size)} parameters"
-            panels.append(_panel(figure, f"bits_{size:.0f}", title))
+            panels.append(panel(figure, f"bits_{size:.0f}", title))
     return panels
 
 
@@ -336,8 +215,8 @@ def loss_by_tokens(
     panels = []
     shown = [name for name in order if name in set(cells["format"])]
     for size in sizes(cells):
-        with mpl.rc_context(_STYLE):
-            figure = _figure(PANEL_WIDTH, 3.2 + _legend_inches(shown))
+        with mpl.rc_context(STYLE):
+            figure = new_figure(PANEL_WIDTH, 3.2 + legend_inches(shown))
             axes = figure.add_subplot()
             for i, name in enumerate(shown):
                 points = cells[(cells["params"] == size) & (cells["format"] == name)]
@@ -355,9 +234,9 @@ def loss_by_tokens(
             axes.set_xlabel("training tokens")
             axes.set_ylabel("loss, nats per token")
             axes.set_title(f"{count_label(size)} parameters")
-            _legend(figure, axes)
+            legend_below(figure, axes)
             title = f"Loss against tokens by format at {count_label(size)} parameters"
-            panels.append(_panel(figure, f"tokens_{size:.0f}", title))
+            panels.append(panel(figure, f"tokens_{size:.0f}", title))
     return panels
 
 
@@ -389,8 +268,8 @@ def cost_by_layout(cells: pd.DataFrame) -> list[Panel]:
         grid = drawn[drawn["params"] == size].pivot_table(
             index="mantissa", columns="exponent", values="difference", aggfunc="mean"
         )
-        with mpl.rc_context(_STYLE):
-            figure = _figure(PANEL_WIDTH, 1.2 + 0.42 * len(grid))
+        with mpl.rc_context(STYLE):
+            figure = new_figure(PANEL_WIDTH, 1.2 + 0.42 * len(grid))
             axes = figure.add_subplot()
             values = grid.to_numpy(float)
             shades = mpl.colormaps["viridis"]
@@ -416,7 +295,7 @@ def cost_by_layout(cells: pd.DataFrame) -> list[Panel]:
             axes.set_ylabel("mantissa bits")
             axes.set_title(f"{count_label(size)} parameters")
             title = f"Loss above none by exponent and mantissa at {count_label(size)} parameters"
-            panels.append(_panel(figure, f"layout_{size:.0f}", title))
+            panels.append(panel(figure, f"layout_{size:.0f}", title))
     return panels
 
 
@@ -441,8 +320,8 @@ def predicted_v_observed(
         ("fit", "Observed against predicted loss"),
         ("residuals", "Residuals in percent of the loss"),
     ):
-        with mpl.rc_context(_STYLE):
-            figure = _figure(PANEL_WIDTH, 3.4 + _legend_inches(shown))
+        with mpl.rc_context(STYLE):
+            figure = new_figure(PANEL_WIDTH, 3.4 + legend_inches(shown))
             axes = figure.add_subplot()
             if name == "fit":
                 ends = [rows["predicted"].min(), rows["predicted"].max()]
@@ -463,8 +342,8 @@ def predicted_v_observed(
             axes.set_xlabel("predicted loss, nats per token")
             axes.set_ylabel("observed loss" if name == "fit" else "observed − predicted, %")
             axes.set_title(title)
-            _legend(figure, axes)
-            panels.append(_panel(figure, name, title))
+            legend_below(figure, axes)
+            panels.append(panel(figure, name, title))
     return panels
 
 
@@ -478,8 +357,8 @@ def layout_shares(layouts: Sequence[Mapping[str, Any]]) -> list[Panel]:
         layouts: Rows of fit.json's `derived.layouts`: `bits`, `shares`, `extrapolated`.
     """
     rows = [row for row in layouts if row["bits"] <= 8]
-    with mpl.rc_context(_STYLE):
-        figure = _figure(PANEL_WIDTH * 1.15, 0.9 + 0.42 * len(rows))
+    with mpl.rc_context(STYLE):
+        figure = new_figure(PANEL_WIDTH * 1.15, 0.9 + 0.42 * len(rows))
         axes = figure.add_subplot()
         for y, row in enumerate(rows):
             left = 0.0
@@ -504,4 +383,4 @@ def layout_shares(layouts: Sequence[Mapping[str, Any]]) -> list[Panel]:
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("share of bootstrap draws (* outside the bits that were trained)")
         title = "How often each exponent/mantissa split wins in the bootstrap"
-        return [_panel(figure, "layout_shares", title)]
+        return [panel(figure, "layout_shares", title)]

@@ -12,9 +12,9 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,172 +24,29 @@ import numpy as np
 import pandas as pd
 
 from fitting import figures, findings, tables
-from fitting.figures import Panel
 from fitting.findings import number, plural
-from fitting.fit import select_rows
-from fitting.laws import LAWS, FitError
-from fitting.naming import UNQUANTIZED, count_label, format_names, format_order, sizes
-from fitting.results import (
-    COLUMNS,
-    FAILURE,
-    RESULT,
-    STUDY,
-    ResultsError,
-    load,
-    read_record,
-    require_columns,
-    write_atomic,
+from fitting.naming import UNQUANTIZED, count_label, sizes
+from fitting.results import ResultsError, write_atomic
+from fitting.study import (
+    Study,
+    fitted_runs,
+    load_study,
+    predict,
+    read_json,
+    sha256_of,
+    used_runs,
 )
+from fitting.style import Panel
 from fitting.tables import View
-from fitting.uncertainty import CELL, NoiseFloor, compare_cells, noise_floor
+from fitting.uncertainty import NoiseFloor
 
-FIT = "fit.json"
 PAGE = "index.html"
 MANIFEST = "MANIFEST.json"
 LISTED = 24
 """Values that are listed one by one; of more the page says how many and the range."""
 PANELS_ON_PAGE = 6
 """Model sizes drawn; a study of more has them all in its tables."""
-FIT_KEYS = ("law", "objective", "parameters", "rows", "starts", "status", "warnings")
-FORMAT_COLUMNS = ("exponent", "mantissa", "block_size")
-PROVENANCE = ("git_sha", "git_dirty", "device", "threads", "compute_dtype")
 PACKAGES = ("lowbit-scaling", "numpy", "scipy", "pandas", "matplotlib", "jinja2")
-
-
-@dataclass(frozen=True)
-class Study:
-    """Everything a page is made of, loaded and checked."""
-
-    results: Path
-    table: pd.DataFrame
-    """One row a run, with `format` in words."""
-    about: Mapping[str, Any]
-    """study.json: name, title, description, planned, notes; all optional."""
-    fit: Mapping[str, Any] | None
-    cells: pd.DataFrame | None
-    """Quantized cells against `none` (`uncertainty.compare_cells`) with `format`, `params`."""
-    no_cells: str
-    """Why `cells` is None, in words."""
-    noise: NoiseFloor
-    order: list[str]
-    colours: dict[str, str]
-    provenance: dict[str, list[str]]
-    inputs: dict[str, str] = field(default_factory=dict)
-    """Input file -> SHA-256."""
-
-    @property
-    def done(self) -> pd.DataFrame:
-        """The runs that have a loss."""
-        return select_rows(self.table)[0]
-
-
-# --- loading -----------------------------------------------------------------------------------
-
-
-def load_study(results: Path, fit_dir: Path) -> Study:
-    """Read results, fit and description.
-
-    Args:
-        results: A folder of runs, a CSV or a parquet file (`fitting.results.load`).
-        fit_dir: Where `fit.json` lies, if there is one.
-
-    Raises:
-        ResultsError: Nothing at `results`, a broken file, or a table without loss, params, tokens.
-    """
-    inputs: dict[str, str] = {}
-    about: dict[str, Any] = {}
-    provenance: dict[str, list[str]] = {}
-    if results.is_dir():
-        about = _read_json(results / STUDY) or {}
-        folders = [folder for folder in sorted(results.iterdir()) if folder.is_dir()]
-        records = [record for folder in folders if (record := read_record(folder))]
-        table = load(results) if records else pd.DataFrame(columns=list(COLUMNS))
-        for key in PROVENANCE:
-            values = {str(r.provenance[key]) for r in records if key in r.provenance}
-            if values:
-                provenance[key] = sorted(values)
-        read = [STUDY, *(f"{d.name}/{name}" for d in folders for name in (RESULT, FAILURE))]
-        inputs = {name: _sha256(results / name) for name in read if (results / name).exists()}
-    else:
-        table = load(results)
-        inputs[results.name] = _sha256(results)
-    require_columns(table, ("loss", "params", "tokens"), "the report")
-    fit = _read_json(fit_dir / FIT)
-    if fit is not None:
-        inputs[FIT] = _sha256(fit_dir / FIT)
-        missing = [key for key in FIT_KEYS if key not in fit]
-        if missing:
-            raise ResultsError(f"{fit_dir / FIT}: lacks {', '.join(missing)}; run lowbit-fit again")
-        law = LAWS.get(fit["law"])
-        if law is None:
-            raise ResultsError(f"{fit_dir / FIT}: law={fit['law']} is none of {', '.join(LAWS)}")
-        if set(fit["parameters"]) != set(law.parameters):
-            raise ResultsError(
-                f"{fit_dir / FIT}: parameters {', '.join(fit['parameters'])}, but law={law.name} "
-                f"has {', '.join(law.parameters)}"
-            )
-        fit["parameters"] = {name: fit["parameters"][name] for name in law.parameters}
-    return _study(results, table, about, fit, provenance, inputs)
-
-
-def _study(
-    results: Path,
-    table: pd.DataFrame,
-    about: Mapping[str, Any],
-    fit: Mapping[str, Any] | None,
-    provenance: dict[str, list[str]],
-    inputs: dict[str, str],
-) -> Study:
-    table = table.copy()
-    if set(FORMAT_COLUMNS) <= set(table):
-        table["format"] = format_names(table, among=table)
-        order = format_order(table)
-    else:
-        table["format"] = "all runs"
-        order = ["all runs"]
-    done = select_rows(table)[0]
-    noise = NoiseFloor(std_log=np.nan, std_loss=np.nan, dof=0, cells=0)
-    if len(done):
-        noise = noise_floor(table)
-    cells, no_cells = None, ""
-    missing = [name for name in (*CELL, "seed") if name not in table]
-    if missing:
-        no_cells = f"The table has no column {', '.join(missing)}: formats cannot be compared."
-    elif done.empty:
-        no_cells = "No run ended with a loss: there is nothing to compare."
-    else:
-        compared = compare_cells(table)
-        compared["params"] = compared["model"].map(table.groupby("model")["params"].first())
-        compared["format"] = format_names(compared, among=table)
-        compared["loss_error"] = noise.std_loss / np.sqrt(compared["seeds"].clip(lower=1))
-        judged = compared[np.isfinite(compared["difference"].astype(float))]
-        if judged.empty:
-            no_cells = (
-                "No quantized cell has an unquantized run (none) of the same model and tokens "
-                "beside it: nothing can be compared."
-            )
-        else:
-            cells = compared
-    return Study(
-        results, table, about, fit, cells, no_cells, noise, order,
-        figures.format_colours(order), provenance, inputs,
-    )  # fmt: skip
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ResultsError(f"{path}: not JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise ResultsError(f"{path}: must hold one JSON object, holds a {type(data).__name__}")
-    return data
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # --- figures -----------------------------------------------------------------------------------
@@ -215,7 +72,7 @@ def _figures(study: Study) -> dict[str, list[Panel]]:
         drawn["bits"] = figures.loss_by_bits(cells, base, study.colours)
         if cells["exponent"].nunique() > 1 and cells["mantissa"].nunique() > 1:
             drawn["layout"] = figures.cost_by_layout(cells)
-    fitted = _fitted(study)
+    fitted = fitted_runs(study)
     if means["tokens"].nunique() > 1:
         curves = _curves(study, means) if fitted is not None else None
         drawn["tokens"] = figures.loss_by_tokens(means, study.order, study.colours, curves)
@@ -237,29 +94,6 @@ def _spaced(values: list[float]) -> list[float]:
     return [values[i] for i in steps]
 
 
-def _fitted(study: Study) -> pd.DataFrame | None:
-    """The runs that the fit used, with `predicted`; None where there is no fit."""
-    if study.fit is None:
-        return None
-    rows = _used(study).copy()
-    rows["predicted"] = _predict(study.fit, rows)
-    return rows
-
-
-def _used(study: Study) -> pd.DataFrame:
-    """The runs of the fit, where fit.json names them; else all that have a loss."""
-    run_ids = (study.fit or {}).get("run_ids")
-    rows = study.done
-    return rows[rows["run_id"].isin(run_ids)] if run_ids and "run_id" in rows else rows
-
-
-def _predict(fit: Mapping[str, Any], rows: pd.DataFrame) -> np.ndarray:
-    try:
-        return LAWS[fit["law"]].predict(fit["parameters"], rows)
-    except FitError as error:
-        raise ResultsError(f"{FIT} does not suit the results: {error}") from error
-
-
 def _curves(study: Study, means: pd.DataFrame) -> pd.DataFrame:
     """The law along tokens, within the study's range, for each format and size that was run."""
     assert study.fit is not None
@@ -267,7 +101,7 @@ def _curves(study: Study, means: pd.DataFrame) -> pd.DataFrame:
     rows = rows[rows["params"].isin(means["params"])]
     grid = np.geomspace(means["tokens"].min(), means["tokens"].max(), 24)
     rows = rows.drop(columns="tokens").merge(pd.DataFrame({"tokens": grid}), how="cross")
-    rows["predicted"] = _predict(study.fit, rows)
+    rows["predicted"] = predict(study.fit, rows)
     return rows.sort_values(["format", "params", "tokens"], ignore_index=True)
 
 
@@ -327,6 +161,18 @@ def _noise_words(noise: NoiseFloor, cells: pd.DataFrame | None) -> str:
     return words
 
 
+def _scale_words(order: Iterable[str]) -> str:
+    """What "/32", "row" and "tensor" mean in the names of formats; nothing if none has them."""
+    said: dict[str, str] = {}  # the first name of each kind
+    for name in order:
+        label = re.match(r"E\S+?M\S+?(?:/(?P<count>\S+)| (?P<who>row|tensor)(?= |$))", name)
+        if label:
+            unit = f"{label['count']} values" if label["count"] else label["who"]
+            verb = "" if said else "shares a scale "
+            said.setdefault(label["who"] or "block", f"{label[0]} {verb}per {unit}")
+    return ", ".join(said.values()) + "." if said else ""
+
+
 def _facts(study: Study) -> list[tuple[str, str]]:
     """What was run, as terms and values."""
     table = study.table
@@ -356,7 +202,12 @@ def _facts(study: Study) -> list[tuple[str, str]]:
     ):
         if value:
             facts.append((term, value))
-    facts += [(k.replace("_", " "), ", ".join(v)) for k, v in study.provenance.items()]
+    for key, values in study.provenance.items():
+        if key == "git_dirty":
+            said = {"True": "yes", "False": "no"}
+            facts.append(("Uncommitted changes", ", ".join(said.get(v, v) for v in values)))
+        else:
+            facts.append((key.replace("_", " ").capitalize(), ", ".join(values)))
     return facts
 
 
@@ -455,7 +306,6 @@ def _render(study: Study, drawn: Mapping[str, list[Panel]], views: Mapping[str, 
     environment.filters["tied"] = _tied
     source = resources.files("fitting").joinpath("report.html").read_text(encoding="utf-8")
     lead, points = _headline(study)
-    fitted_runs = len(_used(study)) if study.fit is not None else 0
     size_count = study.done["params"].nunique()
     return environment.from_string(source).render(
         title=study.about.get("title") or study.about.get("name") or study.results.stem,
@@ -469,11 +319,12 @@ def _render(study: Study, drawn: Mapping[str, list[Panel]], views: Mapping[str, 
         small=findings.small_model(study.done) if len(study.done) else None,
         noise=_noise_words(study.noise, study.cells) if len(study.done) else "",
         no_cells=study.no_cells,
+        scale_words=_scale_words(study.order),
         sizes_left_out=max(0, size_count - PANELS_ON_PAGE),
         figures=drawn,
         views=views,
         fit=study.fit,
-        fitted_runs=fitted_runs,
+        fitted_runs=len(used_runs(study)),
         fit_status=findings.status_words(study.fit.get("status")) if study.fit else "",
         commands=_commands(study),
         versions=_versions(),
@@ -501,11 +352,11 @@ def _write(files: Mapping[str, str], inputs: Mapping[str, str], out: Path) -> No
 
 def _remove_stale(out: Path, keep: Iterable[str]) -> None:
     """Remove figures and tables of the previous report, if they are as it wrote them."""
-    previous = (_read_json(out / MANIFEST) or {}).get("files", {})
+    previous = (read_json(out / MANIFEST) or {}).get("files", {})
     for name in sorted(set(previous) - set(keep)):
         path = out / name
         ours = path.parent in (out / "figures", out / "tables") and path.is_file()
-        if ours and _sha256(path) == previous[name]:
+        if ours and sha256_of(path) == previous[name]:
             path.unlink()
 
 

@@ -31,6 +31,7 @@ FLOORS = {
     "experiments.commands": 13,
     "fitting.results": 0,
     "fitting.naming": 0,
+    "fitting.style": 1,
     "fitting.minimise": 0,
     "fitting.laws": 1,
     "fitting.synthetic": 2,
@@ -39,6 +40,7 @@ FLOORS = {
     "fitting.analysis": 4,
     "fitting.tables": 5,
     "fitting.findings": 4,
+    "fitting.study": 4,
     "fitting.figures": 5,
     "fitting.report": 6,
     "fitting.commands": 7,
@@ -84,6 +86,6 @@ def test_fitting_needs_no_torch_and_facts_need_none_themselves(module: str) -> N
 
 
 def test_no_file_hides_two_ideas() -> None:
-    """Past 500 lines a file has a second one."""
-    long = {m: n for m, p in MODULES.items() if (n := len(p.read_text().splitlines())) > 500}
+    """Past 480 lines a file has a second one."""
+    long = {m: n for m, p in MODULES.items() if (n := len(p.read_text().splitlines())) > 480}
     assert not long

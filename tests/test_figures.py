@@ -2,7 +2,6 @@
 
 import re
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +9,7 @@ from matplotlib.figure import Figure
 
 from fitting import figures
 from fitting.naming import count_label, format_names, format_order
+from fitting.style import INK, format_colours
 
 
 def a_cell(name: str, difference: float, error: float, **more: float) -> dict[str, object]:
@@ -27,7 +27,7 @@ CELLS = pd.DataFrame(
     ]
 )
 ORDER = ["E1M1", "E1M2", "E2M1", "none"]
-COLOURS = figures.format_colours(ORDER)
+COLOURS = format_colours(ORDER)
 
 
 def test_bars_reach_one_and_three_standard_errors() -> None:
@@ -56,18 +56,9 @@ def test_an_unknown_noise_floor_shades_and_bars_nothing() -> None:
 
 def test_neutral_ink_becomes_the_colour_of_the_text_around() -> None:
     (panel,) = figures.cost_by_format(CELLS, ORDER, COLOURS, 0.03)
-    assert figures.INK not in panel.svg
+    assert INK not in panel.svg
     assert "currentColor" in panel.svg
     assert COLOURS["E1M1"].lower() in panel.svg.lower()
-
-
-def test_shortening_coordinates_leaves_the_text_alone() -> None:
-    figure = Figure()
-    figure.text(0.123456, 0.5, "2.37546")
-    svg = figures.to_svg(figure, "numbers")
-    assert ">2.37546<" in svg
-    tags = "".join(re.findall(r"<[^>]+>", svg))
-    assert not re.search(r"\.\d{3}", tags.replace("2.37546", ""))
 
 
 def test_two_panels_on_one_page_share_no_id_that_is_referred_to() -> None:
@@ -84,26 +75,6 @@ def test_two_panels_on_one_page_share_no_id_that_is_referred_to() -> None:
 def test_the_same_figure_has_the_same_bytes() -> None:
     first = figures.loss_by_bits(CELLS, CELLS.iloc[:0], COLOURS)
     assert first == figures.loss_by_bits(CELLS, CELLS.iloc[:0], COLOURS)
-
-
-def relative_luminance(colour: str) -> float:
-    """WCAG 2.2's definition."""
-    channels = np.array(mpl.colors.to_rgb(colour))
-    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
-    return float(linear @ [0.2126, 0.7152, 0.0722])
-
-
-@pytest.mark.parametrize("count", [1, 7, 8, 20])
-def test_every_format_has_its_own_colour_visible_on_white_and_on_black(count: int) -> None:
-    """Marks of 6 px and wide bars, so half of WCAG's 3:1 for thin graphics is enough."""
-    names = [f"E{i}M1" for i in range(count)]
-    colours = figures.format_colours([*names, "none"])
-    assert len(set(colours.values())) == count + 1
-    for colour in colours.values():
-        light = relative_luminance(colour)
-        on_white = (1.0 + 0.05) / (light + 0.05)
-        on_black = (light + 0.05) / (relative_luminance("#14171a") + 0.05)
-        assert min(on_white, on_black) >= 1.5, colour
 
 
 def test_a_format_keeps_its_colour_whatever_is_drawn() -> None:

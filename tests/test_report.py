@@ -437,32 +437,41 @@ def test_figures_of_an_earlier_report_go_but_other_files_stay(
     assert left["tables/parameters.csv"] == b"edited by hand"
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("{", "fit.json: not JSON"),
-        ("[]", "must hold one JSON object, holds a list"),
-        ("{}", "lacks law, objective"),
-        (json.dumps(a_fit(law="chinchila")), "law=chinchila is none of"),
-        (json.dumps(a_fit(parameters={"n": 1.0})), "parameters n, but law=floating_point has"),
-    ],
-)
-def test_a_broken_fit_is_one_clear_line(
-    text: str, said: str, study: tuple[Path, Path], tmp_path: Path
-) -> None:
-    (tmp_path / "fit.json").write_text(text)
-    with pytest.raises(ResultsError, match=re.escape(said)) as caught:
+def test_a_broken_fit_leaves_no_page_behind(study: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "fit.json").write_text("{")
+    with pytest.raises(ResultsError, match=r"fit\.json: not JSON"):
         write_report(study[0], tmp_path, tmp_path / "out")
-    assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_table_without_losses_names_the_column(tmp_path: Path) -> None:
-    (tmp_path / "bad.csv").write_text("params,tokens,perplexity\n1,2,3\n")
-    with pytest.raises(ResultsError, match="the report needs column loss"):
-        write_report(tmp_path / "bad.csv", tmp_path, tmp_path / "out")
-    with pytest.raises(ResultsError, match="no such file or folder"):
-        write_report(tmp_path / "nowhere", tmp_path, tmp_path / "out")
+def test_the_first_caption_says_who_shares_a_scale_where_names_do(
+    page: Page, tmp_path: Path
+) -> None:
+    """The names hold a block size only where a study has several."""
+    assert "shares a scale per" not in page.text
+    blocks = [
+        replace(
+            run, run_id=run.run_id + name, block_size=size, granularity=name,
+        )
+        for run in one_seed() if run.bits == 4
+        for name, size in (("block", 32.0), ("row", 96.0), ("tensor", 9132.0))
+    ]  # fmt: skip
+    base = [run for run in one_seed() if run.bits == 16]
+    results = write_runs(tmp_path / "runs", base + blocks)
+    text = Page(write_report(results, tmp_path, tmp_path / "out")).text
+    said = "E2M1/32 shares a scale per 32 values, E2M1 row per row, E2M1 tensor per tensor."
+    assert text.count(said) == 1
+
+
+def test_provenance_is_in_words(tmp_path: Path) -> None:
+    runs = [
+        replace(run, provenance={**run.provenance, "git_dirty": dirty})
+        for run, dirty in zip(the_runs()[:2], (True, False), strict=True)
+    ]
+    results = write_runs(tmp_path / "runs", runs)
+    text = Page(write_report(results, tmp_path, tmp_path / "out")).text
+    for words in ("Git sha 1f2e3d4c5b6a", "Uncommitted changes no, yes", "Device cpu", "Threads 1"):
+        assert words in text
 
 
 def test_the_headline_figure_is_a_1200_by_500_png(study: tuple[Path, Path], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from experiments.data import TokenData
 from experiments.train import run_folder
 from fitting.results import STUDY, RunRecord, read_record, write_atomic
 
-_ASSUMED_FLOPS_PER_SECOND = 8e9
+_ASSUMED_FLOPS_PER_SECOND = 1.5e10
 """Of one core on a small model, where nothing has been run yet to measure it."""
 
 
@@ -27,8 +27,16 @@ class PlannedRun:
     run_id: str
     folder: Path
     flops: float
+    """Of training."""
+    scoring: float
+    """FLOPs of the validation pass: a third of training's a token."""
     record: RunRecord | None = None
     """What an earlier launch left."""
+
+    @property
+    def work(self) -> float:
+        """FLOPs of the whole run, by which time is estimated."""
+        return self.flops + self.scoring
 
     @property
     def done(self) -> bool:
@@ -57,11 +65,11 @@ class Plan:
     def to_do(self) -> list[PlannedRun]:
         """Longest first, so that no long run is left for the end."""
         wanted = [r for r in self.runs if not r.done and (self.retry_failed or not r.failed_before)]
-        return sorted(wanted, key=lambda run: -run.flops)
+        return sorted(wanted, key=lambda run: -run.work)
 
     def seconds(self, run: PlannedRun) -> float:
         """Expected time of one run."""
-        return run.flops / self.flops_per_second / run.config.resources.cpus
+        return run.work / self.flops_per_second / run.config.resources.cpus
 
     def makespan(self, slots: int) -> float:
         """Expected time of the whole, in seconds, with `slots` runs at a time."""
@@ -94,10 +102,10 @@ def make_plan(configs: Sequence[TrainConfig]) -> Plan:
         if identity in runs:
             continue
         folder = run_folder(config)
-        flops = (
-            config.steps * config.batch_tokens * flops_per_token(config.model, config.data.seq_len)
-        )
-        runs[identity] = PlannedRun(config, identity, folder, flops, read_record(folder))
+        a_token = flops_per_token(config.model, config.data.seq_len)
+        flops = config.steps * config.batch_tokens * a_token
+        scoring = len(opened[key].validation) * config.data.seq_len * a_token / 3
+        runs[identity] = PlannedRun(config, identity, folder, flops, scoring, read_record(folder))
     plan = Plan(
         list(runs.values()),
         duplicates=len(configs) - len(runs),

@@ -76,11 +76,11 @@ class Display:
     """Lines for events, one status line that is redrawn on a terminal and repeated elsewhere."""
 
     def __init__(self, plan: Plan) -> None:
-        self.total = sum(run.flops for run in plan.to_do)
+        self.total = sum(run.work for run in plan.to_do)
         self.left = {run.run_id: run for run in plan.to_do}
         self.running: dict[str, PlannedRun] = {}
         self.counts = {"finished": 0, "diverged": 0, "failed": 0}
-        self.done_flops = 0.0
+        self.done_work = 0.0
         self.began = self.last_plain = time.monotonic()
         self.live = Live(console=console, refresh_per_second=4, transient=True)
 
@@ -113,7 +113,7 @@ class Display:
         """A run ended; failures are shown at once, with their log."""
         self.running.pop(run.run_id, None)
         self.left.pop(run.run_id, None)
-        self.done_flops += run.flops
+        self.done_work += run.work
         if failure or record is None:
             self.counts["failed"] += 1
             why = failure or "no record"
@@ -134,7 +134,7 @@ class Display:
             run.flops * min(1.0, tokens.get(i, 0) / max(1, run.config.tokens))
             for i, run in self.running.items()
         )
-        share = (self.done_flops + partial) / self.total if self.total else 1.0
+        share = (self.done_work + partial) / self.total if self.total else 1.0
         elapsed = time.monotonic() - self.began
         eta = f"ETA {duration(elapsed / share - elapsed)}" if share > 0.01 else "ETA ..."
         counts = ", ".join(f"{n} {status}" for status, n in self.counts.items() if n)

@@ -1,0 +1,202 @@
+"""What a page is made of: a study's runs, its `study.json`, its `fit.json`, read and checked.
+
+A broken file, or a fit that does not suit the results, is a `ResultsError` of one line.  What is
+merely missing (no fit, no repeated seed, nothing to compare) is None, with the reason in words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fitting.fit import select_rows
+from fitting.laws import LAWS, FitError
+from fitting.naming import format_names, format_order
+from fitting.results import (
+    COLUMNS,
+    FAILURE,
+    RESULT,
+    STUDY,
+    ResultsError,
+    load,
+    read_record,
+    require_columns,
+)
+from fitting.style import format_colours
+from fitting.uncertainty import CELL, NoiseFloor, compare_cells, noise_floor
+
+FIT = "fit.json"
+FIT_KEYS = ("law", "objective", "parameters", "rows", "starts", "status", "warnings")
+FORMAT_COLUMNS = ("exponent", "mantissa", "block_size")
+PROVENANCE = ("git_sha", "git_dirty", "device", "threads", "compute_dtype")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything a page is made of, loaded and checked."""
+
+    results: Path
+    table: pd.DataFrame
+    """One row a run, with `format` in words."""
+    about: Mapping[str, Any]
+    """study.json: name, title, description, planned, notes; all optional."""
+    fit: Mapping[str, Any] | None
+    cells: pd.DataFrame | None
+    """Quantized cells against `none` (`uncertainty.compare_cells`) with `format`, `params`."""
+    no_cells: str
+    """Why `cells` is None, in words."""
+    noise: NoiseFloor
+    order: list[str]
+    colours: dict[str, str]
+    provenance: dict[str, list[str]]
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Input file -> SHA-256."""
+
+    @property
+    def done(self) -> pd.DataFrame:
+        """The runs that have a loss."""
+        return select_rows(self.table)[0]
+
+
+def load_study(results: Path, fit_dir: Path) -> Study:
+    """Read results, fit and description.
+
+    Args:
+        results: A folder of runs, a CSV or a parquet file (`fitting.results.load`).
+        fit_dir: Where `fit.json` lies, if there is one.
+
+    Raises:
+        ResultsError: Nothing at `results`, a broken file, or a table without loss, params, tokens.
+    """
+    inputs: dict[str, str] = {}
+    about: dict[str, Any] = {}
+    provenance: dict[str, list[str]] = {}
+    if results.is_dir():
+        about = read_json(results / STUDY) or {}
+        folders = [folder for folder in sorted(results.iterdir()) if folder.is_dir()]
+        records = [record for folder in folders if (record := read_record(folder))]
+        table = load(results) if records else pd.DataFrame(columns=list(COLUMNS))
+        for key in PROVENANCE:
+            values = {str(r.provenance[key]) for r in records if key in r.provenance}
+            if values:
+                provenance[key] = sorted(values)
+        read = [STUDY, *(f"{d.name}/{name}" for d in folders for name in (RESULT, FAILURE))]
+        inputs = {name: sha256_of(results / name) for name in read if (results / name).exists()}
+    else:
+        table = load(results)
+        inputs[results.name] = sha256_of(results)
+    require_columns(table, ("loss", "params", "tokens"), "the report")
+    fit = read_json(fit_dir / FIT)
+    if fit is not None:
+        inputs[FIT] = sha256_of(fit_dir / FIT)
+        missing = [key for key in FIT_KEYS if key not in fit]
+        if missing:
+            raise ResultsError(f"{fit_dir / FIT}: lacks {', '.join(missing)}; run lowbit-fit again")
+        law = LAWS.get(fit["law"])
+        if law is None:
+            raise ResultsError(f"{fit_dir / FIT}: law={fit['law']} is none of {', '.join(LAWS)}")
+        if set(fit["parameters"]) != set(law.parameters):
+            raise ResultsError(
+                f"{fit_dir / FIT}: parameters {', '.join(fit['parameters'])}, but law={law.name} "
+                f"has {', '.join(law.parameters)}"
+            )
+        fit["parameters"] = {name: fit["parameters"][name] for name in law.parameters}
+    return _study(results, table, about, fit, provenance, inputs)
+
+
+def _study(
+    results: Path,
+    table: pd.DataFrame,
+    about: Mapping[str, Any],
+    fit: Mapping[str, Any] | None,
+    provenance: dict[str, list[str]],
+    inputs: dict[str, str],
+) -> Study:
+    """Name the formats, pool the seeds' noise and compare cells, or say why that cannot be."""
+    table = table.copy()
+    if set(FORMAT_COLUMNS) <= set(table):
+        table["format"] = format_names(table, among=table)
+        order = format_order(table)
+    else:
+        table["format"] = "all runs"
+        order = ["all runs"]
+    done = select_rows(table)[0]
+    noise = NoiseFloor(std_log=np.nan, std_loss=np.nan, dof=0, cells=0)
+    if len(done):
+        noise = noise_floor(table)
+    cells, no_cells = None, ""
+    missing = [name for name in (*CELL, "seed") if name not in table]
+    if missing:
+        no_cells = f"The table has no column {', '.join(missing)}: formats cannot be compared."
+    elif done.empty:
+        no_cells = "No run ended with a loss: there is nothing to compare."
+    else:
+        compared = compare_cells(table)
+        compared["params"] = compared["model"].map(table.groupby("model")["params"].first())
+        compared["format"] = format_names(compared, among=table)
+        compared["loss_error"] = noise.std_loss / np.sqrt(compared["seeds"].clip(lower=1))
+        judged = compared[np.isfinite(compared["difference"].astype(float))]
+        if judged.empty:
+            no_cells = (
+                "No quantized cell has an unquantized run (none) of the same model and tokens "
+                "beside it: nothing can be compared."
+            )
+        else:
+            cells = compared
+    return Study(
+        results, table, about, fit, cells, no_cells, noise, order,
+        format_colours(order), provenance, inputs,
+    )  # fmt: skip
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is no file."""
+    if not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ResultsError(f"{path}: not JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise ResultsError(f"{path}: must hold one JSON object, holds a {type(data).__name__}")
+    return data
+
+
+def sha256_of(path: Path) -> str:
+    """A file's SHA-256 in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def fitted_runs(study: Study) -> pd.DataFrame | None:
+    """The runs that the fit used, with `predicted`; None where there is no fit."""
+    if study.fit is None:
+        return None
+    rows = used_runs(study).copy()
+    rows["predicted"] = predict(study.fit, rows)
+    return rows
+
+
+def used_runs(study: Study) -> pd.DataFrame:
+    """The runs of the fit, where fit.json names them; else all that have a loss."""
+    run_ids = (study.fit or {}).get("run_ids")
+    rows = study.done
+    return rows[rows["run_id"].isin(run_ids)] if run_ids and "run_id" in rows else rows
+
+
+def predict(fit: Mapping[str, Any], rows: pd.DataFrame) -> np.ndarray:
+    """The fitted law's losses (nats per token), shape (len(rows),).
+
+    Raises:
+        ResultsError: A column is missing, or the law is not defined for a value or parameter.
+    """
+    try:
+        return LAWS[fit["law"]].predict(fit["parameters"], rows)
+    except FitError as error:
+        raise ResultsError(f"{FIT} does not suit the results: {error}") from error
