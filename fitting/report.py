@@ -26,7 +26,7 @@ import pandas as pd
 from fitting import figures, findings, tables
 from fitting.findings import number, plural
 from fitting.naming import UNQUANTIZED, count_label, sizes
-from fitting.results import ResultsError, write_atomic
+from fitting.results import write_atomic
 from fitting.study import (
     Study,
     fitted_runs,
@@ -41,6 +41,7 @@ from fitting.tables import View
 from fitting.uncertainty import NoiseFloor
 
 PAGE = "index.html"
+HEADLINE = "headline.png"
 MANIFEST = "MANIFEST.json"
 LISTED = 24
 """Values that are listed one by one; of more the page says how many and the range."""
@@ -269,8 +270,9 @@ def write_report(results: Path, fit_dir: Path, out: Path) -> Path:
     Args:
         results: A folder of runs (with `study.json` if it has one), a CSV or a parquet file.
         fit_dir: Where `fit.json` lies; without one the page says that there is no fit.
-        out: Folder to write `index.html`, `figures/*.svg`, `tables/*.csv`, `MANIFEST.json` into;
-            made if absent.  Files that an earlier report left there, unchanged since, are removed.
+        out: Folder to write `index.html`, `headline.png` (the difference to `none` by format,
+            where there is one), `figures/*.svg`, `tables/*.csv`, `MANIFEST.json` into; made if
+            absent.  Files that an earlier report left there, unchanged since, are removed.
 
     Returns:
         The path of `index.html`.
@@ -294,7 +296,14 @@ def write_report(results: Path, fit_dir: Path, out: Path) -> Path:
     for view in views.values():
         files[f"tables/{view.name}.csv"] = view.data.to_csv(index=False, lineterminator="\n")
     files[PAGE] = _render(study, drawn, views)
-    _write(files, study.inputs, out)
+    content = {name: text.encode() for name, text in files.items()}
+    if study.cells is not None:
+        cells = study.cells[np.isfinite(study.cells["difference"].astype(float))]
+        if not cells.empty:
+            content[HEADLINE] = figures.headline(
+                cells, study.order, study.colours, study.noise.std_loss
+            )
+    _write(content, study.inputs, out)
     return out / PAGE
 
 
@@ -340,12 +349,12 @@ def _tied(text: str) -> str:
     return text.replace(" %", "\u00a0%")
 
 
-def _write(files: Mapping[str, str], inputs: Mapping[str, str], out: Path) -> None:
-    sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
+def _write(files: Mapping[str, bytes], inputs: Mapping[str, str], out: Path) -> None:
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     _remove_stale(out, keep=files)
-    for name, text in files.items():
+    for name, content in files.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(text, out / name)
+        write_atomic(content, out / name)
     manifest = {"files": sums, "inputs": dict(inputs)}
     write_atomic(json.dumps(manifest, indent=1, sort_keys=True) + "\n", out / MANIFEST)
 
@@ -355,22 +364,7 @@ def _remove_stale(out: Path, keep: Iterable[str]) -> None:
     previous = (read_json(out / MANIFEST) or {}).get("files", {})
     for name in sorted(set(previous) - set(keep)):
         path = out / name
-        ours = path.parent in (out / "figures", out / "tables") and path.is_file()
+        known = name == HEADLINE or path.parent in (out / "figures", out / "tables")
+        ours = known and path.is_file()
         if ours and sha256_of(path) == previous[name]:
             path.unlink()
-
-
-def headline_figure(results: Path, fit_dir: Path, out_png: Path) -> Path:
-    """Write one PNG, 1200 x 500: the difference to `none` by format with error bars.
-
-    Raises:
-        ResultsError: The study has nothing to compare.
-    """
-    study = load_study(results, fit_dir)
-    if study.cells is None:
-        raise ResultsError(f"results={results}: {study.no_cells}")
-    cells = study.cells[np.isfinite(study.cells["difference"].astype(float))]
-    png = figures.headline(cells, study.order, study.colours, study.noise.std_loss)
-    out_png.parent.mkdir(parents=True, exist_ok=True)
-    out_png.write_bytes(png)
-    return out_png

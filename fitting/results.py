@@ -146,11 +146,11 @@ def write_exclusive(record: RunRecord, folder: Path) -> bool:
     return written
 
 
-def write_atomic(text: str, target: Path) -> None:
-    """Replace `target` by `text` so that readers see the old file or the new one."""
+def write_atomic(content: str | bytes, target: Path) -> None:
+    """Replace `target` by `content` so that readers see the old file or the new one."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(temporary, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, target)

@@ -18,7 +18,7 @@ import pytest
 
 from fitting.commands import FitOptions, run_fit
 from fitting.laws import LAWS
-from fitting.report import headline_figure, write_report
+from fitting.report import write_report
 from fitting.results import ResultsError, RunRecord, load, write_exclusive
 from fitting.synthetic import make_table, sun_design
 
@@ -243,7 +243,8 @@ def test_the_manifest_holds_the_sum_of_every_file_and_input(
     files = files_of(out)
     manifest = json.loads(files.pop("MANIFEST.json"))
     assert manifest["files"] == {k: hashlib.sha256(v).hexdigest() for k, v in files.items()}
-    assert {name.split("/")[0] for name in manifest["files"]} == {"index.html", "figures", "tables"}
+    parts = {name.split("/")[0] for name in manifest["files"]}
+    assert parts == {"index.html", "headline.png", "figures", "tables"}
     runs = {f"{run_id}/result.json" for run_id in load(study[0])["run_id"]}
     assert set(manifest["inputs"]) == runs | {"study.json", "fit.json"}
     fit_sum = hashlib.sha256((study[1] / "fit.json").read_bytes()).hexdigest()
@@ -475,13 +476,19 @@ def test_provenance_is_in_words(tmp_path: Path) -> None:
 
 
 def test_the_headline_figure_is_a_1200_by_500_png(study: tuple[Path, Path], tmp_path: Path) -> None:
-    png = headline_figure(*study, tmp_path / "a" / "headline.png").read_bytes()
+    png = (write_report(*study, tmp_path / "a").parent / "headline.png").read_bytes()
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     assert (int.from_bytes(png[16:20]), int.from_bytes(png[20:24])) == (1200, 500)
-    assert png == headline_figure(*study, tmp_path / "b.png").read_bytes()
+    again = write_report(*study, tmp_path / "b").parent
+    assert png == (again / "headline.png").read_bytes()
+    sums = json.loads((again / "MANIFEST.json").read_text())["files"]
+    assert sums["headline.png"] == hashlib.sha256(png).hexdigest()
 
 
-def test_a_headline_figure_of_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_study_with_nothing_to_compare_has_no_headline_figure(tmp_path: Path) -> None:
     results = write_runs(tmp_path / "runs", all_diverged())
-    with pytest.raises(ResultsError, match="nothing to compare"):
-        headline_figure(results, tmp_path, tmp_path / "x.png")
+    out = tmp_path / "out"
+    (tmp_path / "nowhere").mkdir()
+    page = write_report(results, tmp_path / "nowhere", out)
+    assert not (out / "headline.png").exists()
+    assert "nothing to compare" in Page(page).text

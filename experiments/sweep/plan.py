@@ -15,7 +15,7 @@ from experiments.data import TokenData
 from experiments.train import run_folder
 from fitting.results import STUDY, RunRecord, read_record, write_atomic
 
-_ASSUMED_FLOPS_PER_SECOND = 1.5e10
+_ASSUMED_FLOPS_PER_SECOND = 3e10
 """Of one core on a small model, where nothing has been run yet to measure it."""
 
 
