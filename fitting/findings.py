@@ -325,6 +325,31 @@ def best_layouts(fit: Mapping[str, Any]) -> str | None:
     return sentence
 
 
+def measured_layouts(layouts: pd.DataFrame) -> str | None:
+    """Splits of one width as measured (`uncertainty.compare_layouts`), beside what a fit says."""
+    if layouts.empty:
+        return None
+    told = layouts[layouts["verdict"] == "better"]
+    open_ = layouts[layouts["verdict"] != "better"]
+    sentences = []
+    if len(told):
+        listed = series(
+            f"{row.better} before {row.other} by {row.difference:.3f} ± {row.standard_error:.3f}"
+            for row in told.itertuples()
+        )
+        sentences.append(f"Measured at equal bits and seeds: {listed} nats per token.")
+    if len(open_):
+        listed = series(
+            f"{row.better} and {row.other} ({row.difference:.3f} ± {row.standard_error:.3f})"
+            for row in open_.itertuples()
+        )
+        sentences.append(
+            f"At equal bits and seeds the runs themselves cannot tell apart {listed}; "
+            "a fit that prefers one of them does so by the law's form."
+        )
+    return " ".join(sentences)
+
+
 def small_model(table: pd.DataFrame) -> str | None:
     """A warning against comparing constants, if all models are small."""
     largest = float(table["params"].max())

@@ -137,7 +137,11 @@ def _headline(study: Study) -> tuple[str, list[str]]:
         points.append("There is no fit of this study yet (no fit.json): run lowbit-fit first.")
     else:
         points += findings.parameters_pinned(study.fit)
-        optional = (findings.best_layouts(study.fit), findings.compute_optimal(study.fit))
+        optional = (
+            findings.best_layouts(study.fit),
+            findings.measured_layouts(study.layouts),
+            findings.compute_optimal(study.fit),
+        )
         points += [sentence for sentence in optional if sentence]
     return lead, points
 
@@ -328,6 +332,7 @@ def _render(study: Study, drawn: Mapping[str, list[Panel]], views: Mapping[str, 
         small=findings.small_model(study.done) if len(study.done) else None,
         noise=_noise_words(study.noise, study.cells) if len(study.done) else "",
         no_cells=study.no_cells,
+        measured_layouts=findings.measured_layouts(study.layouts),
         scale_words=_scale_words(study.order),
         sizes_left_out=max(0, size_count - PANELS_ON_PAGE),
         figures=drawn,

@@ -30,7 +30,13 @@ from fitting.results import (
     require_columns,
 )
 from fitting.style import format_colours
-from fitting.uncertainty import CELL, NoiseFloor, compare_cells, noise_floor
+from fitting.uncertainty import (
+    CELL,
+    NoiseFloor,
+    compare_cells,
+    compare_layouts,
+    noise_floor,
+)
 
 FIT = "fit.json"
 FIT_KEYS = ("law", "objective", "parameters", "rows", "starts", "status", "warnings")
@@ -52,6 +58,8 @@ class Study:
     """Quantized cells against `none` (`uncertainty.compare_cells`) with `format`, `params`."""
     no_cells: str
     """Why `cells` is None, in words."""
+    layouts: pd.DataFrame
+    """Splits of equal width as measured (`uncertainty.compare_layouts`); may be empty."""
     noise: NoiseFloor
     order: list[str]
     colours: dict[str, str]
@@ -131,7 +139,7 @@ def _study(
     noise = NoiseFloor(std_log=np.nan, std_loss=np.nan, dof=0, cells=0)
     if len(done):
         noise = noise_floor(table)
-    cells, no_cells = None, ""
+    cells, no_cells, layouts = None, "", pd.DataFrame()
     missing = [name for name in (*CELL, "seed") if name not in table]
     if missing:
         no_cells = f"The table has no column {', '.join(missing)}: formats cannot be compared."
@@ -150,8 +158,9 @@ def _study(
             )
         else:
             cells = compared
+        layouts = compare_layouts(table)
     return Study(
-        results, table, about, fit, cells, no_cells, noise, order,
+        results, table, about, fit, cells, no_cells, layouts, noise, order,
         format_colours(order), provenance, inputs,
     )  # fmt: skip
 

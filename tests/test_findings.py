@@ -152,3 +152,16 @@ def test_a_printed_number_is_the_number_to_four_digits(value: float) -> None:
     digits = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
     text = re.sub("×10(.+)", lambda match: "e" + match[1].translate(digits), text)
     assert float(text) == pytest.approx(value, rel=5e-4)
+
+
+def test_measured_layouts_say_when_only_the_law_prefers_one() -> None:
+    columns = ["bits", "better", "other", "difference", "standard_error", "verdict"]
+    told, untold = (4, "E2M1", "E1M2", 0.1, 0.02, "better"), (3, "E2M0", "E1M1", 0.02, 0.02, "")
+    both = findings.measured_layouts(pd.DataFrame([told, untold], columns=columns))
+    assert both is not None
+    assert "E2M1 before E1M2 by 0.100 ± 0.020 nats per token." in both
+    assert "cannot tell apart E2M0 and E1M1 (0.020 ± 0.020)" in both
+    assert "by the law's form" in both
+    only = findings.measured_layouts(pd.DataFrame([told], columns=columns))
+    assert "cannot" not in str(only)
+    assert findings.measured_layouts(pd.DataFrame()) is None

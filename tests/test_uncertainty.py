@@ -15,6 +15,7 @@ from fitting.synthetic import make_table, sun_design
 from fitting.uncertainty import (
     bootstrap,
     compare_cells,
+    compare_layouts,
     intervals,
     noise_floor,
     standard_errors,
@@ -122,7 +123,12 @@ def test_bootstrap_refuses_what_cannot_vary() -> None:
 
 def runs(losses: dict[str, list[float | None]], model: str = "a") -> pd.DataFrame:
     """One row a loss; its place in the list is its seed; None is a run that diverged."""
-    formats = {"none": (8, 23, 1.0), "E2M1": (2, 1, 32.0), "E4M3": (4, 3, 32.0)}
+    formats = {
+        "none": (8, 23, 1.0),
+        "E2M1": (2, 1, 32.0),
+        "E1M2": (1, 2, 32.0),
+        "E4M3": (4, 3, 32.0),
+    }
     rows = []
     for name, values in losses.items():
         exponent, mantissa, block_size = formats[name]
@@ -250,3 +256,38 @@ def test_models_are_compared_with_their_own_unquantized_runs() -> None:
 
 def test_a_study_without_quantized_runs_has_no_comparisons() -> None:
     assert compare_cells(runs({"none": [3.0, 3.1]})).empty
+
+
+# --- layouts ----------------------------------------------------------------------------------
+
+
+def test_layouts_of_one_width_are_compared_seed_by_seed() -> None:
+    table = runs({"none": [1.0, 1.0], "E2M1": [3.0, 3.2, 3.1], "E1M2": [3.5, 3.6], "E4M3": [2.0]})
+    [row] = compare_layouts(table).to_dict("records")
+    # Differences .5 and .4, mean .45: squares .05^2 + .05^2 = .005 with 1 degree of freedom.
+    assert (row["bits"], row["better"], row["other"], row["pairs"]) == (4, "E2M1", "E1M2", 2)
+    assert row["difference"] == pytest.approx(0.45)
+    assert row["standard_error"] == pytest.approx(math.sqrt(0.005) / math.sqrt(2))
+    assert row["z"] == pytest.approx(0.45 / math.sqrt(0.0025))
+    # With 1 degree of freedom a false alarm of .27 % needs |t| > 235; with 5 it needs 5.5.
+    assert (row["dof"], row["verdict"]) == (1, "cannot tell")
+    steady = runs({"E2M1": [3.0, 3.2, 3.1, 3.3, 3.0, 3.1], "E1M2": [3.5, 3.6, 3.6, 3.7, 3.5, 3.5]})
+    [sure] = compare_layouts(steady).to_dict("records")
+    assert (sure["dof"], sure["verdict"]) == (5, "better")
+
+
+def test_layouts_within_the_noise_are_not_told_apart_and_lone_widths_not_compared() -> None:
+    close = compare_layouts(runs({"E2M1": [3.0, 3.2], "E1M2": [3.1, 3.1]}))
+    assert close["verdict"].tolist() == ["cannot tell"]
+    assert compare_layouts(runs({"none": [1.0], "E2M1": [3.0, 3.2]})).empty
+    one_seed = compare_layouts(runs({"E2M1": [3.0], "E1M2": [4.0]}))
+    assert one_seed["verdict"].tolist() == ["cannot tell"], "no spread, no judgement"
+    elsewhere = pd.concat([runs({"E2M1": [3.0]}), runs({"E1M2": [4.0]}, model="b")])
+    assert compare_layouts(elsewhere).empty, "another model is another condition"
+
+
+def test_standard_errors_ignore_a_draw_that_ran_away() -> None:
+    draws = pd.DataFrame({"a": np.random.default_rng(0).standard_normal(4000), "converged": True})
+    assert standard_errors(draws)["a"] == pytest.approx(1, rel=0.1)  # 5 / sqrt(2 * 4000)
+    draws.loc[0, "a"] = 1e20
+    assert standard_errors(draws)["a"] == pytest.approx(1, rel=0.1)
