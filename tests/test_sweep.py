@@ -171,6 +171,8 @@ def test_ctrl_c_keeps_what_was_computed_and_leaves_no_process(here: Path, text: 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A job in the background of a shell script is born deaf to Ctrl-C; this one must hear it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
@@ -200,3 +202,25 @@ def test_a_run_that_asks_for_more_than_there_is_is_refused(
     command = [*SMALL, f"data.path={text}", "-m", "resources.cpus=1000"]
     assert lowbit_train(monkeypatch, *command) == 2
     assert "wants 1000 CPUs" in capfd.readouterr().err
+
+
+@pytest.mark.ray
+def test_a_sweep_joins_a_cluster_that_is_already_there(
+    here: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two nodes of one CPU each; the sweep uses both and leaves them running."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        command = [*SMALL, f"data.path={text}", "-m", "study.name=joined", "seed=0,1"]
+        command += [f"hydra.launcher.address={cluster.address}"]
+        assert lowbit_train(monkeypatch, *command) == 0
+        assert load(here / "runs" / "joined")["status"].tolist() == ["finished", "finished"]
+        ray.init(address=cluster.address)
+        assert ray.cluster_resources()["CPU"] == 2
+    finally:
+        ray.shutdown()
+        cluster.shutdown()

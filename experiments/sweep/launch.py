@@ -19,14 +19,16 @@ from typing import Any
 
 import torch
 
-from experiments.config import ConfigError, TrainConfig, from_dict
+from experiments.config import ConfigError, from_dict
 from experiments.sweep.plan import Plan, PlannedRun
 from experiments.sweep.show import Display
-from experiments.train import METRICS, train
+from experiments.train import METRICS, run_folder, train
 from fitting.results import RunRecord, read_record
 
 _MAX_ATTEMPTS = 3
 _POLL_SECONDS = 0.5
+_GRACE_SECONDS = 10.0
+"""What interrupted runs get to write a checkpoint in."""
 LOG = "log.txt"
 
 
@@ -87,9 +89,7 @@ def execute(config: dict[str, Any]) -> str:
     Returns:
         "" or, for a run that raised, the one line that says why.
     """
-    checked: TrainConfig = from_dict(config)
-    from experiments.train import run_folder
-
+    checked = from_dict(config)
     folder = run_folder(checked)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOG, "a", encoding="utf-8") as log:
@@ -178,7 +178,8 @@ def _drive(ray: Any, to_do: list[PlannedRun], display: Display, max_parallel: in
     except KeyboardInterrupt:
         for reference in running:
             ray.cancel(reference, force=False)  # SystemExit in the worker: it checkpoints
-        ray.wait(list(running), num_returns=len(running), timeout=10.0)
+        if running:
+            ray.wait(list(running), num_returns=len(running), timeout=_GRACE_SECONDS)
         return True
     return False
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -42,9 +43,11 @@ def show_plan(plan: Plan, slots: int, full: bool) -> None:
     done = sum(run.done for run in plan.runs)
     skipped = sum(run.failed_before for run in plan.runs) if not plan.retry_failed else 0
     if full:
-        table = Table(title=f"study {plan.runs[0].config.study.name}: the plan")
-        for column in ("run", "N", "tokens", "FLOPs", "seconds", "state"):
-            table.add_column(column, justify="left" if column in ("run", "state") else "right")
+        table = Table(title=f"study {plan.runs[0].config.study.name}: the plan", box=box.SIMPLE)
+        table.add_column("run", overflow="fold")
+        for column in ("N", "tokens", "FLOPs", "seconds"):
+            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("state", no_wrap=True)
         for run in plan.runs:
             state = "done" if run.done else "failed before" if run.failed_before else "to do"
             table.add_row(
@@ -151,28 +154,27 @@ class Display:
 
 
 def show_results(records: list[RunRecord]) -> None:
-    """The table of results, by model and tokens, best loss first."""
-    table = Table(title="results")
-    for column in ("recipe", "format", "scales", "model", "status", "run"):
-        table.add_column(column)
+    """The table of results, by model and tokens, best loss first; fits 80 columns."""
+    table = Table(title="results", box=box.SIMPLE)
+    for column in ("recipe", "format", "scales", "model"):
+        table.add_column(column, no_wrap=True)
     for column in ("tokens", "seed", "loss", "tok/s"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
 
     def order(record: RunRecord) -> tuple[int, int, float]:
         return record.params, record.tokens, math.inf if record.loss is None else record.loss
 
     for r in sorted(records, key=order):
-        block = f"{r.granularity} {r.block_size:.0f}" if r.granularity == "block" else r.granularity
+        block = f"{r.granularity}{r.block_size:.0f}" if r.granularity == "block" else r.granularity
+        loss = f"{r.loss:.4f}" if r.status == "finished" and r.loss is not None else r.status
         table.add_row(
             r.recipe,
             f"E{r.exponent}M{r.mantissa}" if r.operands else "",
             f"{r.scale} {block}" if r.operands else "",
             r.model,
-            r.status,
-            r.run_id[-12:],
             f"{r.tokens:,}",
             str(r.seed),
-            "" if r.loss is None else f"{r.loss:.4f}",
+            loss,
             f"{r.tokens_per_second:,.0f}",
         )
     console.print(table)

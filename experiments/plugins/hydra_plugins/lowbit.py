@@ -7,6 +7,7 @@ puts this one's folder there.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,10 +92,8 @@ class RayLauncher(Launcher):
         plan = make_plan(configs)
         cpus, gpus = available(self.address)
         resources = plan.runs[0].config.resources
-        slots = int(min(cpus // resources.cpus, len(plan.runs)))
-        if resources.gpus:
-            slots = int(min(slots, gpus // resources.gpus))
-        slots = max(1, min(slots, self.max_parallel or slots))
+        room = min(cpus / resources.cpus, gpus / resources.gpus if resources.gpus else math.inf)
+        slots = max(1, int(min(room, len(plan.runs), self.max_parallel or math.inf)))
         show_plan(plan, slots, full=configs[0].plan_only)
         if configs[0].plan_only:
             return []
