@@ -65,7 +65,7 @@ class PrecisionConfig:
     @property
     def label(self) -> str:
         """Short and readable, e.g. E2M1-block32-e8m0."""
-        size = self.block_size if self.granularity == "block" else ""
+        size = self.block_size if self.granularity in ("block", "tile") else ""
         suffix = "" if self.specials == "none" else f"-{self.specials}"
         return f"E{self.exponent}M{self.mantissa}{suffix}-{self.granularity}{size}-{self.scale}"
 
@@ -252,13 +252,22 @@ def _fit_problems(config: TrainConfig) -> list[str]:
         "grad_weight": ("P5", "P6"),
     }
     found = []
+    precision = config.precision
+    if precision.granularity == "tile":
+        every = {"model.hidden": model.hidden, "model.ffn": model.ffn}
+        for axis, size in {**every, "batch_size x data.seq_len": rows}.items():
+            if size % precision.block_size:
+                found.append(
+                    f"precision.block_size={precision.block_size}: must divide {axis}={size} "
+                    "for granularity=tile"
+                )
     for name, gemm in config.recipe.gemms().items():
         if all(slots[label] is None for label in labels[name]):
             continue
         for axis, size in axes[name].items():
-            if config.precision.granularity == "block" and size % config.precision.block_size:
+            if precision.granularity == "block" and size % precision.block_size:
                 found.append(
-                    f"precision.block_size={config.precision.block_size}: must divide "
+                    f"precision.block_size={precision.block_size}: must divide "
                     f"{axis}={size}, over which the {name} product sums"
                 )
             if gemm.hadamard and size % gemm.hadamard:
@@ -335,7 +344,7 @@ def science(config: TrainConfig) -> dict[str, Any]:
     }
     if config.recipe.quantized:
         precision = asdict(config.precision)
-        if config.precision.granularity != "block":
+        if config.precision.granularity in ("row", "tensor"):
             del precision["block_size"]
         identity |= {"recipe": recipe, "precision": precision}
     return identity

@@ -35,11 +35,14 @@ def test_ladder_files_spell_out_the_dial(composed: Compose, rung: str) -> None:
     ("overrides", "message"),
     [
         (["precision.exponent=9"], "precision.exponent=9: must be 0..8 bits"),
-        (["precision.scale=e5m3"], "precision.scale=e5m3: must be one of fp32, e8m0"),
+        (["precision.scale=e5m3"], "precision.scale=e5m3: must be one of fp32, e8m0, e8m0_ceil"),
         (["precision.granularity=cell"], "precision.granularity='cell': must be one of block"),
         (["precision.block_size=24"], "precision.block_size=24: must divide model.hidden=64"),
         (["recipe.output.hadamard=48"], "recipe.output.hadamard=48: must be 0 .none. or a power"),
-        (["recipe.output.input.rounding=up"], "recipe.output.input.rounding=up: must be one of"),
+        (
+            ["recipe.output.input.rounding=left"],
+            "recipe.output.input.rounding=left: must be one of",
+        ),
         (["tokens=100"], "tokens=100: must be at least one step, 2048 tokens"),
         (["batch_size=0"], "batch_size=0: must be 1 or more"),
         (["model.heads=3"], "model.heads=3: hidden=64 must split"),

@@ -181,10 +181,11 @@ def test_bfloat16_compute_multiplies_bfloat16_operands() -> None:
 
 def test_recipe_problems_name_key_value_and_choices() -> None:
     recipe = RecipeConfig(
-        "odd", OutputConfig(OperandConfig("up"), hadamard=24), GradInputConfig(signs="maybe")
+        "odd", OutputConfig(OperandConfig("sideways"), hadamard=24), GradInputConfig(signs="maybe")
     )
     assert recipe.problems() == [
         "recipe.output.hadamard=24: must be 0 (none) or a power of two",
-        "recipe.output.input.rounding=up: must be one of nearest_even, stochastic",
+        "recipe.output.input.rounding=sideways: must be one of nearest_even, nearest_away, "
+        "toward_zero, up, down, stochastic",
         "recipe.grad_input.signs=maybe: must be one of fixed, random",
     ]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from experiments.quant.formats import FloatFormat
-from experiments.quant.rounding import round_nearest_even, round_stochastic
+from experiments.quant.rounding import round_nearest_even, round_stochastic, round_to
 
 SMALL = [
     FloatFormat(e, m) for e in range(5) for m in range(4) if e + m > 0 and not (e == 0 and m == 0)
@@ -85,6 +85,30 @@ def test_rounding_is_idempotent(element: FloatFormat) -> None:
     assert torch.equal(round_nearest_even(grid, element), grid)
     for noise in (0.0, 0.5, 1 - 2**-24):
         assert torch.equal(round_stochastic(grid, element, torch.full_like(grid, noise)), grid)
+
+
+@pytest.mark.parametrize("element", SMALL, ids=str)
+def test_directed_and_away_roundings_equal_the_enumerated_grid(element: FloatFormat) -> None:
+    """Beyond the largest number all of them saturate."""
+    x = edge_inputs(element)
+    signed = sorted({*element.grid(), *(-value for value in element.grid())})
+    for value in x.tolist():
+        inside = min(max(value, signed[0]), signed[-1])
+        below = max(g for g in signed if g <= inside)
+        above = min(g for g in signed if g >= inside)
+        away = above if abs(above - inside) < abs(inside - below) else below
+        if abs(above - inside) == abs(inside - below):
+            away = max(below, above, key=abs)
+        zero = min(below, above, key=abs)
+        one = torch.tensor([value])
+        expected = {"up": above, "down": below, "toward_zero": zero, "nearest_away": away}
+        for rounding, wanted in expected.items():
+            assert round_to(one, element, rounding).item() == wanted, (rounding, value)
+
+
+def test_an_unknown_rounding_is_refused() -> None:
+    with pytest.raises(ValueError, match="rounding=nearest: must be one of nearest_even"):
+        round_to(torch.zeros(1), FloatFormat(2, 1), "nearest")
 
 
 def test_nan_stays_nan() -> None:

@@ -8,63 +8,44 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from experiments.quant.formats import FloatFormat, Precision, ScaleFormat
-from experiments.quant.rounding import round_nearest_even, round_stochastic
+from experiments.quant.formats import Precision, ScaleFormat
+from experiments.quant.rounding import round_stochastic, round_to
+from experiments.quant.scale import block_scale, four_over_six_scale
 
 BACKEND = "torch"
 """What quantized; every run record names it."""
 
-_SMALLEST_NORMAL = 2.0**-126
-_MAX_SCALED_EXPONENT = 64
 
-
-def block_scale(amax: Tensor, element: FloatFormat, scale: ScaleFormat) -> Tensor:
-    """The scale of blocks whose largest magnitudes are `amax`: value = scale * element.
-
-    Args:
-        amax: Non-negative, float32, any shape.
-        element: Format of the elements.
-        scale: FP32 maps amax to the element's max.  E8M0 is OCP MX v1.0's floor rule, exponent
-            within -127..127.
-
-    Returns:
-        Float32, the shape of `amax`.  A block of zeros gets a scale that keeps it zero; a NaN
-        or infinite amax gives NaN, so the whole block becomes NaN.
-    """
-    if scale is ScaleFormat.E8M0:
-        # frexp gives amax = m * 2^e with m in [0.5, 1), so floor(log2 amax) = e - 1, exactly.
-        exponent = (torch.frexp(amax).exponent - 1 - element.emax).clamp_(-127, 127)
-        result = torch.ldexp(torch.ones_like(amax), exponent)
-    else:
-        # The top of an E8 format lies beyond float32.  Moving the block down by a power of two
-        # changes nothing but the subnormals, which lie below float32 there.
-        shift = max(0, element.emax - _MAX_SCALED_EXPONENT)
-        result = (amax / (element.max * 2.0**-shift)).clamp_(min=_SMALLEST_NORMAL)
-    return torch.where(amax.isfinite(), result, torch.nan)
-
-
-def quantize(x: Tensor, precision: Precision, noise: Tensor | None = None) -> Tensor:
+def quantize(
+    x: Tensor, precision: Precision, noise: Tensor | None = None, rounding: str = "nearest_even"
+) -> Tensor:
     """Fake-quantize `x`: each value becomes s * round(x / s), s the scale of its block.
 
     The result holds only values that `precision` can represent, but in `x`'s own dtype.
 
     Args:
         x: [..., K], float32, bfloat16 or float16.  The last axis must be the one that the GEMM
-            sums over; for granularity "block" K must be a multiple of the block size.
+            sums over; for granularity "block" K must be a multiple of the block size, for "tile"
+            the last two axes must.
         precision: Element format, who shares a scale, and the scale's format.
-        noise: None rounds to nearest, ties to even.  Otherwise rounds stochastically with these
-            uniform draws from [0, 1), the shape of `x`.
+        noise: Rounds stochastically with these uniform draws from [0, 1), the shape of `x`; None
+            rounds as `rounding` says.
+        rounding: One of `experiments.quant.rounding.ROUNDINGS`.
 
     Returns:
         A tensor of `x`'s shape and dtype.  Values beyond s * element.max saturate to it.  A block
-        of zeros stays zero.  A block with a NaN or an infinity becomes all NaN.
+        of zeros stays zero.  A block with a NaN or an infinity becomes all NaN; with a two-level
+        scale the whole tensor does.
 
     Raises:
-        ValueError: Wrong dtype, K no multiple of the block size, or `noise` of another shape.
+        ValueError: Wrong dtype, an axis no multiple of the block size, `noise` of another shape,
+            or no such rounding.
 
     Source:
-        Sun et al. 2501.02423, section 3 (FP32 scales); OCP MX v1.0, section 6.3 (E8M0).
+        Sun et al. 2501.02423, section 3 (FP32 scales); OCP MX v1.0, section 6.3 (E8M0); the others
+        as `ScaleFormat` says.
 
+    >>> from experiments.quant.formats import FloatFormat
     >>> mx = Precision(FloatFormat(2, 1), "block", 4, ScaleFormat.E8M0)
     >>> quantize(torch.tensor([[0.9, -2.6, 5.1, 7.5]]), mx)
     tensor([[ 1., -3.,  6.,  6.]])
@@ -73,26 +54,53 @@ def quantize(x: Tensor, precision: Precision, noise: Tensor | None = None) -> Te
         raise ValueError(f"quantize takes float32, bfloat16 or float16, got {x.dtype}")
     if noise is not None and noise.shape != x.shape:
         raise ValueError(f"noise has shape {tuple(noise.shape)}, x has {tuple(x.shape)}")
-    blocks = x.float().reshape(_block_shape(x.shape, precision))
-    # aminmax would not allocate, but along an axis it is scalar code: seven times slower.
-    amax = blocks.abs().amax(dim=-1, keepdim=True)
-    scale = block_scale(amax, precision.element, precision.scale)
+    blocks = _to_blocks(x.float(), precision)
+    draws = None if noise is None else _to_blocks(noise, precision)
+    scale = block_scale(blocks, precision.element, precision.scale)
+    values = _round_scaled(blocks, scale, precision, draws, rounding)
+    if precision.scale is ScaleFormat.E4M3_4_6:
+        scale = four_over_six_scale(blocks)
+        other = _round_scaled(blocks, scale, precision, draws, rounding)
+        error = (values - blocks).square().sum(dim=-1, keepdim=True)
+        other_error = (other - blocks).square().sum(dim=-1, keepdim=True)
+        values = torch.where(other_error < error, other, values)
+    return _from_blocks(values, x.shape, precision).to(x.dtype)
+
+
+def _round_scaled(
+    blocks: Tensor, scale: Tensor, precision: Precision, noise: Tensor | None, rounding: str
+) -> Tensor:
     scaled = blocks / scale
     if noise is None:
-        rounded = round_nearest_even(scaled, precision.element)
+        rounded = round_to(scaled, precision.element, rounding)
     else:
-        rounded = round_stochastic(scaled, precision.element, noise.reshape(blocks.shape))
-    return rounded.mul_(scale).reshape(x.shape).to(x.dtype)
+        rounded = round_stochastic(scaled, precision.element, noise)
+    return rounded.mul_(scale)
 
 
-def _block_shape(shape: torch.Size, precision: Precision) -> tuple[int, ...]:
+def _to_blocks(x: Tensor, precision: Precision) -> Tensor:
+    """[..., K] to [..., elements that share a scale]."""
+    size = precision.block_size
     if precision.granularity == "tensor":
-        return (1, shape.numel())
+        return x.reshape(1, -1)
     if precision.granularity == "row":
-        return tuple(shape)
-    if shape[-1] % precision.block_size:
-        raise ValueError(
-            f"block_size={precision.block_size}: the summed axis of {tuple(shape)} "
-            "is no multiple of it"
-        )
-    return (*shape[:-1], shape[-1] // precision.block_size, precision.block_size)
+        return x
+    divided = x.shape[-2:] if precision.granularity == "tile" else x.shape[-1:]
+    if any(axis % size for axis in divided):
+        what = "the last two axes" if precision.granularity == "tile" else "the summed axis"
+        raise ValueError(f"block_size={size}: {what} of {tuple(x.shape)} must be a multiple of it")
+    if precision.granularity == "block":
+        return x.unflatten(-1, (-1, size))  # type: ignore[no-untyped-call, no-any-return]
+    *outer, rows, columns = x.shape
+    tiles = x.reshape(*outer, rows // size, size, columns // size, size).transpose(-3, -2)
+    return tiles.reshape(*outer, rows // size, columns // size, size * size)
+
+
+def _from_blocks(blocks: Tensor, shape: torch.Size, precision: Precision) -> Tensor:
+    """The inverse of `_to_blocks`."""
+    if precision.granularity == "tile":
+        size = precision.block_size
+        *outer, rows, columns = shape
+        tiles = blocks.reshape(*outer, rows // size, columns // size, size, size)
+        blocks = tiles.transpose(-3, -2)
+    return blocks.reshape(shape)

@@ -1,5 +1,7 @@
 """Element and scale formats: the few independent facts, everything else derived.  No torch.
 
+Everything a name can say is read by `parse_element` and `Precision.parse`.
+
 A `FloatFormat` has `exponent` and `mantissa` stored bits and one sign bit.  Its bias is
 2^(exponent-1) - 1, subnormals are kept.  The specials policy says what the all-ones codes hold:
 
@@ -106,6 +108,11 @@ class FloatFormat:
         return math.ldexp(2.0 - (1 + reserved) * 2.0**-self.mantissa, top)
 
     @property
+    def lowest(self) -> float:
+        """Most negative finite number."""
+        return -self.max
+
+    @property
     def emax(self) -> int:
         """floor(log2(max)): exponent of the largest power of two in the format."""
         if not self.exponent:
@@ -136,21 +143,138 @@ class FloatFormat:
         return values
 
 
-class ScaleFormat(StrEnum):
-    """What a block's scale is stored in, and the rule that picks it.
+@dataclass(frozen=True)
+class IntFormat:
+    """Two's complement integers of `bits` bits; `symmetric` leaves out the lowest one.
 
-    FP32: amax / element max, in float32.
-    E8M0: a power of two, 2^(floor(log2 amax) - emax) (OCP MX v1.0, section 6.3): it may clip
-    amax by almost a factor of two, and never wastes a binade.
+    >>> IntFormat(4).max, IntFormat(4).lowest, IntFormat(4, symmetric=False).lowest
+    (7.0, -7.0, -8.0)
+    """
+
+    bits: int
+    symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse widths that nobody uses."""
+        if not 2 <= self.bits <= 8:
+            raise FormatError(f"int bits={self.bits}: must be 2..8")
+
+    @classmethod
+    def parse(cls, name: str) -> IntFormat:
+        """Read "INT4" (symmetric) or "INT4-asymmetric", in any case."""
+        match = re.fullmatch(r"int(\d+)(-asymmetric)?", name.strip().lower())
+        if not match:
+            raise FormatError(f"format {name!r}: write it as INT8 or INT8-asymmetric")
+        return cls(int(match[1]), symmetric=match[2] is None)
+
+    def __str__(self) -> str:
+        """INT4 or INT4-asymmetric."""
+        return f"INT{self.bits}" + ("" if self.symmetric else "-asymmetric")
+
+    @property
+    def exponent(self) -> int:
+        """No exponent field."""
+        return 0
+
+    @property
+    def mantissa(self) -> int:
+        """All bits but the sign."""
+        return self.bits - 1
+
+    @property
+    def step(self) -> float:
+        """Spacing of the integers."""
+        return 1.0
+
+    @property
+    def max(self) -> float:
+        """Largest integer, 2^(bits-1) - 1: what scales are computed with."""
+        return float((1 << (self.bits - 1)) - 1)
+
+    @property
+    def lowest(self) -> float:
+        """Most negative integer."""
+        return -self.max if self.symmetric else -self.max - 1
+
+    @property
+    def emax(self) -> int:
+        """floor(log2(max))."""
+        return self.bits - 2
+
+    def grid(self) -> list[float]:
+        """The non-negative integers."""
+        return [float(k) for k in range(int(self.max) + 1)]
+
+
+ElementFormat = FloatFormat | IntFormat
+
+
+def parse_element(name: str) -> ElementFormat:
+    """Read any element format's name: "E2M1", "E4M3-ocp", "INT8", "fp8_e4m3", "bf16", "fp16".
+
+    Raises:
+        FormatError: No such format.
+
+    >>> str(parse_element("fp8_e5m2")), str(parse_element("int4")), parse_element("bf16").max
+    ('E5M2-ocp', 'INT4', 3.3895313892515355e+38)
+    """
+    short = name.strip().lower()
+    if short in _ELEMENT_NAMES:
+        return _ELEMENT_NAMES[short]
+    return IntFormat.parse(short) if short.startswith("int") else FloatFormat.parse(short)
+
+
+_ELEMENT_NAMES: dict[str, ElementFormat] = {
+    "fp8_e4m3": FloatFormat(4, 3, "ocp"),
+    "fp8_e5m2": FloatFormat(5, 2, "ocp"),
+    "fp6_e3m2": FloatFormat(3, 2),
+    "fp6_e2m3": FloatFormat(2, 3),
+    "fp4_e2m1": FloatFormat(2, 1),
+    "bf16": FloatFormat(8, 7, "ieee"),
+    "fp16": FloatFormat(5, 10, "ieee"),
+}
+
+
+class ScaleFormat(StrEnum):
+    """What a block's scale is stored in, and the rule that picks it (`experiments.quant.scale`).
+
+    FP32            amax / max.
+    E8M0            2^(floor(log2 amax) - emax), the rule of OCP MX v1.0: clips by up to a binade.
+    E8M0_CEIL       the smallest power of two that clips nothing (2510.25602, NVIDIA's MXFP4).
+    E8M0_NEAREST    2^round(log2(amax / max)).
+    E8M0_4_3        4/3 of E8M0, for E2M1: rounding up to 4/3 clips nothing (2502.20586).
+    QUEST           a power of two near the scale with the least squared error on Gaussian data,
+                    from the block's root mean square (2505.14669); QUEST_FLOOR, as its repository.
+    E4M3            two levels: FP32 for the tensor, E4M3 for the block (NVFP4, 2509.25149).
+    E4M3_4_6        of that scale and one 1.5 times as large, the one with less error (2601.22813).
+    UE5M3           two levels with 5 exponent and 3 mantissa bits, amax mapped to 448 (2609.02846).
     """
 
     FP32 = "fp32"
     E8M0 = "e8m0"
+    E8M0_CEIL = "e8m0_ceil"
+    E8M0_NEAREST = "e8m0_nearest"
+    E8M0_4_3 = "e8m0_4_3"
+    QUEST = "quest"
+    QUEST_FLOOR = "quest_floor"
+    E4M3 = "e4m3"
+    E4M3_4_6 = "e4m3_4_6"
+    UE5M3 = "ue5m3"
 
     @property
     def bits(self) -> int:
-        """Stored bits of one scale."""
+        """Stored bits of one block's scale."""
         return 32 if self is ScaleFormat.FP32 else 8
+
+    @property
+    def power_of_two(self) -> bool:
+        """Whether scales lie a factor of two apart."""
+        return self is not ScaleFormat.FP32 and not self.two_level
+
+    @property
+    def two_level(self) -> bool:
+        """Whether there is an FP32 scale of the whole tensor on top."""
+        return self in (ScaleFormat.E4M3, ScaleFormat.E4M3_4_6, ScaleFormat.UE5M3)
 
 
 @dataclass(frozen=True)
@@ -158,15 +282,16 @@ class Precision:
     """To what a tensor is quantized: an element format and the scales that fit data to it.
 
     `granularity` says who shares a scale: "block" (`block_size` consecutive values of the summed
-    axis), "row" (the whole summed axis) or "tensor".
+    axis), "tile" (`block_size` x `block_size` of the last two axes), "row" (the whole summed axis)
+    or "tensor".
     """
 
-    element: FloatFormat
+    element: ElementFormat
     granularity: str = "block"
     block_size: int = 32
     scale: ScaleFormat = ScaleFormat.FP32
 
-    GRANULARITIES = ("block", "row", "tensor")
+    GRANULARITIES = ("block", "tile", "row", "tensor")
 
     def __post_init__(self) -> None:
         """Refuse an unknown granularity or an empty block."""
@@ -174,14 +299,34 @@ class Precision:
             raise FormatError(
                 f"granularity={self.granularity!r}: must be one of {', '.join(self.GRANULARITIES)}"
             )
-        if self.granularity == "block" and self.block_size < 1:
+        if self.granularity in ("block", "tile") and self.block_size < 1:
             raise FormatError(f"block_size={self.block_size}: must be 1 or more")
+        if self.scale in _E2M1_ONLY and self.element != FloatFormat(2, 1):
+            raise FormatError(f"scale={self.scale.value}: is defined for E2M1, not {self.element}")
+
+    @classmethod
+    def parse(cls, name: str) -> Precision:
+        """Read a published format's name: mxfp8_e4m3, mxfp6_e3m2, mxfp4, nvfp4, mxint8, nvint4, ...
+
+        Raises:
+            FormatError: No such name.
+
+        >>> Precision.parse("nvfp4").bits_per_element(1, 1024)
+        4.53125
+        """
+        short = name.strip().lower()
+        if short not in PRECISIONS:
+            raise FormatError(f"precision {name!r}: there are {', '.join(PRECISIONS)}")
+        return PRECISIONS[short]
 
     def sharing(self, rows: int, columns: int) -> int:
         """How many elements of a [rows, columns] operand share one scale."""
-        return {"block": self.block_size, "row": columns, "tensor": rows * columns}[
-            self.granularity
-        ]
+        return {
+            "block": self.block_size,
+            "tile": self.block_size**2,
+            "row": columns,
+            "tensor": rows * columns,
+        }[self.granularity]
 
     def bits_per_element(self, rows: int, columns: int) -> float:
         """Storage of one element of a [rows, columns] operand, its share of the scale included.
@@ -190,4 +335,28 @@ class Precision:
         >>> mxfp4.bits_per_element(64, 64)
         4.25
         """
-        return self.element.bits + self.scale.bits / self.sharing(rows, columns)
+        tensor_scale = 32 / (rows * columns) if self.scale.two_level else 0.0
+        return self.element.bits + self.scale.bits / self.sharing(rows, columns) + tensor_scale
+
+
+_E2M1_ONLY = (
+    ScaleFormat.E8M0_4_3,
+    ScaleFormat.QUEST,
+    ScaleFormat.QUEST_FLOOR,
+    ScaleFormat.E4M3_4_6,
+)
+
+PRECISIONS: dict[str, Precision] = {
+    "fp8_e4m3": Precision(FloatFormat(4, 3, "ocp"), "tensor"),
+    "fp8_e5m2": Precision(FloatFormat(5, 2, "ocp"), "tensor"),
+    "mxfp8_e4m3": Precision(FloatFormat(4, 3, "ocp"), "block", 32, ScaleFormat.E8M0),
+    "mxfp8_e5m2": Precision(FloatFormat(5, 2, "ocp"), "block", 32, ScaleFormat.E8M0),
+    "mxfp6_e3m2": Precision(FloatFormat(3, 2), "block", 32, ScaleFormat.E8M0),
+    "mxfp6_e2m3": Precision(FloatFormat(2, 3), "block", 32, ScaleFormat.E8M0),
+    "mxfp4": Precision(FloatFormat(2, 1), "block", 32, ScaleFormat.E8M0),
+    "nvfp4": Precision(FloatFormat(2, 1), "block", 16, ScaleFormat.E4M3),
+    "mxint8": Precision(IntFormat(8), "block", 32, ScaleFormat.E8M0_CEIL),
+    "mxint4": Precision(IntFormat(4), "block", 32, ScaleFormat.E8M0_CEIL),
+    "nvint4": Precision(IntFormat(4), "block", 16, ScaleFormat.E4M3),
+}
+"""Published formats by name; the integer ones with the clipping-free scales of 2510.25602."""

@@ -122,12 +122,13 @@ class QuantLinear(nn.Linear):
             if gemm.hadamard:
                 values = rotate(values, gemm.hadamard, signs)
             if operand is not None:
-                noise = None
                 if operand.rounding == "stochastic":
                     stream = int(label[1])
                     generator = self.clock.generator(counter, self.layer, stream, values.device)
                     noise = torch.rand(values.shape, generator=generator, device=values.device)
-                values = quantize(values, self.precision, noise)
+                    values = quantize(values, self.precision, noise)
+                else:
+                    values = quantize(values, self.precision, rounding=operand.rounding)
             prepared.append(values)
         return prepared[0], prepared[1]
 

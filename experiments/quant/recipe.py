@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-ROUNDINGS = ("nearest_even", "stochastic")
+ROUNDINGS = ("nearest_even", "nearest_away", "toward_zero", "up", "down", "stochastic")
 SIGNS = ("fixed", "random")
 
 
 @dataclass
 class OperandConfig:
-    """One quantized operand."""
+    """One quantized operand; the roundings are those of `experiments.quant.rounding`."""
 
     rounding: str = "nearest_even"
 

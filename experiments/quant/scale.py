@@ -1,0 +1,126 @@
+"""From a block's values to its scale: every rule the field uses, value = scale * element.
+
+All rules take blocks along the last axis and return float32 scales with that axis of size 1.  A
+block of zeros gets a scale that keeps it zero; a block with a NaN or an infinity gets NaN, so the
+whole block becomes NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from experiments.quant.formats import ElementFormat, FloatFormat, ScaleFormat
+from experiments.quant.rounding import round_nearest_even
+
+_SMALLEST_NORMAL = 2.0**-126
+_MAX_SCALED_EXPONENT = 64
+_E4M3 = FloatFormat(4, 3, "ocp")
+_UE5M3 = FloatFormat(5, 3, "ieee")
+_UE5M3_TOP = 448.0
+"""What the tensor's amax is mapped to: 137 times headroom below UE5M3's 61440 (2609.02846)."""
+_FOUR_OVER_SIX_TOP = 6.0 * 256.0
+"""So that the scale for 4, 1.5 times as large, still fits E4M3."""
+_GAUSSIAN_CLIP = 2.92247856
+"""Standard deviations at which clipping E2M1 errs least on Gaussian data (2505.14669)."""
+
+
+def block_scale(blocks: Tensor, element: ElementFormat, scale: ScaleFormat) -> Tensor:
+    """The scale of each block.
+
+    Args:
+        blocks: [..., K], float32, K values share a scale; for two-level scales all of them share
+            the tensor's.
+        element: Format of the elements.
+        scale: The rule (see `ScaleFormat`).
+
+    Returns:
+        [..., 1], float32.
+    """
+    amax = blocks.abs().amax(dim=-1, keepdim=True)
+    if scale is ScaleFormat.FP32:
+        result = _fp32(amax, element)
+    elif scale is ScaleFormat.E4M3:
+        result = _two_level(amax, element.max, _E4M3, element.max * _E4M3.max)
+    elif scale is ScaleFormat.E4M3_4_6:
+        result = _two_level(amax, element.max, _E4M3, _FOUR_OVER_SIX_TOP)
+    elif scale is ScaleFormat.UE5M3:
+        result = _two_level(amax, element.max, _UE5M3, element.max * _UE5M3_TOP)
+    elif scale in (ScaleFormat.QUEST, ScaleFormat.QUEST_FLOOR):
+        rms = blocks.square().mean(dim=-1, keepdim=True).sqrt()
+        exponent = torch.log2(rms * (_GAUSSIAN_CLIP / element.max))
+        exponent = exponent.floor() if scale is ScaleFormat.QUEST_FLOOR else exponent.round()
+        result = _power_of_two(exponent.nan_to_num(0.0, 0.0, -127.0))
+    else:
+        result = _E8M0_RULES[scale](amax, element)
+    return torch.where(amax.isfinite(), result, torch.nan)
+
+
+def four_over_six_scale(blocks: Tensor) -> Tensor:
+    """The other scale of E4M3_4_6: the block's amax falls on 4 of E2M1's grid instead of on 6.
+
+    The step between 4 and 6 is the grid's widest; a block whose large values lie there may be
+    better off without it (2601.22813).  Shapes as for `block_scale`.
+    """
+    amax = blocks.abs().amax(dim=-1, keepdim=True)
+    return _two_level(amax, 4.0, _E4M3, _FOUR_OVER_SIX_TOP)
+
+
+def _fp32(amax: Tensor, element: ElementFormat) -> Tensor:
+    # The top of an E8 format lies beyond float32.  Moving the block down by a power of two
+    # changes nothing but the subnormals, which lie below float32 there.
+    shift = max(0, element.emax - _MAX_SCALED_EXPONENT)
+    return (amax / (element.max * 2.0**-shift)).clamp_(min=_SMALLEST_NORMAL)
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    """2^exponent, the exponent cut to E8M0's -127..127; exact."""
+    whole = exponent.clamp(-127, 127).int()
+    return torch.ldexp(torch.ones_like(whole, dtype=torch.float32), whole)
+
+
+def _floor_exponent(amax: Tensor, element: ElementFormat) -> Tensor:
+    # frexp gives amax = m * 2^e with m in [0.5, 1), so floor(log2 amax) = e - 1, exactly.
+    return torch.frexp(amax).exponent - 1 - element.emax
+
+
+def _e8m0_floor(amax: Tensor, element: ElementFormat) -> Tensor:
+    return _power_of_two(_floor_exponent(amax, element))
+
+
+def _e8m0_ceil(amax: Tensor, element: ElementFormat) -> Tensor:
+    # max * 2^floor lies in amax's binade: either it covers amax or the next power of two does.
+    exponent = _floor_exponent(amax, element)
+    covered = torch.ldexp(torch.full_like(amax, element.max), exponent) >= amax
+    return _power_of_two(torch.where(covered, exponent, exponent + 1))
+
+
+def _e8m0_nearest(amax: Tensor, element: ElementFormat) -> Tensor:
+    # log2(amax / max) lies within 1 below the floor rule's exponent and 1 above; sqrt(2) parts.
+    exponent = _floor_exponent(amax, element)
+    ratio = torch.ldexp(amax, -exponent) / element.max
+    return _power_of_two(exponent + (ratio >= 2**0.5).int() - (ratio < 0.5**0.5).int())
+
+
+def _e8m0_4_3(amax: Tensor, element: ElementFormat) -> Tensor:
+    return _e8m0_floor(amax, element) / 0.75
+
+
+_E8M0_RULES: dict[ScaleFormat, Callable[[Tensor, ElementFormat], Tensor]] = {
+    ScaleFormat.E8M0: _e8m0_floor,
+    ScaleFormat.E8M0_CEIL: _e8m0_ceil,
+    ScaleFormat.E8M0_NEAREST: _e8m0_nearest,
+    ScaleFormat.E8M0_4_3: _e8m0_4_3,
+}
+
+
+def _two_level(amax: Tensor, element_max: float, stored: FloatFormat, top: float) -> Tensor:
+    """Tensor scale max(amax) / top in FP32, block scales amax / element_max in `stored`.
+
+    A block scale that would round to zero is the smallest one instead: no division by zero.
+    """
+    tensor_scale = (amax.amax() / top).clamp(min=_SMALLEST_NORMAL)
+    wanted = (amax / element_max) / tensor_scale
+    return round_nearest_even(wanted, stored).clamp_(min=stored.step) * tensor_scale
