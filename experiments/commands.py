@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from experiments.paths import conf_dir, plugins_dir
 
@@ -22,8 +23,9 @@ from experiments.config import ConfigError, TrainConfig, explain, from_hydra
 from experiments.shards import DataError
 from experiments.sweep.plan import make_plan, write_study
 from experiments.sweep.show import console, duration, show_plan
-from experiments.train import Progress, Report
-from experiments.train import train as train_run
+
+if TYPE_CHECKING:
+    from experiments.train import Progress, Report
 
 _PLAIN_LINES = 20
 """Progress lines of a run that does not write to a terminal."""
@@ -67,6 +69,9 @@ def _run_one(config: TrainConfig) -> None:
     if config.plan_only:
         show_plan(plan, slots=1, full=True)
         return
+    # Lightning takes seconds to import: not before a wrong request has been refused.
+    from experiments.train import train as train_run
+
     with _progress(config.steps) as report:
         try:
             result = train_run(config, report)

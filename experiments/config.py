@@ -362,6 +362,11 @@ def run_id(config: TrainConfig) -> str:
     return f"{slug}-{digest}"
 
 
+def run_folder(config: TrainConfig) -> Path:
+    """Where a run's files lie."""
+    return Path(config.runs).absolute() / config.study.name / run_id(config)
+
+
 def _short(count: int) -> str:
     """1_048_576 as 1.05M.
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from experiments import tracking
-from experiments.config import ConfigError, TrainConfig, check, run_id
+from experiments.config import ConfigError, TrainConfig, check, run_folder, run_id
 from experiments.data import StepLoader, TokenData
 from experiments.module import LanguageModel, lr_factor
 from experiments.record import make_record
@@ -63,11 +63,6 @@ Report = Callable[[Progress], None]
 
 class Diverged(Exception):
     """The loss is no longer a number, or worse than knowing nothing: a result, not a crash."""
-
-
-def run_folder(config: TrainConfig) -> Path:
-    """Where a run's files lie."""
-    return Path(config.runs).absolute() / config.study.name / run_id(config)
 
 
 def train(config: TrainConfig, report: Report | None = None) -> RunResult:

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from experiments import tracking
-from experiments.config import ConfigError, TrainConfig
+from experiments.config import ConfigError, TrainConfig, run_folder
 from experiments.data import TokenData
 from experiments.module import LanguageModel, lr_factor
 from experiments.shards import DataError
-from experiments.train import METRICS, Progress, run_folder, train
+from experiments.train import METRICS, Progress, train
 from fitting.results import FAILURE, RESULT, RunRecord, read_record
 
 Compose = Callable[..., TrainConfig]

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from experiments.config import ConfigError, from_dict
+from experiments.config import ConfigError, from_dict, run_folder
 from experiments.sweep.plan import Plan, PlannedRun
 from experiments.sweep.show import Display
-from experiments.train import METRICS, run_folder, train
+from experiments.train import METRICS, train
 from fitting.results import RunRecord, read_record
 
 _MAX_ATTEMPTS = 3

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.accounting import flops_per_token
-from experiments.config import ConfigError, TrainConfig, run_id
+from experiments.config import ConfigError, TrainConfig, run_folder, run_id
 from experiments.data import TokenData
-from experiments.train import run_folder
 from fitting.results import STUDY, RunRecord, read_record, write_atomic
 
 _ASSUMED_FLOPS_PER_SECOND = 3e10

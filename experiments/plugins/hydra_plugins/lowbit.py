@@ -19,7 +19,6 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from experiments.config import ConfigError, from_hydra
-from experiments.sweep.launch import available, launch
 from experiments.sweep.plan import make_plan, write_study
 from experiments.sweep.show import console, show_plan, show_results
 
@@ -90,6 +89,9 @@ class RayLauncher(Launcher):
             except ConfigError as error:
                 raise ConfigError(f"{error} (run {number}: {' '.join(overrides)})") from error
         plan = make_plan(configs)
+        # Lightning takes seconds to import: not before a wrong request has been refused.
+        from experiments.sweep.launch import available, launch
+
         cpus, gpus = available(self.address)
         resources = plan.runs[0].config.resources
         room = min(cpus / resources.cpus, gpus / resources.gpus if resources.gpus else math.inf)
