@@ -15,15 +15,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from fitting.curves import Array
+from fitting.efficiency import kumar_table, quartet_table
 from fitting.fit import Fit, select_rows
-from fitting.laws import Array
-from fitting.uncertainty import vague
+from fitting.precision import cost_table, optimal_table
+from fitting.uncertainty import json_number, percentiles, vague
 
 BITS = range(2, 17)
 """Total bits of the layouts reported: from sign + exponent to half precision."""
 NEAR_TIE = 1.25
 """A layout with at most this multiple of the best one's precision term is a near-tie."""
-LEVEL = 0.95
 
 
 def optimal_layout(parameters: Mapping[str, float], bits: int) -> tuple[float, float]:
@@ -153,7 +154,7 @@ def layout_table(
         if draws is not None:
             delta, nu = draws["delta"].to_numpy(), draws["nu"].to_numpy()
             some = delta + nu > 0  # E grows with delta/(delta + nu), M falls with it
-            low, high = _quantiles(delta[some] / (delta + nu)[some] * p - 0.5)
+            low, high = percentiles(delta[some] / (delta + nu)[some] * p - 0.5)
             log_denominators = _log_denominators(delta, nu, p)
             ties = log_denominators == log_denominators.max(axis=1, keepdims=True)
             wins = (ties / ties.sum(axis=1, keepdims=True)).mean(axis=0)
@@ -166,10 +167,10 @@ def layout_table(
         entries.append(
             {
                 "bits": p,
-                "exponent_opt": _number(exponent),
-                "mantissa_opt": _number(mantissa),
-                "exponent_interval": [_number(low), _number(high)],
-                "mantissa_interval": [_number(p - 1 - high), _number(p - 1 - low)],
+                "exponent_opt": json_number(exponent),
+                "mantissa_opt": json_number(mantissa),
+                "exponent_interval": [json_number(low), json_number(high)],
+                "mantissa_interval": [json_number(p - 1 - high), json_number(p - 1 - low)],
                 "ratio": _ratio(exponent, p),
                 "ratio_interval": [_ratio(low, p), _ratio(high, p)],
                 "layout": best[0],
@@ -209,14 +210,16 @@ def critical_table(
         tokens = critical_tokens(fit.parameters, params, exponent, mantissa, block_size)
         low = high = math.nan
         if samples is not None:
-            low, high = _quantiles(critical_tokens(samples, params, exponent, mantissa, block_size))
+            low, high = percentiles(
+                critical_tokens(samples, params, exponent, mantissa, block_size)
+            )
         entries.append(
             {
                 "params": float(params),
                 "format": _name(int(exponent), int(mantissa)),
                 "block_size": float(block_size),
-                "tokens": _number(tokens),
-                "interval": [_number(low), _number(high)],
+                "tokens": json_number(tokens),
+                "interval": [json_number(low), json_number(high)],
                 "extrapolated": tokens > largest,
             }
         )
@@ -228,8 +231,10 @@ def derived(fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame) -> dict[s
 
     Returns:
         `identified` for every parameter (False where the fit or the draws doubt it); for
-        `floating_point` also `layouts` (`layout_table`) and `critical_tokens` (`critical_table`);
-        for `chinchilla` `compute_optimal_exponent`, a dict of `value` and `interval`.
+        `floating_point` also `layouts` (`layout_table`), `critical_tokens` (`critical_table`),
+        `cost_of_precision` and `optimal_precision` (`fitting.precision`);
+        for `quartet` and `precision` what `fitting.efficiency` concludes; for `chinchilla`
+        `compute_optimal_exponent`, a dict of `value` and `interval`.
     """
     doubtful = set() if draws is None else set(vague(draws)) - set(fit.frozen)
     result: dict[str, Any] = {
@@ -238,13 +243,19 @@ def derived(fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame) -> dict[s
     if fit.law.name == "floating_point":
         result["layouts"] = layout_table(fit, draws, table)
         result["critical_tokens"] = critical_table(fit, draws, table)
+        result["cost_of_precision"] = cost_table(fit, draws, table)
+        result["optimal_precision"] = optimal_table(fit, draws, table)
+    elif fit.law.name == "quartet":
+        result |= quartet_table(fit, draws, table)
+    elif fit.law.name == "precision":
+        result |= kumar_table(fit, draws, table)
     elif fit.law.name == "chinchilla" and not {"alpha", "beta"} & set(fit.flat):
         low = high = math.nan
         if draws is not None:
-            low, high = _quantiles(compute_optimal_exponent(_columns(draws)))
+            low, high = percentiles(compute_optimal_exponent(_columns(draws)))
         result["compute_optimal_exponent"] = {
-            "value": _number(compute_optimal_exponent(fit.parameters)),
-            "interval": [_number(low), _number(high)],
+            "value": json_number(compute_optimal_exponent(fit.parameters)),
+            "interval": [json_number(low), json_number(high)],
         }
     return result
 
@@ -266,17 +277,3 @@ def _name(exponent: int, mantissa: int) -> str:
 def _ratio(exponent: float, bits: int) -> float | None:
     mantissa = bits - 1 - exponent
     return exponent / mantissa if exponent > 0 and mantissa > 0 else None
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN and no infinity."""
-    return float(value) if math.isfinite(value) else None
-
-
-def _quantiles(values: Array) -> tuple[float, float]:
-    """The 95 % percentile interval; infinite draws count, an interval may end there."""
-    if not len(values):
-        return math.nan, math.nan
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(values, [tail, 1 - tail], method="nearest")
-    return float(low), float(high)

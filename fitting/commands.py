@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fitting import results
@@ -42,7 +43,9 @@ Writes <out>/fit.json and <out>/results.csv and prints the fit.  Options, as key
   law=NAME             {laws}
   columns.OURS=THEIRS  which of the table's columns is ours: columns.loss=val_loss
                        (loss in nats per token, params, tokens; floating_point also
-                       exponent, mantissa, block_size)
+                       exponent, mantissa, block_size; quartet forward and backward, names of
+                       schemes; precision bits_w, bits_a, bits_kv; ptq bits_post; qat
+                       block_size; compressed gmse)
   where=EXPRESSION     keep the rows for which it holds (a pandas query)
   objective=huber      of log residuals, summed over rows; or lad, least_squares
   objective.delta=1e-3 Huber's threshold in log loss
@@ -340,7 +343,7 @@ def describe(fitted: Fit, draws: pd.DataFrame | None, table: pd.DataFrame) -> di
     floor = noise_floor(rows)
     if not floor.dof:
         warnings.append("no cell was run with two seeds: the noise floor is unknown")
-    used = [c for c in ("run_id", "loss", *fitted.law.columns) if c in rows]
+    used = [c for c in ("run_id", "loss", *fitted.law.columns, *fitted.law.schemes) if c in rows]
     canonical = rows[used].to_csv(index=False, lineterminator="\n").encode()
     report: dict[str, Any] = _strict(
         {
@@ -382,11 +385,12 @@ def _show(report: Mapping[str, Any], out: Path) -> None:
     console.print(f"[bold]{report['law']}[/] ({report['source']})")
     parameters = Table(box=SIMPLE_HEAD)
     for header in ("parameter", "value", "95 % interval", "standard error", "identified"):
-        parameters.add_column(header, justify="left" if header == "parameter" else "right")
+        left = header == "parameter"  # its names are never cut: schemes may differ at the end
+        parameters.add_column(header, justify="left" if left else "right", overflow="fold")
     for name, value in report["parameters"].items():
         identified = "yes" if report["derived"]["identified"][name] else "NO"
         parameters.add_row(
-            name,
+            escape(name),
             f"{value:.6g}",
             _span(report["intervals"][name]),
             _figure(report["standard_errors"][name]),

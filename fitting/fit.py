@@ -17,11 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fitting.laws import Array, FitError, Law, get
-from fitting.minimise import Mask, Problem, at_bounds, minimise
+from fitting.centred import Centred
+from fitting.curves import Array
+from fitting.law import FitError, Law
+from fitting.laws import get
+from fitting.minimise import Mask, at_bounds, minimise
 from fitting.results import require_columns
 
-__all__ = ["Centred", "Fit", "FitError", "Objective", "Rows", "Starts", "fit", "select_rows"]
+__all__ = ["Fit", "FitError", "Objective", "Rows", "Starts", "fit", "select_rows"]
 
 OBJECTIVES = ("huber", "lad", "least_squares")
 LAD_DELTA = 1e-7
@@ -107,107 +110,6 @@ def select_rows(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     return rows, {str(name): int(count) for name, count in zip(names, counts, strict=True)}
 
 
-@dataclass(frozen=True)
-class Centred:
-    """A law on a table in the solver's coordinates.
-
-    The solver's coordinate of a coefficient is the log of what its term contributes at the centre
-    of the rows that have the term; an exponent is its own coordinate.  Without this, a coefficient
-    (loss at N = 1) and its exponent would be correlated beyond .999.
-    """
-
-    problem: Problem
-    law: Law
-    free: tuple[str, ...]
-    frozen: Mapping[str, float]
-    to_raw: Array
-    """[free, free]: raw = to_raw @ (theta - origin)."""
-    origin: Array
-
-    @classmethod
-    def of(cls, law: Law, rows: pd.DataFrame, freeze: Mapping[str, float]) -> Centred:
-        """Raises FitError where a frozen name or value or a column does not suit the law."""
-        law.check(freeze)
-        regressors, offsets = law.design(rows)
-        names = list(law.parameters)
-        held = [j for j, name in enumerate(names) if name in freeze]
-        moving = [j for j, name in enumerate(names) if name not in freeze]
-        for j in held:
-            kind = law.parameters[names[j]]
-            value = freeze[names[j]]
-            offsets = offsets + regressors[:, :, j] * (
-                math.log(value) if kind.coefficient else value
-            )
-        regressors = regressors[:, :, moving]
-        free = tuple(names[j] for j in moving)
-
-        log_loss = np.log(rows["loss"].to_numpy(dtype=np.float64))
-        median = float(np.median(log_loss))
-        centre = np.eye(len(free))
-        origin = np.zeros(len(free))
-        lower, upper = np.zeros(len(free)), np.zeros(len(free))
-        for j, name in enumerate(free):
-            kind = law.parameters[name]
-            lower[j], upper[j] = kind.bounds
-            if kind.coefficient:
-                lower[j], upper[j] = np.log(kind.bounds) + median
-                term = int(np.abs(regressors[:, :, j]).sum(axis=1).argmax())
-                present = np.isfinite(offsets[term])
-                if present.any():
-                    centre[j] = regressors[term, present].mean(axis=0)
-                    origin[j] = offsets[term, present].mean()
-        # theta = centre @ raw + origin, so a term's log is offset + x to_raw (theta - origin).
-        to_raw: Array = np.linalg.inv(centre).astype(np.float64)
-        shifted = regressors @ to_raw
-        # What is left of a centred column by rounding would look like information.
-        shifted[np.abs(shifted) < 1e-12] = 0.0
-        problem = Problem(shifted, offsets - shifted @ origin, log_loss, lower, upper)
-        return cls(problem, law, free, dict(freeze), to_raw, origin)
-
-    def decode(self, theta: Array) -> dict[str, float]:
-        """The law's parameters, frozen ones included, at one point of the solver."""
-        raw = dict(zip(self.free, self.to_raw @ (theta - self.origin), strict=True))
-        return {
-            name: self.frozen[name]
-            if name in self.frozen
-            else float(np.exp(raw[name]) if kind.coefficient else raw[name])
-            for name, kind in self.law.parameters.items()
-        }
-
-    def encode(self, parameters: Mapping[str, float]) -> Array:
-        """The solver's point for the law's parameters, moved into the bounds."""
-        raw = [
-            math.log(parameters[name])
-            if self.law.parameters[name].coefficient
-            else parameters[name]
-            for name in self.free
-        ]
-        theta = np.linalg.solve(self.to_raw, np.array(raw)) + self.origin
-        return np.clip(theta, self.problem.lower, self.problem.upper)
-
-    def starts(self, count: int, seed: int) -> Array:
-        """Points spread evenly over the parameters' ranges, [count, free].
-
-        A Kronecker lattice on powers of the generalised golden ratio, shifted by `seed`: as even
-        as a grid at any count and in any dimension.
-        """
-        dimensions = len(self.free)
-        ratio = 2.0
-        for _ in range(60):  # the root of x^(d+1) = x + 1
-            ratio = (1 + ratio) ** (1 / (dimensions + 1))
-        shift = np.random.default_rng(seed).random(dimensions)
-        steps = ratio ** -np.arange(1.0, dimensions + 1)
-        unit = (shift + np.outer(np.arange(count), steps)) % 1.0
-        median = float(np.median(self.problem.log_loss))
-        low, high = np.empty(dimensions), np.empty(dimensions)
-        for j, name in enumerate(self.free):
-            kind = self.law.parameters[name]
-            low[j], high[j] = kind.start
-            if kind.coefficient:
-                low[j], high[j] = np.log(kind.start) + median
-        return np.clip(low + unit * (high - low), self.problem.lower, self.problem.upper)
-
-
 def thresholds(objective: str, delta: float | None) -> list[float]:
     """Huber thresholds from least squares, where a blind start begins, down to the objective's."""
     if objective == "least_squares":
@@ -251,16 +153,17 @@ def fit(
         ResultsError: A column is missing.
     """
     law = get(law) if isinstance(law, str) else law
+    freeze = dict(freeze or {})
     if objective not in OBJECTIVES:
         raise FitError(f"objective={objective}: must be one of {', '.join(OBJECTIVES)}")
     if not (delta > 0 and math.isfinite(delta)):
         raise FitError(f"objective.delta={delta}: must be a positive number")
     if starts < 1:
         raise FitError(f"starts={starts}: must be at least 1")
-    freeze = dict(freeze or {})
-    law.check(freeze)
-    require_columns(table, ("loss", *law.columns), f"law={law.name}")
+    require_columns(table, ("loss", *law.columns, *law.schemes), f"law={law.name}")
     rows, excluded = select_rows(table)
+    law = law.on(rows)
+    law.check(freeze)
     needed = len(law.parameters) - len(freeze) + 1
     if len(rows) < needed:
         reasons = ", ".join(f"{count} {reason}" for reason, count in excluded.items())
@@ -359,13 +262,20 @@ def _unidentified(
     dof = max(1, len(residual) - len(centred.free))
     deviation = math.sqrt(float((residual**2).sum()) / dof)
     error = deviation * np.sqrt(((to_raw[:, ~null] / singular[~null]) ** 2).sum(axis=1))
-    scale = [
-        1.0 if centred.law.parameters[name].coefficient else max(abs(parameters[name]), 1e-300)
-        for name in centred.free
-    ]
+    scale = [_one_factor_e(centred.law, name, parameters) for name in centred.free]
     is_vague = ~is_flat & (error > VAGUE * np.array(scale))
     names = np.array(centred.free)
     return tuple(map(str, names[is_flat])), tuple(map(str, names[is_vague]))
+
+
+def _one_factor_e(law: Law, name: str, parameters: Mapping[str, float]) -> float:
+    """How far the coordinate of a parameter moves when the parameter changes by a factor e."""
+    step = law.multiplier(name, parameters)  # of a logarithm or a shift
+    if law.parameters[name].kind == "exponent":
+        step *= abs(parameters[name])
+    elif law.parameters[name].kind == "rate":
+        step /= parameters[name]
+    return max(step, 1e-300)
 
 
 def _warn_fit(
@@ -453,24 +363,25 @@ def _exponents_of(
     law: Law, rows: pd.DataFrame, column: str, freeze: Mapping[str, float]
 ) -> list[str]:
     """The free exponents whose regressor depends on a column."""
-    before, _ = law.design(rows)
-    after, _ = law.design(rows.assign(**{column: rows[column] * 2 + 1}))
+    other = rows[column] / 2 if column in law.below else rows[column] * 2 + 1
+    before = law.design(rows).regressors
+    after = law.design(rows.assign(**{column: other})).regressors
     changed = np.abs(after - before).max(axis=(0, 1)) > 0
     return [n for n, c in zip(law.parameters, changed, strict=True) if c and n not in freeze]
 
 
 def _constant_exponents(law: Law, rows: pd.DataFrame) -> set[str]:
     """Exponents whose regressor has one value in every term, where that term is not zero."""
-    regressors, offsets = law.design(rows)
-    ranges = np.zeros(regressors.shape[2])
-    for term, offset in zip(regressors, offsets, strict=True):
+    design = law.design(rows)
+    ranges = np.zeros(design.regressors.shape[2])
+    for term, offset in zip(design.regressors, design.offsets, strict=True):
         present = term[np.isfinite(offset)]
         if len(present):
             ranges = np.maximum(ranges, np.ptp(present, axis=0))
     return {
         name
         for (name, kind), extent in zip(law.parameters.items(), ranges, strict=True)
-        if not kind.coefficient and extent < 1e-12
+        if not kind.logarithmic and extent < 1e-12
     }
 
 

@@ -1,172 +1,56 @@
-"""Scaling laws: what loss to expect from a run's size, data and number format.
+"""The scaling laws: what loss to expect from a run's size, data and number format.
 
-A law here is a sum of terms, each the exponential of an affine function of the parameters: a
-coefficient counts by its logarithm, an exponent times the logarithm of a column.  So log loss is a
-log-sum-exp of affine forms, which has exact and cheap derivatives (`fitting.fit`), and a law is
-one function that lists its terms, its columns and its parameters:
-
-    def power_law(c):                                            # L = E + A/N^alpha
-        return [Term({"A": 1, "alpha": -np.log(c["params"])}), Term({"E": 1})]
-
-    MINE = Law("mine", "this paper, Eq. 1", power_law, columns={"params": POSITIVE},
-               parameters={"A": COEFFICIENT, "alpha": EXPONENT, "E": COEFFICIENT})
-
-Parameter names are the papers' letters.  Logarithms are natural unless written log2.
+Each law is one function that lists its terms (`fitting.law`), with the paper's equation and, where
+the paper printed them, its constants.  Parameter names are the papers' letters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TypeAlias
-
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
 
-from fitting.results import require_columns
+from fitting.curves import Array, Capacity, Power, log_saturation, log_tanh
+from fitting.law import (
+    COEFFICIENT,
+    EXPONENT,
+    FORMAT_EXPONENT,
+    LOSSLESS,
+    PENALTY_COEFFICIENT,
+    POSITIVE,
+    Bent,
+    Columns,
+    FitError,
+    Law,
+    Parameter,
+    Term,
+)
 
-Array: TypeAlias = npt.NDArray[np.float64]
-Columns: TypeAlias = Mapping[str, Array]
+__all__ = [
+    "BESIROGLU_2024",
+    "COEFFICIENT",
+    "EXPONENT",
+    "FORMAT_EXPONENT",
+    "KUMAR_2024",
+    "KUMAR_2024_PTQ",
+    "LAWS",
+    "LOSSLESS",
+    "OPERANDS",
+    "PENALTY_COEFFICIENT",
+    "POSITIVE",
+    "QAT_2025",
+    "QUARTET_2025",
+    "SUN_2025",
+    "Array",
+    "Bent",
+    "Columns",
+    "FitError",
+    "Law",
+    "Parameter",
+    "Term",
+    "get",
+]
 
-POSITIVE = float(np.finfo(np.float64).tiny)
-
-
-class FitError(ValueError):
-    """A law, a table or an option cannot be used as asked, with what would be right."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """What a fit must know of one parameter.
-
-    A coefficient is positive, enters as its logarithm and belongs to one term; its bounds and
-    starts are what that term contributes at the centre of the table, as a share of the median
-    loss, so that they suit every table.  An exponent enters, is bounded and started as it is.
-    """
-
-    coefficient: bool
-    bounds: tuple[float, float]
-    start: tuple[float, float]
-    """Where blind starts are spread: log-uniform for a coefficient, uniform for an exponent."""
-
-
-COEFFICIENT = Parameter(True, bounds=(1e-5, 20.0), start=(0.05, 0.7))
-PENALTY_COEFFICIENT = Parameter(True, bounds=(1e-8, 20.0), start=(0.003, 0.1))
-EXPONENT = Parameter(False, bounds=(0.0, 5.0), start=(0.1, 0.8))
-FORMAT_EXPONENT = Parameter(False, bounds=(0.0, 20.0), start=(0.5, 5.0))
-
-
-@dataclass(frozen=True)
-class Term:
-    """exp(offset + sum over its parameters of factor * value), the value a coefficient's log."""
-
-    factors: Mapping[str, Array | float]
-    """Parameter -> its regressor: [rows], or one number for all of them."""
-    offset: Array | float = 0.0
-    """[rows] or one number; -inf where the term is exactly zero."""
-
-
-@dataclass(frozen=True)
-class Law:
-    """One scaling law over named columns of a results table."""
-
-    name: str
-    source: str
-    """Paper and equation."""
-    terms: Callable[[Columns], list[Term]]
-    columns: Mapping[str, float]
-    """Column -> its smallest value for which the law is defined."""
-    parameters: Mapping[str, Parameter]
-    """In the order in which they are reported."""
-
-    def design(self, table: pd.DataFrame) -> tuple[Array, Array]:
-        """Regressors and offsets of the terms' logarithms for each row.
-
-        Returns:
-            Regressors [terms, rows, parameters] and offsets [terms, rows]: the logarithm of term
-            k in row i is offset[k, i] + regressor[k, i] @ `encode(parameters)`.
-
-        Raises:
-            ResultsError: The table lacks a column.
-            FitError: A column has values for which the law is not defined.
-        """
-        require_columns(table, tuple(self.columns), f"law={self.name}")
-        values = {c: table[c].to_numpy(dtype=np.float64) for c in self.columns}
-        for column, minimum in self.columns.items():
-            bad = values[column][~(np.isfinite(values[column]) & (values[column] >= minimum))]
-            if bad.size:
-                right = "positive" if minimum == POSITIVE else f"at least {minimum:g}"
-                raise FitError(
-                    f"law={self.name}: column {column!r} must be finite and {right}, but is not "
-                    f"in {bad.size} of {len(table)} rows (the first has {bad[0]:g})"
-                )
-        terms = self.terms(values)
-        position = {name: j for j, name in enumerate(self.parameters)}
-        regressors = np.zeros((len(terms), len(table), len(position)))
-        offsets = np.zeros((len(terms), len(table)))
-        for k, term in enumerate(terms):
-            offsets[k] = term.offset
-            for name, factor in term.factors.items():
-                regressors[k, :, position[name]] = factor
-        return regressors, offsets
-
-    def encode(self, parameters: Mapping[str, float]) -> Array:
-        """The vector that the terms are affine in: logarithms of coefficients, exponents as is.
-
-        Raises:
-            FitError: A parameter is missing, unknown, not finite, or a coefficient not positive.
-        """
-        self.check(parameters)
-        missing = [name for name in self.parameters if name not in parameters]
-        if missing:
-            raise FitError(f"law={self.name}: no value for {', '.join(missing)}")
-        return np.array(
-            [
-                np.log(parameters[name]) if kind.coefficient else parameters[name]
-                for name, kind in self.parameters.items()
-            ]
-        )
-
-    def decode(self, vector: Array) -> dict[str, float]:
-        """The parameters that `encode` maps to `vector`."""
-        return {
-            name: float(np.exp(value)) if kind.coefficient else float(value)
-            for (name, kind), value in zip(self.parameters.items(), vector, strict=True)
-        }
-
-    def check(self, parameters: Mapping[str, float]) -> None:
-        """Refuse values of parameters that the law does not have or that it cannot take."""
-        for name, value in parameters.items():
-            if name not in self.parameters:
-                raise FitError(
-                    f"{name}={value}: law={self.name} has no such parameter; "
-                    f"it has {', '.join(self.parameters)}"
-                )
-            coefficient = self.parameters[name].coefficient
-            if not np.isfinite(value) or (coefficient and value <= 0):
-                right = "a positive number" if coefficient else "a finite number"
-                raise FitError(f"{name}={value}: must be {right} in law={self.name}")
-
-    def term_values(self, parameters: Mapping[str, float], table: pd.DataFrame) -> Array:
-        """What each term adds to the loss, nats per token, [terms, rows]; errors as `predict`."""
-        regressors, offsets = self.design(table)
-        values: Array = np.exp(offsets + regressors @ self.encode(parameters))
-        return values
-
-    def predict(self, parameters: Mapping[str, float], table: pd.DataFrame) -> Array:
-        """The law's loss for each row, nats per token, [rows].
-
-        Raises:
-            ResultsError: The table lacks a column.
-            FitError: A column or a parameter has a value for which the law is not defined.
-
-        >>> LAWS["chinchilla"].predict(BESIROGLU_2024, pd.DataFrame({"params": [70e9],
-        ...     "tokens": [1.4e12]})).round(3)
-        array([1.974])
-        """
-        total: Array = self.term_values(parameters, table).sum(axis=0)
-        return total
+OPERANDS = ("w", "a", "kv")
+"""Weights, activations and key-value cache: what Kumar et al. quantize, each with its bits."""
 
 
 def _chinchilla(c: Columns) -> list[Term]:
@@ -204,6 +88,80 @@ def _floating_point(c: Columns) -> list[Term]:
     ]
 
 
+def _quartet(c: Columns) -> list[Term | Bent]:
+    """L = (A/(N eff_N)^alpha + B/(D eff_D)^beta)^gamma + E.
+
+    One eff_N for each scheme of the forward pass, one eff_D for each of the backward pass.
+    """
+    forward = {name: -rows for name, rows in c.items() if name.startswith("eff_N[")}
+    backward = {name: -rows for name, rows in c.items() if name.startswith("eff_D[")}
+    size = Term({"A": 1, "alpha": -np.log(c["params"]), **forward})
+    data = Term({"B": 1, "beta": -np.log(c["tokens"]), **backward})
+    return [Bent(Power(), [size, data, Term({"gamma": 1})]), Term({"E": 1})]
+
+
+def _precision(c: Columns) -> list[Term | Bent]:
+    """L = A/N_eff^alpha + B/D^beta + E, N_eff = N prod_x (1 - exp(n_x - P_x/gamma_x)).
+
+    P_x are the bits of weights, activations and key-value cache.
+    """
+    size = [Term({"A": 1, "alpha": -np.log(c["params"])}), Term({"alpha": 1})]
+    size += [Term({f"n_{x}": 1, f"gamma_{x}": -c[f"bits_{x}"]}) for x in OPERANDS]
+    data = Term({"B": 1, "beta": -np.log(c["tokens"])})
+    return [Bent(Capacity(log_saturation, parts=len(OPERANDS)), size), data, Term({"E": 1})]
+
+
+def _ptq(c: Columns) -> list[Term]:
+    """L = A/N^alpha + B/D^beta + E + C_T D^gamma_D/N^gamma_N exp(-P_post/gamma_post)."""
+    log_n, log_d = np.log(c["params"]), np.log(c["tokens"])
+    penalty = Term({"C_T": 1, "gamma_D": log_d, "gamma_N": -log_n, "gamma_post": -c["bits_post"]})
+    return [*_chinchilla(c), penalty]
+
+
+def _qat(c: Columns) -> list[Term]:
+    """L = A/N^alpha + B/D^beta + E + k D^gamma_D (log2 G)^gamma_G / N^gamma_N.
+
+    G values share a scale; G = 1 is the unquantized run, whose last term is exactly zero.
+    """
+    log_n, log_d = np.log(c["params"]), np.log(c["tokens"])
+    quantized = c["block_size"] > 1
+    log_log2_group = np.log(np.log2(np.where(quantized, c["block_size"], 2.0)))
+    penalty = Term(
+        {"k": 1, "gamma_D": log_d, "gamma_G": log_log2_group, "gamma_N": -log_n},
+        offset=np.where(quantized, 0.0, -np.inf),
+    )
+    return [*_chinchilla(c), penalty]
+
+
+def _compressed(c: Columns) -> list[Term | Bent]:
+    """L = A/(N rho)^alpha + B/D^beta + E, rho = L tanh(F log_{1/4} GMSE)^C.
+
+    GMSE is the relative squared error of the representation on Gaussian data, so that its
+    logarithm to base 1/4 counts bits; 0 is the uncompressed run, whose capacity rho is one.
+    """
+    compressed = c["gmse"] > 0
+    bits = -np.log(np.where(compressed, c["gmse"], 0.25)) / np.log(4)
+    size = Term({"A": 1, "alpha": -np.log(c["params"]), "L": -compressed.astype(np.float64)})
+    # log tanh of an infinite number of bits is zero, whatever F.
+    argument = Term({"F": 1}, offset=np.where(compressed, np.log(bits), np.inf))
+    capacity = Bent(Capacity(log_tanh, parts=1), [size, Term({"C": 1}), argument])
+    return [capacity, Term({"B": 1, "beta": -np.log(c["tokens"])}), Term({"E": 1})]
+
+
+_CHINCHILLA = {
+    "A": COEFFICIENT,
+    "alpha": EXPONENT,
+    "B": COEFFICIENT,
+    "beta": EXPONENT,
+    "E": COEFFICIENT,
+}
+_POWER = Parameter("factor", bounds=(0.02, 5.0), start=(0.15, 1.0))
+_UNDER_POWER = Parameter("coefficient", COEFFICIENT.bounds, COEFFICIENT.start, parent="gamma")
+_EXPONENT_UNDER_POWER = Parameter("exponent", bounds=(1e-4, 5.0), start=(0.05, 0.4), parent="gamma")
+_BITS_SCALE = Parameter("rate", bounds=(1e-3, 10.0), start=(0.3, 1.2))
+"""One over the bits that divide what is lost by e."""
+
+
 LAWS: dict[str, Law] = {
     law.name: law
     for law in (
@@ -212,13 +170,7 @@ LAWS: dict[str, Law] = {
             "Hoffmann et al. 2203.15556, Eq. 2; refitted by Besiroglu et al. 2404.10102",
             _chinchilla,
             columns={"params": POSITIVE, "tokens": POSITIVE},
-            parameters={
-                "A": COEFFICIENT,
-                "alpha": EXPONENT,
-                "B": COEFFICIENT,
-                "beta": EXPONENT,
-                "E": COEFFICIENT,
-            },
+            parameters=_CHINCHILLA,
         ),
         Law(
             "floating_point",
@@ -241,6 +193,74 @@ LAWS: dict[str, Law] = {
                 "delta": FORMAT_EXPONENT,
                 "nu": FORMAT_EXPONENT,
             },
+        ),
+        Law(
+            "quartet",
+            "Castro et al. 2505.14669",
+            _quartet,
+            columns={"params": POSITIVE, "tokens": POSITIVE},
+            parameters={
+                "A": _UNDER_POWER,
+                "alpha": _EXPONENT_UNDER_POWER,
+                "B": _UNDER_POWER,
+                "beta": _EXPONENT_UNDER_POWER,
+                "E": COEFFICIENT,
+                "gamma": _POWER,
+            },
+            # Bounds of what the efficiency does to its term of the loss, eff^(alpha gamma).
+            schemes={
+                "forward": ("eff_N", Parameter("factor", (0.05, 2.0), (0.8, 1.0), "alpha")),
+                "backward": ("eff_D", Parameter("factor", (0.05, 2.0), (0.8, 1.0), "beta")),
+            },
+        ),
+        Law(
+            "precision",
+            "Kumar et al. 2411.04330, with the offsets of its Appendix K",
+            _precision,
+            columns={"params": POSITIVE, "tokens": POSITIVE} | {f"bits_{x}": 1.0 for x in OPERANDS},
+            parameters=_CHINCHILLA
+            | {f"gamma_{x}": _BITS_SCALE for x in OPERANDS}
+            | {f"n_{x}": Parameter("shift", (-12.0, -1e-6), (-3.0, -0.3)) for x in OPERANDS},
+            domain="N_eff must be positive, each P_x above gamma_x n_x",
+        ),
+        Law(
+            "ptq",
+            "Kumar et al. 2411.04330: training in high precision, weights quantized after it",
+            _ptq,
+            columns={"params": POSITIVE, "tokens": POSITIVE, "bits_post": 1.0},
+            parameters=_CHINCHILLA
+            | {
+                "C_T": PENALTY_COEFFICIENT,
+                "gamma_D": EXPONENT,
+                "gamma_N": EXPONENT,
+                "gamma_post": _BITS_SCALE,
+            },
+        ),
+        Law(
+            "qat",
+            "Chen et al. 2505.14302",
+            _qat,
+            columns={"params": POSITIVE, "tokens": POSITIVE, "block_size": 1.0},
+            parameters=_CHINCHILLA
+            | {
+                "k": PENALTY_COEFFICIENT,
+                "gamma_N": EXPONENT,
+                "gamma_D": EXPONENT,
+                "gamma_G": EXPONENT,
+            },
+        ),
+        Law(
+            "compressed",
+            "Panferov et al. 2506.01863",
+            _compressed,
+            columns={"params": POSITIVE, "tokens": POSITIVE, "gmse": 0.0},
+            parameters=_CHINCHILLA
+            | {
+                "L": Parameter("factor", (0.05, 1.0), (0.7, 1.0), "alpha"),
+                "F": Parameter("factor", (0.01, 10.0), (0.1, 1.0)),
+                "C": Parameter("exponent", (1e-4, 5.0), (0.05, 0.8), "alpha"),
+            },
+            below={"gmse": 1.0},
         ),
     )
 }
@@ -265,6 +285,57 @@ BESIROGLU_2024: dict[str, float] = {
     "E": 1.8172,
 }
 """Constants of `chinchilla`: Besiroglu et al. 2404.10102, the replication of Hoffmann et al."""
+
+
+QUARTET_2025: dict[str, float] = {
+    "A": 1.52e5,
+    "alpha": 0.589,
+    "B": 5.25e5,
+    "beta": 0.544,
+    "E": 1.35,
+    "gamma": 0.274,
+    "eff_N[Quartet]": 0.65,
+    "eff_D[Quartet]": 0.95,
+}
+"""Constants of `quartet`: Castro et al. 2505.14669; the efficiencies are those of Table 3."""
+
+KUMAR_2024: dict[str, float] = {
+    "A": 4.299e3,
+    "alpha": 0.4965,
+    "B": 1.806e4,
+    "beta": 0.4965,
+    "E": 2.7648,
+    "gamma_w": 2.6745,
+    "gamma_a": 2.2102,
+    "gamma_kv": 0.9578,
+    "n_w": 0.3037,
+    "n_a": 1.4072,
+    "n_kv": 2.4185,
+}
+"""Constants of `precision`: Kumar et al. 2411.04330, Appendix K; alpha and beta were tied."""
+
+KUMAR_2024_PTQ: dict[str, float] = {
+    **{name: KUMAR_2024[name] for name in _CHINCHILLA},
+    "C_T": 0.0598,
+    "gamma_D": 0.5068,
+    "gamma_N": 0.3439,
+    "gamma_post": 0.5907,
+}
+"""Constants of `ptq`, from the same place.
+
+Its offset b_post = 1.1277 multiplies C_T by e^1.1277, from which no data could tell it.
+"""
+
+_QAT_BASE = {"A": 237.7042, "alpha": 0.3022, "B": 596.2490, "beta": 0.3022, "E": 1.9279}
+QAT_2025: dict[str, dict[str, float]] = {
+    setting: _QAT_BASE | dict(zip(("k", "gamma_N", "gamma_D", "gamma_G"), values, strict=True))
+    for setting, values in {
+        "W4A4": (0.1582, 0.2186, 0.0745, 0.7779),
+        "W4A16": (0.2522, 0.3589, 0.1610, 0.3533),
+        "W16A4": (0.1004, 0.1816, 0.0331, 0.9812),
+    }.items()
+}
+"""Constants of `qat` by what is quantized to how many bits: Chen et al. 2505.14302."""
 
 
 def get(name: str) -> Law:

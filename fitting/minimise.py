@@ -1,8 +1,9 @@
 """Robust log-residual objectives over log-sum-exp models: many starts or weightings at once.
 
 The objective is sum_i w_i rho(log L_i - log Lhat_i(theta)), rho Huber's function, with
-log Lhat_i = log sum_k exp(offset_ki + regressor_ki @ theta).  First and second derivatives are
-exact, and one call advances a whole batch (starts, bootstrap draws) by damped Newton steps: scipy's
+log Lhat_i = log sum_k exp(offset_ki + regressor_ki @ theta), where some of these affine forms may
+first be bent into one term by a curve (`fitting.curves`).  First and second derivatives are exact,
+and one call advances a whole batch (starts, bootstrap draws) by damped Newton steps: scipy's
 minimisers take one problem at a time and are some hundred times slower on a thousand draws.
 
 A far start would see nothing but Huber's linear branch, whose curvature is zero, and full Newton
@@ -20,7 +21,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-Array: TypeAlias = npt.NDArray[np.float64]
+from fitting.curves import Array, Curve
+
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
 MAX_STEPS = 300
@@ -35,7 +37,7 @@ RIDGE = 1e-12
 LONGEST_STEP = 0.5
 """In any parameter, a coefficient's being its log: far starts overshoot into a vanished term."""
 CHUNK = 100_000
-"""Doubles in one [batch, terms, rows] array: a few such arrays stay in the cache."""
+"""Doubles in one [batch, forms, rows] array: a few such arrays stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -43,34 +45,41 @@ class Problem:
     """Data and model of one fit, in coordinates that suit the solver."""
 
     regressors: Array
-    """[terms, rows, parameters]"""
+    """[forms, rows, parameters]"""
     offsets: Array
-    """[terms, rows]; -inf where a term is zero."""
+    """[forms, rows]; -inf where a term is zero."""
     log_loss: Array
     """[rows]"""
     lower: Array
     """[parameters]"""
     upper: Array
     """[parameters]"""
+    curves: tuple[Curve, ...] = ()
+    """Each takes its forms, in order from the first, and makes a term; other forms are terms."""
 
     @cached_property
-    def _terms(self) -> list[tuple[npt.NDArray[np.intp], Array, Array]]:
-        """Of each term: its parameters, their regressors, and the products of those by pairs.
+    def _forms(self) -> list[tuple[npt.NDArray[np.intp], Array, Array]]:
+        """Of each form: its parameters, their regressors, and the products of those by pairs.
 
-        [own], [own, rows], [rows, own * own]: most terms have few of the parameters.
+        [own], [own, rows], [rows, own * own]: most forms have few of the parameters.
         """
-        terms = []
+        forms = []
         for regressors in self.regressors:
             columns = np.flatnonzero(regressors.any(axis=0))
             own = regressors[:, columns]
             outer = (own[:, :, None] * own[:, None, :]).reshape(len(own), -1)
-            terms.append((columns, np.ascontiguousarray(own.T), outer))
-        return terms
+            forms.append((columns, np.ascontiguousarray(own.T), outer))
+        return forms
+
+    def defined(self, theta: Array) -> Mask:
+        """Where every row has a prediction, [batch]."""
+        finite: Mask = np.isfinite(self._forward(theta)[0])
+        return np.asarray(finite.all(axis=1))
 
     def predict(self, theta: Array) -> tuple[Array, Array]:
         """Log loss and its gradient at one point: [rows], [rows, parameters]."""
-        log_predicted, share = self._forward(theta[None])
-        return log_predicted[0], self._jacobian(share)[0].T
+        log_predicted, slopes, _ = self._forward(theta[None])
+        return log_predicted[0], self._jacobian(slopes)[0].T
 
     def evaluate(
         self, theta: Array, weights: Array, delta: float
@@ -86,7 +95,7 @@ class Problem:
             [batch], [batch, parameters], twice [batch, parameters, parameters].  The majorant is
             Gauss-Newton's with weights min(1, delta/|r|): iterating it is IRLS, which descends.
         """
-        log_predicted, share = self._forward(theta)
+        log_predicted, slopes, bends = self._forward(theta)
         residual = self.log_loss - log_predicted
         size = np.abs(residual)
         inside = size <= delta
@@ -96,38 +105,80 @@ class Problem:
             relative = np.where(inside, 1.0, delta / np.maximum(size, np.finfo(float).tiny))
         value = (weights * rho).sum(axis=1)
 
-        jacobian = self._jacobian(share)
+        jacobian = self._jacobian(slopes)
         pull = weights * slope
         gradient = -(jacobian @ pull[:, :, None])[:, :, 0]
         transposed = jacobian.transpose(0, 2, 1)
         majorant = (jacobian * (weights * relative)[:, None, :]) @ transposed
         # d2 log Lhat = sum_k share_k x_k x_k' - g g': its second half joins the first product.
         hessian = (jacobian * (weights * inside + pull)[:, None, :]) @ transposed
-        for k, (columns, _, outer) in enumerate(self._terms):
+        for k, (columns, _, outer) in enumerate(self._forms):
+            if k < len(bends):
+                self._add_bends(hessian, k, bends[k], pull)
+                continue
             shape = (len(theta), len(columns), len(columns))
-            curvature = ((share[:, k] * pull) @ outer).reshape(shape)
+            curvature = ((slopes[:, k] * pull) @ outer).reshape(shape)
             hessian[:, columns[:, None], columns] -= curvature
         return value, gradient, hessian, majorant
 
-    def _forward(self, theta: Array) -> tuple[Array, Array]:
-        """Log of the terms' sum [batch, rows] and each term's share of it [batch, terms, rows]."""
-        terms, rows, p = self.regressors.shape
-        logs = (theta @ self.regressors.reshape(terms * rows, p).T).reshape(-1, terms, rows)
-        logs += self.offsets
-        top = logs.max(axis=1)
-        share = np.exp(logs - top[:, None, :])
-        total = share.sum(axis=1)
-        share /= total[:, None, :]
-        return top + np.log(total), share
+    def _forward(self, theta: Array) -> tuple[Array, Array, list[Array]]:
+        """Log of the terms' sum, [batch, rows], and what it owes to each form.
 
-    def _jacobian(self, share: Array) -> Array:
+        Second: its derivative by each form, [batch, forms, rows]; a form that is a term has that
+        term's share.  Third: for each form k of a curve the part of the second derivatives that
+        is not the product of two first ones, by k and the forms l >= k of the same curve, [batch,
+        l, rows].
+        """
+        forms, rows, p = self.regressors.shape
+        logs = (theta @ self.regressors.reshape(forms * rows, p).T).reshape(-1, forms, rows)
+        logs += self.offsets
+        if not self.curves:
+            return (*_softmax(logs), [])
+        first, values, parts = 0, [], []
+        for curve in self.curves:
+            value, gradient, hessian = curve(logs[:, first : first + curve.forms])
+            values.append(value)
+            parts.append((gradient, hessian + gradient[:, :, None] * gradient[:, None]))
+            first += curve.forms
+        result, share = _softmax(np.concatenate([np.stack(values, 1), logs[:, first:]], axis=1))
+        slopes = [share[:, [k]] * gradient for k, (gradient, _) in enumerate(parts)]
+        slopes.append(share[:, len(parts) :])
+        bends = [
+            share[:, [k]] * second[:, form, form:]
+            for k, (_, second) in enumerate(parts)
+            for form in range(second.shape[1])
+        ]
+        return result, np.concatenate(slopes, axis=1), bends
+
+    def _add_bends(self, hessian: Array, k: int, bends: Array, pull: Array) -> None:
+        """Subtract from the objective's Hessian what form k of a curve and later ones add to it."""
+        columns, own, _ = self._forms[k]
+        for step in range(bends.shape[1]):
+            others, other, _ = self._forms[k + step]
+            outer = (own[:, None] * other).reshape(-1, own.shape[1])
+            shape = (len(pull), len(columns), len(others))
+            curvature = ((bends[:, step] * pull) @ outer.T).reshape(shape)
+            hessian[:, columns[:, None], others] -= curvature
+            if step:
+                hessian[:, others[:, None], columns] -= curvature.transpose(0, 2, 1)
+
+    def _jacobian(self, slopes: Array) -> Array:
         """Derivatives of the log of the sum, [batch, parameters, rows]."""
-        batch, _, rows = share.shape
+        batch, _, rows = slopes.shape
         jacobian = np.zeros((batch, self.regressors.shape[2], rows))
-        for k, (columns, regressors, _) in enumerate(self._terms):
+        for k, (columns, regressors, _) in enumerate(self._forms):
             for column, regressor in zip(columns, regressors, strict=True):
-                jacobian[:, column] += share[:, k] * regressor
+                jacobian[:, column] += slopes[:, k] * regressor
         return jacobian
+
+
+def _softmax(logs: Array) -> tuple[Array, Array]:
+    """Log of the terms' sum [batch, rows] and each term's share of it [batch, terms, rows]."""
+    top = logs.max(axis=1)
+    share = np.exp(logs - top[:, None, :])
+    total = share.sum(axis=1)
+    share /= total[:, None, :]
+    return top + np.log(total), share
 
 
 def minimise(
@@ -150,8 +201,8 @@ def minimise(
     Returns:
         Optima [batch, parameters], objectives [batch], and where steps sufficed [batch].
     """
-    terms, rows, _ = problem.regressors.shape
-    size = max(1, CHUNK // (terms * rows))
+    forms, rows, _ = problem.regressors.shape
+    size = max(1, CHUNK // (forms * rows))
     parts = []
     for begin in range(0, len(starts), size):
         chunk = slice(begin, begin + size)

@@ -110,6 +110,7 @@ def load_study(results: Path, fit_dir: Path) -> Study:
         law = LAWS.get(fit["law"])
         if law is None:
             raise ResultsError(f"{fit_dir / FIT}: law={fit['law']} is none of {', '.join(LAWS)}")
+        law = law.with_schemes(fit["parameters"])
         if set(fit["parameters"]) != set(law.parameters):
             raise ResultsError(
                 f"{fit_dir / FIT}: parameters {', '.join(fit['parameters'])}, but law={law.name} "

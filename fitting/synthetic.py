@@ -83,6 +83,7 @@ def make_table(
         derived["granularity"] = np.where(quantized, "block", "none")
         derived["scale"] = np.where(quantized, "fp32", "none")
         derived["operands"] = np.where(quantized, "P2 P4 P6", "")
+    if "exponent" in table and "mantissa" in table:
         derived["bits"] = 1 + table["exponent"] + table["mantissa"]
     for name, values in derived.items():
         if name not in table:

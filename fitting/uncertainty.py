@@ -7,6 +7,7 @@ have changed.  `noise_floor` measures that, `compare_cells` judges by it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,8 +16,9 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from fitting.fit import Centred, Fit, FitError, select_rows, thresholds
-from fitting.laws import Array
+from fitting.centred import Centred
+from fitting.curves import Array
+from fitting.fit import Fit, FitError, select_rows, thresholds
 from fitting.minimise import minimise
 from fitting.results import require_columns
 
@@ -31,6 +33,9 @@ WITHIN = ("model", "tokens", "corpus")
 
 WIDE = math.exp(2 * 1.96)
 """Ratio of an interval's ends from which the data do not hold the parameter."""
+
+LEVEL = 0.95
+"""Of intervals of what is derived from draws."""
 
 SIGMAS = 3.0
 """|difference / standard error| from which a difference is called one."""
@@ -98,7 +103,7 @@ def bootstrap(
     path = thresholds(fit.objective.name, fit.objective.delta)
     optimum = np.tile(centred.encode(fit.parameters), (draws, 1))
     blind = np.tile(centred.starts(1, seed), (draws, 1))
-    theta, value, converged = minimise(centred.problem, optimum, weights, path[-3:], TOLERANCE)
+    theta, value, converged = minimise(centred.problem, optimum, weights, path[-1:], TOLERANCE)
     other, other_value, other_converged = minimise(centred.problem, blind, weights, path, TOLERANCE)
     lower = other_value < value * (1 - TOLERANCE)
     theta[lower] = other[lower]
@@ -125,6 +130,40 @@ def standard_errors(draws: pd.DataFrame) -> dict[str, float]:
     low, high = np.quantile(draws.drop(columns="converged"), [tail, 1 - tail], axis=0)
     names = [c for c in draws if c != "converged"]
     return {str(n): float((b - a) / 2) for n, a, b in zip(names, low, high, strict=True)}
+
+
+def percentiles(values: Array) -> tuple[float, float]:
+    """The 95 % percentile interval of something derived from draws, (low, high).
+
+    Infinite draws count, an interval may end there; NaN for both without any.
+    """
+    if not len(values):
+        return math.nan, math.nan
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(values, [tail, 1 - tail], method="nearest")
+    return float(low), float(high)
+
+
+def samples(fit: Fit, draws: pd.DataFrame | None) -> list[Mapping[str, Any]]:
+    """The parameters, and where there are draws theirs, as arrays: what formulas are applied to."""
+    if draws is None:
+        return [fit.parameters]
+    return [fit.parameters, {n: draws[n].to_numpy(dtype=np.float64) for n in fit.parameters}]
+
+
+def with_interval(values: Sequence[Any]) -> tuple[float | None, list[float | None]]:
+    """A formula's value at `samples` and its 95 % interval, JSON-ready; [None, None] without draws.
+
+    Args:
+        values: A number, and where there are draws an array.
+    """
+    low, high = percentiles(values[1]) if len(values) > 1 else (math.nan, math.nan)
+    return json_number(float(values[0])), [json_number(low), json_number(high)]
+
+
+def json_number(value: float) -> float | None:
+    """A number as JSON can say it: no NaN and no infinity."""
+    return float(value) if math.isfinite(value) else None
 
 
 def vague(draws: pd.DataFrame) -> tuple[str, ...]:

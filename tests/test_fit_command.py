@@ -15,7 +15,7 @@ import pytest
 
 from fitting import commands, results
 from fitting.fit import fit
-from fitting.laws import BESIROGLU_2024, SUN_2025
+from fitting.laws import BESIROGLU_2024, QUARTET_2025, SUN_2025
 from fitting.synthetic import make_table, sun_design
 
 
@@ -99,6 +99,40 @@ def test_a_foreign_table_is_fitted_as_the_python_interface_fits_it(
     assert f"{fitted.parameters['alpha']:.6g}" in printed
     assert "64 of 64 agree" in printed
     assert "42 used" in printed
+
+
+def test_efficiencies_by_scheme_are_in_the_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("forward", "backward")
+    pairs = [("BF16", "BF16"), ("FP4", "BF16"), ("BF16", "int4"), ("FP4", "int4")]
+    sizes = [(n, r * n) for n in (3e7, 5e7, 1e8, 2e8) for r in (25, 100, 400, 800)]
+    design = pd.DataFrame(
+        [(n, d, *pair) for n, d in sizes for pair in pairs], columns=["params", "tokens", *names]
+    )
+    truth = {n: v for n, v in QUARTET_2025.items() if not n.startswith("eff")}
+    truth |= {"eff_N[FP4]": 0.6, "eff_D[int4]": 0.9}
+    table = make_table("quartet", truth, design, 1e-4, 0)
+    table = table[["params", "tokens", "loss", *names]]
+    table.set_axis(["N", "D", "loss", "fwd", "bwd"], axis=1).to_csv(tmp_path / "t.csv", index=False)
+    columns = ["columns.params=N", "columns.tokens=D", "columns.forward=fwd"]
+    arguments = [f"results={tmp_path / 't.csv'}", "law=quartet", *columns, f"out={tmp_path}"]
+    assert run(monkeypatch, *arguments) == 2
+    assert "needs column backward" in capsys.readouterr().err
+    assert run(monkeypatch, *arguments, "columns.backward=bwd", "bootstrap=100") == 0
+    written = read(tmp_path)
+    assert "eff_D[int4]" in capsys.readouterr().out  # not taken for a colour
+    for name, value in (("eff_N[FP4]", 0.6), ("eff_D[int4]", 0.9)):
+        assert written["parameters"][name] == pytest.approx(value, rel=0.01)
+        low, high = written["intervals"][name]
+        assert low < written["parameters"][name] < high
+        assert written["derived"]["identified"][name]
+    held = [f"freeze.{name}={value}" for name, value in truth.items() if "FP4" not in name]
+    assert run(monkeypatch, *arguments, "columns.backward=bwd", *held, "bootstrap=0") == 0
+    written = read(tmp_path)
+    assert "eff_N[FP4]" not in written["frozen"]
+    assert len(written["frozen"]) == 7
+    assert written["parameters"]["eff_N[FP4]"] == pytest.approx(0.6, rel=1e-3)
 
 
 def test_the_same_inputs_give_the_same_bytes(

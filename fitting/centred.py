@@ -1,0 +1,120 @@
+"""A law on a table in coordinates that suit the solver, and where its search begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from fitting.curves import Array
+from fitting.law import FitError, Law
+from fitting.minimise import Mask, Problem
+
+
+@dataclass(frozen=True)
+class Centred:
+    """A law on a table in the solver's coordinates.
+
+    The solver's point of a coefficient is the log of what its term contributes at the centre of
+    the rows that have the term, of a shift what its form is where it is largest; any other
+    parameter's is its coordinate (`fitting.law`).  Without this, a coefficient (loss at N = 1) and
+    its exponent would be correlated beyond .999.
+    """
+
+    problem: Problem
+    law: Law
+    free: tuple[str, ...]
+    frozen: Mapping[str, float]
+    to_raw: Array
+    """[free, free]: coordinates = to_raw @ (theta - origin)."""
+    origin: Array
+    low: Array
+    """[free]: blind starts are spread from here .."""
+    high: Array
+    """.. to here."""
+
+    @classmethod
+    def of(cls, law: Law, rows: pd.DataFrame, freeze: Mapping[str, float]) -> Centred:
+        """Raises FitError where a frozen name or value or a column does not suit the law."""
+        law.check(freeze)
+        design = law.design(rows, freeze)
+        regressors, offsets = design.regressors, design.offsets
+        free = tuple(name for name in law.parameters if name not in freeze)
+        log_loss = np.log(rows["loss"].to_numpy(dtype=np.float64))
+        median = float(np.median(log_loss))
+        centre = np.eye(len(free))
+        origin = np.zeros(len(free))
+        # Lower and upper bounds, and the ends of the starts.
+        ranges = np.empty((4, len(free)))
+        for j, name in enumerate(free):
+            kind = law.parameters[name]
+            ranges[:, j] = (*kind.bounds, *kind.start)
+            if kind.logarithmic:
+                ranges[:, j] = np.log(ranges[:, j])
+            if kind.kind == "coefficient":
+                ranges[:, j] += median
+            if kind.kind in ("coefficient", "shift"):
+                form = int(np.abs(regressors[:, :, j]).sum(axis=1).argmax())
+                present = np.isfinite(offsets[form])
+                if kind.kind == "shift":
+                    present = _largest(regressors[form].sum(axis=1) + offsets[form])
+                if present.any():
+                    centre[j] = regressors[form, present].mean(axis=0)
+                    origin[j] = offsets[form, present].mean()
+        # theta = centre @ coordinates + origin: a form is offset + x to_raw (theta - origin).
+        to_raw: Array = np.linalg.inv(centre).astype(np.float64)
+        shifted = regressors @ to_raw
+        # What is left of a centred column by rounding would look like information.
+        shifted[np.abs(shifted) < 1e-12] = 0.0
+        lower, upper, low, high = ranges
+        moved = offsets - shifted @ origin
+        problem = Problem(shifted, moved, log_loss, lower, upper, design.curves)
+        return cls(problem, law, free, dict(freeze), to_raw, origin, low, high)
+
+    def decode(self, theta: Array) -> dict[str, float]:
+        """The law's parameters, frozen ones included, at one point of the solver."""
+        return self.law.decode(self.to_raw @ (theta - self.origin), self.frozen)
+
+    def encode(self, parameters: Mapping[str, float]) -> Array:
+        """The solver's point for the law's parameters, moved into the bounds."""
+        raw = self.law.encode(parameters, self.frozen)
+        theta = np.linalg.solve(self.to_raw, raw) + self.origin
+        return np.clip(theta, self.problem.lower, self.problem.upper)
+
+    def starts(self, count: int, seed: int) -> Array:
+        """Points spread evenly over the parameters' ranges, [count, free].
+
+        A Kronecker lattice on powers of the generalised golden ratio, shifted by `seed`: as even
+        as a grid at any count and in any dimension.  Points where the law is not defined do not
+        count.
+
+        Raises:
+            FitError: The law is defined in too few places.
+        """
+        dimensions = len(self.free)
+        ratio = 2.0
+        for _ in range(60):  # the root of x^(d+1) = x + 1
+            ratio = (1 + ratio) ** (1 / (dimensions + 1))
+        shift = np.random.default_rng(seed).random(dimensions)
+        steps = ratio ** -np.arange(1.0, dimensions + 1)
+        for tried in (count, 8 * count, 64 * count):
+            unit = (shift + np.outer(np.arange(tried), steps)) % 1.0
+            points = self.low + unit * (self.high - self.low)
+            points = np.clip(points, self.problem.lower, self.problem.upper)
+            if self.problem.curves:
+                points = points[self.problem.defined(points)]
+            if len(points) >= count:
+                return points[:count]
+        raise FitError(
+            f"law={self.law.name}: defined in {len(points)} of {tried} points tried; "
+            f"{self.law.domain}"
+        )
+
+
+def _largest(values: Array) -> Mask:
+    """Where the largest value first is, same shape."""
+    where = np.zeros(values.shape, dtype=bool)
+    where[values.argmax()] = True
+    return where

@@ -1,0 +1,84 @@
+"""Curves: each is its formula, and its derivatives are those of central differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from fitting.curves import Array, Capacity, Curve, Derivatives, Power, log_saturation, log_tanh
+
+ROWS = 7
+HELD = np.random.default_rng(1).normal(size=(2, ROWS))
+
+
+def forms(curve: Curve, seed: int, batch: int = 4) -> Array:
+    """Random forms [batch, forms, rows] inside the domain of every curve here."""
+    x = np.random.default_rng(seed).normal(size=(batch, curve.forms, ROWS))
+    if isinstance(curve, Capacity):
+        x[:, 2:] = -0.1 - np.abs(x[:, 2:])
+    return x
+
+
+def test_power_is_a_sum_raised_to_a_power() -> None:
+    x = forms(Power(), 0)
+    g = np.exp(x[:, 2])
+    for held in (np.zeros((2, 1)), HELD):
+        sums = np.exp(x[:, 0] / g + held[0]) + np.exp(x[:, 1] / g + held[1])
+        value, _, _ = Power(held)(x)
+        # Both are a handful of float64 operations on numbers of order one.
+        assert value == pytest.approx(np.log(sums**g), abs=1e-13)
+
+
+def test_power_does_not_overflow() -> None:
+    x = np.array([[[800.0], [-800.0], [np.log(0.1)]]])  # e^8000 to the power .1
+    assert Power()(x)[0] == pytest.approx(np.array([[800.0]]), rel=1e-15)
+
+
+def test_capacity_is_the_size_term_at_the_effective_size() -> None:
+    alpha, size = 0.37, np.log(4299.0) - 0.37 * np.log(1e9)
+    t, f = np.array([-0.4, -2.0]), np.log(1.7)
+    saturation, _, _ = Capacity(log_saturation, 2)(np.array([size, alpha, *t])[None, :, None])
+    share = (1 - np.exp(t)).prod()
+    assert np.exp(saturation[0, 0]) == pytest.approx(4299 * (1e9 * share) ** -alpha, rel=1e-13)
+    tanh, _, _ = Capacity(log_tanh, 1)(np.array([size, alpha, f])[None, :, None])
+    expected = 4299 * (1e9 * np.tanh(1.7)) ** -alpha
+    assert np.exp(tanh[0, 0]) == pytest.approx(expected, rel=1e-13)
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [Power(), Power(HELD), Capacity(log_saturation, 3), Capacity(log_tanh, 1)],
+    ids=["power", "power held", "saturation", "tanh"],
+)
+def test_derivatives_equal_central_differences(curve: Curve) -> None:
+    # Step eps^(1/3): relative error about eps^(2/3) = 4e-11 times third derivatives of up to 1000.
+    h = np.finfo(float).eps ** (1 / 3)
+    for seed in range(5):
+        x = forms(curve, seed)
+        _, gradient, hessian = curve(x)
+        for k in range(curve.forms):
+            step = np.zeros_like(x)
+            step[:, k] = h
+            up, down = curve(x + step), curve(x - step)
+            assert gradient[:, k] == pytest.approx((up[0] - down[0]) / (2 * h), rel=1e-7, abs=1e-7)
+            assert hessian[:, k] == pytest.approx((up[1] - down[1]) / (2 * h), rel=1e-7, abs=1e-7)
+
+
+@pytest.mark.parametrize("function", [log_saturation, log_tanh])
+def test_extreme_bits_lose_nothing_and_stay_finite(
+    function: Callable[[Array], Derivatives],
+) -> None:
+    many = np.array([1e4 if function is log_tanh else -1e4])
+    assert [float(d[0]) for d in function(many)] == pytest.approx([0, 0, 0], abs=1e-200)
+
+
+def test_saturation_is_undefined_without_capacity() -> None:
+    value, _, _ = log_saturation(np.array([-1e-3, 0.0, 0.5]))
+    assert np.isfinite(value).tolist() == [True, False, False]
+
+
+def test_only_a_curve_with_a_power_can_hold_what_it_multiplies() -> None:
+    with pytest.raises(TypeError, match="Capacity has no parameter that multiplies constants"):
+        Capacity(log_tanh, 1).holding(np.ones((3, 2)))
