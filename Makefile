@@ -7,10 +7,10 @@ TORCH := torch==2.13.0
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo smoke test test-all lint format clean
+.PHONY: help install demo smoke test test-all lint format bench-quant clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "making $(VENV) (about a minute) ..."
@@ -51,5 +51,8 @@ format: $(VENV)/installed-dev ## Rewrite the code in the project's style
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
+bench-quant: $(VENV)/installed-dev ## Time the quantizers against a copy and the plain PyTorch way
+	@$(BIN)/python benchmarks/bench_quant.py
+
 clean: ## Remove .venv and caches; runs and reports stay
-	@rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf $(VENV) build *.egg-info experiments/quant/kernels/*.so .pytest_cache .mypy_cache .ruff_cache

@@ -18,7 +18,7 @@ from experiments.accounting import count_parameters, flops_per_token
 from experiments.config import NUMERICS_VERSION, TrainConfig
 from experiments.data import TokenData
 from experiments.model import Transformer
-from experiments.quant import block
+from experiments.quant.block import backend
 from experiments.quant.linear import QuantLinear
 from fitting.results import RunRecord
 
@@ -91,7 +91,7 @@ def make_record(
         tokens_per_second=tokens / wall_seconds if wall_seconds else 0.0,
         attempts=attempts,
         corpus=data.label,
-        quantize_backend=block.BACKEND if quantized else "none",
+        quantize_backend=_backend(config) if quantized else "none",
         numerics_version=NUMERICS_VERSION,
         reason=reason,
         metrics_sha256=hashlib.sha256(metrics.read_bytes()).hexdigest()
@@ -100,6 +100,10 @@ def make_record(
         provenance=provenance(config, started),
         config=asdict(config),
     )
+
+
+def _backend(config: TrainConfig) -> str:
+    return "torch" if config.resources.device == "cuda" else backend(config.precision.build())
 
 
 def _format_of(config: TrainConfig) -> tuple[tuple[int, int], float, float]:

@@ -3,15 +3,26 @@
 import pytest
 import torch
 
-from experiments.quant.hadamard import hadamard_matrix, rotate, unrotate
+from experiments.quant.hadamard import rotate, rotate_plain, unrotate
 
 
 @pytest.mark.parametrize("size", [1, 2, 16, 32, 128])
-def test_matrix_is_symmetric_and_its_own_inverse(size: int) -> None:
-    matrix = hadamard_matrix(size, torch.float64, torch.device("cpu"))
-    assert torch.equal(matrix, matrix.t())
-    assert torch.allclose(matrix @ matrix, torch.eye(size, dtype=torch.float64), atol=1e-12)
-    assert torch.allclose(matrix.abs(), torch.full_like(matrix, size**-0.5))
+def test_rotation_is_the_sylvester_matrix(size: int) -> None:
+    """Entry (i, j) is (-1)^popcount(i & j) / sqrt(size); rotating the identity gives it."""
+    signs = [[(-1.0) ** (i & j).bit_count() for j in range(size)] for i in range(size)]
+    matrix = torch.tensor(signs) * size**-0.5
+    for turn in (rotate, rotate_plain):
+        assert torch.equal(turn(torch.eye(size), size), matrix)
+    assert torch.allclose(matrix @ matrix, torch.eye(size), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [8, 32, 128])
+def test_every_backend_adds_in_the_same_order(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    x = torch.randn(64, 256, generator=generator)
+    signs = torch.randint(2, (256,), generator=generator) * 2.0 - 1.0
+    assert torch.equal(rotate(x, size, signs), rotate_plain(x, size, signs))
+    assert torch.equal(rotate(x.t().contiguous().t(), size), rotate_plain(x, size))
 
 
 def test_rotating_both_operands_leaves_the_product() -> None:
@@ -40,6 +51,6 @@ def test_an_outlier_is_spread_over_its_block() -> None:
 
 def test_wrong_sizes_are_named() -> None:
     with pytest.raises(ValueError, match="hadamard=24: must be a power of two"):
-        hadamard_matrix(24, torch.float32, torch.device("cpu"))
+        rotate(torch.ones(2, 48), 24)
     with pytest.raises(ValueError, match="hadamard=32: .* no multiple"):
         rotate(torch.ones(2, 48), 32)

@@ -17,6 +17,7 @@ from experiments import tracking
 from experiments.config import ConfigError, TrainConfig, run_folder
 from experiments.data import TokenData
 from experiments.module import LanguageModel, lr_factor
+from experiments.quant.block import backend
 from experiments.shards import DataError
 from experiments.train import METRICS, Progress, train
 from fitting.results import FAILURE, RESULT, RunRecord, read_record
@@ -94,7 +95,7 @@ def test_the_record_says_what_was_run(small: Compose) -> None:
     assert r.bits_per_byte == pytest.approx(r.loss / math.log(2))
     assert r.config["precision"]["mantissa"] == 1
     assert r.provenance["threads"] == 1
-    assert r.quantize_backend == "torch"
+    assert r.quantize_backend == backend(config.precision.build())
     assert RunRecord.from_json((result.folder / RESULT).read_text()) == r
     assert not list((result.folder / "checkpoints").glob("*")), "a finished run needs none"
 

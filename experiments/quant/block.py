@@ -1,6 +1,7 @@
 """Quantize = scale a block, round its elements to the format's grid, scale back.
 
-The plain PyTorch definition: a faster backend must return the same bits.
+`quantize_plain` is the definition, in PyTorch; a compiled kernel does the same, to the bit, where
+it was built and knows the precision.
 """
 
 from __future__ import annotations
@@ -9,15 +10,22 @@ import torch
 from torch import Tensor
 
 from experiments.quant.formats import Precision, ScaleFormat
-from experiments.quant.rounding import round_stochastic, round_to
+from experiments.quant.kernels import cpu
+from experiments.quant.kernels.noise import uniform
+from experiments.quant.rounding import ROUNDINGS, round_stochastic, round_to
 from experiments.quant.scale import block_scale, four_over_six_scale
 
-BACKEND = "torch"
-"""What quantized; every run record names it."""
+
+def backend(precision: Precision) -> str:
+    """What quantizes to `precision` on a CPU here; every run record names it."""
+    return cpu.NAME if cpu.NAME and cpu.supports(torch.empty(0), precision) else "torch"
 
 
 def quantize(
-    x: Tensor, precision: Precision, noise: Tensor | None = None, rounding: str = "nearest_even"
+    x: Tensor,
+    precision: Precision,
+    noise: Tensor | int | None = None,
+    rounding: str = "nearest_even",
 ) -> Tensor:
     """Fake-quantize `x`: each value becomes s * round(x / s), s the scale of its block.
 
@@ -28,8 +36,9 @@ def quantize(
             sums over; for granularity "block" K must be a multiple of the block size, for "tile"
             the last two axes must.
         precision: Element format, who shares a scale, and the scale's format.
-        noise: Rounds stochastically with these uniform draws from [0, 1), the shape of `x`; None
-            rounds as `rounding` says.
+        noise: Rounds stochastically with these uniform draws from [0, 1), the shape of `x`, or
+            with those that `kernels.noise.uniform` makes of this key; None rounds as `rounding`
+            says.
         rounding: One of `experiments.quant.rounding.ROUNDINGS`.
 
     Returns:
@@ -52,15 +61,31 @@ def quantize(
     """
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"quantize takes float32, bfloat16 or float16, got {x.dtype}")
-    if noise is not None and noise.shape != x.shape:
+    if isinstance(noise, Tensor) and noise.shape != x.shape:
         raise ValueError(f"noise has shape {tuple(noise.shape)}, x has {tuple(x.shape)}")
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding={rounding}: must be one of {', '.join(ROUNDINGS)}")
+    _check_axes(x.shape, precision)
+    if cpu.supports(x, precision):
+        return cpu.quantize(x, precision, noise, rounding)
+    return quantize_plain(x, precision, noise, rounding)
+
+
+def quantize_plain(
+    x: Tensor,
+    precision: Precision,
+    noise: Tensor | int | None = None,
+    rounding: str = "nearest_even",
+) -> Tensor:
+    """The definition: what `quantize` returns, whoever computes it; arguments as there."""
+    draws = uniform(noise, x.shape, x.device) if isinstance(noise, int) else noise
     blocks = _to_blocks(x.float(), precision)
-    draws = None if noise is None else _to_blocks(noise, precision)
+    noises = None if draws is None else _to_blocks(draws, precision)
     scale = block_scale(blocks, precision.element, precision.scale)
-    values = _round_scaled(blocks, scale, precision, draws, rounding)
+    values = _round_scaled(blocks, scale, precision, noises, rounding)
     if precision.scale is ScaleFormat.E4M3_4_6:
         scale = four_over_six_scale(blocks)
-        other = _round_scaled(blocks, scale, precision, draws, rounding)
+        other = _round_scaled(blocks, scale, precision, noises, rounding)
         error = (values - blocks).square().sum(dim=-1, keepdim=True)
         other_error = (other - blocks).square().sum(dim=-1, keepdim=True)
         values = torch.where(other_error < error, other, values)
@@ -78,6 +103,16 @@ def _round_scaled(
     return rounded.mul_(scale)
 
 
+def _check_axes(shape: torch.Size, precision: Precision) -> None:
+    size = precision.block_size
+    if precision.granularity in ("row", "tensor"):
+        return
+    divided = shape[-2:] if precision.granularity == "tile" else shape[-1:]
+    if any(axis % size for axis in divided):
+        what = "the last two axes" if precision.granularity == "tile" else "the summed axis"
+        raise ValueError(f"block_size={size}: {what} of {tuple(shape)} must be a multiple of it")
+
+
 def _to_blocks(x: Tensor, precision: Precision) -> Tensor:
     """[..., K] to [..., elements that share a scale]."""
     size = precision.block_size
@@ -85,10 +120,6 @@ def _to_blocks(x: Tensor, precision: Precision) -> Tensor:
         return x.reshape(1, -1)
     if precision.granularity == "row":
         return x
-    divided = x.shape[-2:] if precision.granularity == "tile" else x.shape[-1:]
-    if any(axis % size for axis in divided):
-        what = "the last two axes" if precision.granularity == "tile" else "the summed axis"
-        raise ValueError(f"block_size={size}: {what} of {tuple(x.shape)} must be a multiple of it")
     if precision.granularity == "block":
         return x.unflatten(-1, (-1, size))  # type: ignore[no-untyped-call, no-any-return]
     *outer, rows, columns = x.shape

@@ -7,26 +7,10 @@ rotation different at every use (RHT).
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
-
-@lru_cache(maxsize=32)
-def hadamard_matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The orthonormal Sylvester matrix, [size, size], symmetric and its own inverse.
-
-    Raises:
-        ValueError: `size` is not a power of two.
-    """
-    if size < 1 or size & (size - 1):
-        raise ValueError(f"hadamard={size}: must be a power of two")
-    matrix: Tensor = torch.ones(1, 1, dtype=torch.float64)
-    pair = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
-    while matrix.shape[0] < size:
-        matrix = torch.kron(pair, matrix)
-    return matrix.div(size**0.5).to(dtype=dtype, device=device)
+from experiments.quant.kernels import cpu
 
 
 def rotate(x: Tensor, size: int, signs: Tensor | None = None) -> Tensor:
@@ -43,13 +27,31 @@ def rotate(x: Tensor, size: int, signs: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: K is not a multiple of `size`, or `size` not a power of two.
     """
+    if size < 1 or size & (size - 1):
+        raise ValueError(f"hadamard={size}: must be a power of two")
     if x.shape[-1] % size:
         raise ValueError(
             f"hadamard={size}: the summed axis of {tuple(x.shape)} is no multiple of it"
         )
-    if signs is not None:
-        x = x * signs
-    return (x.reshape(-1, size) @ hadamard_matrix(size, x.dtype, x.device)).reshape(x.shape)
+    if cpu.rotates(x, size):
+        return cpu.rotate(x, size, signs)
+    return rotate_plain(x, size, signs)
+
+
+def rotate_plain(x: Tensor, size: int, signs: Tensor | None = None) -> Tensor:
+    """The definition: what `rotate` returns, to the bit; arguments as there.
+
+    The order of the additions is part of it: for h = 1, 2, 4, ... values a and b at distance h
+    become a + b and a - b; then all are multiplied by size^-1/2.
+    """
+    values = (x if signs is None else x * signs).reshape(-1, size)
+    distance = 1
+    while distance < size:
+        pairs = values.reshape(-1, size // (2 * distance), 2, distance)
+        a, b = pairs.unbind(-2)
+        values = torch.stack((a + b, a - b), -2).reshape(-1, size)
+        distance *= 2
+    return values.mul(size**-0.5).reshape(x.shape)
 
 
 def unrotate(x: Tensor, size: int, signs: Tensor | None = None) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from experiments.quant.block import quantize
 from experiments.quant.formats import Precision
 from experiments.quant.hadamard import rotate
+from experiments.quant.kernels.noise import mix, uniform
 from experiments.quant.recipe import GemmConfig, OperandConfig, RecipeConfig
 
 _SIGNS_STREAM = {"output": 7, "grad_input": 8, "grad_weight": 9}  # 1..6 are the operands
@@ -33,23 +34,12 @@ class NoiseClock:
     seed: int
     counter: int = 0
 
-    def generator(self, counter: int, layer: int, stream: int, device: torch.device) -> Any:
-        """A fresh generator for one tensor's draws."""
+    def key(self, counter: int, layer: int, stream: int) -> int:
+        """Of one tensor's draws (`experiments.quant.kernels.noise`)."""
         key = 0
         for part in (self.seed, counter, layer, stream):
-            key = _mix((key ^ part) & _MASK)
-        return torch.Generator(device=device).manual_seed(key >> 1)
-
-
-_MASK = 2**64 - 1
-
-
-def _mix(value: int) -> int:
-    """The finalizer of SplitMix64: neighbouring integers to unrelated ones."""
-    value = (value + 0x9E3779B97F4A7C15) & _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
+            key = mix(key ^ part)
+        return key
 
 
 class QuantLinear(nn.Linear):
@@ -110,11 +100,9 @@ class QuantLinear(nn.Linear):
         signs = None
         if gemm.hadamard and gemm.signs == "random":
             stream = _SIGNS_STREAM[gemm_name]
-            generator = self.clock.generator(counter, self.layer, stream, left[2].device)
-            bits = torch.randint(
-                2, (left[2].shape[-1],), generator=generator, device=left[2].device
-            )
-            signs = bits.mul_(2).sub_(1).float()
+            key = self.clock.key(counter, self.layer, stream)
+            draws = uniform(key, left[2].shape[-1:], left[2].device)
+            signs = torch.where(draws < 0.5, -1.0, 1.0)
 
         prepared = []
         for label, operand, values in (left, right):
@@ -124,9 +112,8 @@ class QuantLinear(nn.Linear):
             if operand is not None:
                 if operand.rounding == "stochastic":
                     stream = int(label[1])
-                    generator = self.clock.generator(counter, self.layer, stream, values.device)
-                    noise = torch.rand(values.shape, generator=generator, device=values.device)
-                    values = quantize(values, self.precision, noise)
+                    key = self.clock.key(counter, self.layer, stream)
+                    values = quantize(values, self.precision, key)
                 else:
                     values = quantize(values, self.precision, rounding=operand.rounding)
             prepared.append(values)

@@ -16,10 +16,10 @@ from experiments.quant.formats import ElementFormat, FloatFormat, ScaleFormat
 from experiments.quant.rounding import round_nearest_even
 
 _SMALLEST_NORMAL = 2.0**-126
-_MAX_SCALED_EXPONENT = 64
-_E4M3 = FloatFormat(4, 3, "ocp")
-_UE5M3 = FloatFormat(5, 3, "ieee")
-_UE5M3_TOP = 448.0
+MAX_SCALED_EXPONENT = 64
+E4M3 = FloatFormat(4, 3, "ocp")
+UE5M3 = FloatFormat(5, 3, "ieee")
+UE5M3_TOP = 448.0
 """What the tensor's amax is mapped to: 137 times headroom below UE5M3's 61440 (2609.02846)."""
 _FOUR_OVER_SIX_TOP = 6.0 * 256.0
 """So that the scale for 4, 1.5 times as large, still fits E4M3."""
@@ -43,11 +43,11 @@ def block_scale(blocks: Tensor, element: ElementFormat, scale: ScaleFormat) -> T
     if scale is ScaleFormat.FP32:
         result = _fp32(amax, element)
     elif scale is ScaleFormat.E4M3:
-        result = _two_level(amax, element.max, _E4M3, element.max * _E4M3.max)
+        result = _two_level(amax, element.max, E4M3, element.max * E4M3.max)
     elif scale is ScaleFormat.E4M3_4_6:
-        result = _two_level(amax, element.max, _E4M3, _FOUR_OVER_SIX_TOP)
+        result = _two_level(amax, element.max, E4M3, _FOUR_OVER_SIX_TOP)
     elif scale is ScaleFormat.UE5M3:
-        result = _two_level(amax, element.max, _UE5M3, element.max * _UE5M3_TOP)
+        result = _two_level(amax, element.max, UE5M3, element.max * UE5M3_TOP)
     elif scale in (ScaleFormat.QUEST, ScaleFormat.QUEST_FLOOR):
         rms = blocks.square().mean(dim=-1, keepdim=True).sqrt()
         exponent = torch.log2(rms * (_GAUSSIAN_CLIP / element.max))
@@ -65,14 +65,21 @@ def four_over_six_scale(blocks: Tensor) -> Tensor:
     better off without it (2601.22813).  Shapes as for `block_scale`.
     """
     amax = blocks.abs().amax(dim=-1, keepdim=True)
-    return _two_level(amax, 4.0, _E4M3, _FOUR_OVER_SIX_TOP)
+    return _two_level(amax, 4.0, E4M3, _FOUR_OVER_SIX_TOP)
+
+
+def reach(element: ElementFormat) -> tuple[float, int]:
+    """Largest number and its exponent, as scales use them.
+
+    The top of an E8 format lies beyond float32.  Moving a block down by a power of two changes
+    nothing but the subnormals, which lie below float32 there.
+    """
+    shift = max(0, element.emax - MAX_SCALED_EXPONENT)
+    return element.max * 2.0**-shift, element.emax - shift
 
 
 def _fp32(amax: Tensor, element: ElementFormat) -> Tensor:
-    # The top of an E8 format lies beyond float32.  Moving the block down by a power of two
-    # changes nothing but the subnormals, which lie below float32 there.
-    shift = max(0, element.emax - _MAX_SCALED_EXPONENT)
-    return (amax / (element.max * 2.0**-shift)).clamp_(min=_SMALLEST_NORMAL)
+    return (amax / reach(element)[0]).clamp_(min=_SMALLEST_NORMAL)
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:
@@ -83,7 +90,7 @@ def _power_of_two(exponent: Tensor) -> Tensor:
 
 def _floor_exponent(amax: Tensor, element: ElementFormat) -> Tensor:
     # frexp gives amax = m * 2^e with m in [0.5, 1), so floor(log2 amax) = e - 1, exactly.
-    return torch.frexp(amax).exponent - 1 - element.emax
+    return torch.frexp(amax).exponent - 1 - reach(element)[1]
 
 
 def _e8m0_floor(amax: Tensor, element: ElementFormat) -> Tensor:
@@ -93,14 +100,14 @@ def _e8m0_floor(amax: Tensor, element: ElementFormat) -> Tensor:
 def _e8m0_ceil(amax: Tensor, element: ElementFormat) -> Tensor:
     # max * 2^floor lies in amax's binade: either it covers amax or the next power of two does.
     exponent = _floor_exponent(amax, element)
-    covered = torch.ldexp(torch.full_like(amax, element.max), exponent) >= amax
+    covered = torch.ldexp(torch.full_like(amax, reach(element)[0]), exponent) >= amax
     return _power_of_two(torch.where(covered, exponent, exponent + 1))
 
 
 def _e8m0_nearest(amax: Tensor, element: ElementFormat) -> Tensor:
     # log2(amax / max) lies within 1 below the floor rule's exponent and 1 above; sqrt(2) parts.
     exponent = _floor_exponent(amax, element)
-    ratio = torch.ldexp(amax, -exponent) / element.max
+    ratio = torch.ldexp(amax, -exponent) / reach(element)[0]
     return _power_of_two(exponent + (ratio >= 2**0.5).int() - (ratio < 0.5**0.5).int())
 
 

@@ -1,0 +1,1 @@
+"""Faster ways to do exactly what `experiments.quant.block` and `hadamard` define."""

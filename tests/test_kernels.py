@@ -1,0 +1,260 @@
+"""The compiled quantizer against the plain definition, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from experiments.quant.block import quantize_plain
+from experiments.quant.formats import ElementFormat, FloatFormat, IntFormat, Precision, ScaleFormat
+from experiments.quant.kernels import cpu as kernels
+from experiments.quant.kernels.noise import uniform
+from experiments.quant.rounding import ROUNDINGS
+
+pytestmark = pytest.mark.skipif(kernels.NAME is None, reason="the library was not built")
+
+INSTRUCTIONS = [name for name in ("avx512", "avx2", "plain") if kernels.select(name)]
+kernels.select()
+CASES = 2000
+
+
+@pytest.fixture(params=INSTRUCTIONS)
+def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set this processor has, then the best one again."""
+    assert kernels.select(request.param) == request.param
+    yield request.param
+    kernels.select()
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal, zeros with their signs; all NaNs are one."""
+    canonical = [torch.where(x.isnan(), torch.nan, x).float().view(torch.int32) for x in (a, b)]
+    return torch.equal(*canonical)
+
+
+def random_element(generator: np.random.Generator) -> ElementFormat:
+    if generator.random() < 0.1:
+        return IntFormat(int(generator.integers(2, 9)))
+    while True:
+        exponent, mantissa = int(generator.integers(0, 9)), int(generator.integers(0, 11))
+        specials = str(generator.choice(["none", "ocp", "ieee"]))
+        if exponent + mantissa > 0 and not (specials == "ieee" and exponent < 2):
+            return FloatFormat(exponent, mantissa, specials)
+
+
+def random_values(generator: np.random.Generator, rows: int, columns: int) -> Tensor:
+    """Gaussian over a few or over all binades, ties, zeros of both signs, subnormals, NaN, inf."""
+    x = generator.standard_normal((rows, columns))
+    kind = generator.integers(0, 6)
+    if kind == 1:  # every exponent
+        x = x * 2.0 ** generator.integers(-149, 127, x.shape)
+    elif kind == 2:  # one far exponent for the tensor
+        x = x * 2.0 ** int(generator.integers(-149, 127))
+    elif kind == 3:  # few significant bits: ties are common
+        x = np.round(x * 8) / 8 * 2.0 ** int(generator.integers(-20, 20))
+    elif kind == 4:  # random bit patterns, NaN and infinities among them
+        x = generator.integers(0, 2**32, x.shape, dtype=np.uint32).view(np.float32)
+    elif kind == 5:  # largest magnitudes next to a power of two
+        power = 2.0 ** int(generator.integers(-126, 127))
+        x = np.nextafter(np.float32(power), np.float32(generator.choice([0, 1e38]))) * np.sign(x)
+    with np.errstate(over="ignore"):
+        x = np.asarray(x, dtype=np.float32)
+    x[generator.random(x.shape) < 0.05] = 0.0
+    x[generator.random(x.shape) < 0.05] = -0.0
+    if generator.random() < 0.1:
+        x[generator.random(x.shape) < 0.02] = generator.choice([np.nan, np.inf, -np.inf])
+    if generator.random() < 0.1:
+        x[: rows // 2 + 1] = 0.0
+    return torch.from_numpy(x)
+
+
+def random_precision(generator: np.random.Generator) -> Precision:
+    element = random_element(generator)
+    scales = [s for s in kernels.SCALES if s is not ScaleFormat.E8M0_4_3]
+    scale = scales[int(generator.integers(len(scales)))]
+    if element == FloatFormat(2, 1) and generator.random() < 0.2:
+        scale = ScaleFormat.E8M0_4_3
+    granularity = str(generator.choice(["block", "row", "tensor"]))
+    return Precision(element, granularity, int(generator.choice([1, 3, 16, 32, 48, 128])), scale)
+
+
+def test_every_precision_and_rounding_equals_the_plain_definition(instructions: str) -> None:
+    """Random formats x scales x granularities x roundings x layouts x hostile values."""
+    generator = np.random.default_rng([2026, INSTRUCTIONS.index(instructions)])
+    torch_generator = torch.Generator().manual_seed(2026)
+    tried = 0
+    while tried < CASES / len(INSTRUCTIONS):
+        precision = random_precision(generator)
+        rows, blocks = int(generator.integers(1, 6)), int(generator.integers(1, 6))
+        columns = blocks * (precision.block_size if precision.granularity == "block" else 13)
+        x = random_values(generator, rows, columns)
+        if not kernels.supports(x, precision):
+            continue
+        noise, rounding = None, str(generator.choice(ROUNDINGS))
+        if generator.random() < 0.4:
+            noise, rounding = torch.rand(x.shape, generator=torch_generator), "stochastic"
+        expected = quantize_plain(x, precision, noise, rounding)
+        if generator.random() < 0.4:
+            x = x.t().contiguous().t()
+        got = kernels.quantize(x, precision, noise, rounding)
+        assert same_bits(got, expected), f"case {tried}: {precision} {rounding} {x.stride()}"
+        tried += 1
+
+
+SHAPES = [(1, 96), (7, 96), (300, 320), (600, 96), (256, 1024), (4, 70016)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("granularity", ["block", "row", "tensor"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_neither_threads_nor_tiles_nor_layout_change_a_bit(
+    shape: tuple[int, int], granularity: str, threads: int
+) -> None:
+    """Shapes around the sizes at which work is divided; keyed noise, whose index must follow."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    x[0, 5] = 0.0
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for scale in (ScaleFormat.FP32, ScaleFormat.E8M0, ScaleFormat.E4M3):
+            precision = Precision(FloatFormat(2, 1), granularity, 32, scale)
+            for key in (None, 7):
+                noise = None if key is None else uniform(key, shape)
+                expected = quantize_plain(x, precision, noise)
+                assert same_bits(kernels.quantize(x, precision, key), expected)
+                assert same_bits(kernels.quantize(x.t().contiguous().t(), precision, key), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_inputs_come_back_as_they_were(dtype: torch.dtype) -> None:
+    x = torch.randn(8, 64, generator=torch.Generator().manual_seed(2)).to(dtype)
+    got = kernels.quantize(x, Precision.parse("mxfp4"))
+    assert got.dtype is dtype
+    assert same_bits(got, quantize_plain(x, Precision.parse("mxfp4")))
+
+
+def test_out_is_where_the_result_goes() -> None:
+    x, out = torch.randn(4, 64), torch.full((4, 64), 9.0)
+    assert kernels.quantize(x, Precision.parse("mxfp4"), out=out) is out
+    assert same_bits(out, quantize_plain(x, Precision.parse("mxfp4")))
+
+
+def test_quotients_by_correction_equal_division() -> None:
+    """Where E4M10 under an FP32 scale has a midpoint, an ulp in x / scale would show: x one float
+    above, at and below s * midpoint, every midpoint of a binade, 500 random scales.
+    """
+    precision = Precision(FloatFormat(4, 10), "row", scale=ScaleFormat.FP32)
+    generator = torch.Generator().manual_seed(3)
+    amax = torch.rand(500, 1, generator=generator) * 2.0 ** torch.randint(
+        -40, 40, (500, 1), generator=generator
+    )
+    midpoints = (1 + (2 * torch.arange(1024) + 1) / 2048)[None, :]
+    x = amax / precision.element.max * midpoints
+    x = torch.cat([amax, x, x.nextafter(x + 1e30), x.nextafter(-amax)], dim=1)
+    assert same_bits(kernels.quantize(x, precision), quantize_plain(x, precision))
+
+
+def test_what_is_not_supported_is_said() -> None:
+    x = torch.randn(32, 32)
+    for precision in (
+        Precision(FloatFormat(2, 1), "tile", 16),
+        Precision(FloatFormat(2, 1), scale=ScaleFormat.QUEST),
+        Precision(IntFormat(4, symmetric=False)),
+    ):
+        assert not kernels.supports(x, precision)
+    assert kernels.select("sse9") is None
+    with pytest.raises(ValueError, match="rounding=odd"):
+        kernels.quantize(x, Precision.parse("mxfp4"), rounding="odd")
+
+
+@pytest.mark.parametrize("size", [8, 16, 32, 64, 128, 256, 512, 1024])
+def test_rotation_equals_the_butterfly_in_its_fixed_order(instructions: str, size: int) -> None:
+    """Bit for bit, with and without signs, over more than one chunk and with a ragged last one."""
+    generator = torch.Generator().manual_seed(size)
+    x = torch.randn(45, 1024, generator=generator) * 10.0 ** torch.randn(45, 1, generator=generator)
+    signs = torch.randint(2, (1024,), generator=generator).mul_(2).sub_(1).float()
+    for chosen in (None, signs):
+        y = (x if chosen is None else x * chosen).reshape(-1, size)
+        h = 1
+        while h < size:
+            a, b = y.reshape(-1, size // (2 * h), 2, h).unbind(-2)
+            y = torch.stack((a + b, a - b), dim=-2).reshape(-1, size)
+            h *= 2
+        y = y.mul(size**-0.5).reshape(x.shape)
+        assert same_bits(kernels.rotate(x, size, chosen), y)
+
+
+# The noise.  Each test below looks at thousands of independent normal deviates z; with a good
+# generator the largest of n exceeds the limit with the probability stated.
+
+
+def test_every_bit_of_the_noise_is_balanced() -> None:
+    """24 bits x 64 keys, 2^16 draws each: 1,536 z, limit 5: false alarm below 1e-3."""
+    for key in range(64):
+        bits = (uniform(key, (2**16,)) * 2**24).to(torch.int64)
+        ones = torch.stack([(bits >> b & 1).sum() for b in range(24)])
+        assert ((ones - 2**15).abs() / 2**7).max() < 5, key
+
+
+def test_the_noise_fills_the_unit_interval_evenly() -> None:
+    """Chi-square of 256 equal bins, 64 keys, 2^16 draws; (chi2 - 255) / sqrt(510) is close to
+    normal, its upper tail heavier: beyond 6 with probability 1e-7 each, 1e-5 in all.
+    """
+    for key in range(64):
+        counts = torch.histc(uniform(key, (2**16,)), 256, 0.0, 1.0)
+        chi2 = ((counts - 256) ** 2 / 256).sum()
+        assert abs(chi2 - 255) / 510**0.5 < 6, key
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Of draws from [0, 1), as a standard normal deviate."""
+    return float(((a.double() - 0.5) * (b.double() - 0.5)).sum() * 12 / a.numel() ** 0.5)
+
+
+def test_neighbouring_counters_are_uncorrelated() -> None:
+    """Lags 1..64 and powers of two to 2^15, 16 keys, 2^16 draws: 1,152 z, limit 5: 1e-3."""
+    for key in range(16):
+        draws = uniform(key, (2**17,))
+        for lag in [*range(1, 65), *(2**k for k in range(7, 16))]:
+            z = correlation(draws[: 2**16], draws[lag : lag + 2**16])
+            assert abs(z) < 5, (key, lag)
+
+
+def test_neighbouring_keys_are_uncorrelated() -> None:
+    """Keys that differ by 1 or by one bit, same counters, 2^16 draws: 512 z, limit 5: 3e-4."""
+    for base in range(8):
+        draws = uniform(base, (2**16,))
+        for other in {base + 1, *(base ^ (1 << b) for b in range(63))}:
+            assert abs(correlation(draws, uniform(other, (2**16,)))) < 5, (base, other)
+
+
+def test_flipping_a_bit_of_the_counter_flips_half_of_the_noise() -> None:
+    """Avalanche: 20 counter bits x 24 noise bits, 2^16 draws: 480 z, limit 5: 3e-4."""
+    draws = (uniform(11, (2**20,)) * 2**24).to(torch.int64)
+    index = torch.randperm(2**20, generator=torch.Generator().manual_seed(4))[: 2**16]
+    for bit in range(20):
+        flipped = draws[index] ^ draws[index ^ (1 << bit)]
+        ones = torch.stack([(flipped >> b & 1).sum() for b in range(24)])
+        assert ((ones - 2**15).abs() / 2**7).max() < 5, bit
+
+
+def test_keyed_stochastic_rounding_is_unbiased() -> None:
+    """4,096 values x 512 keys.  By Bernstein's inequality the mean of n draws with variance v and
+    range r errs by more than sqrt(2 v t / n) + r t / (3 n) with probability 2 exp(-t): here
+    t = 18, so 1.2e-4 for all values together.
+    """
+    n, t = 512, 18
+    x = torch.linspace(-5.9, 5.9, 4096)
+    x[0] = 6.0  # so that the scale is 1
+    precision = Precision(FloatFormat(2, 1), "tensor", scale=ScaleFormat.E8M0)
+    lower, upper = (quantize_plain(x, precision, rounding=r).double() for r in ("down", "up"))
+    mean = torch.stack([kernels.quantize(x, precision, key) for key in range(n)]).double().mean(0)
+    variance = (x - lower) * (upper - x)
+    tolerance = (2 * variance * t / n).sqrt() + (upper - lower) * t / (3 * n)
+    assert ((mean - x).abs() <= tolerance).all()
