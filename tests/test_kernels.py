@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -258,3 +261,16 @@ def test_keyed_stochastic_rounding_is_unbiased() -> None:
     variance = (x - lower) * (upper - x)
     tolerance = (2 * variance * t / n).sqrt() + (upper - lower) * t / (3 * n)
     assert ((mean - x).abs() <= tolerance).all()
+
+
+@pytest.mark.skipif(
+    shutil.which("gcc") is None or "avx2" not in INSTRUCTIONS, reason="needs gcc and FMA"
+)
+def test_every_quotient_that_could_be_rounded_wrongly_is_right(tmp_path: Path) -> None:
+    """The kernel multiplies by 1 / scale and corrects once; the program tells why this is all."""
+    program = tmp_path / "correct_division"
+    source = Path(__file__).with_name("correct_division.c")
+    flags = ["-O2", "-mfma", "-ffp-contract=off"]
+    subprocess.run(["gcc", *flags, str(source), "-o", str(program), "-lm"], check=True)
+    printed = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout
+    assert printed.split() == ["46517418", "0"]

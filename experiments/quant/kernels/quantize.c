@@ -94,9 +94,9 @@ static inline float uniform(uint32_t weyl, uint32_t key_high) {
  *
  * Markstein's theorem wants q within one ulp, which one multiplication does not promise.  But the
  * corrected q errs by less than 2^-22 ulps before it is rounded, so only quotients that close to a
- * midpoint could come out wrong: of these there are 46,517,418 pairs of significands, and each
- * has been tried.  The remainder is exact for x >= 2^-100; below, with this range of scales, x is
- * less than half the smallest step either way. */
+ * midpoint could come out wrong: of these there are 46,517,418 pairs of significands, and
+ * tests/correct_division.c tries each.  The remainder is exact for x >= 2^-100; below, with this
+ * range of scales, x is less than half the smallest step either way. */
 static inline int correctable(const lowbit_format *f, float scale) {
     const int step_exponent = (f->emin_bits >> 23) - 127 - f->mantissa;
     return step_exponent >= -28 && scale >= 0x1p-70f && scale <= 0x1p70f;
