@@ -42,7 +42,7 @@ def quantize(
         rounding: One of `experiments.quant.rounding.ROUNDINGS`.
 
     Returns:
-        A tensor of `x`'s shape and dtype.  Values beyond s * element.max saturate to it.  A block
+        A contiguous tensor of `x`'s shape and dtype.  Values beyond s * element.max saturate to it.  A block
         of zeros stays zero.  A block with a NaN or an infinity becomes all NaN; with a two-level
         scale the whole tensor does.
 
@@ -89,7 +89,9 @@ def quantize_plain(
         error = (values - blocks).square().sum(dim=-1, keepdim=True)
         other_error = (other - blocks).square().sum(dim=-1, keepdim=True)
         values = torch.where(other_error < error, other, values)
-    return _from_blocks(values, x.shape, precision).to(x.dtype)
+    # Contiguous whatever x was: the layout decides in which order a GEMM adds, so it is part of
+    # what two backends must have in common.
+    return _from_blocks(values, x.shape, precision).to(x.dtype).contiguous()
 
 
 def _round_scaled(
