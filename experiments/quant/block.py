@@ -42,9 +42,9 @@ def quantize(
         rounding: One of `experiments.quant.rounding.ROUNDINGS`.
 
     Returns:
-        A contiguous tensor of `x`'s shape and dtype.  Values beyond s * element.max saturate to it.  A block
-        of zeros stays zero.  A block with a NaN or an infinity becomes all NaN; with a two-level
-        scale the whole tensor does.
+        A contiguous tensor of `x`'s shape and dtype.  Values beyond s * element.max saturate to
+        it.  A block of zeros stays zero.  A block with a NaN or an infinity becomes all NaN; with
+        a two-level scale the whole tensor does.
 
     Raises:
         ValueError: Wrong dtype, an axis no multiple of the block size, `noise` of another shape,
