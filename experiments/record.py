@@ -91,7 +91,9 @@ def make_record(
         tokens_per_second=tokens / wall_seconds if wall_seconds else 0.0,
         attempts=attempts,
         corpus=data.label,
-        quantize_backend=_backend(config) if quantized else "none",
+        quantize_backend=backend(config.precision.build(), config.resources.device)
+        if quantized
+        else "none",
         numerics_version=NUMERICS_VERSION,
         reason=reason,
         metrics_sha256=hashlib.sha256(metrics.read_bytes()).hexdigest()
@@ -100,10 +102,6 @@ def make_record(
         provenance=provenance(config, started),
         config=asdict(config),
     )
-
-
-def _backend(config: TrainConfig) -> str:
-    return "torch" if config.resources.device == "cuda" else backend(config.precision.build())
 
 
 def _format_of(config: TrainConfig) -> tuple[tuple[int, int], float, float]:

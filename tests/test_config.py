@@ -9,6 +9,7 @@ import pytest
 from experiments.config import ConfigError, TrainConfig, known_keys, run_id, science
 from experiments.model import ladder
 from experiments.paths import conf_dir
+from experiments.quant.formats import PRECISIONS, Precision
 
 Compose = Callable[..., TrainConfig]
 GROUPS = ("model", "precision", "recipe", "data", "tracking", "study", "debug", "optim")
@@ -29,6 +30,11 @@ def test_every_yaml_composes_and_is_accepted(composed: Compose, choice: str, tex
 @pytest.mark.parametrize("rung", "abcdefgh")
 def test_ladder_files_spell_out_the_dial(composed: Compose, rung: str) -> None:
     assert composed(f"model=ladder/{rung}").model == ladder(rung)
+
+
+@pytest.mark.parametrize("name", [n for n in PRECISIONS if f"precision={n}" in CHOICES])
+def test_presets_are_the_formats_that_parse_under_their_name(composed: Compose, name: str) -> None:
+    assert composed(f"precision={name}").precision.build() == Precision.parse(name)
 
 
 @pytest.mark.parametrize(

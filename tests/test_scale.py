@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from experiments.quant.block import quantize
-from experiments.quant.error import GaussianError, crest_factor, gaussian_error, qsnr
+from experiments.quant.error import (
+    GaussianError,
+    crest_factor,
+    gaussian_error,
+    qsnr,
+    underflown_share,
+)
 from experiments.quant.formats import (
     PRECISIONS,
     FloatFormat,
@@ -152,6 +158,11 @@ def test_published_precisions_parse_and_say_their_bits(name: str) -> None:
     assert bits == stated.get(name, bits)
     x = torch.randn(64, 64, generator=torch.Generator().manual_seed(5))
     assert qsnr(x, quantize(x, precision)) > 10
+
+
+def test_underflown_are_the_nonzero_values_that_became_zero() -> None:
+    x = torch.tensor([[6.0, 0.2, -0.2, 0.3] + [0.0] * 28])
+    assert underflown_share(x, quantize(x, PRECISIONS["mxfp4"])) == 2 / 4
 
 
 def test_crest_factor_is_peak_over_root_mean_square() -> None:

@@ -16,9 +16,10 @@ from experiments.quant.rounding import ROUNDINGS, round_stochastic, round_to
 from experiments.quant.scale import block_scale, four_over_six_scale
 
 
-def backend(precision: Precision) -> str:
-    """What quantizes to `precision` on a CPU here; every run record names it."""
-    return cpu.NAME if cpu.NAME and cpu.supports(torch.empty(0), precision) else "torch"
+def backend(precision: Precision, device: str = "cpu") -> str:
+    """What quantizes to `precision` on `device` here; every run record names it."""
+    probe = torch.empty(0, device=device)
+    return cpu.NAME if cpu.NAME and cpu.supports(probe, precision) else "torch"
 
 
 def quantize(
