@@ -4,11 +4,9 @@ import re
 
 import numpy as np
 import pandas as pd
-import pytest
 from matplotlib.figure import Figure
 
 from fitting import figures
-from fitting.naming import count_label, format_names, format_order
 from fitting.style import INK, format_colours
 
 
@@ -95,36 +93,3 @@ def test_ten_thousand_runs_stay_a_small_picture() -> None:
     rows = pd.DataFrame({"predicted": predicted, "loss": predicted * 1.01, "format": "E1M1"})
     for panel in figures.predicted_v_observed(rows, ORDER, COLOURS, 0.005):
         assert len(panel.svg) < 200_000
-
-
-def runs(*formats: tuple[int, int, float, str, str]) -> pd.DataFrame:
-    names = ["exponent", "mantissa", "block_size", "granularity", "recipe"]
-    table = pd.DataFrame(list(formats), columns=names)
-    table["scale"] = np.where(table["granularity"] == "none", "none", "e8m0")
-    return table
-
-
-def test_format_names_say_only_what_differs() -> None:
-    plain = runs((8, 7, 1, "none", "none"), (2, 1, 32, "block", "nearest"))
-    assert list(format_names(plain, plain)) == ["none", "E2M1"]
-    blocks = runs((2, 1, 32, "block", "a"), (2, 1, 64, "block", "a"), (2, 1, 700.5, "row", "a"))
-    assert list(format_names(blocks, blocks)) == ["E2M1/32", "E2M1/64", "E2M1 row"]
-    recipes = runs((2, 1, 32, "block", "nearest"), (2, 1, 32, "block", "hadamard"))
-    assert list(format_names(recipes, recipes)) == ["E2M1 nearest", "E2M1 hadamard"]
-
-
-def test_formats_are_listed_by_bits_and_none_comes_last() -> None:
-    table = runs(
-        (8, 7, 1, "none", "none"), (4, 3, 32, "block", "a"), (2, 1, 32, "block", "a"),
-        (1, 2, 32, "block", "a"), (1, 1, 32, "block", "a"),
-    )  # fmt: skip
-    table["format"] = format_names(table, table)
-    assert format_order(table) == ["E1M1", "E1M2", "E2M1", "E4M3", "none"]
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.5, "0.5"), (999.6, "1k"), (24_576, "24.6k"), (999_600, "1M"), (1.5e15, "1.5e+03T")],
-)
-def test_counts_are_three_digits_and_a_unit(value: float, text: str) -> None:
-    assert count_label(value) == text
