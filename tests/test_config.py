@@ -3,10 +3,12 @@
 import dataclasses
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from experiments.config import ConfigError, TrainConfig, known_keys, run_id, science
+from experiments.config import ConfigError, TrainConfig, known_keys
+from experiments.identity import run_id, science
 from experiments.model import ladder
 from experiments.paths import conf_dir
 from experiments.quant.formats import PRECISIONS, Precision
@@ -32,16 +34,32 @@ def test_ladder_files_spell_out_the_dial(composed: Compose, rung: str) -> None:
     assert composed(f"model=ladder/{rung}").model == ladder(rung)
 
 
-@pytest.mark.parametrize("name", [n for n in PRECISIONS if f"precision={n}" in CHOICES])
-def test_presets_are_the_formats_that_parse_under_their_name(composed: Compose, name: str) -> None:
-    assert composed(f"precision={name}").precision.build() == Precision.parse(name)
+@pytest.mark.parametrize("path", sorted((conf_dir() / "precision").glob("*.yaml")), ids=str)
+def test_presets_are_the_formats_that_parse_under_their_name(composed: Compose, path: Path) -> None:
+    config = composed(f"precision={path.stem}")
+    assert config.precision.build() == Precision.parse(path.stem)
+    assert Precision.parse(config.precision.label) == Precision.parse(path.stem)
+
+
+def test_every_published_precision_has_a_preset() -> None:
+    assert {f"precision={name}" for name in PRECISIONS} <= set(CHOICES)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["precision.exponent=9"], "precision.exponent=9: must be 0..8 bits"),
-        (["precision.scale=e5m3"], "precision.scale=e5m3: must be one of fp32, e8m0, e8m0_ceil"),
+        (["precision.scale=e5m3"], "precision.scale=e5m3: must be one of fp32, e8m0, e8m0_log2"),
+        (["precision.kind=fixed"], "precision.kind=fixed: must be one of float, int, int_asymm"),
+        (["precision.kind=int"], "precision.exponent=2: must be 0 for kind=int"),
+        (
+            ["precision=mxint8", "precision.mantissa=8"],
+            "precision.mantissa=8: must be 1..7 .INT2..INT8. for kind=int",
+        ),
+        (
+            ["precision=mxint8", "precision.specials=ocp"],
+            "precision.specials=ocp: must be none for kind=int",
+        ),
         (["precision.granularity=cell"], "precision.granularity='cell': must be one of block"),
         (["precision.block_size=24"], "precision.block_size=24: must divide model.hidden=64"),
         (["recipe.output.hadamard=48"], "recipe.output.hadamard=48: must be 0 .none. or a power"),
@@ -118,6 +136,18 @@ def test_addresses_are_golden(composed: Compose) -> None:
     """A change here re-addresses every run there is: raise NUMERICS_VERSION and say so."""
     assert run_id(composed("precision=mxfp4")) == GOLDEN_MXFP4
     assert run_id(composed("recipe=none", "seed=3")) == GOLDEN_NONE
+
+
+def test_a_key_younger_than_the_addresses_counts_only_off_its_default(composed: Compose) -> None:
+    assert "kind" not in science(composed("precision=mxfp4"))["precision"]
+    changes = ["precision=mxint8", "precision.kind=int_asymmetric", "precision.kind=float"]
+    runs = [run_id(composed("precision=mxint8", change)) for change in changes]
+    assert len({run[-12:] for run in runs}) == 3
+    assert [run.split("-s0")[0] for run in runs] == [
+        "nearest-INT8-block32-e8m0-ceil-ladder-b-999k",
+        "nearest-INT8-asymmetric-block32-e8m0-ceil-ladder-b-999k",
+        "nearest-E0M7-block32-e8m0-ceil-ladder-b-999k",
+    ]
 
 
 GOLDEN_MXFP4 = "nearest-E2M1-block32-e8m0-ladder-b-999k-s0-82b0595c3d4e"

@@ -4,7 +4,15 @@ import gfloat.formats
 import ml_dtypes
 import pytest
 
-from experiments.quant.formats import FloatFormat, FormatError, Precision, ScaleFormat
+from experiments.quant.formats import (
+    PRECISIONS,
+    FloatFormat,
+    FormatError,
+    IntFormat,
+    Precision,
+    ScaleFormat,
+    parse_element,
+)
 
 ML_DTYPES = {
     "E2M1": ml_dtypes.float4_e2m1fn,
@@ -111,3 +119,83 @@ def test_bits_per_element_count_the_scales() -> None:
     assert Precision(fp8, "block", 32, ScaleFormat.E8M0).bits_per_element(8, 32) == 8.25
     assert Precision(fp8, "tensor").bits_per_element(64, 64) == 8 + 32 / 4096
     assert Precision(fp8, "row").bits_per_element(64, 128) == 8.25
+
+
+@pytest.mark.parametrize(
+    ("name", "element"),
+    [
+        ("E4M3", FloatFormat(4, 3)),
+        ("fp8_e4m3", FloatFormat(4, 3, "ocp")),
+        ("fp8_e5m2", FloatFormat(5, 2, "ocp")),
+        ("fp6_e3m2", FloatFormat(3, 2)),
+        ("fp6_e2m3", FloatFormat(2, 3)),
+        ("FP4_E2M1", FloatFormat(2, 1)),
+        ("bf16", FloatFormat(8, 7, "ieee")),
+        ("fp16", FloatFormat(5, 10, "ieee")),
+        ("INT2", IntFormat(2)),
+        ("int8-asymmetric", IntFormat(8, symmetric=False)),
+    ],
+)
+def test_element_names_parse(name: str, element: FloatFormat | IntFormat) -> None:
+    assert parse_element(name) == element
+    assert parse_element(str(element)) == element
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_integers_are_twos_complement_with_or_without_the_lowest(bits: int) -> None:
+    symmetric, full = IntFormat(bits), IntFormat(bits, symmetric=False)
+    assert (symmetric.lowest, symmetric.max) == (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)
+    assert (full.lowest, full.max) == (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    assert symmetric.grid() == list(range(2 ** (bits - 1)))
+    assert (symmetric.exponent, symmetric.mantissa) == (0, bits - 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "element", "scale", "size", "bits"),
+    [
+        ("mxfp8_e4m3", "E4M3-ocp", "e8m0", 32, 8.25),
+        ("mxfp6_e2m3", "E2M3", "e8m0", 32, 6.25),
+        ("mxfp4", "E2M1", "e8m0", 32, 4.25),
+        ("nvfp4", "E2M1", "e4m3", 16, 4.5 + 32 / 2**20),
+        ("nvfp4_tile", "E2M1", "e4m3", 16, 4 + 8 / 256 + 32 / 2**20),
+        ("mxint8", "INT8", "e8m0_ceil", 32, 8.25),
+        ("nvint4", "INT4", "e4m3", 16, 4.5 + 32 / 2**20),
+        ("int4-block128", "INT4", "fp32", 128, 4.25),
+    ],
+)
+def test_published_precisions_have_their_published_parts(
+    name: str, element: str, scale: str, size: int, bits: float
+) -> None:
+    """OCP MX v1.0, 2509.25149, 2510.25602; exact, for an operand of 1024 x 1024."""
+    precision = Precision.parse(name)
+    assert (str(precision.element), precision.scale, precision.block_size) == (element, scale, size)
+    assert precision.bits_per_element(1024, 1024) == bits
+
+
+def test_spelt_out_precisions_read_back() -> None:
+    for name, precision in PRECISIONS.items():
+        assert Precision.parse(str(precision)) == precision, name
+        assert Precision.parse(name.upper()) == precision
+    for scale in ScaleFormat:
+        for share in ("block16", "tile128", "row", "tensor"):
+            name = f"E2M1-{share}-{scale}"
+            assert str(Precision.parse(name)) == name
+    assert Precision.parse("int8_row") == Precision(IntFormat(8), "row")
+    assert Precision.parse("e2m1") == Precision(FloatFormat(2, 1), "block", 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fp5", "precision 'fp5': format 'fp5': write it as E4M3, E4M3-ocp, INT8"),
+        ("mxfp5", "did you mean mxfp4?"),
+        ("INT9-row", "precision 'INT9-row': int bits=9: must be 2..8"),
+        ("E2M1-block0", "block_size=0: must be 1 or more"),
+        ("E4M3-block16-e4m3_4_6", "scale=e4m3_4_6: is defined for E2M1, not E4M3"),
+        ("", "precision ''"),
+    ],
+)
+def test_unknown_precisions_are_refused_in_one_line(name: str, message: str) -> None:
+    with pytest.raises(FormatError, match=message) as error:
+        Precision.parse(name)
+    assert "\n" not in str(error.value)

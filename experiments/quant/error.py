@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from experiments.quant.block import quantize
+from experiments.quant.block import _to_blocks, quantize
+from experiments.quant.eden import BLOCK, ms_eden
 from experiments.quant.formats import Precision
 from experiments.quant.hadamard import rotate
+from experiments.quant.rounding import ROUNDINGS, few_bits
+from experiments.quant.scale import block_scale
+
+_ROUNDING_OF_THE_SCALE = 2.0**-20
+"""Values this little beyond scale * max lie there because x / max was rounded: not clipped."""
 
 
 def relative_mse(x: Tensor, quantized: Tensor) -> float:
@@ -24,6 +31,16 @@ def qsnr(x: Tensor, quantized: Tensor) -> float:
     return -10.0 * math.log10(relative_mse(x, quantized))
 
 
+def misalignment(x: Tensor, quantized: Tensor) -> float:
+    """1 - E[1 / S], S = <x, x> / <x, Q(x)>, over the rows of x (2505.14669, section 4.3).
+
+    Zero where Q is unbiased; positive where it shrinks what it quantizes.
+    """
+    exact = x.double()
+    projections = (exact * quantized.double()).sum(-1) / exact.square().sum(-1)
+    return 1.0 - projections.mean().item()
+
+
 def crest_factor(x: Tensor) -> Tensor:
     """Max |x| / root mean square along the last axis, [...] (2510.25602)."""
     return x.abs().amax(-1) / x.square().mean(-1).sqrt()
@@ -35,6 +52,20 @@ def underflown_share(x: Tensor, quantized: Tensor) -> float:
     return ((quantized == 0) & nonzero).sum().item() / max(1, nonzero.sum().item())
 
 
+def clipped_share(x: Tensor, precision: Precision) -> float:
+    """Share of the values that lie beyond the largest number of their block, scale * max.
+
+    >>> clipped_share(torch.tensor([[7.0] + [1.0] * 31]), Precision.parse("mxfp4"))
+    0.03125
+    """
+    element = precision.element
+    blocks = _to_blocks(x.float(), precision)
+    beyond = 1.0 + _ROUNDING_OF_THE_SCALE
+    scaled = blocks / block_scale(blocks, element, precision.scale)
+    outside = (scaled > element.max * beyond) | (scaled < element.lowest * beyond)
+    return outside.double().mean().item()
+
+
 @dataclass(frozen=True)
 class GaussianError:
     """What a quantizer does to independent normal values."""
@@ -42,7 +73,17 @@ class GaussianError:
     mse: float
     """Relative mean squared error."""
     misalignment: float
-    """1 - E[1 / S], S = <x, x> / <Hx, Q(Hx)> (2505.14669, section 4.3): 0 where unbiased."""
+    crest: float
+    """Mean crest factor of the values that share a scale."""
+    clipped: float | None
+    """Share of the values beyond the largest number; None for ms_eden, which moves its scales."""
+    underflown: float
+    """Share of the values that became zero."""
+
+    @property
+    def qsnr(self) -> float:
+        """-10 log10 of the relative mean squared error, in dB."""
+        return -10.0 * math.log10(self.mse)
 
 
 def gaussian_error(
@@ -52,35 +93,60 @@ def gaussian_error(
     columns: int = 1024,
     seed: int = 0,
     hadamard: int = 0,
+    sigma: float | None = None,
 ) -> GaussianError:
     """Errors on normal data.
 
-    A power-of-two scale makes the error depend on sigma within an octave: there sigma runs through
-    one, log-uniformly, row by row.  Elsewhere sigma is 1.
-
     Args:
         precision: The quantizer's format.
-        rounding: stochastic, or one of `experiments.quant.rounding.ROUNDINGS`.
+        rounding: One of `experiments.quant.rounding.ROUNDINGS`; stochastic, or with k random bits
+            stochastic_k; or ms_eden, for NVFP4.
         rows: Rows of data.
         columns: Values a draw; a multiple of the block size.
         seed: Of the draws.
         hadamard: Block length of a rotation with random signs before quantization; 0 for none.
+        sigma: Standard deviation of the data.  A power-of-two scale makes the error depend on it
+            within an octave; None lets it run through one there, log-uniformly, row by row, and
+            is 1 elsewhere.
+
+    Raises:
+        ValueError: No such rounding, ms_eden for another format, or sizes that do not divide.
 
     >>> mxfp4 = Precision.parse("mxfp4")
     >>> f"{gaussian_error(mxfp4, rows=512).mse:.3f}"
     '0.013'
     """
+    if precision.granularity == "block" and columns % precision.block_size:
+        raise ValueError(f"columns={columns}: must be a multiple of {precision.block_size}")
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, columns, generator=generator)
-    if precision.scale.power_of_two:
+    if sigma is not None:
+        x *= sigma
+    elif precision.scale.power_of_two:
         x *= 2.0 ** ((torch.arange(rows) + 0.5) / rows).unsqueeze(-1)
     if hadamard:
         signs = torch.randint(2, (columns,), generator=generator) * 2.0 - 1.0
         x = rotate(x, hadamard, signs)
-    if rounding == "stochastic":
-        quantized = quantize(x, precision, torch.rand(x.shape, generator=generator))
-    else:
-        quantized = quantize(x, precision, rounding=rounding)
-    exact, rounded = x.double(), quantized.double()
-    projections = (exact * rounded).sum(-1) / exact.square().sum(-1)
-    return GaussianError(relative_mse(x, quantized), 1.0 - projections.mean().item())
+    quantized = _quantize(x, precision, rounding, generator)
+    return GaussianError(
+        relative_mse(x, quantized),
+        misalignment(x, quantized),
+        crest_factor(_to_blocks(x, precision)).double().mean().item(),
+        None if rounding == "ms_eden" else clipped_share(x, precision),
+        underflown_share(x, quantized),
+    )
+
+
+def _quantize(x: Tensor, precision: Precision, rounding: str, generator: torch.Generator) -> Tensor:
+    if rounding == "ms_eden":
+        if precision != Precision.parse("nvfp4"):
+            raise ValueError(f"rounding=ms_eden: is defined for nvfp4, not {precision}")
+        return ms_eden(x, torch.rand(x.shape[0], x.shape[1] // BLOCK, generator=generator))
+    named = re.fullmatch(r"stochastic(?:_(\d+))?", rounding)
+    if named:
+        noise = torch.rand(x.shape, generator=generator)
+        return quantize(x, precision, few_bits(noise, int(named[1])) if named[1] else noise)
+    if rounding not in ROUNDINGS:
+        known = ", ".join((*ROUNDINGS, "stochastic", "stochastic_8", "ms_eden"))
+        raise ValueError(f"rounding={rounding}: must be one of {known}")
+    return quantize(x, precision, rounding=rounding)

@@ -15,6 +15,7 @@ With `exponent` 0 there is no exponent field: sign-magnitude fixed point, k * 2^
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from dataclasses import dataclass
@@ -221,7 +222,13 @@ def parse_element(name: str) -> ElementFormat:
     short = name.strip().lower()
     if short in _ELEMENT_NAMES:
         return _ELEMENT_NAMES[short]
-    return IntFormat.parse(short) if short.startswith("int") else FloatFormat.parse(short)
+    if re.match(r"e\d", short):
+        return FloatFormat.parse(short)
+    if short.startswith("int"):
+        return IntFormat.parse(short)
+    raise FormatError(
+        f"format {name!r}: write it as E4M3, E4M3-ocp, INT8, INT8-asymmetric, bf16, fp8_e4m3, ..."
+    )
 
 
 _ELEMENT_NAMES: dict[str, ElementFormat] = {
@@ -231,7 +238,9 @@ _ELEMENT_NAMES: dict[str, ElementFormat] = {
     "fp6_e2m3": FloatFormat(2, 3),
     "fp4_e2m1": FloatFormat(2, 1),
     "bf16": FloatFormat(8, 7, "ieee"),
+    "bfloat16": FloatFormat(8, 7, "ieee"),
     "fp16": FloatFormat(5, 10, "ieee"),
+    "float16": FloatFormat(5, 10, "ieee"),
 }
 
 
@@ -240,6 +249,8 @@ class ScaleFormat(StrEnum):
 
     FP32            amax / max.
     E8M0            2^(floor(log2 amax) - emax), the rule of OCP MX v1.0: clips by up to a binade.
+    E8M0_LOG2       the same with a float32 logarithm, as microxcaling: twice that where amax is the
+                    float just below a power of two.
     E8M0_CEIL       the smallest power of two that clips nothing (2510.25602, NVIDIA's MXFP4).
     E8M0_NEAREST    2^round(log2(amax / max)).
     E8M0_4_3        4/3 of E8M0, for E2M1: rounding up to 4/3 clips nothing (2502.20586).
@@ -247,11 +258,14 @@ class ScaleFormat(StrEnum):
                     from the block's root mean square (2505.14669); QUEST_FLOOR, as its repository.
     E4M3            two levels: FP32 for the tensor, E4M3 for the block (NVFP4, 2509.25149).
     E4M3_4_6        of that scale and one 1.5 times as large, the one with less error (2601.22813).
+    E4M3_16_17      amax at 16/17 of max, so that a block scale rounded down to E4M3 clips nothing
+                    and stochastic rounding stays unbiased (2601.22813).
     UE5M3           two levels with 5 exponent and 3 mantissa bits, amax mapped to 448 (2609.02846).
     """
 
     FP32 = "fp32"
     E8M0 = "e8m0"
+    E8M0_LOG2 = "e8m0_log2"
     E8M0_CEIL = "e8m0_ceil"
     E8M0_NEAREST = "e8m0_nearest"
     E8M0_4_3 = "e8m0_4_3"
@@ -259,6 +273,7 @@ class ScaleFormat(StrEnum):
     QUEST_FLOOR = "quest_floor"
     E4M3 = "e4m3"
     E4M3_4_6 = "e4m3_4_6"
+    E4M3_16_17 = "e4m3_16_17"
     UE5M3 = "ue5m3"
 
     @property
@@ -274,7 +289,12 @@ class ScaleFormat(StrEnum):
     @property
     def two_level(self) -> bool:
         """Whether there is an FP32 scale of the whole tensor on top."""
-        return self in (ScaleFormat.E4M3, ScaleFormat.E4M3_4_6, ScaleFormat.UE5M3)
+        return self in (
+            ScaleFormat.E4M3,
+            ScaleFormat.E4M3_4_6,
+            ScaleFormat.E4M3_16_17,
+            ScaleFormat.UE5M3,
+        )
 
 
 @dataclass(frozen=True)
@@ -306,18 +326,46 @@ class Precision:
 
     @classmethod
     def parse(cls, name: str) -> Precision:
-        """Read a published format's name: mxfp8_e4m3, mxfp6_e3m2, mxfp4, nvfp4, mxint8, nvint4, ...
+        """Read a published format's name, or one that spells the parts out, in any case.
+
+        The first are the keys of `PRECISIONS`: mxfp4, nvfp4, mxint8, ...  The second are an
+        element format, then who shares a scale (block32, tile16, row, tensor), then the scale, as
+        `str` writes them; a missing part is block32, fp32.
 
         Raises:
             FormatError: No such name.
 
         >>> Precision.parse("nvfp4").bits_per_element(1, 1024)
         4.53125
+        >>> [str(Precision.parse(name)) for name in ("mxfp4", "int8_row", "E3M2-tile16-e8m0_ceil")]
+        ['E2M1-block32-e8m0', 'INT8-row-fp32', 'E3M2-tile16-e8m0_ceil']
         """
         short = name.strip().lower()
-        if short not in PRECISIONS:
-            raise FormatError(f"precision {name!r}: there are {', '.join(PRECISIONS)}")
-        return PRECISIONS[short]
+        if short in PRECISIONS:
+            return PRECISIONS[short]
+        scales = "|".join(sorted(ScaleFormat, key=len, reverse=True))
+        parts = re.fullmatch(
+            rf"(.+?)(?:[-_](?:(block|tile)(\d+)|(row|tensor)))?(?:[-_]({scales}))?", short
+        )
+        try:
+            if not parts:
+                raise FormatError("nothing is not a name")
+            element, blocks, size, whole, scale = parts.groups()
+            return cls(
+                parse_element(element),
+                blocks or whole or "block",
+                int(size or cls.block_size),
+                ScaleFormat(scale or cls.scale),
+            )
+        except FormatError as error:
+            near = difflib.get_close_matches(short, PRECISIONS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise FormatError(f"precision {name!r}: {error}{hint}") from error
+
+    def __str__(self) -> str:
+        """Element, who shares a scale, scale: E2M1-block32-e8m0; `parse` reads it back."""
+        size = self.block_size if self.granularity in ("block", "tile") else ""
+        return f"{self.element}-{self.granularity}{size}-{self.scale}"
 
     def sharing(self, rows: int, columns: int) -> int:
         """How many elements of a [rows, columns] operand share one scale."""
@@ -346,16 +394,26 @@ _E2M1_ONLY = (
     ScaleFormat.E4M3_4_6,
 )
 
+_OCP_E4M3, _OCP_E5M2, _E2M1 = FloatFormat(4, 3, "ocp"), FloatFormat(5, 2, "ocp"), FloatFormat(2, 1)
+
 PRECISIONS: dict[str, Precision] = {
-    "fp8_e4m3": Precision(FloatFormat(4, 3, "ocp"), "tensor"),
-    "fp8_e5m2": Precision(FloatFormat(5, 2, "ocp"), "tensor"),
-    "mxfp8_e4m3": Precision(FloatFormat(4, 3, "ocp"), "block", 32, ScaleFormat.E8M0),
-    "mxfp8_e5m2": Precision(FloatFormat(5, 2, "ocp"), "block", 32, ScaleFormat.E8M0),
+    "fp8_e4m3": Precision(_OCP_E4M3, "tensor"),
+    "fp8_e5m2": Precision(_OCP_E5M2, "tensor"),
+    "mxfp8_e4m3": Precision(_OCP_E4M3, "block", 32, ScaleFormat.E8M0),
+    "mxfp8_e5m2": Precision(_OCP_E5M2, "block", 32, ScaleFormat.E8M0),
     "mxfp6_e3m2": Precision(FloatFormat(3, 2), "block", 32, ScaleFormat.E8M0),
     "mxfp6_e2m3": Precision(FloatFormat(2, 3), "block", 32, ScaleFormat.E8M0),
-    "mxfp4": Precision(FloatFormat(2, 1), "block", 32, ScaleFormat.E8M0),
-    "nvfp4": Precision(FloatFormat(2, 1), "block", 16, ScaleFormat.E4M3),
+    "mxfp4": Precision(_E2M1, "block", 32, ScaleFormat.E8M0),
+    "mxfp4_ceil": Precision(_E2M1, "block", 32, ScaleFormat.E8M0_CEIL),
+    "mxfp4_4_3": Precision(_E2M1, "block", 32, ScaleFormat.E8M0_4_3),
+    "mxfp4_quest": Precision(_E2M1, "block", 32, ScaleFormat.QUEST),
+    "nvfp4": Precision(_E2M1, "block", 16, ScaleFormat.E4M3),
+    "nvfp4_4_6": Precision(_E2M1, "block", 16, ScaleFormat.E4M3_4_6),
+    "nvfp4_16_17": Precision(_E2M1, "block", 16, ScaleFormat.E4M3_16_17),
+    "nvfp4_tile": Precision(_E2M1, "tile", 16, ScaleFormat.E4M3),
+    "nvfp4_ue5m3": Precision(_E2M1, "block", 16, ScaleFormat.UE5M3),
     "mxint8": Precision(IntFormat(8), "block", 32, ScaleFormat.E8M0_CEIL),
+    "mxint6": Precision(IntFormat(6), "block", 32, ScaleFormat.E8M0_CEIL),
     "mxint4": Precision(IntFormat(4), "block", 32, ScaleFormat.E8M0_CEIL),
     "nvint4": Precision(IntFormat(4), "block", 16, ScaleFormat.E4M3),
 }

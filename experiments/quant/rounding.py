@@ -3,6 +3,15 @@
 Takes values already divided by their scale.  Works on the float32 bit pattern: masking the
 mantissa away leaves the power of two below |x|, exactly, where a float log2 is off by one just
 below a power of two.
+
+The edges are the same for every rounding.  Beyond the largest number a finite value saturates to
+it, NaN and the infinities become NaN (an overflow must stay visible; where a format has a code for
+them, casts elsewhere use it), and a zero, also one that was rounded to, keeps its sign.
+
+microxcaling's "nearest" is nearest_away here, its "even" nearest_even, "floor" toward_zero and
+"dither" stochastic, but for the float32 next below a power of two, whose binade its float32
+logarithm gets wrong; for values that its addition of 1/2 pushes over a tie, such as the one below
+0.25 in E2M1; and for infinities, which it keeps.
 """
 
 from __future__ import annotations
@@ -22,16 +31,17 @@ ROUNDINGS = ("nearest_even", "nearest_away", "toward_zero", "up", "down")
 def ulp(x: Tensor, element: ElementFormat) -> Tensor:
     """Spacing of the grid of `element` at `x`: 2^(max(floor(log2 |x|), emin) - mantissa)."""
     if isinstance(element, IntFormat) or element.exponent == 0:
-        return torch.full_like(x, element.step)
+        # An infinity has no neighbours in any format; in the others its own power makes it NaN.
+        return torch.where(x.isfinite(), element.step, torch.nan)
     power = (x.view(torch.int32) & _EXPONENT_MASK).view(torch.float32)
     return power.clamp_(min=2.0**element.emin).mul_(2.0**-element.mantissa)
 
 
 def round_to(x: Tensor, element: ElementFormat, rounding: str) -> Tensor:
-    """Round to the grid of `element` by one of `ROUNDINGS`; NaN stays NaN, beyond max saturates.
+    """Round to the grid of `element` by one of `ROUNDINGS`.
 
     Args:
-        x: Finite values, float32, any shape.
+        x: Float32, any shape; NaN and infinities become NaN, beyond max saturates.
         element: The target format.
         rounding: nearest_even, nearest_away (ties away from zero: QPyTorch, microxcaling's
             "nearest"), toward_zero, up (toward +infinity) or down.
@@ -67,7 +77,7 @@ def round_nearest_even(x: Tensor, element: ElementFormat) -> Tensor:
     """The nearest number of `element`; of two equally near ones that with the even code.
 
     Args:
-        x: Finite values, float32, any shape.  NaN stays NaN; beyond the largest number saturates.
+        x: Float32, any shape; NaN and infinities become NaN, beyond max saturates.
         element: The target format.
 
     Returns:
@@ -114,6 +124,39 @@ def round_stochastic(x: Tensor, element: ElementFormat, noise: Tensor) -> Tensor
     # The comparison is exact; floor(steps + noise) would not be, for the sum is rounded.
     lower.add_(noise < steps.sub_(lower))
     return _saturate(torch.copysign(lower.mul_(spacing), x), element)
+
+
+def few_bits(noise: Tensor, bits: int) -> Tensor:
+    """Noise with which `round_stochastic` uses only `bits` random bits a value, as hardware does.
+
+    With r the top `bits` bits of a draw and f the distance to the lower neighbour in steps, it
+    rounds up where f >= (2r + 1) / 2^(bits+1).  The probability of that is f rounded to a multiple
+    of 2^-bits, half up: values nearer than 2^-(bits+1) steps to a number are rounded to it, always,
+    and the bias is at most 2^-(bits+1) steps.
+
+    Args:
+        noise: Uniform draws from [0, 1), multiples of 2^-24, any shape.
+        bits: 1 to 23.
+
+    Returns:
+        Float32 of the same shape.
+
+    Raises:
+        ValueError: Another number of bits.
+
+    Source:
+        "Fast stochastic rounding" of 2609.02846: up iff f + (2r' + 1) / 512 >= 1, r' of 8 bits;
+        here r = 255 - r'.
+
+    >>> half = torch.full((4,), 1.25)  # half way from 1 to 1.5
+    >>> round_stochastic(half, FloatFormat(2, 1), few_bits(torch.tensor([0.0, 0.4, 0.5, 0.9]), 1))
+    tensor([1.5000, 1.5000, 1.0000, 1.0000])
+    """
+    if not 1 <= bits <= 23:
+        raise ValueError(f"bits={bits}: must be 1..23")
+    threshold = (noise * 2.0**bits).floor_().mul_(2.0).add_(1.0).mul_(2.0 ** -(bits + 1))
+    # `round_stochastic` asks whether noise < f; the float before the threshold makes that >=.
+    return threshold.nextafter(torch.zeros_like(threshold))
 
 
 def _saturate(x: Tensor, element: ElementFormat) -> Tensor:

@@ -23,11 +23,18 @@ UE5M3_TOP = 448.0
 """What the tensor's amax is mapped to: 137 times headroom below UE5M3's 61440 (2609.02846)."""
 _FOUR_OVER_SIX_TOP = 6.0 * 256.0
 """So that the scale for 4, 1.5 times as large, still fits E4M3."""
+_E4M3_HEADROOM = 16 / 17
+"""E4M3 rounds a scale down by at most 1/17 of it (1.0625 to 1), so amax then still fits."""
 _GAUSSIAN_CLIP = 2.92247856
 """Standard deviations at which clipping E2M1 errs least on Gaussian data (2505.14669)."""
 
 
-def block_scale(blocks: Tensor, element: ElementFormat, scale: ScaleFormat) -> Tensor:
+def block_scale(
+    blocks: Tensor,
+    element: ElementFormat,
+    scale: ScaleFormat,
+    held_amax: Tensor | float | None = None,
+) -> Tensor:
     """The scale of each block.
 
     Args:
@@ -35,19 +42,37 @@ def block_scale(blocks: Tensor, element: ElementFormat, scale: ScaleFormat) -> T
             the tensor's.
         element: Format of the elements.
         scale: The rule (see `ScaleFormat`).
+        held_amax: Stands for an amax of these data, where that was taken from earlier ones
+            (delayed scaling: a maximum over past steps; sample-and-hold: 2609.02846): with a
+            two-level scale for the tensor's, otherwise for every block's, so it broadcasts to
+            [..., 1].  Values that outgrew it saturate.  Not for the QUEST rules, which use no
+            amax.
 
     Returns:
         [..., 1], float32.
+
+    Raises:
+        ValueError: A `held_amax` for a QUEST rule.
+
+    >>> grown = torch.tensor([[8.0, 24.0]])
+    >>> block_scale(grown, FloatFormat(2, 1), ScaleFormat.FP32, held_amax=12.0)
+    tensor([[2.]])
     """
-    amax = blocks.abs().amax(dim=-1, keepdim=True)
+    amax = own_amax = blocks.abs().amax(dim=-1, keepdim=True)
+    tensor_amax = amax.amax()
+    if held_amax is not None:
+        held = torch.as_tensor(held_amax, dtype=torch.float32, device=blocks.device)
+        if scale in (ScaleFormat.QUEST, ScaleFormat.QUEST_FLOOR):
+            raise ValueError(f"held_amax with scale={scale}: that rule uses no amax")
+        if scale.two_level:
+            tensor_amax = held
+        else:
+            amax = held.expand_as(amax)
     if scale is ScaleFormat.FP32:
         result = _fp32(amax, element)
-    elif scale is ScaleFormat.E4M3:
-        result = _two_level(amax, element.max, E4M3, element.max * E4M3.max)
-    elif scale is ScaleFormat.E4M3_4_6:
-        result = _two_level(amax, element.max, E4M3, _FOUR_OVER_SIX_TOP)
-    elif scale is ScaleFormat.UE5M3:
-        result = _two_level(amax, element.max, UE5M3, element.max * UE5M3_TOP)
+    elif scale.two_level:
+        stored, tensor_scale = two_level(amax, tensor_amax, *_two_level_parts(element, scale))
+        result = stored * tensor_scale
     elif scale in (ScaleFormat.QUEST, ScaleFormat.QUEST_FLOOR):
         rms = blocks.square().mean(dim=-1, keepdim=True).sqrt()
         exponent = torch.log2(rms * (_GAUSSIAN_CLIP / element.max))
@@ -55,7 +80,7 @@ def block_scale(blocks: Tensor, element: ElementFormat, scale: ScaleFormat) -> T
         result = _power_of_two(exponent.nan_to_num(0.0, 0.0, -127.0))
     else:
         result = _E8M0_RULES[scale](amax, element)
-    return torch.where(amax.isfinite(), result, torch.nan)
+    return torch.where(own_amax.isfinite(), result, torch.nan)
 
 
 def four_over_six_scale(blocks: Tensor) -> Tensor:
@@ -65,7 +90,8 @@ def four_over_six_scale(blocks: Tensor) -> Tensor:
     better off without it (2601.22813).  Shapes as for `block_scale`.
     """
     amax = blocks.abs().amax(dim=-1, keepdim=True)
-    return _two_level(amax, 4.0, E4M3, _FOUR_OVER_SIX_TOP)
+    stored, tensor_scale = two_level(amax, amax.amax(), 4.0, E4M3, _FOUR_OVER_SIX_TOP)
+    return stored * tensor_scale
 
 
 def reach(element: ElementFormat) -> tuple[float, int]:
@@ -97,6 +123,13 @@ def _e8m0_floor(amax: Tensor, element: ElementFormat) -> Tensor:
     return _power_of_two(_floor_exponent(amax, element))
 
 
+def _e8m0_log2(amax: Tensor, element: ElementFormat) -> Tensor:
+    # The nearest float32 to log2(amax), whatever library computes it: it is k for the largest
+    # float below 2^k, unless |k| is small.
+    exponent = amax.double().log2().float().floor().nan_to_num(0.0, 0.0, -127.0)
+    return _power_of_two(exponent - reach(element)[1])
+
+
 def _e8m0_ceil(amax: Tensor, element: ElementFormat) -> Tensor:
     # max * 2^floor lies in amax's binade: either it covers amax or the next power of two does.
     exponent = _floor_exponent(amax, element)
@@ -117,17 +150,44 @@ def _e8m0_4_3(amax: Tensor, element: ElementFormat) -> Tensor:
 
 _E8M0_RULES: dict[ScaleFormat, Callable[[Tensor, ElementFormat], Tensor]] = {
     ScaleFormat.E8M0: _e8m0_floor,
+    ScaleFormat.E8M0_LOG2: _e8m0_log2,
     ScaleFormat.E8M0_CEIL: _e8m0_ceil,
     ScaleFormat.E8M0_NEAREST: _e8m0_nearest,
     ScaleFormat.E8M0_4_3: _e8m0_4_3,
 }
 
 
-def _two_level(amax: Tensor, element_max: float, stored: FloatFormat, top: float) -> Tensor:
-    """Tensor scale max(amax) / top in FP32, block scales amax / element_max in `stored`.
+def _two_level_parts(
+    element: ElementFormat, scale: ScaleFormat
+) -> tuple[float, FloatFormat, float]:
+    """What `two_level` takes after the data."""
+    if scale is ScaleFormat.E4M3_4_6:
+        return element.max, E4M3, _FOUR_OVER_SIX_TOP
+    if scale is ScaleFormat.E4M3_16_17:
+        reached = element.max * _E4M3_HEADROOM
+        return reached, E4M3, reached * E4M3.max
+    if scale is ScaleFormat.UE5M3:
+        return element.max, UE5M3, element.max * UE5M3_TOP
+    return element.max, E4M3, element.max * E4M3.max
+
+
+def two_level(
+    amax: Tensor, tensor_amax: Tensor, reached: float, stored: FloatFormat, top: float
+) -> tuple[Tensor, Tensor]:
+    """Block scales amax / reached in `stored`, in units of an FP32 tensor scale tensor_amax / top.
 
     A block scale that would round to zero is the smallest one instead: no division by zero.
+
+    Args:
+        amax: Of each block, any shape.
+        tensor_amax: Of the tensor, a scalar.
+        reached: Where amax falls among the elements.
+        stored: Format of the block scales.
+        top: reached * the block scale of the block that holds `tensor_amax`.
+
+    Returns:
+        The block scales, of the shape of `amax`, and the tensor's; a block's scale is the product.
     """
-    tensor_scale = (amax.amax() / top).clamp(min=_SMALLEST_NORMAL)
-    wanted = (amax / element_max) / tensor_scale
-    return round_nearest_even(wanted, stored).clamp_(min=stored.step) * tensor_scale
+    tensor_scale = (tensor_amax / top).clamp(min=_SMALLEST_NORMAL)
+    wanted = (amax / reached) / tensor_scale
+    return round_nearest_even(wanted, stored).clamp_(min=stored.step), tensor_scale

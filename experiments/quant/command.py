@@ -1,0 +1,141 @@
+"""The console script `lowbit-error`: what a precision does to Gaussian data, as a table."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import textwrap
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from experiments.quant.formats import PRECISIONS, FormatError, Precision
+
+_NAMES = textwrap.fill(
+    ", ".join(PRECISIONS), 96, initial_indent=" " * 13, subsequent_indent=" " * 13
+)
+
+HELP = f"""lowbit-error: the error of number formats on normal data.
+
+  lowbit-error precision=mxfp4
+  lowbit-error precision=mxfp4,nvfp4,mxint8,INT4-row rounding=nearest_even,stochastic
+  lowbit-error precision=E3M2-block16-e8m0_ceil sigma=1
+  lowbit-error precision=nvfp4 rounding=ms_eden hadamard=128
+
+Keys (default), lists separated by commas:
+  precision  published:
+{_NAMES}
+             or spelt out: element (E4M3, E4M3-ocp, E4M3-ieee, INT8, INT8-asymmetric), who shares
+             a scale (block32, tile16, row, tensor), scale (fp32, e8m0, e8m0_ceil, e4m3, ...)
+  rounding   (nearest_even) nearest_away, toward_zero, up, down, stochastic, stochastic_8 (with 8
+             random bits; 1 to 23), ms_eden
+  sigma      standard deviation; (octave) averages over one where scales are powers of two
+  hadamard   (0) rotates blocks of that many values with random signs first
+  rows, columns, seed   (4096, 1024, 0) of the data
+
+Columns: bits per value with its share of the scales; rMSE = ||x - Q(x)||^2 / ||x||^2; QSNR =
+-10 log10 rMSE; misalignment = 1 - E[<x, Q(x)> / <x, x>]; crest = mean of max |x| / rms of what
+shares a scale; shares of values beyond the largest number, and of values that became zero."""
+
+_DEFAULTS = {
+    "precision": "",
+    "rounding": "nearest_even",
+    "sigma": "octave",
+    "hadamard": "0",
+    "rows": "4096",
+    "columns": "1024",
+    "seed": "0",
+}
+
+
+def error() -> None:
+    """`lowbit-error`.  Exit codes: 0 done, 2 a wrong request (one line says what)."""
+    words = sys.argv[1:]
+    if not words or {"-h", "--help"} & set(words):
+        print(HELP)
+        return
+    try:
+        _show(_read(words))
+    except ValueError as problem:
+        print(f"lowbit-error: {problem}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _read(words: list[str]) -> dict[str, str]:
+    """The request, every key with its value."""
+    request = dict(_DEFAULTS)
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key not in _DEFAULTS:
+            near = difflib.get_close_matches(key, _DEFAULTS, n=1)
+            raise ValueError(f"{word}: no such key{f'; did you mean {near[0]}?' if near else ''}")
+        if not equals or not value:
+            raise ValueError(f"{word}: write it as {key}=value")
+        request[key] = value
+    if not request["precision"]:
+        raise ValueError("precision: is missing, e.g. precision=mxfp4; --help lists them")
+    return request
+
+
+def _number(request: dict[str, str], key: str, smallest: int) -> int:
+    text = request[key]
+    if not text.isdecimal() or int(text) < smallest:
+        raise ValueError(f"{key}={text}: must be a whole number, {smallest} or more")
+    return int(text)
+
+
+def _sigma(text: str) -> float | None:
+    if text == "octave":
+        return None
+    try:
+        sigma = float(text)
+    except ValueError:
+        sigma = 0.0
+    if not 1e-30 < sigma < 1e30:
+        raise ValueError(f"sigma={text}: must be octave or a number from 1e-30 to 1e30")
+    return sigma
+
+
+def _show(request: dict[str, str]) -> None:
+    """One table a rounding."""
+    precisions = []
+    for name in request["precision"].split(","):
+        try:
+            precisions.append((name, Precision.parse(name)))
+        except FormatError as problem:
+            raise ValueError(f"precision={name}: {problem}") from None
+    rows, columns = _number(request, "rows", 1), _number(request, "columns", 1)
+    settings: dict[str, Any] = {
+        "rows": rows,
+        "columns": columns,
+        "seed": _number(request, "seed", 0),
+        "hadamard": _number(request, "hadamard", 0),
+        "sigma": _sigma(request["sigma"]),
+    }
+    from experiments.quant.error import gaussian_error  # torch: not before the request is read
+
+    for rounding in request["rounding"].split(","):
+        table = Table(
+            title=f"{rounding}, {rows} x {columns} normal values",
+            box=SIMPLE_HEAD,
+            collapse_padding=True,
+            pad_edge=False,
+        )
+        table.add_column("precision", overflow="fold")
+        for heading in ("bits", "rMSE", "QSNR dB", "misaligned", "crest", "clipped", "to zero"):
+            table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
+        for name, precision in precisions:
+            found = gaussian_error(precision, rounding, **settings)
+            table.add_row(
+                name,
+                f"{precision.bits_per_element(rows, columns):.4g}",
+                f"{found.mse:.3e}",
+                f"{found.qsnr:.2f}",
+                f"{found.misalignment:.1e}",
+                f"{found.crest:.2f}",
+                "-" if found.clipped is None else f"{found.clipped:.2%}",
+                f"{found.underflown:.2%}",
+            )
+        Console().print(table)

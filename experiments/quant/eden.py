@@ -1,0 +1,68 @@
+"""MS-EDEN: stochastic in the scales, nearest in the elements (Quartet II, 2601.22813).
+
+Rounding each element stochastically is unbiased but triples the error.  Here the elements of
+NVFP4 go to the nearest number, which shrinks or stretches a block along itself; the block's scale
+is corrected by just that factor, and only the corrected scale is rounded stochastically.  Of data
+rotated at random (`experiments.quant.hadamard`) the result is then asymptotically unbiased.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from experiments.quant.formats import FloatFormat
+from experiments.quant.kernels.noise import uniform
+from experiments.quant.rounding import round_nearest_even, round_stochastic
+from experiments.quant.scale import E4M3, two_level
+
+BLOCK = 16
+_E2M1 = FloatFormat(2, 1)
+_REACHED = 6 * 16 / 17 / 0.93
+"""Where a block's amax falls, slightly beyond 6: clipping a little lowers the squared error."""
+_TOP_SCALE = 256.0
+"""The largest block scale; the correction may raise it by up to 448 / 256."""
+
+
+def ms_eden(x: Tensor, noise: Tensor | int) -> Tensor:
+    """Fake-quantize to NVFP4 with E[<x, Q(x)>] = <x, x> in every block.
+
+    With a block's nearest rounding r, S = <x, x> / <x, r>, and its E4M3 scale s becomes one of the
+    two neighbours of S s, the upper with the probability that makes the mean S s.
+
+    Args:
+        x: [..., K], float32, bfloat16 or float16, K a multiple of 16, the axis that the GEMM sums
+            over; rotated, with random signs, by the caller.
+        noise: Uniform draws from [0, 1), [..., K / 16], or a key of `kernels.noise.uniform`.
+
+    Returns:
+        A contiguous tensor of `x`'s shape and dtype.  A block that rounds to zeros keeps its scale
+        (S = 1).  A NaN or an infinity makes the whole tensor NaN, as two-level scales do.
+
+    Raises:
+        ValueError: K is no multiple of 16, or `noise` of another shape.
+
+    Source:
+        2601.22813, MS-EDEN; S per block of 16 as in the paper (its repository takes it over the
+        whole rotated group).
+
+    >>> x = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+    >>> q = torch.stack([ms_eden(x, key) for key in range(64)]).mean(0)
+    >>> f"{((x * q).sum() / (x * x).sum()).item():.3f}"
+    '1.000'
+    """
+    if x.shape[-1] % BLOCK:
+        raise ValueError(f"the summed axis of {tuple(x.shape)} must be a multiple of {BLOCK}")
+    blocks = x.float().reshape(*x.shape[:-1], -1, BLOCK)
+    if isinstance(noise, int):
+        noise = uniform(noise, tuple(blocks.shape[:-1]), x.device)
+    if noise.shape != blocks.shape[:-1]:
+        raise ValueError(f"noise has shape {tuple(noise.shape)}, not {tuple(blocks.shape[:-1])}")
+    amax = blocks.abs().amax(-1, keepdim=True)
+    stored, tensor_scale = two_level(amax, amax.amax(), _REACHED, E4M3, _REACHED * _TOP_SCALE)
+    elements = round_nearest_even(blocks / (stored * tensor_scale), _E2M1)
+    along = (blocks * elements * (stored * tensor_scale)).sum(-1, keepdim=True)
+    correction = blocks.square().sum(-1, keepdim=True) / along
+    corrected = stored * torch.where(along == 0, 1.0, correction)
+    scale = round_stochastic(corrected, E4M3, noise.unsqueeze(-1)) * tensor_scale
+    return (elements * scale).reshape(x.shape).to(x.dtype).contiguous()
