@@ -1,27 +1,63 @@
-"""Weights & Biases: a mirror of a run, offline by default, never a reason to fail.
+"""Weights & Biases: a mirror of a run, offline by default, never a reason to fail or to wait.
 
-Offline, W&B leaves one `run-<id>.wandb` file and nothing else readable; `read_offline` reads it
-back without a server.
+Whatever W&B does, a run goes on: a server that is not there, slow or refuses the key turns
+`tracking.mode=online` into offline (nothing is lost: `lowbit-sync` pushes it later), a mirror that
+breaks is dropped, and both ends of a run take a bounded time.
+
+A resumed run continues its curve.  Every attempt has its own file under the same id.  Online, what
+the server lacks of earlier attempts is sent first, and rows that it has are not sent again; so the
+number of rows that it has says which they are.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
-import struct
-from collections.abc import Iterator
+import threading
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from experiments.config import TrainConfig
+from experiments.wandb_files import WandbRun, mark_synced, read_run, row_key, run_files
+
+if TYPE_CHECKING:  # it imports torch, for which lowbit-sync has no use
+    from experiments.config import TrainConfig
 
 _LOG = logging.getLogger(__name__)
-_INIT_TIMEOUT_SECONDS = 20
-_BLOCK_BYTES = 32 * 1024
-_FILE_HEADER_BYTES = 7
-_RECORD_HEADER = struct.Struct("<IHB")  # checksum, length, type
-_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+_INIT_SECONDS = 20.0
+"""How long a run waits for the server before it starts."""
+_FINISH_SECONDS = 30.0
+"""How long it waits at its end for the last rows to arrive."""
+_CLOSE_SECONDS = 5.0
+"""What W&B's own process may take for anything else before it is killed."""
+_FLUSH_SECONDS = 2.0
+"""A lost machine loses so much of the mirror."""
+_AVOID_SECONDS = 600.0
+"""For so long after the server failed one run the next ones here do not ask it: in a sweep the
+waiting would add up."""
+_avoid_until = 0.0
+
+
+class TrackingError(Exception):
+    """W&B did not do what it was asked; one line that says why."""
+
+
+@dataclass
+class Mirror:
+    """One run being logged to W&B by this process."""
+
+    run: Any
+    """W&B's."""
+    online: bool
+    finish_seconds: float
+    seen: set[Any] = field(default_factory=set)
+    """Keys of rows that W&B has from earlier attempts."""
+    broken: bool = False
+
+
+_current: Mirror | None = None
+"""W&B allows one run a process."""
 
 
 def tags(config: TrainConfig) -> list[str]:
@@ -33,147 +69,194 @@ def tags(config: TrainConfig) -> list[str]:
     return found
 
 
-def start(config: TrainConfig, run_id: str, folder: Path, attempt: int) -> Any | None:
-    """A W&B run for one of ours, or None if tracking is off or W&B cannot be started.
+def start(config: TrainConfig, run_id: str, folder: Path, attempt: int) -> Mirror | None:
+    """Begin to mirror an attempt at a run; group is the study, job type "train".
 
-    Group is the study, job type "train".  An offline file cannot be resumed, so a second attempt
-    writes its own file under `<run_id>-a<attempt>`.
+    Returns:
+        What `log` wants; None if tracking is off or W&B cannot even write a file.
     """
+    global _avoid_until
     if config.tracking.mode == "none":
         return None
+    described = WandbRun(
+        run_id=run_id,
+        group=config.study.name,
+        job_type="train",
+        project=config.tracking.project,
+        tags=tags(config),
+        config=asdict(config) | {"attempts": attempt},
+    )
+    if config.tracking.mode == "online" and time.monotonic() >= _avoid_until:
+        try:
+            earlier = read_run(folder).history if run_files(folder) else []
+            return connect(described, folder, earlier, _INIT_SECONDS, _FINISH_SECONDS)
+        except (TrackingError, ValueError, OSError) as error:
+            _avoid_until = time.monotonic() + _AVOID_SECONDS
+            _LOG.warning(
+                "tracking.mode=online: %s; the run goes on offline, push it with lowbit-sync", error
+            )
+    try:
+        return _init(described, folder, "offline", _INIT_SECONDS, _CLOSE_SECONDS)
+    except TrackingError as error:
+        _LOG.warning("tracking: %s; the run goes on without W&B", error)
+        return None
+
+
+def connect(
+    described: WandbRun,
+    folder: Path,
+    rows: list[dict[str, Any]],
+    init_seconds: float,
+    finish_seconds: float,
+) -> Mirror:
+    """Create the run on the server or take it up again, and bring it up to date.
+
+    Args:
+        described: Its identity and configuration.
+        folder: Where W&B keeps its own files.
+        rows: The curve so far, from its beginning.
+        init_seconds: For the server to answer.
+        finish_seconds: For the rows to arrive, once `finish` is called.
+
+    Raises:
+        TrackingError: No answer, no key, a wrong key.
+    """
+    mirror = _init(described, folder, "online", init_seconds, finish_seconds)
+    for row in rows[mirror.run.starting_step :]:
+        # W&B counts and times rows itself, but takes the time of day from us.
+        log(mirror, {k: v for k, v in row.items() if not k.startswith("_") or k == "_timestamp"})
+    mirror.seen = {row_key(row) for row in rows if "step" in row}
+    return mirror
+
+
+def log(mirror: Mirror | None, row: dict[str, float]) -> None:
+    """Send one row of metrics; a W&B that breaks down costs the rest of the mirror, not the run."""
+    if mirror is None or mirror.broken or (mirror.seen and row_key(row) in mirror.seen):
+        return
+    try:
+        mirror.run.log(row)
+    except Exception as error:
+        mirror.broken = True
+        _LOG.warning("W&B broke down (%s); the run goes on without it", _line(error))
+
+
+def finish(exit_code: int) -> bool:
+    """End the W&B run of this process, if there is one, and W&B's own process.
+
+    Returns:
+        Whether all rows are known to be on the server.
+    """
+    global _current, _avoid_until
+    mirror, _current = _current, None
+    if mirror is None:
+        return False
+    closed = _close(exit_code, mirror.finish_seconds + _CLOSE_SECONDS)
+    if not mirror.online:
+        return False
+    arrived = closed and not mirror.broken and _uploaded(mirror.run.settings)
+    if not arrived:
+        _avoid_until = time.monotonic() + _AVOID_SECONDS
+        _LOG.warning("W&B did not take all of the run; push it again with lowbit-sync")
+    return arrived
+
+
+def _uploaded(settings: Any) -> bool:
+    """Whether a run that was closed in peace arrived; if so its files are marked."""
+    try:
+        # W&B says nowhere else that an upload failed for good.
+        if "filestream: fatal error" in Path(settings.log_internal).read_text():
+            return False
+        for file in run_files(Path(settings.root_dir)):
+            mark_synced(file, file.stat().st_size)
+    except OSError as error:
+        _LOG.debug("not known whether W&B has the run: %s", error)
+        return False
+    return True
+
+
+def _init(
+    described: WandbRun,
+    folder: Path,
+    mode: Literal["online", "offline"],
+    init_seconds: float,
+    finish_seconds: float,
+) -> Mirror:
+    global _current
     import wandb
 
-    offline = config.tracking.mode == "offline"
+    online = mode == "online"
     try:
+        # Before anything else, or W&B says whose key it found, and asks for one on a terminal.
+        wandb.setup(wandb.Settings(silent=True, console="off"))
         run = wandb.init(
-            project=config.tracking.project,
-            name=run_id,
-            id=run_id if attempt == 1 or not offline else f"{run_id}-a{attempt}",
-            resume=None if offline else "allow",
+            project=described.project,
+            name=described.run_id,
+            id=described.run_id,
+            resume="allow" if online else None,
             dir=folder,
-            mode="offline" if offline else "online",
-            group=config.study.name,
-            job_type="train",
-            tags=tags(config),
-            config=asdict(config),
+            mode=mode,
+            group=described.group,
+            job_type=described.job_type,
+            tags=described.tags,
+            config=described.config,
             settings=wandb.Settings(
                 console="off",
                 silent=True,
-                init_timeout=_INIT_TIMEOUT_SECONDS,
+                init_timeout=init_seconds,
+                finish_timeout=finish_seconds,
+                host=described.host or None,
+                x_start_time=time.time() - described.seconds if described.seconds else None,
+                x_transaction_log_flush_interval=_FLUSH_SECONDS,
                 x_disable_stats=True,
                 x_disable_meta=True,
+                x_save_requirements=False,
                 disable_git=True,
             ),
         )
         run.define_metric("tokens")
         run.define_metric("*", step_metric="tokens")
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        _LOG.warning(
-            "tracking.mode=%s: W&B did not start (%s); the run goes on without it",
-            config.tracking.mode,
-            reason,
-        )
-        finish(exit_code=1)
-        return None
-    return run
+        _close(1, _CLOSE_SECONDS)
+        raise TrackingError(f"W&B did not start ({_line(error)})") from error
+    _current = Mirror(run, online, finish_seconds)
+    return _current
 
 
-def log(run: Any | None, row: dict[str, float]) -> None:
-    """Send one row of metrics; a W&B that breaks down later costs that row, not the run."""
-    if run is None:
-        return
-    try:
-        run.log(row)
-    except Exception as error:
-        _LOG.warning("W&B dropped a row (%s)", error)
-
-
-def finish(exit_code: int) -> None:
-    """End the W&B run of this process, if there is one: the next run here gets its own."""
-    import wandb
-
-    if wandb.run is not None:
-        try:
-            wandb.finish(exit_code=exit_code)
-        except Exception as error:
-            _LOG.warning("W&B did not finish (%s)", error)
-
-
-@dataclass
-class OfflineRun:
-    """What one offline W&B file holds."""
-
-    run_id: str = ""
-    group: str = ""
-    job_type: str = ""
-    project: str = ""
-    tags: list[str] = field(default_factory=list)
-    config: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    exit_code: int | None = None
-    """None: the run was killed before it could say."""
-
-
-def read_offline(path: Path) -> OfflineRun:
-    """Read a `run-<id>.wandb` file.
-
-    Args:
-        path: The file, or a folder with exactly one such file below it.
+def _close(exit_code: int, seconds: float) -> bool:
+    """End W&B's run and process within `seconds`, by force if need be.
 
     Returns:
-        Identity, config and every row of the loss curve, as far as the file is whole.
-
-    Raises:
-        FileNotFoundError: No such file, or not exactly one.
+        Whether it went without force or error.
     """
-    from wandb.proto import wandb_internal_pb2
+    import wandb
+    from wandb.sdk import wandb_setup
 
-    if path.is_dir():
-        files = sorted(path.rglob("run-*.wandb"))
-        if len(files) != 1:
-            raise FileNotFoundError(f"{path}: {len(files)} W&B files below it, not one")
-        path = files[0]
-    found = OfflineRun()
-    for data in _records(path.read_bytes()):
-        record = wandb_internal_pb2.Record.FromString(data)  # type: ignore[attr-defined]
-        kind = record.WhichOneof("record_type")
-        if kind == "run":
-            run = record.run
-            found.run_id, found.group, found.job_type = run.run_id, run.run_group, run.job_type
-            found.project, found.tags = run.project, list(run.tags)
-            _update(found.config, run.config.update)
-        elif kind == "config":
-            _update(found.config, record.config.update)
-        elif kind == "history":
-            row: dict[str, Any] = {}
-            _update(row, record.history.item)
-            found.history.append(row)
-        elif kind == "exit":
-            found.exit_code = record.exit.exit_code
-    return found
+    done = threading.Event()
+    process: Any = wandb_setup.singleton()
+    for name in ("_connection", "_proc", "_process"):  # there is no public way to it
+        process = getattr(process, name, None)
 
+    def close() -> None:
+        try:
+            wandb.finish(exit_code=exit_code)
+            done.set()
+        except Exception as error:
+            _LOG.debug("W&B did not finish: %s", error)
+        with contextlib.suppress(Exception):
+            wandb.teardown(exit_code=exit_code)
 
-def _update(into: dict[str, Any], items: Any) -> None:
-    for item in items:
-        name = item.key or ".".join(item.nested_key)
-        into[name] = json.loads(item.value_json)
+    closing = threading.Thread(target=close, name="wandb-finish", daemon=True)
+    closing.start()
+    try:
+        closing.join(seconds)
+    finally:  # Ctrl-C while waiting included
+        if process is not None and process.poll() is None:
+            done.clear()
+            process.kill()
+            process.wait()
+            closing.join(_CLOSE_SECONDS)
+    return done.is_set()
 
 
-def _records(data: bytes) -> Iterator[bytes]:
-    """The records of a LevelDB log, cut to fit 32 KiB blocks; a torn tail is dropped."""
-    position, parts = _FILE_HEADER_BYTES, b""
-    while position + _RECORD_HEADER.size <= len(data):
-        left_in_block = _BLOCK_BYTES - position % _BLOCK_BYTES
-        if left_in_block < _RECORD_HEADER.size:
-            position += left_in_block
-            continue
-        _, length, kind = _RECORD_HEADER.unpack_from(data, position)
-        position += _RECORD_HEADER.size
-        chunk = data[position : position + length]
-        if kind not in (_FULL, _FIRST, _MIDDLE, _LAST) or len(chunk) < length:
-            return
-        position += length
-        parts = chunk if kind in (_FULL, _FIRST) else parts + chunk
-        if kind in (_FULL, _LAST):
-            yield parts
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,323 @@
+"""The console script `lowbit-sync`: offline W&B runs to the server, one curve a run.
+
+A run's files are only read, so nothing can be lost here.  What arrives at the server is what a
+resumed online run would have sent: the rows that it does not have yet, of all attempts together.
+`wandb sync` would let a later attempt overwrite an earlier one, give up at a torn file, report a
+refused upload as done and wait for ever.
+
+Each run is pushed by a process of its own, so that a time limit is one.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments import tracking
+from experiments.wandb_files import is_synced, mark_synced, read_run, run_files
+
+HELP = """\
+lowbit-sync: push the offline W&B runs of a study, continuing the curves of resumed runs.
+
+  lowbit-sync study=precision_grid                  every run below runs/precision_grid
+  lowbit-sync study=precision_grid dry_run=true     what would be pushed; asks no server
+  lowbit-sync runs/demo/nearest-E2M1-... timeout=300
+  WANDB_BASE_URL=http://wandb.lab:8080 lowbit-sync study=demo
+
+Prints one line a run: pushed, repaired+pushed (an attempt was killed and its file is torn, or there
+were several), already pushed, running (left alone), failed (why).  May be run again at any time,
+also while the sweep goes on; what the server has is not sent again.
+
+Log in once with `wandb login`, or set WANDB_API_KEY.
+
+  study=NAME      stands for the folder runs/NAME
+  PATH ...        folders of runs or of studies, wherever they are
+  timeout=60      seconds for one run to arrive; a server that is down ends the command
+  dry_run=false   true: only say what would be done
+
+Exit code: 0 all that is complete is pushed, 1 some failed, 2 a wrong request or no key.
+"""
+_AT_ONCE = 4
+_ANSWER_SHARE = 0.7
+"""Of the time limit, for the server's first answer: time is left to say what was wrong."""
+_PROBE_SECONDS = 5.0
+_NO_KEY = (
+    "no W&B key: log in with `wandb login`, or set WANDB_API_KEY "
+    "(and WANDB_BASE_URL for a server of your own)"
+)
+
+
+class UsageError(ValueError):
+    """A request that cannot be meant as typed."""
+
+
+@dataclass
+class Options:
+    """What was asked for."""
+
+    paths: list[Path] = field(default_factory=list)
+    timeout: float = 60.0
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one run."""
+
+    state: str
+    """pushed, repaired+pushed, already pushed, running, empty, failed or not tried."""
+    detail: str = ""
+    ends_all: str = ""
+    """Why no other run can be pushed either."""
+
+
+def main() -> None:
+    """Entry point of `lowbit-sync`."""
+    try:
+        sys.exit(run(sys.argv[1:]))
+    except UsageError as error:
+        sys.stderr.write(f"lowbit-sync: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("lowbit-sync: interrupted; the same command goes on from here\n")
+        sys.exit(130)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Do what the arguments say and return the exit code.
+
+    Raises:
+        UsageError: They cannot be meant.
+    """
+    if not arguments or any(word in ("help", "-h", "--help") for word in arguments):
+        sys.stdout.write(HELP)
+        return 0 if arguments else 2
+    options = parse(arguments)
+    folders = find_runs(options.paths)
+    if not folders:
+        where = ", ".join(str(path) for path in options.paths)
+        raise UsageError(f"{where}: no W&B files below it; was it trained with tracking=none?")
+    if options.dry_run:
+        for folder in folders:
+            _say(folder, _without_pushing(folder) or _would_push(folder))
+        return 0
+    states: Counter[str] = Counter()
+    ends_all = ""
+    for folder, outcome in push_all(folders, options.timeout, server()):
+        _say(folder, outcome)
+        states[outcome.state] += 1
+        ends_all = ends_all or outcome.ends_all
+    sys.stdout.write(", ".join(f"{count} {state}" for state, count in states.items()) + "\n")
+    if ends_all:
+        sys.stderr.write(f"lowbit-sync: {ends_all}\n")
+    if ends_all == _NO_KEY:
+        return 2
+    return 1 if states["failed"] or states["not tried"] else 0
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Read the command line.
+
+    Raises:
+        UsageError: Names the word, and what would be right.
+    """
+    options = Options()
+    for word in arguments:
+        key, equals, value = word.partition("=")
+        if equals and key == "study":
+            options.paths.append(Path("runs", value))
+        elif equals and key == "timeout":
+            try:
+                options.timeout = float(value)
+            except ValueError:
+                options.timeout = 0.0
+            if not options.timeout > 0:
+                raise UsageError(f"timeout={value}: must be a number of seconds, more than 0")
+        elif equals and key == "dry_run":
+            if value not in ("true", "false"):
+                raise UsageError(f"dry_run={value}: must be true or false")
+            options.dry_run = value == "true"
+        elif Path(word).exists():
+            options.paths.append(Path(word))
+        elif equals:
+            raise UsageError(f"{word}: no such option; there are: study timeout dry_run")
+        else:
+            raise UsageError(f"{word}: no such file or folder")
+    if not options.paths:
+        raise UsageError("study: missing; give study=<name> or folders")
+    for path in options.paths:
+        if not path.exists():
+            raise UsageError(f"study={path.name}: there is no folder {path.absolute()}")
+    return options
+
+
+def find_runs(paths: Iterable[Path]) -> list[Path]:
+    """The folders of the runs below some paths that have W&B files."""
+    files = {
+        file.absolute()
+        for path in paths
+        for file in ([path] if path.is_file() else path.rglob("run-*.wandb"))
+    }
+    # <run>/wandb/[offline-]run-<time>-<id>/run-<id>.wandb
+    return sorted({file.parents[2] for file in files})
+
+
+def server() -> str:
+    """The address that W&B is set to use."""
+    import wandb
+    from wandb.sdk import wandb_setup
+
+    try:
+        return str(wandb_setup.singleton().settings.base_url)
+    finally:
+        wandb.teardown()
+
+
+def push_all(folders: Sequence[Path], timeout: float, url: str) -> Iterator[tuple[Path, Outcome]]:
+    """Push runs to the server at `url`, a few at once.
+
+    Yields:
+        Each run's folder, as soon as its outcome is known, with that.
+    """
+    hopeless = threading.Event()
+
+    def one(folder: Path) -> Outcome:
+        if (outcome := _without_pushing(folder)) is not None:
+            return outcome
+        if hopeless.is_set():
+            return Outcome("not tried")
+        outcome = _in_a_process(folder, timeout, url)
+        if outcome.ends_all:
+            hopeless.set()
+        return outcome
+
+    pool = ThreadPoolExecutor(_AT_ONCE)
+    try:
+        jobs = {pool.submit(one, folder): folder for folder in folders}
+        for job in as_completed(jobs):
+            yield jobs[job], job.result()
+    finally:  # Ctrl-C: the processes get it too
+        pool.shutdown(cancel_futures=True)
+
+
+def push(folder: Path, timeout: float) -> dict[str, Any]:
+    """Push one run from this process.
+
+    Args:
+        folder: The run's.
+        timeout: Seconds for the rows to arrive, most of it for the server's first answer.
+
+    Returns:
+        `rows`, `attempts` and `torn` bytes of what was pushed.
+
+    Raises:
+        tracking.TrackingError: It did not arrive.
+        ValueError: A file is not W&B's.
+    """
+    sizes = {file: file.stat().st_size for file in run_files(folder)}
+    found = read_run(folder)
+    if found.history:
+        found.config.pop("_wandb", None)
+        with tempfile.TemporaryDirectory(prefix="lowbit-sync-") as scratch:
+            rows = found.history
+            tracking.connect(found, Path(scratch), rows, _ANSWER_SHARE * timeout, timeout)
+            # W&B knows no "stopped": a run without an end has failed, until it is resumed.
+            if not tracking.finish(1 if found.exit_code is None else found.exit_code):
+                raise tracking.TrackingError("the server did not take all of its rows")
+        for file, size in sizes.items():
+            mark_synced(file, size)
+    return {"rows": len(found.history), "attempts": found.attempts, "torn": found.torn}
+
+
+def push_alone(folder: str, timeout: float) -> None:
+    """What the process of one run does: push, and tell its parent in a line of JSON."""
+    try:
+        print(json.dumps(push(Path(folder), timeout)))
+    except (tracking.TrackingError, ValueError, OSError) as error:
+        print(json.dumps({"error": str(error)}))
+
+
+def _in_a_process(folder: Path, timeout: float, url: str) -> Outcome:
+    root = Path(__file__).parent.parent
+    program = (
+        f"import sys; sys.path.insert(0, {str(root)!r}); "
+        f"from experiments.sync import push_alone; push_alone({str(folder)!r}, {timeout})"
+    )
+    command = [sys.executable, "-P", "-c", program]  # -P: not what lies in the current folder
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
+        )
+    except subprocess.TimeoutExpired:
+        return _failed(f"no answer within {timeout:g} s", url)
+    if done.returncode:
+        return _failed((done.stderr.strip().splitlines() or ["its process was killed"])[-1], url)
+    said = json.loads(done.stdout)
+    return _failed(said["error"], url) if "error" in said else _arrived(said)
+
+
+def _arrived(said: dict[str, Any]) -> Outcome:
+    if not said["attempts"]:
+        return Outcome("empty", "killed before it logged anything")
+    detail = f"{said['rows']} rows"
+    if said["attempts"] > 1:
+        detail += f", {said['attempts']} attempts joined"
+    if said["torn"]:
+        detail += f", {said['torn']} torn bytes left out"
+    return Outcome("repaired+pushed" if said["attempts"] > 1 or said["torn"] else "pushed", detail)
+
+
+def _failed(reason: str, url: str) -> Outcome:
+    if "No API key" in reason:
+        return Outcome("failed", "no key", _NO_KEY)
+    if "error 401" in reason or "API key" in reason:
+        return Outcome("failed", reason, f"{url} refuses the key: log in again with `wandb login`")
+    if ("no answer" in reason or "deadline" in reason) and not _answers(url):
+        return Outcome("failed", reason, f"{url} does not answer; nothing was lost, try again")
+    return Outcome("failed", reason)
+
+
+def _answers(url: str) -> bool:
+    """Whether there is a server at all: one run that takes too long says nothing about others."""
+    try:
+        urllib.request.urlopen(url, timeout=_PROBE_SECONDS).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _without_pushing(folder: Path) -> Outcome | None:
+    from experiments import lease  # brings pandas, which the processes of `push` can do without
+
+    holder = lease.holder(folder)
+    if holder is not None and lease.is_alive(folder, holder):
+        return Outcome("running", f"on {holder.host}; left alone")
+    if all(is_synced(file) for file in run_files(folder)):
+        return Outcome("already pushed")
+    return None
+
+
+def _would_push(folder: Path) -> Outcome:
+    found = read_run(folder)
+    said = {"rows": len(found.history), "attempts": found.attempts, "torn": found.torn}
+    outcome = _arrived(said)
+    return Outcome(f"would be {outcome.state}", outcome.detail)
+
+
+def _say(folder: Path, outcome: Outcome) -> None:
+    line = f"{outcome.state:<15}  {folder.name}  {outcome.detail}"
+    sys.stdout.write(line.rstrip() + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,182 @@
+"""W&B's files on disk: `run-<id>.wandb`, read without a server and without harm to them.
+
+Such a file is a LevelDB log (blocks of 32 KiB, a checksum per piece) of protobuf records.  Each
+attempt at a run writes its own, and that of a killed attempt ends anywhere, where `wandb sync`
+gives up.  `read_run` takes what is whole and makes one run of all attempts.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_FILE_HEADER = struct.pack("<4sHB", b":W&B", 0xBEE1, 0)
+_BLOCK_BYTES = 32 * 1024
+_PIECE_HEADER = struct.Struct("<IHB")  # CRC-32 of kind and data, length of the data, kind
+_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+
+Row = dict[str, Any]
+"""One row of the history; columns that begin with _ are W&B's own."""
+
+
+@dataclass
+class WandbRun:
+    """One run as W&B sees it."""
+
+    run_id: str = ""
+    group: str = ""
+    job_type: str = ""
+    project: str = ""
+    tags: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    history: list[Row] = field(default_factory=list)
+    exit_code: int | None = None
+    """Of the last attempt; None: it was killed before it could say."""
+    host: str = ""
+    attempts: int = 0
+    """Those that logged a row."""
+    seconds: float = 0.0
+    """From the start of each attempt to its last row, summed."""
+    torn: int = 0
+    """Bytes behind the last whole record of a file, over all files."""
+
+
+def run_files(folder: Path) -> list[Path]:
+    """The W&B files of one run, one an attempt, by the second in which they were begun.
+
+    Args:
+        folder: What `wandb.init(dir=...)` was given; the files are
+            `wandb/[offline-]run-<time>-<id>/run-<id>.wandb` below it.
+    """
+    found = folder.glob("wandb/*run-*-*/run-*.wandb")
+    return sorted(found, key=lambda path: path.parent.name.removeprefix("offline-"))
+
+
+def row_key(row: Row) -> tuple[float, frozenset[str]]:
+    """What makes two rows the same point of a curve: the step and which columns it has.
+
+    A resumed run repeats the steps after its checkpoint, to the same bits.
+    """
+    return row["step"], frozenset(name for name in row if not name.startswith("_"))
+
+
+def read_run(path: Path) -> WandbRun:
+    """Read a W&B file, or the folder of a run with those of its attempts, as far as whole.
+
+    Rows are in the order of their `step`; of a row that several attempts wrote the first stands,
+    as on a server, which has it already.  Everything else is the last attempt's.
+
+    Raises:
+        FileNotFoundError: No such file, or none below the folder.
+        ValueError: It is not a W&B file.
+    """
+    files = run_files(path) if path.is_dir() else [path]
+    if not files:
+        raise FileNotFoundError(f"{path}: no W&B file below it")
+    found = WandbRun()
+    rows: dict[Any, Row] = {}
+    for attempt in sorted(map(_read_attempt, files), key=lambda attempt: attempt.started):
+        found.torn += attempt.torn
+        if attempt.run is None:
+            continue
+        found.run_id, found.project = attempt.run.run_id, attempt.run.project
+        found.group, found.job_type = attempt.run.run_group, attempt.run.job_type
+        found.tags, found.host = list(attempt.run.tags), attempt.run.host
+        found.config |= attempt.config
+        found.exit_code = attempt.exit_code
+        for row in attempt.history:
+            rows.setdefault(row_key(row) if "step" in row else len(rows), row)
+        if attempt.history:
+            found.attempts += 1
+            last = attempt.history[-1].get("_timestamp", attempt.started)
+            found.seconds += last - attempt.started
+    found.history = list(rows.values())
+    if all("step" in row for row in found.history):
+        # Stable: the row of the validation loss stays behind the last training row.
+        found.history.sort(key=lambda row: row["step"])
+    return found
+
+
+def mark_synced(file: Path, size: int) -> None:
+    """Note beside a file that its first `size` bytes are on the server, where `wandb sync` does."""
+    _marker(file).write_text(f"{size}\n")
+
+
+def is_synced(file: Path) -> bool:
+    """Whether a file was marked, by us or by `wandb sync`, and has not grown since."""
+    try:
+        marked = _marker(file).read_text().strip()
+    except FileNotFoundError:
+        return False
+    return marked in ("", str(file.stat().st_size))  # wandb sync's own marker is empty
+
+
+def _marker(file: Path) -> Path:
+    return file.with_name(f"{file.name}.synced")
+
+
+def _values(items: Iterable[Any]) -> Row:
+    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+@dataclass
+class _Attempt:
+    """What one file holds."""
+
+    run: Any = None
+    """Its run record; None: killed before that was written."""
+    started: float = 0.0
+    """Seconds since 1970."""
+    config: Row = field(default_factory=dict)
+    history: list[Row] = field(default_factory=list)
+    exit_code: int | None = None
+    torn: int = 0
+
+
+def _read_attempt(path: Path) -> _Attempt:
+    from wandb.proto import wandb_internal_pb2  # takes its time to import
+
+    data = path.read_bytes()
+    if data[: len(_FILE_HEADER)] != _FILE_HEADER[: len(data)]:
+        raise ValueError(f"{path}: not a W&B file")
+    found, whole = _Attempt(), min(len(data), len(_FILE_HEADER))
+    for encoded, end in _scan(data):
+        whole = end
+        record = wandb_internal_pb2.Record.FromString(encoded)  # type: ignore[attr-defined]
+        match record.WhichOneof("record_type"):
+            case "run":
+                found.run = record.run
+                found.started = record.run.start_time.ToNanoseconds() / 1e9
+                found.config |= _values(record.run.config.update)
+            case "config":
+                found.config |= _values(record.config.update)
+            case "history":
+                found.history.append(_values(record.history.item))
+            case "exit":
+                found.exit_code = record.exit.exit_code
+    found.torn = len(data) - whole
+    return found
+
+
+def _scan(data: bytes) -> Iterator[tuple[bytes, int]]:
+    """Each whole record and where it ends."""
+    position, parts = len(_FILE_HEADER), b""
+    while position + _PIECE_HEADER.size <= len(data):
+        left_in_block = _BLOCK_BYTES - position % _BLOCK_BYTES
+        if left_in_block < _PIECE_HEADER.size:
+            position += left_in_block
+            continue
+        checksum, length, kind = _PIECE_HEADER.unpack_from(data, position)
+        position += _PIECE_HEADER.size
+        piece = data[position : position + length]
+        if len(piece) < length or checksum != zlib.crc32(piece, zlib.crc32(bytes([kind]))):
+            return
+        position += length
+        parts = piece if kind in (_FULL, _FIRST) else parts + piece
+        if kind in (_FULL, _LAST):
+            yield parts, position
