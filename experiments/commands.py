@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from experiments.paths import conf_dir, plugins_dir
 
@@ -20,12 +21,15 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from experiments.config import ConfigError, TrainConfig, explain, from_hydra
+from experiments.lease import Fenced, Held
+from experiments.progress import duration
 from experiments.shards import DataError
-from experiments.sweep.plan import make_plan, write_study
-from experiments.sweep.show import console, duration, show_plan
+from experiments.sweep.estimate import probe
+from experiments.sweep.plan import Resources, make_plan, write_study
+from experiments.sweep.show import console, show_plan
 
 if TYPE_CHECKING:
-    from experiments.train import Progress, Report
+    from experiments.recorder import Progress, Report
 
 _PLAIN_LINES = 20
 """Progress lines of a run that does not write to a terminal."""
@@ -41,6 +45,8 @@ def train() -> None:
     # argparse takes flags before the overrides only; here -m may stand anywhere.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     composed: list[DictConfig] = []
+    shown = warnings.showwarning
+    warnings.showwarning = _show_warning
     try:
         # Hydra composes and, with -m, sweeps; a single run starts once Hydra is out of the way.
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(
@@ -55,19 +61,37 @@ def train() -> None:
         for line in text.splitlines():
             print(f"lowbit-train: {line}", file=sys.stderr)
         raise SystemExit(2) from None
+    except (Held, Fenced) as error:
+        print(f"lowbit-train: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("lowbit-train: interrupted; the same command goes on from here", file=sys.stderr)
         raise SystemExit(130) from None
     finally:
+        warnings.showwarning = shown
         if not traceback_wanted:
             del os.environ["HYDRA_FULL_ERROR"]
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """As a sentence to the user, not as a line of our source."""
+    print(f"lowbit-train: {message}", file=sys.stderr)
 
 
 def _run_one(config: TrainConfig) -> None:
     """One run, in this process."""
     plan = make_plan([config])
     if config.plan_only:
-        show_plan(plan, slots=1, full=True)
+        probe([config], plan.speeds)
+        cores = Resources(config.resources.cpus, config.resources.gpus)
+        show_plan(plan, cores, max_parallel=1, full=True)
         return
     # Lightning takes seconds to import: not before a wrong request has been refused.
     from experiments.train import train as train_run

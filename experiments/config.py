@@ -7,28 +7,33 @@ cannot run raises `ConfigError`, one line that names the key, the value and what
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
-import math
+import functools
 import re
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.data import DataConfig, corpus_sha256
+from experiments.data import DataConfig
 from experiments.model import ModelConfig
-from experiments.quant.formats import FloatFormat, FormatError, Precision, ScaleFormat
+from experiments.quant.formats import (
+    ElementFormat,
+    FloatFormat,
+    FormatError,
+    IntFormat,
+    Precision,
+    ScaleFormat,
+)
 from experiments.quant.recipe import RecipeConfig
-
-NUMERICS_VERSION = 1
-"""Raised by hand when a change alters losses: it is part of every run's address."""
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 TRACKING_MODES = ("offline", "online", "none")
 DEVICES = ("cpu", "cuda")
+PRECISION_KINDS = ("float", "int", "int_asymmetric")
+ISOLATION = ("none", "process")
+ON_FAILURE = ("continue", "stop")
 
 
 class ConfigError(ValueError):
@@ -39,6 +44,8 @@ class ConfigError(ValueError):
 class PrecisionConfig:
     """To what the operands are quantized."""
 
+    kind: str = "float"
+    """float, int (symmetric) or int_asymmetric; INT8 has exponent 0 and mantissa 7."""
     exponent: int = 2
     mantissa: int = 1
     specials: str = "none"
@@ -53,21 +60,34 @@ class PrecisionConfig:
             ConfigError: A value that no format has.
         """
         try:
-            element = FloatFormat(self.exponent, self.mantissa, self.specials)
             if self.scale not in list(ScaleFormat):
                 raise FormatError(
                     f"scale={self.scale}: must be one of {', '.join(s.value for s in ScaleFormat)}"
                 )
-            return Precision(element, self.granularity, self.block_size, ScaleFormat(self.scale))
+            scale = ScaleFormat(self.scale)
+            return Precision(self._element(), self.granularity, self.block_size, scale)
         except FormatError as error:
             raise ConfigError(f"precision.{error}") from error
+
+    def _element(self) -> ElementFormat:
+        if self.kind == "float":
+            return FloatFormat(self.exponent, self.mantissa, self.specials)
+        if self.kind not in PRECISION_KINDS:
+            raise FormatError(f"kind={self.kind}: must be one of {', '.join(PRECISION_KINDS)}")
+        if self.exponent != 0:
+            raise FormatError(f"exponent={self.exponent}: must be 0 for kind={self.kind}")
+        if not 1 <= self.mantissa <= 7:
+            raise FormatError(
+                f"mantissa={self.mantissa}: must be 1..7 (INT2..INT8) for kind={self.kind}"
+            )
+        if self.specials != "none":
+            raise FormatError(f"specials={self.specials}: must be none for kind={self.kind}")
+        return IntFormat(1 + self.mantissa, symmetric=self.kind == "int")
 
     @property
     def label(self) -> str:
         """Short and readable, e.g. E2M1-block32-e8m0."""
-        size = self.block_size if self.granularity in ("block", "tile") else ""
-        suffix = "" if self.specials == "none" else f"-{self.specials}"
-        return f"E{self.exponent}M{self.mantissa}{suffix}-{self.granularity}{size}-{self.scale}"
+        return str(self.build())
 
 
 @dataclass
@@ -103,7 +123,34 @@ class ResourcesConfig:
     cpus: int = 1
     """CPU cores and torch threads of a run."""
     gpus: float = 0.0
+    """A fraction lets several runs share one."""
+    memory: float = 0.0
+    """GiB set aside for a run, which it is held to; 0: neither."""
     device: str = "cpu"
+    isolate: str = "none"
+    """process: a fresh worker process for every run; none: one that other runs used before."""
+
+
+@dataclass
+class TrainerConfig:
+    """One run on several devices; does not change its identity, for its batches are the same."""
+
+    num_workers: int = 1
+    """Processes that share a run's batches (data-parallel), each with `resources`."""
+    spread: bool = False
+    """Over different nodes; false: all on one."""
+
+
+@dataclass
+class BudgetConfig:
+    """What a sweep may cost; one that needs more is refused before it starts."""
+
+    hours: float = 0.0
+    """Of devices (GPUs; CPU cores for runs without), summed over runs; 0: no limit."""
+    flops: float = 0.0
+    """Of training, summed over runs; 0: no limit."""
+    price: float = 0.0
+    """Of one device hour, for the plan's estimate of cost."""
 
 
 @dataclass
@@ -131,6 +178,8 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
     tokens: int = 1_000_000
     """Training tokens, rounded down to whole steps."""
     batch_size: int = 8
@@ -141,8 +190,14 @@ class TrainConfig:
     runs: str = "runs"
     """Folder of all studies' results."""
     checkpoint_seconds: float = 60.0
+    lease_seconds: float = 60.0
+    """Without a sign of life after which another machine may take a run over."""
+    timeout_seconds: float = 0.0
+    """Of training after which a run has failed; 0: none."""
     plan_only: bool = False
     retry_failed: bool = False
+    on_failure: str = "continue"
+    """stop: once a run failed start no other, and let those that run write a checkpoint."""
 
     @property
     def batch_tokens(self) -> int:
@@ -161,17 +216,43 @@ def from_hydra(cfg: DictConfig) -> TrainConfig:
     Raises:
         ConfigError: The first thing that is wrong, in one line.
     """
+    return from_typed(typed(cfg))
+
+
+def typed(cfg: DictConfig) -> DictConfig:
+    """A composed configuration whose keys and values have the types of `TrainConfig`.
+
+    Raises:
+        ConfigError: One does not, in one line.
+    """
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), cfg)
-        config = OmegaConf.to_object(merged)
+        merged = OmegaConf.merge(_schema(), cfg)
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, cfg)) from error
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def from_typed(merged: DictConfig) -> TrainConfig:
+    """Check what `typed` made and turn it into dataclasses; raises as `from_hydra` does."""
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error, merged)) from error
     assert isinstance(config, TrainConfig)
     if config.data.path:  # a worker's working folder is another one
         config.data.path = str(Path(config.data.path).expanduser().absolute())
     config.runs = str(Path(config.runs).expanduser().absolute())
     check(config)
     return config
+
+
+@functools.cache
+def _schema() -> DictConfig:
+    """The tree with its types; takes longer to make than to use, and is only read."""
+    schema = OmegaConf.structured(TrainConfig)
+    assert isinstance(schema, DictConfig)
+    return schema
 
 
 def from_dict(values: dict[str, Any]) -> TrainConfig:
@@ -218,10 +299,30 @@ def _scalar_problems(config: TrainConfig) -> list[str]:
         ("compute_dtype", config.compute_dtype, COMPUTE_DTYPES),
         ("tracking.mode", tracking.mode, TRACKING_MODES),
         ("resources.device", resources.device, DEVICES),
+        ("resources.isolate", resources.isolate, ISOLATION),
+        ("on_failure", config.on_failure, ON_FAILURE),
     ):
         demand(value in choices, key, value, f"must be one of {', '.join(choices)}")
     demand(tracking.log_every >= 1, "tracking.log_every", tracking.log_every, "must be 1 or more")
     demand(resources.cpus >= 1, "resources.cpus", resources.cpus, "must be 1 or more")
+    for key, number in (
+        ("resources.gpus", resources.gpus),
+        ("resources.memory", resources.memory),
+        ("budget.hours", config.budget.hours),
+        ("budget.flops", config.budget.flops),
+        ("budget.price", config.budget.price),
+        ("checkpoint_seconds", config.checkpoint_seconds),
+        ("timeout_seconds", config.timeout_seconds),
+    ):
+        demand(number >= 0, key, number, "must be 0 or more")
+    demand(config.lease_seconds > 0, "lease_seconds", config.lease_seconds, "must be positive")
+    workers = config.trainer.num_workers
+    demand(
+        workers >= 1 and config.batch_size % max(1, workers) == 0,
+        "trainer.num_workers",
+        workers,
+        f"must be 1 or more and divide batch_size={config.batch_size}",
+    )
     for key in ("lr", "eps", "clip_norm"):
         demand(getattr(optim, key) > 0, f"optim.{key}", getattr(optim, key), "must be positive")
     for key in ("warmup", "final_lr", "beta1", "beta2"):
@@ -317,61 +418,3 @@ def known_keys() -> list[str]:
         return keys
 
     return walk(TrainConfig, "")
-
-
-def science(config: TrainConfig) -> dict[str, Any]:
-    """What a run's result depends on, and nothing else: no paths, names, resources or logging.
-
-    The precision of a run that quantizes nothing is left out, so that a sweep over formats has
-    one baseline and not one a format.
-    """
-    model = asdict(config.model)
-    data = asdict(config.data)
-    recipe = asdict(config.recipe)
-    for labelled in (model, recipe):
-        del labelled["name"]
-    for key in ("name", "path", "max_epochs"):  # where it lies, and what is allowed
-        del data[key]
-    identity = {
-        "model": model,
-        "data": {**data, "sha256": corpus_sha256(config.data)},
-        "optim": asdict(config.optim),
-        "steps": config.steps,
-        "batch_size": config.batch_size,
-        "compute_dtype": config.compute_dtype,
-        "seed": config.seed,
-        "numerics_version": NUMERICS_VERSION,
-    }
-    if config.recipe.quantized:
-        precision = asdict(config.precision)
-        if config.precision.granularity in ("row", "tensor"):
-            del precision["block_size"]
-        identity |= {"recipe": recipe, "precision": precision}
-    return identity
-
-
-def run_id(config: TrainConfig) -> str:
-    """A readable slug and 12 hex digits of the SHA-256 of `science`."""
-    canonical = json.dumps(science(config), sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(canonical.encode()).hexdigest()[:12]
-    parts = [config.recipe.name]
-    if config.recipe.quantized:
-        parts.append(config.precision.label)
-    parts += [config.model.name, _short(config.steps * config.batch_tokens), f"s{config.seed}"]
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts))
-    return f"{slug}-{digest}"
-
-
-def run_folder(config: TrainConfig) -> Path:
-    """Where a run's files lie."""
-    return Path(config.runs).absolute() / config.study.name / run_id(config)
-
-
-def _short(count: int) -> str:
-    """1_048_576 as 1.05M.
-
-    >>> _short(1_048_576), _short(20_480)
-    ('1.05M', '20.5k')
-    """
-    power = min(3, int(math.log10(max(count, 1)) // 3))
-    return f"{count / 1000**power:.3g}{['', 'k', 'M', 'B'][power]}"

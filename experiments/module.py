@@ -15,6 +15,7 @@ from experiments.model import Transformer
 
 # Where the noise counter of validation starts: far from every training step's.
 _VALIDATION_COUNTER = 2**40
+_RANK_COUNTERS = 2**44
 
 
 class LanguageModel(L.LightningModule):
@@ -39,7 +40,8 @@ class LanguageModel(L.LightningModule):
 
     def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
         """The mean loss of one batch."""
-        self.model.clock.counter = self.global_step
+        # Each process of a run has noise of its own; where there is one, this is the step.
+        self.model.clock.counter = self.global_step + _RANK_COUNTERS * self.global_rank
         return self.loss(batch)
 
     def on_validation_epoch_start(self) -> None:

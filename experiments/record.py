@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from experiments.accounting import count_parameters, flops_per_token
-from experiments.config import NUMERICS_VERSION, TrainConfig
+from experiments.config import TrainConfig
+from experiments.identity import NUMERICS_VERSION
 from experiments.data import TokenData
 from experiments.model import Transformer
 from experiments.quant.block import backend
@@ -38,6 +39,7 @@ def make_record(
     wall_seconds: float,
     attempts: int,
     metrics: Path,
+    weights_sha256: str,
     started: datetime,
 ) -> RunRecord:
     """The record of one run.
@@ -54,6 +56,7 @@ def make_record(
         wall_seconds: Training time over all attempts.
         attempts: How often it was started.
         metrics: The loss curve's file.
+        weights_sha256: Of the trained weights; "" where there are none.
         started: Of the last attempt.
     """
     model, quantized = config.model, config.recipe.quantized
@@ -99,6 +102,7 @@ def make_record(
         metrics_sha256=hashlib.sha256(metrics.read_bytes()).hexdigest()
         if metrics.is_file()
         else "",
+        weights_sha256=weights_sha256,
         provenance=provenance(config, started),
         config=asdict(config),
     )

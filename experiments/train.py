@@ -1,20 +1,21 @@
 """One run, start to end: `train(config)` -> `RunResult`, and the record on disk.
 
 The folder `runs/<study>/<run_id>/` holds `config.json`, `metrics.jsonl` (the loss curve, the
-truth of which W&B gets a copy), `checkpoints/`, and at the end `result.json` or `failure.json`.
-A run that was interrupted goes on from its newest checkpoint, to the same bits.
+truth of which W&B gets a copy), `checkpoints/`, a lease while somebody is at work, and at the end
+`result.json` or `failure.json`.  A run that was interrupted goes on from its newest checkpoint, to
+the same bits; a checkpoint holds everything that takes, the loss curve so far included.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
 import logging
 import math
-import os
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,19 +23,22 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+import torch.distributed as dist
 
 from experiments import tracking
-from experiments.config import ConfigError, TrainConfig, check, run_folder, run_id
+from experiments.accounting import training_bytes
+from experiments.config import ConfigError, TrainConfig, check
 from experiments.data import StepLoader, TokenData
-from experiments.module import LanguageModel, lr_factor
+from experiments.identity import run_folder, run_id
+from experiments.lease import Fenced, Lease
+from experiments.module import LanguageModel
+from experiments.progress import METRICS
 from experiments.record import make_record
+from experiments.recorder import CHECKPOINTS, Diverged, Recorder, Report
 from fitting.results import FAILURE, RESULT, RunRecord, read_record, write_atomic, write_exclusive
 
-METRICS = "metrics.jsonl"
 _VALIDATION_BATCH_TOKENS = 4_096
 """Measured: activations that stay in the cache score half as fast again as at 16,384."""
-_KEPT_CHECKPOINTS = 2
 
 
 @dataclass(frozen=True)
@@ -47,30 +51,17 @@ class RunResult:
     """The result was there before; nothing was trained."""
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands, for whoever shows it."""
-
-    step: int
-    steps: int
-    tokens_per_second: float
-    loss: float
-    phase: str = "train"
+class OutOfMemory(Exception):
+    """The run needs more memory than there is, or than it was given."""
 
 
-Report = Callable[[Progress], None]
-
-
-class Diverged(Exception):
-    """The loss is no longer a number, or worse than knowing nothing: a result, not a crash."""
-
-
-def train(config: TrainConfig, report: Report | None = None) -> RunResult:
+def train(config: TrainConfig, report: Report | None = None, token: str = "") -> RunResult:
     """Train one model to the end, or go on where an earlier attempt stopped.
 
     Args:
         config: The run.
         report: Called with the progress every `tracking.log_every` steps.
+        token: Of the lease, for a caller that wants to break it should this process die.
 
     Returns:
         The record, finished or diverged, and where it lies.
@@ -78,113 +69,193 @@ def train(config: TrainConfig, report: Report | None = None) -> RunResult:
     Raises:
         ConfigError: The configuration cannot be run; nothing was written.
         DataError: The data cannot be had; nothing was written.
+        Held: Somebody else is training this run; nothing was written.
+        Fenced: Somebody else took it over meanwhile; nothing more was written.
         Exception: Whatever else goes wrong, after `failure.json` was written.
     """
     check(config)
     if config.resources.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("resources.device=cuda: torch sees no GPU here; use cpu")
+    if config.trainer.num_workers > 1 and not dist.is_initialized():
+        raise ConfigError(
+            f"trainer.num_workers={config.trainer.num_workers}: needs -m, which starts processes"
+        )
     data = TokenData(config.data)
     data.check(config.steps, config.batch_size, config.model.vocab_size)
-    identity, folder = run_id(config), run_folder(config)
-    if (folder / RESULT).exists():
-        record = read_record(folder)
-        assert record is not None
-        return RunResult(record, folder, already_done=True)
-    run = _Run(config, data, identity, folder, report)
-    try:
-        record = run.execute()
-    except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
-        record = run.record("failed", None, reason=f"{type(error).__name__}: {reason}")
-        write_atomic(record.to_json(), folder / FAILURE)
-        raise
-    return RunResult(record, folder)
+    folder = run_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Asked again under the lease: its last holder may have finished just now.
+    if (done := _result(folder)) is not None:
+        return done
+    with Lease(folder, config.lease_seconds, token) as lease:
+        if (done := _result(folder)) is not None:
+            return done
+        run = _Run(config, data, folder, lease, report)
+        try:
+            return RunResult(run.lead(), folder)
+        except Fenced:
+            raise
+        except Exception as error:
+            named = _named(error, config)
+            if not _of_the_machine(error):
+                reason = (str(named).splitlines() or [""])[0]
+                run.write_failure(f"{type(named).__name__}: {reason}")
+            if named is error:
+                raise
+            raise named from error
+
+
+def follow(config: TrainConfig) -> None:
+    """Take part in a run on several processes as one that is not its first: writes nothing."""
+    check(config)
+    with contextlib.suppress(Diverged):
+        _Run(config, TokenData(config.data), run_folder(config), None, None).fit(None)
+
+
+def _result(folder: Path) -> RunResult | None:
+    if not (folder / RESULT).exists():
+        return None
+    record = read_record(folder)
+    assert record is not None
+    return RunResult(record, folder, already_done=True)
+
+
+def _named(error: Exception, config: TrainConfig) -> Exception:
+    """The error itself, or, where memory ran out, one that says so and what would help."""
+    texts = ("can't allocate memory", "out of memory", "Cannot allocate memory")
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if not known and not any(text in str(error) for text in texts):
+        return error
+    need = training_bytes(config.model, config.batch_tokens, config.data.seq_len) / 2**30
+    given = config.resources.memory
+    limit = f"more than resources.memory={given:g} GiB" if given else "more memory than there is"
+    return OutOfMemory(
+        f"it takes {limit} (about {need:.1f} GiB by our count, and the process itself); "
+        f"lower batch_size={config.batch_size} or data.seq_len={config.data.seq_len}"
+        + (", or raise resources.memory" if given else "")
+    )
+
+
+def _of_the_machine(error: Exception) -> bool:
+    """Whether a full or broken disk is to blame: the run is not failed, only not done yet."""
+    troubles = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS)
+    return isinstance(error, OSError) and error.errno in troubles
 
 
 class _Run:
-    """The state of one attempt at a run."""
+    """One attempt at a run, in one of its processes.
+
+    Args:
+        config: The run.
+        data: Opened.
+        folder: The run's.
+        lease: The right to write there; None for a process that is not the run's first.
+        report: As `train` takes it.
+    """
 
     def __init__(
         self,
         config: TrainConfig,
         data: TokenData,
-        identity: str,
         folder: Path,
+        lease: Lease | None,
         report: Report | None,
     ) -> None:
-        self.config, self.data, self.identity, self.folder = config, data, identity, folder
-        self.report = report
+        self.config, self.data, self.folder, self.lease = config, data, folder, lease
         self.started = datetime.now(UTC)
-        self.recorder = Recorder(self)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.attempt = self._count_attempt()
-        write_atomic(json.dumps(asdict(config), indent=1) + "\n", folder / "config.json")
-
-    def _count_attempt(self) -> int:
-        path = self.folder / "attempts.json"
-        earlier = json.loads(path.read_text())["attempts"] if path.exists() else 0
-        write_atomic(json.dumps({"attempts": earlier + 1}) + "\n", path)
-        return int(earlier) + 1
-
-    def execute(self) -> RunRecord:
-        """Train, validate, write the result."""
-        config = self.config
+        self.recorder = Recorder(config, folder, lease, report)
+        self.weights_sha256 = ""
         torch.set_num_threads(config.resources.cpus)
-        module = LanguageModel(config)
-        checkpoint = self._newest_checkpoint()
-        self.recorder.mirror = tracking.start(config, self.identity, self.folder, self.attempt)
+        self.module = LanguageModel(config)
+
+    def lead(self) -> RunRecord:
+        """As the run's first process: train, validate, write the result."""
+        assert self.lease is not None
+        for path in [*self.folder.glob(".*"), *(self.folder / CHECKPOINTS).glob("*.tmp")]:
+            path.unlink(missing_ok=True)  # what attempts that were killed left half written
+        write_atomic(json.dumps(asdict(self.config), indent=1) + "\n", self.folder / "config.json")
+        self.lease.check()
+        recorder, module = self.recorder, self.module
+        attempt, identity = self.lease.number, run_id(self.config)
+        recorder.mirror = tracking.start(self.config, identity, self.folder, attempt)
         exit_code = 1
         try:
             status, reason = "finished", ""
             try:
-                self._fit(module, checkpoint)
-                self._validate(module)
+                self.fit(recorder.newest_checkpoint())
+                self._validate()
             except Diverged as error:
                 status, reason = "diverged", str(error)
             loss = module.validation_loss if math.isfinite(module.validation_loss) else None
             if loss is not None:
-                self.recorder.final(loss)
+                recorder.final(loss)
+            recorder.write_curve()
+            self.weights_sha256 = _sha256(module)
             record = self.record(status, loss, reason)
             exit_code = 0
         finally:
             tracking.finish(exit_code)
+        self.lease.check()
         (self.folder / FAILURE).unlink(missing_ok=True)
         if not write_exclusive(record, self.folder):
             earlier = read_record(self.folder)
             assert earlier is not None
             return earlier
-        for path in self._checkpoints():
+        for path in recorder.checkpoints():
             path.unlink()
         return record
 
-    def _fit(self, module: LanguageModel, checkpoint: Path | None) -> None:
-        config = self.config
+    def write_failure(self, reason: str) -> None:
+        """Leave `failure.json`, unless others took over or the disk does not take it."""
+        assert self.lease is not None
+        with contextlib.suppress(Fenced, OSError):
+            self.lease.check()
+            write_atomic(self.record("failed", None, reason).to_json(), self.folder / FAILURE)
+
+    def fit(self, checkpoint: Path | None) -> None:
+        """Train from the checkpoint of the run's first process, or from the start, to the end."""
+        config, world = self.config, self.config.trainer.num_workers
+        rank = 0
+        if world > 1:
+            rank = dist.get_rank()
+            chosen = [checkpoint]
+            dist.broadcast_object_list(chosen, src=0)
+            [checkpoint] = chosen
         # Lightning hands the loader its position back from the checkpoint.
-        loader = StepLoader(self.data, config.seed, config.batch_size, 0, config.steps)
-        self.recorder.begin(0 if checkpoint is None else _step_of(checkpoint))
+        loader = StepLoader(
+            self.data, config.seed, config.batch_size, 0, config.steps, rank=rank, world=world
+        )
         with _lightning_quiet():
-            self._trainer(max_steps=config.steps).fit(
-                module, loader, ckpt_path=checkpoint, weights_only=True
+            self._trainer(world, max_steps=config.steps).fit(
+                self.module, loader, ckpt_path=checkpoint, weights_only=True
             )
 
-    def _validate(self, module: LanguageModel) -> None:
+    def _validate(self) -> None:
+        """In the run's first process alone: the score does not depend on their number."""
         size = max(1, _VALIDATION_BATCH_TOKENS // self.config.data.seq_len)
         batches = self.data.validation_batches(size)
         with _lightning_quiet():
-            self._trainer().validate(module, batches, verbose=False)
+            self._trainer(1).validate(self.module, batches, verbose=False)
         # No knowledge at all costs log(vocabulary) nats; a model above that learned nothing.
         ceiling = math.log(self.config.model.vocab_size)
-        if not module.validation_loss < ceiling:
+        if not self.module.validation_loss < ceiling:
             raise Diverged(
-                f"validation loss {module.validation_loss:.4g} is not below {ceiling:.4g}, "
+                f"validation loss {self.module.validation_loss:.4g} is not below {ceiling:.4g}, "
                 "that of a uniform guess"
             )
 
-    def _trainer(self, max_steps: int = -1) -> L.Trainer:
+    def _trainer(self, world: int, max_steps: int = -1) -> L.Trainer:
         config = self.config
+        together: dict[str, Any] = {}
+        if world > 1:
+            from ray.train import lightning as ray_lightning
+
+            strategy: Any = ray_lightning.RayDDPStrategy
+            place: Any = ray_lightning.RayLightningEnvironment
+            together = {"strategy": strategy(), "plugins": [place()]}
         return L.Trainer(
             accelerator="gpu" if config.resources.device == "cuda" else "cpu",
-            devices=1,
+            devices="auto" if world > 1 else 1,
             precision="bf16-mixed" if config.compute_dtype == "bfloat16" else "32-true",
             max_steps=max_steps,
             gradient_clip_val=config.optim.clip_norm,
@@ -195,41 +266,16 @@ class _Run:
             enable_model_summary=False,
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
+            **together,
         )
-
-    def _checkpoints(self) -> list[Path]:
-        """Newest first."""
-        return sorted((self.folder / "checkpoints").glob("step-*.ckpt"), reverse=True)
-
-    def _newest_checkpoint(self) -> Path | None:
-        """The newest one that loads: a torn file is passed over for the one before."""
-        for path in self._checkpoints():
-            try:
-                torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-                return path
-            except Exception as error:
-                logging.getLogger(__name__).warning("%s does not load (%s)", path, error)
-        return None
-
-    def save_checkpoint(self, trainer: L.Trainer) -> None:
-        """Write the state so that a crash leaves the old checkpoint or the new one."""
-        folder = self.folder / "checkpoints"
-        folder.mkdir(exist_ok=True)
-        target = folder / f"step-{trainer.global_step:09d}.ckpt"
-        temporary = target.with_suffix(".tmp")
-        trainer.save_checkpoint(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-        for path in self._checkpoints()[_KEPT_CHECKPOINTS:]:
-            path.unlink()
 
     def record(self, status: str, loss: float | None, reason: str = "") -> RunRecord:
         """The run record as of now."""
+        assert self.lease is not None
         return make_record(
             self.config,
             self.data,
-            run_id=self.identity,
+            run_id=run_id(self.config),
             status=status,
             reason=reason,
             steps=self.recorder.step,
@@ -237,122 +283,11 @@ class _Run:
             # A failure may lie in the very files that this would read.
             train_loss=None if status == "failed" else self.recorder.train_loss(),
             wall_seconds=self.recorder.seconds,
-            attempts=self.attempt,
+            attempts=self.lease.number,
             metrics=self.folder / METRICS,
+            weights_sha256=self.weights_sha256,
             started=self.started,
         )
-
-
-class Recorder(L.Callback):
-    """Writes the loss curve, checkpoints in time, stops a run that diverged."""
-
-    def __init__(self, run: _Run) -> None:
-        self.run = run
-        self.mirror: Any | None = None
-        """The W&B run, if there is one."""
-        self.step = 0
-        self.seconds = 0.0
-        """Training time over all attempts."""
-        self._losses: list[Tensor] = []  # of the steps since the last row
-        self._file = run.folder / METRICS
-        self._clock = self._last_row = self._last_checkpoint = time.monotonic()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Part of the checkpoint."""
-        return {"seconds": self.seconds, "losses": [float(x) for x in self._losses]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Back from the checkpoint."""
-        self.seconds = state_dict["seconds"]
-        self._losses = [torch.tensor(x) for x in state_dict["losses"]]
-
-    def begin(self, step: int) -> None:
-        """Start at `step`: rows that a later, lost part of an attempt wrote are dropped."""
-        self.step = step
-        rows = [row for row in self._rows() if row["step"] <= step]
-        write_atomic("".join(json.dumps(row) + "\n" for row in rows), self._file)
-        self._clock = self._last_row = self._last_checkpoint = time.monotonic()
-
-    def _rows(self) -> list[dict[str, Any]]:
-        if not self._file.exists():
-            return []
-        rows = []
-        for line in self._file.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break  # the torn last line of a killed run
-        return rows
-
-    def train_loss(self) -> float | None:
-        """Mean over the rows of the last tenth of the run."""
-        steps = self.run.config.steps
-        rows = [r for r in self._rows() if "train/loss" in r]
-        last = [r["train/loss"] for r in rows if r["step"] > 0.9 * steps]
-        return sum(last) / len(last) if last else None
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any
-    ) -> None:
-        """Once a step."""
-        self.step = trainer.global_step
-        self._losses.append(outputs["loss"].detach())
-        now = time.monotonic()
-        self.seconds += now - self._clock
-        self._clock = now
-        config = self.run.config
-        if self.step % config.tracking.log_every == 0 or self.step == config.steps:
-            self._row(trainer, now)
-        if now - self._last_checkpoint >= config.checkpoint_seconds and self.step < config.steps:
-            self.run.save_checkpoint(trainer)
-            self._last_checkpoint = time.monotonic()
-
-    def _row(self, trainer: L.Trainer, now: float) -> None:
-        losses = torch.stack([x.float().cpu() for x in self._losses])
-        loss = losses.mean().item()
-        if not math.isfinite(loss):
-            raise Diverged(f"training loss {loss} at step {self.step} of {self.run.config.steps}")
-        config = self.run.config
-        speed = len(losses) * config.batch_tokens / max(now - self._last_row, 1e-9)
-        self._losses, self._last_row = [], now
-        rate = config.optim.lr * lr_factor(self.step - 1, config.steps, config.optim)
-        row = {
-            "step": self.step,
-            "tokens": self.step * config.batch_tokens,
-            "train/loss": loss,
-            "train/lr": rate,
-            "train/tokens_per_second": round(speed, 1),
-        }
-        self._write(row)
-        if self.run.report:
-            self.run.report(Progress(self.step, config.steps, speed, loss))
-
-    def final(self, loss: float) -> None:
-        """The last row: the validation loss."""
-        self._write(
-            {
-                "step": self.step,
-                "tokens": self.step * self.run.config.batch_tokens,
-                "validation/loss": loss,
-            }
-        )
-
-    def _write(self, row: dict[str, Any]) -> None:
-        with open(self._file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        tracking.log(self.mirror, row)
-
-    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Tell whoever watches that scoring has begun."""
-        if self.run.report:
-            self.run.report(Progress(self.step, self.run.config.steps, 0.0, 0.0, "validate"))
-
-    def on_exception(
-        self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Ctrl-C or a polite kill: keep what was computed."""
-        if isinstance(exception, (KeyboardInterrupt, SystemExit)) and trainer.training:
-            self.run.save_checkpoint(trainer)
 
 
 @contextlib.contextmanager
@@ -364,11 +299,17 @@ def _lightning_quiet() -> Iterator[None]:
         for message in (
             "You defined a `validation_step` but have no `val_dataloader`",
             "GPU available but not used",
+            "The `srun` command is available",  # it is Ray that starts processes
             r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6.6 on torch 2.13
         ):
             warnings.filterwarnings("ignore", message=message)
         yield
 
 
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.stem.removeprefix("step-"))
+def _sha256(module: torch.nn.Module) -> str:
+    """Of all weights, names and bits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -56,9 +57,9 @@ class RunRecord:
     block_size: float
     """Elements that share a scale.  Per row or per tensor: 2 to the mean of log2 over operands."""
     granularity: str
-    """none, block, row or tensor."""
+    """none, block, tile, row or tensor."""
     scale: str
-    """none, fp32 or e8m0: the format of the scales."""
+    """none, or the name of the scales' format and rule, e.g. fp32, e8m0, e4m3."""
     operands: str
     """The quantized ones of P1..P6 (Sun et al.), e.g. "P2 P4 P6"; empty for none."""
     params: int
@@ -87,6 +88,8 @@ class RunRecord:
     reason: str = ""
     """Why it diverged or failed, one line."""
     metrics_sha256: str = ""
+    weights_sha256: str = ""
+    """Of the trained weights, in the order of their names: what "the same bits" is checked by."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """git_sha, git_dirty, versions, host, device, threads, compute_dtype, started, finished."""
     config: dict[str, Any] = field(default_factory=dict)
@@ -124,37 +127,61 @@ NUMERIC_COLUMNS = (
 
 
 def write_exclusive(record: RunRecord, folder: Path) -> bool:
-    """Write `result.json` so that readers see nothing or all of it, and nobody overwrites it.
+    """Write `result.json`, unless there is one.
 
     Returns:
         True if this call wrote it, False if a result was already there (and was left alone).
     """
-    target = folder / RESULT
-    temporary = folder / f".{RESULT}.{os.getpid()}"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(record.to_json())
-        file.flush()
-        os.fsync(file.fileno())
+    return create_exclusive(record.to_json(), folder / RESULT)
+
+
+def create_exclusive(content: str, target: Path) -> bool:
+    """Create a file so that readers see nothing or all of it, and nobody overwrites it.
+
+    Returns:
+        True if this call created it, False if it was already there (and was left alone).
+
+    Raises:
+        OSError: It cannot be written, e.g. for want of space; nothing is left behind.
+    """
+    temporary = _written_aside(content.encode(), target)
     try:
         os.link(temporary, target)  # fails if the target exists: the file system decides races
-        written = True
+        created = True
     except FileExistsError:
-        written = False
+        # A network file system may do the work and lose the answer; then ours is the second link.
+        created = temporary.stat().st_nlink == 2
     finally:
         temporary.unlink()
-    _sync_folder(folder)
-    return written
+    _sync_folder(target.parent)
+    return created
 
 
 def write_atomic(content: str | bytes, target: Path) -> None:
-    """Replace `target` by `content` so that readers see the old file or the new one."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, target)
+    """Replace `target` by `content` so that readers see the old file or the new one.
+
+    Raises:
+        OSError: It cannot be written, e.g. for want of space; the old file stays.
+    """
+    os.replace(
+        _written_aside(content.encode() if isinstance(content, str) else content, target), target
+    )
     _sync_folder(target.parent)
+
+
+def _written_aside(content: bytes, target: Path) -> Path:
+    """A file beside `target` with this content, on the disk, not just in its cache."""
+    # Not the process id: two machines may share the folder and have the same.
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
 
 
 def _sync_folder(folder: Path) -> None:
@@ -172,7 +199,7 @@ def read_record(folder: Path) -> RunRecord | None:
         if path.exists():
             try:
                 return RunRecord.from_json(path.read_text(encoding="utf-8"))
-            except (ResultsError, TypeError, json.JSONDecodeError) as error:
+            except (ResultsError, TypeError, ValueError) as error:  # bad JSON, or no text
                 raise ResultsError(f"{path}: not a run record ({error})") from error
     return None
 

@@ -8,19 +8,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
-from experiments import tracking
-from experiments.config import ConfigError, TrainConfig, run_folder
+from experiments.config import ConfigError, TrainConfig
 from experiments.data import TokenData
+from experiments.identity import run_folder
 from experiments.module import LanguageModel, lr_factor
+from experiments.progress import METRICS
 from experiments.quant.block import backend
 from experiments.quant.kernels import cpu
+from experiments.recorder import Progress
 from experiments.shards import DataError
-from experiments.train import METRICS, Progress, train
+from experiments.train import train
 from fitting.results import FAILURE, RESULT, RunRecord, read_record
 
 Compose = Callable[..., TrainConfig]
@@ -255,39 +258,66 @@ def test_requests_that_cannot_run_say_so_before_any_work(small: Compose) -> None
     assert not Path(small().runs).exists()
 
 
-def test_offline_tracking_can_be_read_back(small: Compose) -> None:
-    config = small("tracking=offline", "tracking.log_every=4", "study.name=mirror")
-    result = train(config)
-    run = tracking.read_offline(result.folder)
-    assert (run.group, run.job_type, run.project) == ("mirror", "train", "lowbit-scaling")
-    assert run.run_id == result.record.run_id
-    assert run.exit_code == 0
-    assert {"nearest", "ladder-a", "E2M1", "block"} == set(run.tags)
-    assert run.config["precision"]["mantissa"] == 1
-    mirrored = [{k: v for k, v in row.items() if not k.startswith("_")} for row in run.history]
-    mirrored = [{k: v for k, v in row.items() if "per_second" not in k} for row in mirrored]
-    assert mirrored == rows(result.folder)
+FULL_DISK = """
+import os, sys
+from pathlib import Path
+from experiments.commands import train as _  # plugins
+from experiments.config import from_dict
+from experiments.train import train
+import json
+config = from_dict(json.loads(sys.argv[1]))
+folder = Path(config.runs)
+filler = folder / "filler"
+
+def fill(progress):
+    # At the given moment nothing fits any more.
+    if progress.phase == sys.argv[2] and progress.step >= 12:
+        with open(filler, "ab", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError:
+                pass
+
+try:
+    train(config, fill)
+except OSError as error:
+    print("refused:", error.strerror)
+left = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+print("left:", [p for p in left if p != "filler"])
+filler.unlink()
+print("loss:", train(config).record.loss)
+left = sorted(p.name for p in folder.rglob("*") if p.is_file())
+print("at the end:", left)
+"""
 
 
-def test_a_torn_offline_file_is_read_as_far_as_it_is_whole(small: Compose) -> None:
-    result = train(small("tracking=offline", "tracking.log_every=1"))
-    [file] = result.folder.rglob("run-*.wandb")
-    whole = tracking.read_offline(file)
-    file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
-    torn = tracking.read_offline(file)
-    assert torn.exit_code is None
-    assert 0 < len(torn.history) < len(whole.history)
-    assert torn.history == whole.history[: len(torn.history)]
-
-
-def test_tracking_that_cannot_start_never_fails_a_run(
-    small: Compose, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("phase", ["validate", "train"])
+def test_a_full_disk_costs_no_result_and_leaves_no_half_of_one(
+    small: Compose, tmp_path: Path, phase: str
 ) -> None:
-    """Online, with nobody at the other end."""
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setattr(tracking, "_INIT_TIMEOUT_SECONDS", 1)
-    result = train(small("tracking=online"))
-    assert result.record.status == "finished"
-    assert "the run goes on without it" in caplog.text
-    assert "0" * 40 not in caplog.text + (result.folder / RESULT).read_text()
+    """A real one, of 1 MiB: full when the record is to be written, or in the middle of training."""
+    expected = train(small("recipe=none")).record.loss
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    config = asdict(small("recipe=none", f"runs={disk}", "checkpoint_seconds=0"))
+    mount = f'mount -t tmpfs -o size=1m none {disk} && exec $0 -c "$1" "$2" {phase}'
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", mount, sys.executable, FULL_DISK, json.dumps(config)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if "unshare" in done.stderr and done.returncode:
+        pytest.skip(f"needs mount namespaces: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    said = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert said["refused"] == "No space left on device"
+    assert RESULT not in said["left"]
+    assert FAILURE not in said["left"], "the run is not failed, only not done"
+    assert "/." not in said["left"], "nothing half written"
+    assert "tmp" not in said["left"]
+    assert "ckpt" in said["left"], "what could be kept was kept"
+    assert float(said["loss"]) == expected
+    names = ["attempts.json", "config.json", "metrics.jsonl", RESULT]
+    assert said["at the end"] == str(names)

@@ -116,7 +116,8 @@ def test_the_config_of_a_record_is_a_whole_configuration(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a record says is enough to run it again."""
-    from experiments.config import from_dict, run_id
+    from experiments.config import from_dict
+    from experiments.identity import run_id
     from fitting.results import read_record
 
     monkeypatch.chdir(tmp_path)

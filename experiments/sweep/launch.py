@@ -1,35 +1,43 @@
-"""Run a plan on Ray: one task a run, failures isolated, progress shown, nothing lost.
+"""Run a plan on Ray: failures isolated, progress shown, exactly one result a run.
 
 The driver decides what starts when; Ray only executes.  A run that raises has failed and is not
-retried; one whose worker died is, from its checkpoint, up to `_MAX_ATTEMPTS` times.
+retried; one whose worker died is, from its checkpoint.  Leases, not this driver, see to it that
+nobody else works on the same run: another driver may be at work on the same study, or workers of
+one that died.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
-import os
+import signal
+import threading
 import time
-import traceback
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from experiments.config import ConfigError, from_dict, run_folder
-from experiments.sweep.plan import Plan, PlannedRun
+from experiments.lease import break_lease, holder, is_alive
+from experiments.progress import last_row
+from experiments.sweep.cluster import LOCAL, check_nodes, machines, ray_session, this_machine
+from experiments.sweep.plan import Plan, PlannedRun, Resources, write_study
 from experiments.sweep.show import Display
-from experiments.train import METRICS, train
-from fitting.results import RunRecord, read_record
+from experiments.sweep.work import ELSEWHERE, FAILED, LOG, execute, execute_together
+from fitting.results import RESULT, RunRecord, read_record
 
-_MAX_ATTEMPTS = 3
+_MAX_DEATHS = 3
+"""Of workers under one run in one launch, after which it is left alone."""
+_BACK_OFF_SECONDS = 1.0
+"""Before a run whose worker died starts again; doubles with each death."""
 _POLL_SECONDS = 0.5
-_GRACE_SECONDS = 10.0
-"""What interrupted runs get to write a checkpoint in."""
-LOG = "log.txt"
+_LOOK_SECONDS = 2.0
+"""Between two looks at the cluster's size and at runs that others work on."""
+_GRACE_SECONDS = 20.0
+"""What interrupted runs get to write a checkpoint in; a second Ctrl-C does not wait."""
+_HANG_SECONDS = 120.0
+"""Beyond `timeout_seconds` after which a run that does not stop by itself is killed."""
+_ROOM_SECONDS = 600.0
+"""For which the driver waits for a cluster that lost the nodes its runs need."""
 
 
 @dataclass
@@ -39,96 +47,43 @@ class Outcome:
     wanted: int
     """Runs of the plan."""
     records: list[RunRecord] = field(default_factory=list)
-    interrupted: bool = False
+    signal: int = 0
+    """That ended it, if one did."""
 
     @property
     def exit_code(self) -> int:
-        """0 all done, 1 some failed or left nothing, 130 interrupted."""
-        if self.interrupted:
-            return 130
+        """0 all done, 1 some failed or left nothing, 130 Ctrl-C, 143 terminated."""
+        if self.signal:
+            return 128 + self.signal
         done = sum(record.status != "failed" for record in self.records)
         return 0 if done == self.wanted else 1
 
 
-def available(address: str) -> tuple[float, float]:
-    """CPUs and GPUs that a sweep may use here, without starting anything.
-
-    For a cluster that is already there this is known only once it was joined.
-    """
-    if address == "local":
-        return float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count())
-    return float("inf"), float("inf")
-
-
-@contextlib.contextmanager
-def ray_session(address: str) -> Iterator[Any]:
-    """A Ray of our own, ended with us, or the user's cluster, joined and left alone."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    options: dict[str, Any] = {
-        "address": address,
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-    }
-    if address == "local":
-        cpus, gpus = available(address)
-        options |= {"num_cpus": int(cpus), "num_gpus": int(gpus), "include_dashboard": False}
-    ray.init(**options)
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-def execute(config: dict[str, Any]) -> str:
-    """In the worker: one run, its log in its folder, its failure as a value.
-
-    Returns:
-        "" or, for a run that raised, the one line that says why.
-    """
-    checked = from_dict(config)
-    folder = run_folder(checked)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOG, "a", encoding="utf-8") as log:
-        handler = logging.StreamHandler(log)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logging.getLogger().addHandler(handler)
-        try:
-            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-                log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} start, process {os.getpid()}\n")
-                log.flush()
-                result = train(checked)
-                log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {result.record.status}\n")
-            return ""
-        except Exception as error:
-            traceback.print_exc(file=log)
-            return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        finally:
-            logging.getLogger().removeHandler(handler)
-
-
-def launch(plan: Plan, address: str = "local", max_parallel: int | None = None) -> Outcome:
+def launch(
+    plan: Plan, address: str = LOCAL, max_parallel: int | None = None, dashboard: bool = False
+) -> Outcome:
     """Run what is to do and return the records of the whole plan.
 
     Raises:
-        ConfigError: A run asks for more than there is; nothing was started.
+        ConfigError: A run asks for more than there is, or a node will not do; nothing was started.
     """
     to_do = plan.to_do
-    cpus, gpus = available(address)
-    for run in to_do:
-        wanted = run.config.resources
-        if wanted.cpus > cpus or wanted.gpus > gpus:
-            raise ConfigError(
-                f"resources: {run.run_id} wants {wanted.cpus} CPUs and {wanted.gpus:g} GPUs, "
-                f"there are {cpus:g} and {gpus:g}"
-            )
+    if address == LOCAL:
+        for run in to_do:
+            run.refuse_unless_held_by([this_machine()])
     outcome = Outcome(wanted=len(plan.runs))
     if to_do:
-        with Display(plan) as display, ray_session(address) as ray:
-            outcome.interrupted = _drive(ray, to_do, display, max_parallel)
+        with ray_session(address, dashboard) as ray:
+            if address != LOCAL:
+                for run in to_do:
+                    run.refuse_unless_held_by(machines(ray))
+                check_nodes(ray, plan.study_folder)
+            if dashboard and (url := ray._private.worker.global_worker.node.webui_url):
+                print(f"Ray's dashboard: http://{url}")
+            write_study(plan)
+            with Display(plan) as display, _terminable() as received:
+                if _Driver(ray, plan, display, max_parallel).drive():
+                    outcome.signal = received[0] if received else signal.SIGINT
     for run in plan.runs:
         record = read_record(run.folder) if run.folder.exists() else None
         if record is not None:
@@ -136,64 +91,214 @@ def launch(plan: Plan, address: str = "local", max_parallel: int | None = None) 
     return outcome
 
 
-def _drive(ray: Any, to_do: list[PlannedRun], display: Display, max_parallel: int | None) -> bool:
-    """The loop; True if it was interrupted."""
-    remote = ray.remote(max_retries=0)(execute)
-    waiting = list(to_do)
-    running: dict[Any, PlannedRun] = {}
-    deaths: dict[str, int] = {}
-    total = ray.cluster_resources()
-    free = {"CPU": total.get("CPU", 0.0), "GPU": total.get("GPU", 0.0)}
+@contextlib.contextmanager
+def _terminable() -> Iterator[list[int]]:
+    """SIGTERM, as a batch system sends it before it kills, ends the sweep as politely as Ctrl-C.
+
+    Yields:
+        The signals received.  The exception cannot carry them: Ray raises its own in its place.
+    """
+    received: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may, and gets them
+        return
+    before = signal.signal(signal.SIGTERM, stop)
     try:
-        while waiting or running:
-            for run in list(waiting):
-                wants = run.config.resources
-                if max_parallel is not None and len(running) >= max_parallel:
-                    break
-                if wants.cpus <= free["CPU"] and wants.gpus <= free["GPU"]:
-                    waiting.remove(run)
-                    free["CPU"] -= wants.cpus
-                    free["GPU"] -= wants.gpus
-                    options = remote.options(num_cpus=wants.cpus, num_gpus=wants.gpus)
-                    running[options.remote(asdict(run.config))] = run
-                    display.started(run)
-            if not running:
-                raise ConfigError("resources: nothing that is left to run fits this cluster")
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
-            for reference in ready:
-                run = running.pop(reference)
-                free["CPU"] += run.config.resources.cpus
-                free["GPU"] += run.config.resources.gpus
-                try:
-                    failure = ray.get(reference)
-                except ray.exceptions.RayError as error:  # the worker is gone, not the run
-                    deaths[run.run_id] = deaths.get(run.run_id, 0) + 1
-                    if deaths[run.run_id] < _MAX_ATTEMPTS:
-                        display.retried(run, type(error).__name__)
-                        waiting.insert(0, run)
-                        continue
-                    failure = f"{type(error).__name__}: its worker died {_MAX_ATTEMPTS} times"
-                display.ended(run, read_record(run.folder), failure, run.folder / LOG)
-            display.update({run.run_id: _tokens_done(run.folder) for run in running.values()})
-    except KeyboardInterrupt:
-        for reference in running:
-            ray.cancel(reference, force=False)  # SystemExit in the worker: it checkpoints
-        if running:
-            ray.wait(list(running), num_returns=len(running), timeout=_GRACE_SECONDS)
-        return True
-    return False
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def _tokens_done(folder: Path) -> int:
-    """Tokens a running run has reported, from the end of its loss curve."""
-    path = folder / METRICS
-    if not path.is_file():
-        return 0
-    with open(path, "rb") as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - 1024))
-        lines = file.read().splitlines()
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError, KeyError):
-            return int(json.loads(line)["tokens"])
-    return 0
+@dataclass
+class _Task:
+    """A run in Ray's hands."""
+
+    run: PlannedRun
+    token: str
+    began: float | None = None
+    """When its lease was first seen: before that it waits for a worker."""
+
+
+class _Driver:
+    """One launch."""
+
+    def __init__(self, ray: Any, plan: Plan, display: Display, max_parallel: int | None) -> None:
+        self.ray, self.plan, self.display = ray, plan, display
+        self.max_parallel = max_parallel
+        self.waiting = plan.to_do
+        self.elsewhere: list[PlannedRun] = []
+        self.running: dict[Any, _Task] = {}
+        self.deaths: dict[str, int] = {}
+        self.not_before: dict[str, float] = {}
+        self.spent_hours = 0.0
+        self.stopping = False
+        self.remote = {
+            "none": ray.remote(max_retries=0)(execute),
+            "process": ray.remote(max_retries=0, max_calls=1)(execute),
+            "together": ray.remote(max_retries=0, num_cpus=0)(execute_together),
+        }
+        self.capacity = self._capacity()
+        self.last_look = self.last_room = time.monotonic()
+
+    def drive(self) -> bool:
+        """Until nothing is left; returns whether it was interrupted."""
+        try:
+            while self.waiting or self.running or self.elsewhere:
+                self._look()
+                if self.stopping:
+                    self._stop_running()
+                    return False
+                self._admit()
+                if self.running:
+                    ready, _ = self.ray.wait(
+                        list(self.running), num_returns=1, timeout=_POLL_SECONDS
+                    )
+                    for reference in ready:
+                        self._ended(reference)
+                else:
+                    time.sleep(_POLL_SECONDS)
+                runs = (task.run for task in self.running.values())
+                self.display.update({run.run_id: last_row(run.folder) for run in runs})
+        except KeyboardInterrupt:
+            with contextlib.suppress(KeyboardInterrupt):
+                self._stop_running()
+            return True
+        return False
+
+    def _capacity(self) -> Resources:
+        return sum(machines(self.ray), Resources(0.0))
+
+    @property
+    def _free(self) -> Resources:
+        used = sum((task.run.takes for task in self.running.values()), Resources(0.0))
+        return self.capacity - used
+
+    def _look(self) -> None:
+        """At what changes without us: the cluster, runs of others, runs that hang."""
+        now = time.monotonic()
+        if now - self.last_look < _LOOK_SECONDS:
+            return
+        self.last_look = now
+        self.capacity = self._capacity()
+        for run in list(self.elsewhere):
+            who = holder(run.folder) if run.folder.exists() else None
+            if (run.folder / RESULT).exists() or who is None or not is_alive(run.folder, who):
+                self.elsewhere.remove(run)
+                self.waiting.insert(0, run)
+        for reference, task in self.running.items():
+            who = holder(task.run.folder) if task.run.folder.exists() else None
+            if task.began is None and who is not None and who.token == task.token:
+                task.began = now
+            given = task.run.config.timeout_seconds
+            if given and task.began is not None and now - task.began > given + _HANG_SECONDS:
+                self.deaths[task.run.run_id] = _MAX_DEATHS  # it would only hang again
+                self.ray.cancel(reference, force=True)
+
+    def _admit(self) -> None:
+        """Start what fits, longest first."""
+        now = time.monotonic()
+        budget = self.plan.runs[0].config.budget.hours
+        for run in list(self.waiting):
+            if self.max_parallel is not None and len(self.running) >= self.max_parallel:
+                break
+            if (run.folder / RESULT).exists():  # by another driver, since we planned
+                self.waiting.remove(run)
+                self.display.ended(run, read_record(run.folder), "", run.folder / LOG)
+                continue
+            if now < self.not_before.get(run.run_id, 0.0) or not self._free.holds(run.takes):
+                continue
+            who = holder(run.folder) if run.folder.exists() else None
+            if who is not None and is_alive(run.folder, who):
+                self.waiting.remove(run)
+                self.elsewhere.append(run)
+                self.display.elsewhere(run, who.host)
+                continue
+            if budget and self.spent_hours + self._hours(run) > budget:
+                self.display.say(
+                    f"budget.hours={budget:g}: {self.spent_hours:.3g} are spent; the runs left do "
+                    "not fit any more"
+                )
+                self.waiting.clear()
+                break
+            self.waiting.remove(run)
+            self._start(run)
+        ready = [run for run in self.waiting if now >= self.not_before.get(run.run_id, 0.0)]
+        if self.running or self.elsewhere or not ready:
+            self.last_room = now
+        elif now - self.last_room > _ROOM_SECONDS:
+            self.display.say(
+                f"the cluster has {self.capacity} left and for {_ROOM_SECONDS:g} s had no room for "
+                f"the {len(ready)} runs that wait; the same command goes on from here"
+            )
+            self.waiting.clear()
+
+    def _start(self, run: PlannedRun) -> None:
+        own, task = run.config.resources, _Task(run, token=uuid.uuid4().hex)
+        if run.config.trainer.num_workers > 1:
+            remote = self.remote["together"]
+        else:
+            remote = self.remote[own.isolate].options(
+                num_cpus=own.cpus, num_gpus=own.gpus, memory=int(own.memory * 2**30) or None
+            )
+        self.running[remote.remote(asdict(run.config), task.token)] = task
+        self.display.started(run)
+
+    def _hours(self, run: PlannedRun) -> float:
+        return self.plan.seconds(run) * run.devices / 3600
+
+    def _ended(self, reference: Any) -> None:
+        task = self.running.pop(reference)
+        run, log = task.run, task.run.folder / LOG
+        if task.began is not None:
+            self.spent_hours += (time.monotonic() - task.began) * run.devices / 3600
+        try:
+            how, why = self.ray.get(reference)
+        except self.ray.exceptions.RayError as error:  # the worker is gone, not the run
+            if run.folder.exists():
+                break_lease(run.folder, task.token)
+            why = _reason(self.ray, error)
+            deaths = self.deaths[run.run_id] = self.deaths.get(run.run_id, 0) + 1
+            if deaths < _MAX_DEATHS:
+                self.not_before[run.run_id] = time.monotonic() + _BACK_OFF_SECONDS * 2 ** (
+                    deaths - 1
+                )
+                self.display.retried(run, why)
+                self.waiting.insert(0, run)
+                return
+            how, why = FAILED, f"{why}, {min(deaths, _MAX_DEATHS)} times"
+        self.not_before.pop(run.run_id, None)
+        if how == ELSEWHERE:
+            self.elsewhere.append(run)
+            self.display.elsewhere(run, why)
+            return
+        self.display.ended(run, read_record(run.folder), why, log)
+        if how == FAILED and run.config.on_failure == "stop":
+            self.stopping = True
+
+    def _stop_running(self) -> None:
+        """Let running runs write a checkpoint; what does not end in time is killed with Ray."""
+        for reference in self.running:
+            self.ray.cancel(reference, force=False)  # SystemExit in the worker: it checkpoints
+        if self.running:
+            self.ray.wait(list(self.running), num_returns=len(self.running), timeout=_GRACE_SECONDS)
+        for reference, task in self.running.items():
+            self.ray.cancel(reference, force=True)
+            if task.run.folder.exists():
+                break_lease(task.run.folder, task.token)
+
+
+def _reason(ray: Any, error: Exception) -> str:
+    """One line for the death of a worker."""
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return (
+            "Ray killed its worker, for its machine ran out of memory: set resources.memory so "
+            "that fewer runs share it, or lower batch_size"
+        )
+    if isinstance(error, ray.exceptions.WorkerCrashedError):
+        return "its worker died (killed from outside, or by the kernel for want of memory)"
+    return f"its worker is gone ({type(error).__name__})"

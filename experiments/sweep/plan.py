@@ -1,4 +1,4 @@
-"""What a sweep would run: composed once, checked, addressed, estimated, before anything starts."""
+"""What a sweep would run: checked, addressed, estimated, before anything starts."""
 
 from __future__ import annotations
 
@@ -7,15 +7,50 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from experiments.accounting import flops_per_token
-from experiments.config import ConfigError, TrainConfig, run_folder, run_id
+from experiments.accounting import count_parameters, flops_per_token, training_bytes
+from experiments.config import ConfigError, TrainConfig
 from experiments.data import TokenData
+from experiments.identity import run_folder, run_id
+from experiments.sweep.estimate import Speeds
 from fitting.results import STUDY, RunRecord, read_record, write_atomic
 
-_ASSUMED_FLOPS_PER_SECOND = 3e10
-"""Of one core on a small model, where nothing has been run yet to measure it."""
+_PROCESS_BYTES = 450 * 2**20
+"""Of a worker that has everything imported and trains nothing."""
+_BYTES_PER_PARAMETER = 16
+"""Float32 weights, gradients and two moments: what no run can do without."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Of one machine, of a whole cluster, or what one run takes."""
+
+    cpus: float
+    gpus: float = 0.0
+    memory: float = 0.0
+    """GiB."""
+
+    def holds(self, wanted: Resources) -> bool:
+        """Whether `wanted` fits into what is here."""
+        small = 1e-6  # fractions of a GPU are added and taken away again
+        return (
+            wanted.cpus <= self.cpus + small
+            and wanted.gpus <= self.gpus + small
+            and wanted.memory <= self.memory + small
+        )
+
+    def __add__(self, other: Resources) -> Resources:
+        """Both together."""
+        return Resources(self.cpus + other.cpus, self.gpus + other.gpus, self.memory + other.memory)
+
+    def __sub__(self, other: Resources) -> Resources:
+        """What is left."""
+        return Resources(self.cpus - other.cpus, self.gpus - other.gpus, self.memory - other.memory)
+
+    def __str__(self) -> str:
+        """As a person would say it."""
+        gpus = f", {self.gpus:g} GPUs" if self.gpus else ""
+        memory = f", {self.memory:.3g} GiB" if self.memory else ""
+        return f"{self.cpus:g} CPUs{gpus}{memory}"
 
 
 @dataclass
@@ -47,6 +82,47 @@ class PlannedRun:
         """Whether an earlier attempt raised."""
         return self.record is not None and self.record.status == "failed"
 
+    @property
+    def takes(self) -> Resources:
+        """Of the cluster, all its processes together."""
+        own, workers = self.config.resources, self.config.trainer.num_workers
+        return Resources(own.cpus * workers, own.gpus * workers, own.memory * workers)
+
+    @property
+    def devices(self) -> float:
+        """GPUs, or CPU cores where it takes none: what an hour of it is paid for."""
+        return self.takes.gpus or self.takes.cpus
+
+    @property
+    def gibibytes(self) -> float:
+        """Memory by our count, an upper bound, process included."""
+        config = self.config
+        batch = config.batch_tokens // config.trainer.num_workers
+        return (training_bytes(config.model, batch, config.data.seq_len) + _PROCESS_BYTES) / 2**30
+
+    def refuse_unless_held_by(self, machines: Sequence[Resources]) -> None:
+        """Make sure that there is a machine for this run.
+
+        Raises:
+            ConfigError: None is large enough, now or ever.
+        """
+        own, trainer = self.config.resources, self.config.trainer
+        one = Resources(own.cpus, own.gpus, own.memory)
+        needed = one if trainer.spread else self.takes
+        fitting = [machine for machine in machines if machine.holds(needed)]
+        if len(fitting) < (trainer.num_workers if trainer.spread else 1):
+            where = f"{trainer.num_workers} machines of it each" if trainer.spread else "it"
+            raise ConfigError(
+                f"resources: {self.run_id} wants {needed}; there is no room for {where}: "
+                f"the machines have {'; '.join(sorted({str(m) for m in machines}))}"
+            )
+        weights = _BYTES_PER_PARAMETER * count_parameters(self.config.model).total / 2**30
+        if own.device == "cpu" and weights > max(machine.memory for machine in fitting):
+            raise ConfigError(
+                f"model.name={self.config.model.name}: {self.run_id} needs {weights:.0f} GiB for "
+                "its weights, gradients and moments alone, more than any machine here has"
+            )
+
 
 @dataclass
 class Plan:
@@ -56,26 +132,68 @@ class Plan:
     duplicates: int
     """Requests that meant a run already in the list."""
     retry_failed: bool
-    flops_per_second: float = _ASSUMED_FLOPS_PER_SECOND
-    measured: bool = field(default=False)
-    """Whether the speed comes from finished runs of this study."""
+    speeds: Speeds = field(default_factory=Speeds)
 
     @property
     def to_do(self) -> list[PlannedRun]:
         """Longest first, so that no long run is left for the end."""
         wanted = [r for r in self.runs if not r.done and (self.retry_failed or not r.failed_before)]
-        return sorted(wanted, key=lambda run: -run.work)
+        return sorted(wanted, key=lambda run: -self.seconds(run))
+
+    @property
+    def study_folder(self) -> Path:
+        """Where all its runs lie."""
+        return self.runs[0].folder.parent
 
     def seconds(self, run: PlannedRun) -> float:
         """Expected time of one run."""
-        return run.work / self.flops_per_second / run.config.resources.cpus
+        config = run.config
+        cores = config.resources.cpus * config.trainer.num_workers
+        return run.work / self.speeds(config) / cores
 
-    def makespan(self, slots: int) -> float:
-        """Expected time of the whole, in seconds, with `slots` runs at a time."""
-        ends = [0.0] * max(1, slots)
-        for run in self.to_do:
-            ends[ends.index(min(ends))] += self.seconds(run)
-        return max(ends)
+    def device_hours(self) -> float:
+        """Expected, of what is to do: the sum over runs of hours times devices."""
+        return sum(self.seconds(run) * run.devices for run in self.to_do) / 3600
+
+    def makespan(self, capacity: Resources, max_parallel: int | None) -> float:
+        """Expected time of the whole, in seconds: the driver's own order, played through."""
+        waiting = [(self.seconds(run), run.takes) for run in self.to_do]
+        running: list[tuple[float, Resources]] = []
+        now, free = 0.0, capacity
+        while waiting or running:
+            for item in list(waiting):
+                if max_parallel is not None and len(running) >= max_parallel:
+                    break
+                if free.holds(item[1]):
+                    waiting.remove(item)
+                    running.append((now + item[0], item[1]))
+                    free -= item[1]
+                elif free.cpus < 1:
+                    break
+            if not running:  # what is left fits nowhere: the driver refuses it
+                break
+            running.sort(key=lambda item: item[0])
+            now, freed = running.pop(0)
+            free += freed
+        return now
+
+    def refuse_over_budget(self) -> None:
+        """Hold the plan against `budget`.
+
+        Raises:
+            ConfigError: It needs more than it may.
+        """
+        budget = self.runs[0].config.budget
+        hours, flops = self.device_hours(), sum(run.flops for run in self.to_do)
+        for key, limit, needed, unit in (
+            ("hours", budget.hours, hours, "device hours"),
+            ("flops", budget.flops, flops, "FLOPs"),
+        ):
+            if limit and needed > limit:
+                raise ConfigError(
+                    f"budget.{key}={limit:g}: what is to do needs about {needed:.3g} {unit} "
+                    f"(speed: {self.speeds.basis}); raise it, or plan less"
+                )
 
 
 def make_plan(configs: Sequence[TrainConfig]) -> Plan:
@@ -110,13 +228,12 @@ def make_plan(configs: Sequence[TrainConfig]) -> Plan:
         duplicates=len(configs) - len(runs),
         retry_failed=configs[0].retry_failed,
     )
-    speeds = [
-        run.record.flops / run.record.wall_seconds / run.config.resources.cpus
-        for run in plan.runs
-        if run.done and run.record is not None and run.record.wall_seconds > 0
-    ]
-    if speeds:
-        plan.flops_per_second, plan.measured = float(np.median(speeds)), True
+    for run in plan.runs:
+        record = run.record
+        if run.done and record is not None and record.wall_seconds > 0:
+            cores = run.config.resources.cpus * run.config.trainer.num_workers
+            speed = record.flops / record.wall_seconds / cores
+            plan.speeds.learn(run.config, speed, "measured on finished runs")
     return plan
 
 
@@ -126,17 +243,17 @@ def write_study(plan: Plan) -> Path:
     Runs planned by earlier launches stay planned, so that a study can be extended.
     """
     study = plan.runs[0].config.study
-    folder = plan.runs[0].folder.parent
-    path = folder / STUDY
-    folder.mkdir(parents=True, exist_ok=True)
-    earlier = json.loads(path.read_text())["planned"] if path.exists() else []
-    planned = dict.fromkeys([*earlier, *(run.run_id for run in plan.runs)])
+    path = plan.study_folder / STUDY
+    path.parent.mkdir(parents=True, exist_ok=True)
+    earlier = json.loads(path.read_text()) if path.exists() else {"planned": [], "work": {}}
+    planned = dict.fromkeys([*earlier["planned"], *(run.run_id for run in plan.runs)])
     content = {
         "name": study.name,
         "title": study.title or study.name,
         "description": study.description,
         "fit": study.fit,
         "planned": list(planned),
+        "work": earlier["work"] | {run.run_id: run.work for run in plan.runs},
     }
     write_atomic(json.dumps(content, indent=1) + "\n", path)
     return path

@@ -7,37 +7,27 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from experiments.accounting import count_parameters
-from experiments.sweep.plan import Plan, PlannedRun
+from experiments.progress import duration
+from experiments.sweep.plan import Plan, PlannedRun, Resources
 from fitting.results import RunRecord
 
 console = Console(width=None if sys.stdout.isatty() else 120)
 _PLAIN_STATUS_SECONDS = 30.0
+_SHOWN_RUNS = 16
+"""Of those at work; a cluster may have hundreds."""
 
 
-def duration(seconds: float) -> str:
-    """Readable time.
-
-    >>> duration(7), duration(95), duration(7300)
-    ('7 s', '1 min 35 s', '2 h 1 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def show_plan(plan: Plan, slots: int, full: bool) -> None:
+def show_plan(plan: Plan, capacity: Resources, max_parallel: int | None, full: bool) -> None:
     """Counts, cost and time; every run if `full`."""
     to_do = plan.to_do
     done = sum(run.done for run in plan.runs)
@@ -45,7 +35,7 @@ def show_plan(plan: Plan, slots: int, full: bool) -> None:
     if full:
         table = Table(title=f"study {plan.runs[0].config.study.name}: the plan", box=box.SIMPLE)
         table.add_column("run", overflow="fold")
-        for column in ("N", "tokens", "FLOPs", "seconds"):
+        for column in ("N", "tokens", "FLOPs", "GiB", "seconds"):
             table.add_column(column, justify="right", no_wrap=True)
         table.add_column("state", no_wrap=True)
         for run in plan.runs:
@@ -55,33 +45,38 @@ def show_plan(plan: Plan, slots: int, full: bool) -> None:
                 f"{count_parameters(run.config.model).block:,}",
                 f"{run.config.steps * run.config.batch_tokens:,}",
                 f"{run.flops:.2e}",
+                f"{run.gibibytes:.1f}",
                 f"{plan.seconds(run):.0f}",
                 state,
             )
         console.print(table)
-    basis = "measured on finished runs" if plan.measured else "a guess: nothing has run yet"
     parts = [f"{len(plan.runs)} runs", f"{done} done", f"{len(to_do)} to do"]
     if plan.duplicates:
         parts.append(f"{plan.duplicates} duplicates dropped")
     if skipped:
         parts.append(f"{skipped} failed before (retry_failed=true runs them again)")
-    flops = sum(run.flops for run in to_do)
+    flops, hours = sum(run.flops for run in to_do), plan.device_hours()
+    price = plan.runs[0].config.budget.price
+    cost = f", {hours * price:.2f} at {price:g} an hour" if price else ""
+    kind = "GPU" if any(run.takes.gpus for run in to_do) else "core"
     console.print(
         f"study [bold]{plan.runs[0].config.study.name}[/]: {', '.join(parts)}; "
-        f"{flops:.2e} FLOPs, about {duration(plan.makespan(slots))} with {slots} at a time "
-        f"({basis})",
+        f"{flops:.2e} FLOPs, {hours:.2g} {kind} hours{cost}, "
+        f"about {duration(plan.makespan(capacity, max_parallel))} on {capacity} "
+        f"({plan.speeds.basis})",
         soft_wrap=True,
         highlight=False,
     )
 
 
 class Display:
-    """Lines for events, one status line that is redrawn on a terminal and repeated elsewhere."""
+    """Lines for events; below them, on a terminal, the runs at work and a status line."""
 
     def __init__(self, plan: Plan) -> None:
         self.total = sum(run.work for run in plan.to_do)
         self.left = {run.run_id: run for run in plan.to_do}
         self.running: dict[str, PlannedRun] = {}
+        self.others: set[str] = set()
         self.counts = {"finished": 0, "diverged": 0, "failed": 0}
         self.done_work = 0.0
         self.began = self.last_plain = time.monotonic()
@@ -103,40 +98,52 @@ class Display:
         if console.is_terminal:
             self.live.stop()
 
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        console.print(text, highlight=False, soft_wrap=True)
+
     def started(self, run: PlannedRun) -> None:
         """A run was handed to Ray."""
         self.running[run.run_id] = run
+        self.others.discard(run.run_id)
+
+    def elsewhere(self, run: PlannedRun, why: str) -> None:
+        """Somebody else is at work on a run; we wait for what becomes of it."""
+        self.running.pop(run.run_id, None)
+        if run.run_id not in self.others:
+            self.others.add(run.run_id)
+            self.say(f"[cyan]waiting[/]  {run.run_id}: {why}")
 
     def retried(self, run: PlannedRun, why: str) -> None:
         """A worker died; the run waits again."""
         self.running.pop(run.run_id, None)
-        console.print(f"[yellow]retry[/]    {run.run_id}: {why}", highlight=False, soft_wrap=True)
+        self.say(f"[yellow]retry[/]    {run.run_id}: {why}")
 
     def ended(self, run: PlannedRun, record: RunRecord | None, failure: str, log: Path) -> None:
         """A run ended; failures are shown at once, with their log."""
         self.running.pop(run.run_id, None)
+        self.others.discard(run.run_id)
         self.left.pop(run.run_id, None)
         self.done_work += run.work
         if failure or record is None:
             self.counts["failed"] += 1
             why = failure or "no record"
-            line = f"[red]failed[/]   {run.run_id}: {why}; log: {log}"
+            line = f"[red]failed[/]   {run.run_id}: {escape(why)}; log: {log}"
         else:
             self.counts[record.status] += 1
             colour = "green" if record.status == "finished" else "yellow"
             loss = "" if record.loss is None else f"loss {record.loss:.4f}"
             line = f"[{colour}]{record.status:<8}[/] {run.run_id}  {loss} {record.reason}"
         number = sum(self.counts.values())
-        console.print(
-            f"{number:>3}/{number + len(self.left)} {line}", highlight=False, soft_wrap=True
-        )
+        self.say(f"{number:>3}/{number + len(self.left)} {line}")
 
-    def update(self, tokens: dict[str, int]) -> None:
-        """Redraw the status line from the tokens that running runs have reported."""
-        partial = sum(
-            run.flops * min(1.0, tokens.get(i, 0) / max(1, run.config.tokens))
-            for i, run in self.running.items()
-        )
+    def update(self, rows: dict[str, dict[str, Any]]) -> None:
+        """Redraw from the last row of each running run's loss curve, {} where there is none."""
+        shares = {
+            name: min(1.0, rows.get(name, {}).get("tokens", 0) / max(1, run.config.tokens))
+            for name, run in self.running.items()
+        }
+        partial = sum(run.flops * shares[name] for name, run in self.running.items())
         share = (self.done_work + partial) / self.total if self.total else 1.0
         elapsed = time.monotonic() - self.began
         eta = f"ETA {duration(elapsed / share - elapsed)}" if share > 0.01 else "ETA ..."
@@ -147,10 +154,22 @@ class Display:
             f"{waiting} waiting, {duration(elapsed)} so far, {eta}"
         )
         if console.is_terminal:
-            self.live.update(Text(status))
+            table = Table.grid(padding=(0, 2))
+            for name in sorted(self.running, key=lambda name: -shares[name])[:_SHOWN_RUNS]:
+                table.add_row(*_running_row(name, shares[name], rows.get(name, {})))
+            self.live.update(Group(table, Text(status)))
         elif time.monotonic() - self.last_plain > _PLAIN_STATUS_SECONDS:
             self.last_plain = time.monotonic()
-            console.print(status, highlight=False, soft_wrap=True)
+            self.say(status)
+
+
+def _running_row(name: str, share: float, row: dict[str, Any]) -> tuple[str, str, str, str]:
+    if not row:
+        return name, "starting", "", ""
+    if "train/loss" not in row:
+        return name, f"{share:4.0%}", "scored", ""
+    speed = f"{row['train/tokens_per_second']:,.0f} tok/s"
+    return name, f"{share:4.0%}", f"loss {row['train/loss']:.4f}", speed
 
 
 def show_results(records: list[RunRecord]) -> None:

@@ -7,7 +7,6 @@ puts this one's folder there.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +15,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import ConfigError, from_hydra
-from experiments.sweep.plan import make_plan, write_study
+from experiments.sweep.compose import Composer, compose_all
+from experiments.sweep.estimate import probe
+from experiments.sweep.plan import make_plan
 from experiments.sweep.show import console, show_plan, show_results
 
 
@@ -59,8 +59,10 @@ def _choices(parser: OverridesParser, arguments: Sequence[str]) -> dict[str, lis
 class RayLauncher(Launcher):
     """Plan, show the plan, run what is not yet done, show the results."""
 
-    def __init__(self, address: str = "local", max_parallel: int | None = None) -> None:
-        self.address, self.max_parallel = address, max_parallel
+    def __init__(
+        self, address: str = "local", max_parallel: int | None = None, dashboard: bool = False
+    ) -> None:
+        self.address, self.max_parallel, self.dashboard = address, max_parallel, dashboard
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -77,32 +79,23 @@ class RayLauncher(Launcher):
             ConfigError: Before anything is started.
             SystemExit: With the exit code, if not all runs are done at the end.
         """
-        configs = []
-        for number, overrides in enumerate(job_overrides):
-            composed = self.hydra_context.config_loader.load_sweep_config(
-                self.config, list(overrides)
-            )
-            with open_dict(composed):
-                del composed["hydra"]
-            try:
-                configs.append(from_hydra(composed))
-            except ConfigError as error:
-                raise ConfigError(f"{error} (run {number}: {' '.join(overrides)})") from error
+        composer = Composer(self.hydra_context.config_loader, self.config)
+        configs = compose_all(composer, job_overrides)
         plan = make_plan(configs)
+        if plan.to_do and (configs[0].plan_only or configs[0].budget.hours):
+            if plan.speeds.basis.startswith("a guess"):
+                probe((run.config for run in plan.to_do), plan.speeds)
+            plan.refuse_over_budget()
         # Lightning takes seconds to import: not before a wrong request has been refused.
-        from experiments.sweep.launch import available, launch
+        from experiments.sweep.cluster import this_machine
+        from experiments.sweep.launch import launch
 
-        cpus, gpus = available(self.address)
-        resources = plan.runs[0].config.resources
-        room = min(cpus / resources.cpus, gpus / resources.gpus if resources.gpus else math.inf)
-        slots = max(1, int(min(room, len(plan.runs), self.max_parallel or math.inf)))
-        show_plan(plan, slots, full=configs[0].plan_only)
+        show_plan(plan, this_machine(), self.max_parallel, full=configs[0].plan_only)
         if configs[0].plan_only:
             return []
-        write_study(plan)
-        outcome = launch(plan, self.address, self.max_parallel)
+        outcome = launch(plan, self.address, self.max_parallel, self.dashboard)
         show_results(outcome.records)
-        console.print(f"records: {plan.runs[0].folder.parent}", soft_wrap=True, highlight=False)
+        console.print(f"records: {plan.study_folder}", soft_wrap=True, highlight=False)
         if outcome.exit_code:
             raise SystemExit(outcome.exit_code)
         return []

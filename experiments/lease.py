@@ -1,0 +1,207 @@
+"""Who works on a run: a lease with a heartbeat, so that two never finish the same one.
+
+While attempt n is alive the run's folder holds `lease.<n>.json`, created exclusively, complete from
+its first moment, and touched every quarter of its time to live.  The number only grows: to take
+over a run whose holder is dead is to create number n + 1, which exactly one of several rivals can.
+A holder that was taken for dead and lives (a zombie) finds a higher number, or its own file gone,
+at the next `check` and stops: the number is a fencing token, checked before anything is written.
+
+A holder is dead if its process is gone (known at once on the same machine) or if its heartbeat is
+older than its time to live.  Ages are differences of two times of the store's own clock, never of a
+machine's, so a clock an hour off does no harm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import re
+import threading
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fitting.results import create_exclusive, write_atomic
+
+_NAME = re.compile(r"lease\.(\d+)\.json")
+ATTEMPTS = "attempts.json"
+_BEATS_PER_LIFE = 4
+
+
+class Held(Exception):
+    """Somebody else is at work on this run."""
+
+
+class Fenced(Exception):
+    """Somebody else has taken this run over: write nothing more."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """What a lease says about its holder."""
+
+    number: int
+    """Of the attempt; the fencing token."""
+    token: str
+    """Known to whoever started the attempt, and to nobody else."""
+    host: str
+    machine: str
+    """Boot and process namespace in which `pid` means something; "" where that cannot be known."""
+    pid: int
+    born: str
+    """When the process started, in the kernel's ticks: a process id is used again."""
+    ttl: float
+    """Seconds without a heartbeat after which it counts as dead."""
+
+
+def holder(folder: Path) -> Holder | None:
+    """The latest lease in a run's folder, alive or not."""
+    for number in sorted(_numbers(folder), reverse=True):
+        try:
+            return Holder(**json.loads(_path(folder, number).read_text(encoding="utf-8")))
+        except FileNotFoundError:  # released just now
+            continue
+    return None
+
+
+def is_alive(folder: Path, who: Holder) -> bool:
+    """Whether the holder of a lease still works on it."""
+    if who.machine and who.machine == _machine() and _born(who.pid) != who.born:
+        return False
+    try:
+        beat = _path(folder, who.number).stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return _store_time(folder) - beat <= who.ttl
+
+
+def break_lease(folder: Path, token: str) -> None:
+    """Take away the lease of an attempt that its starter knows to be dead."""
+    who = holder(folder)
+    if who is not None and who.token == token:
+        _path(folder, who.number).unlink(missing_ok=True)
+
+
+class Lease:
+    """The right to work on the run in `folder`, for as long as the `with` block lasts.
+
+    Args:
+        folder: The run's; must exist.
+        ttl: Seconds without a heartbeat after which others may take over.
+        token: A secret of whoever starts this attempt, for `break_lease`; "" makes one.
+
+    Raises:
+        Held: By somebody alive.
+    """
+
+    def __init__(self, folder: Path, ttl: float, token: str = "") -> None:
+        self.folder = folder
+        # The number follows from what is seen before it is known that nobody is alive: whoever
+        # comes in between takes that very number, and creating it again fails.
+        self.number = 1 + max(_attempts(folder), *_numbers(folder), 0)
+        earlier = holder(folder)
+        if earlier is not None and is_alive(folder, earlier):
+            raise Held(
+                f"{folder.name} is being trained by process {earlier.pid} on {earlier.host} "
+                f"(attempt {earlier.number})"
+            )
+        self.token = token or uuid.uuid4().hex
+        pid = os.getpid()
+        mine = Holder(
+            self.number, self.token, platform.node(), _machine(), pid, _born(pid) or "", ttl
+        )
+        self._path = _path(folder, self.number)
+        try:
+            won = create_exclusive(json.dumps(asdict(mine)) + "\n", self._path)
+        except FileNotFoundError:  # a rival has won and tidied up, our half-made lease included
+            won = False
+        if won and _attempts(folder) >= self.number:  # somebody came, and went again
+            self._path.unlink()
+            won = False
+        if not won:
+            raise Held(f"{folder.name} was taken by somebody else at the same moment")
+        write_atomic(json.dumps({"attempts": self.number}) + "\n", folder / ATTEMPTS)
+        for number in _numbers(folder):
+            if number < self.number:
+                _path(folder, number).unlink(missing_ok=True)
+        self._ended = threading.Event()
+        self._heart = threading.Thread(
+            target=self._beat, args=(ttl / _BEATS_PER_LIFE,), name="lease", daemon=True
+        )
+
+    def __enter__(self) -> Self:
+        """Start the heartbeat."""
+        self._heart.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the run back, however the block ended."""
+        self._ended.set()
+        self._heart.join()
+        self._path.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Make sure that this is still the latest attempt.
+
+        Raises:
+            Fenced: It is not.
+        """
+        if max(_numbers(self.folder), default=0) != self.number:
+            raise Fenced(f"attempt {self.number} of {self.folder.name} was taken over")
+
+    def _beat(self, every: float) -> None:
+        while not self._ended.wait(every):
+            # A store that does not answer for a moment is no reason to stop the run.
+            with contextlib.suppress(OSError):
+                os.utime(self._path)
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"lease.{number}.json"
+
+
+def _numbers(folder: Path) -> list[int]:
+    return [int(match[1]) for name in os.listdir(folder) if (match := _NAME.fullmatch(name))]
+
+
+def _attempts(folder: Path) -> int:
+    """How often the run was started so far, by what the last start wrote."""
+    path = folder / ATTEMPTS
+    return int(json.loads(path.read_text())["attempts"]) if path.exists() else 0
+
+
+def _store_time(folder: Path) -> float:
+    """Now, by the clock that stamps the files in `folder`."""
+    probe = folder / f".now.{uuid.uuid4().hex}"
+    try:
+        with open(probe, "x") as file:
+            return os.fstat(file.fileno()).st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _born(pid: int) -> str | None:
+    """Start time of a process on this machine; None if there is none, or only its remains."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    state, *others = text.rpartition(")")[2].split()
+    return None if state in "ZX" else others[18]

@@ -1,0 +1,243 @@
+"""What happens once a step: the loss curve, checkpoints in time, the end of a run that diverged.
+
+A run on several processes has a recorder in each; the first writes, and decides for all.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from experiments import tracking
+from experiments.config import TrainConfig
+from experiments.lease import Lease
+from experiments.module import lr_factor
+from experiments.progress import METRICS
+from fitting.results import write_atomic
+
+_LOG = logging.getLogger(__name__)
+_KEPT_CHECKPOINTS = 2
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands, for whoever shows it."""
+
+    step: int
+    steps: int
+    tokens_per_second: float
+    loss: float
+    phase: str = "train"
+
+
+Report = Callable[[Progress], None]
+
+
+class Diverged(Exception):
+    """The loss is no longer a number, or worse than knowing nothing: a result, not a crash."""
+
+
+class TimedOut(Exception):
+    """The run took longer than it was given."""
+
+
+class Recorder(L.Callback):
+    """Of one attempt.
+
+    Args:
+        config: The run.
+        folder: The run's.
+        lease: The right to write there; None for a process that is not the run's first.
+        report: Called at each row of the loss curve.
+    """
+
+    def __init__(
+        self, config: TrainConfig, folder: Path, lease: Lease | None, report: Report | None
+    ) -> None:
+        self.config, self.folder, self.lease, self.report = config, folder, lease, report
+        self.mirror: Any | None = None
+        """The W&B run, if there is one."""
+        self.step = 0
+        self.seconds = 0.0
+        """Training time over all attempts."""
+        self._losses: list[Tensor] = []  # of the steps since the last row
+        self._rows: list[dict[str, Any]] = []
+        self._file = folder / METRICS
+        self._clock = self._last_row = self._last_checkpoint = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Part of the checkpoint."""
+        losses = [float(x) for x in self._losses]
+        return {"seconds": self.seconds, "losses": losses, "rows": self._rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Back from the checkpoint; rows that a lost part of an attempt wrote later are dropped."""
+        self.seconds, self._rows = state_dict["seconds"], state_dict["rows"]
+        self._losses = [torch.tensor(x) for x in state_dict["losses"]]
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Begin at the checkpoint's step, or at none."""
+        self.step = trainer.global_step
+        self.write_curve()
+        self._clock = self._last_row = self._last_checkpoint = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        """Once a step."""
+        self.step = trainer.global_step
+        self._losses.append(outputs["loss"].detach())
+        now = time.monotonic()
+        self.seconds += now - self._clock
+        self._clock = now
+        config = self.config
+        last = self.step == config.steps
+        row = last or self.step % config.tracking.log_every == 0
+        if row:
+            self._row(trainer, now)
+        if last or (trainer.world_size > 1 and not row):
+            return  # several processes meet at the rows only
+        given = config.timeout_seconds
+        timed_out, checkpoint = _first_decides(
+            trainer,
+            bool(given and self.seconds > given),
+            now - self._last_checkpoint >= config.checkpoint_seconds,
+        )
+        if timed_out or checkpoint:
+            self.save_checkpoint(trainer)
+            self._last_checkpoint = time.monotonic()
+        if timed_out:
+            raise TimedOut(
+                f"timeout_seconds={given:g}: {self.step} of {config.steps} steps are done; "
+                "a larger one with retry_failed=true goes on from there"
+            )
+
+    def _row(self, trainer: L.Trainer, now: float) -> None:
+        mean = torch.stack([x.float() for x in self._losses]).mean()
+        if trainer.world_size > 1:
+            dist.all_reduce(mean)
+            mean /= trainer.world_size
+        loss = mean.item()
+        if not math.isfinite(loss):
+            raise Diverged(f"training loss {loss} at step {self.step} of {self.config.steps}")
+        config = self.config
+        elapsed = max(now - self._last_row, 1e-9)
+        speed = len(self._losses) * config.batch_tokens / elapsed
+        self._losses, self._last_row = [], now
+        rate = config.optim.lr * lr_factor(self.step - 1, config.steps, config.optim)
+        row = {
+            "step": self.step,
+            "tokens": self.step * config.batch_tokens,
+            "train/loss": loss,
+            "train/lr": rate,
+            "train/tokens_per_second": round(speed, 1),
+        }
+        self._write(row)
+        if self.report:
+            self.report(Progress(self.step, config.steps, speed, loss))
+
+    def final(self, loss: float) -> None:
+        """The last row: the validation loss."""
+        self._write(
+            {
+                "step": self.step,
+                "tokens": self.step * self.config.batch_tokens,
+                "validation/loss": loss,
+            }
+        )
+
+    def train_loss(self) -> float | None:
+        """Mean over the rows of the last tenth of the run."""
+        rows = [r for r in self._rows if "train/loss" in r]
+        last = [r["train/loss"] for r in rows if r["step"] > 0.9 * self.config.steps]
+        return sum(last) / len(last) if last else None
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        if self.lease is None:
+            return
+        self.lease.check()
+        try:
+            with open(self._file, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:  # the end writes the whole curve again
+            _LOG.warning("a row of %s was not written (%s)", self._file, error)
+        tracking.log(self.mirror, row)
+
+    def write_curve(self) -> None:
+        """Make the file what this attempt knows the loss curve to be."""
+        if self.lease is not None:
+            self.lease.check()
+            write_atomic("".join(json.dumps(row) + "\n" for row in self._rows), self._file)
+
+    def checkpoints(self) -> list[Path]:
+        """Newest first."""
+        return sorted((self.folder / CHECKPOINTS).glob("step-*.ckpt"), reverse=True)
+
+    def newest_checkpoint(self) -> Path | None:
+        """The newest one that loads: a torn file is passed over for the one before."""
+        for path in self.checkpoints():
+            try:
+                torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+                return path
+            except Exception as error:
+                _LOG.warning("%s does not load (%s)", path, error)
+        return None
+
+    def save_checkpoint(self, trainer: L.Trainer) -> None:
+        """Write the state so that a crash leaves the old checkpoint or the new one."""
+        folder = self.folder / CHECKPOINTS
+        temporary = folder / f"step-{trainer.global_step:09d}.tmp"
+        if self.lease is None:
+            trainer.save_checkpoint(temporary)  # takes part, writes nothing
+            return
+        self.lease.check()
+        try:
+            folder.mkdir(exist_ok=True)
+            trainer.save_checkpoint(temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, temporary.with_suffix(".ckpt"))
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+                raise  # torch's writer has no better class for a full disk
+            temporary.unlink(missing_ok=True)
+            _LOG.warning("no checkpoint at step %d (%s); the run goes on", self.step, error)
+            return
+        for path in self.checkpoints()[_KEPT_CHECKPOINTS:]:
+            path.unlink(missing_ok=True)
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Tell whoever watches that scoring has begun."""
+        if self.report:
+            self.report(Progress(self.step, self.config.steps, 0.0, 0.0, "validate"))
+
+    def on_exception(
+        self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Ctrl-C or a polite kill: keep what was computed, unless it takes others to do so."""
+        polite = isinstance(exception, (KeyboardInterrupt, SystemExit))
+        if polite and trainer.training and trainer.world_size == 1:
+            self.save_checkpoint(trainer)
+
+
+def _first_decides(trainer: L.Trainer, *decisions: bool) -> tuple[bool, ...]:
+    """What the run's first process has decided, in all of its processes."""
+    if trainer.world_size == 1:
+        return decisions
+    flags = torch.tensor(decisions, dtype=torch.int32, device=trainer.strategy.root_device)
+    dist.broadcast(flags, src=0)
+    return tuple(bool(flag) for flag in flags.tolist())

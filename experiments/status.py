@@ -1,0 +1,201 @@
+"""`lowbit-status`: how a study stands, from its folder alone, on any machine that sees it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.text import Text
+
+from experiments.lease import holder, is_alive
+from experiments.progress import duration, last_row
+from fitting.results import STUDY, ResultsError, RunRecord, read_record
+
+HELP = """\
+lowbit-status: how a study stands, from any shell and any machine that sees its folder.
+
+  lowbit-status study=demo              runs/demo: what is done, at work, failed, left; when it ends
+  lowbit-status study=demo watch=10     again every 10 seconds, until all is done
+  lowbit-status study=demo runs=/shared/runs
+
+Reads only; it needs neither Ray nor the process that started the sweep.  Exit codes: 0 all runs are
+done, 1 some are not, 2 a wrong request.
+
+  study=NAME     folder below runs
+  runs=runs      folder of all studies' results
+  watch=SECONDS  show it again and again
+"""
+
+
+class UsageError(ValueError):
+    """An option that cannot be meant as typed."""
+
+
+@dataclass
+class State:
+    """Of one run."""
+
+    run_id: str
+    kind: str
+    """finished, diverged, failed, running, interrupted or waiting."""
+    work: float
+    """FLOPs of the whole run."""
+    share: float = 0.0
+    """Of its tokens that are done."""
+    rate: float = 0.0
+    """Shares a second, of a running one."""
+    text: str = ""
+    """What there is to say: a loss, a reason, who is at work."""
+
+
+@dataclass
+class Status:
+    """Of a study."""
+
+    name: str
+    states: list[State] = field(default_factory=list)
+
+    def count(self, *kinds: str) -> int:
+        """Runs of these kinds."""
+        return sum(state.kind in kinds for state in self.states)
+
+    @property
+    def share(self) -> float:
+        """Of all work that is done, weighted by FLOPs; a diverged run's is done."""
+        total = sum(state.work for state in self.states)
+        return sum(s.work * (1.0 if _ended(s) else s.share) for s in self.states) / total
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds left if runs go on as they do now; None if none is at work."""
+        speed = sum(state.work * state.rate for state in self.states)
+        left = sum(s.work * (1 - s.share) for s in self.states if not _ended(s))
+        return left / speed if speed else None
+
+
+def _ended(state: State) -> bool:
+    return state.kind in ("finished", "diverged", "failed")
+
+
+def read_status(folder: Path) -> Status:
+    """What the store says about the study in `folder`.
+
+    Raises:
+        UsageError: There is no study.
+    """
+    if not (folder / STUDY).is_file():
+        raise UsageError(f"study={folder.name}: there is no {folder / STUDY}")
+    about = json.loads((folder / STUDY).read_text(encoding="utf-8"))
+    states = [_state(folder / name, float(about["work"][name])) for name in about["planned"]]
+    return Status(about["name"], states)
+
+
+def _state(run: Path, work: float) -> State:
+    if not run.is_dir():
+        return State(run.name, "waiting", work)
+    who = holder(run)
+    record = read_record(run)
+    row = last_row(run)
+    if record is None or record.status == "failed":
+        share, rate = _progress(run, row)
+        if who is not None and is_alive(run, who):
+            loss = f"loss {row['train/loss']:.4f}, " if "train/loss" in row else ""
+            text = f"{share:4.0%}  {loss}process {who.pid} on {who.host}, attempt {who.number}"
+            return State(run.name, "running", work, share, rate, text)
+        if record is None:
+            kind = "interrupted" if row else "waiting"
+            return State(run.name, kind, work, share, 0.0, f"at {share:.0%}" if row else "")
+    return State(run.name, record.status, work, 1.0, 0.0, _said(record))
+
+
+def _said(record: RunRecord) -> str:
+    if record.status == "finished":
+        return f"loss {record.loss:.4f}"
+    return record.reason
+
+
+def _progress(run: Path, row: dict[str, Any]) -> tuple[float, float]:
+    """Share of a run that is done, and shares a second."""
+    config = run / "config.json"
+    if not row or not config.is_file():
+        return 0.0, 0.0
+    tokens = max(1, int(json.loads(config.read_text(encoding="utf-8"))["tokens"]))
+    return min(1.0, row["tokens"] / tokens), row.get("train/tokens_per_second", 0.0) / tokens
+
+
+def render(status: Status) -> str:
+    """As text with rich's markup, one line a run that is at work or in trouble."""
+    parts = [f"{status.count('finished', 'diverged')} of {len(status.states)} runs done"]
+    for kind in ("diverged", "running", "interrupted", "failed", "waiting"):
+        if number := status.count(kind):
+            parts.append(f"{number} {kind}")
+    eta = f", about {duration(status.eta)} left" if status.eta is not None else ""
+    lines = [
+        f"study [bold]{status.name}[/]: {', '.join(parts)}; {status.share:.0%} of the work{eta}"
+    ]
+    for kind, colour in (
+        ("running", "cyan"),
+        ("interrupted", "yellow"),
+        ("failed", "red"),
+        ("diverged", "yellow"),
+    ):
+        lines += [
+            f"  [{colour}]{kind:<11}[/] {state.run_id}  {escape(state.text)}"
+            for state in status.states
+            if state.kind == kind
+        ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The console script."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP, end="")
+        raise SystemExit(0 if arguments else 2)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    try:
+        folder, watch = _read(arguments)
+        status = read_status(folder)
+        if not watch:
+            console.print(render(status), highlight=False, soft_wrap=True)
+        else:
+            with Live(console=console, auto_refresh=False) as live:
+                while True:
+                    live.update(Text.from_markup(render(status)), refresh=True)
+                    if status.count("finished", "diverged") == len(status.states):
+                        break
+                    time.sleep(watch)
+                    status = read_status(folder)
+    except (UsageError, ResultsError) as error:
+        print(f"lowbit-status: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    raise SystemExit(0 if status.count("finished", "diverged") == len(status.states) else 1)
+
+
+def _read(arguments: list[str]) -> tuple[Path, float]:
+    """The study's folder, and the seconds between two looks (0: one look)."""
+    options = {"study": "", "runs": "runs", "watch": "0"}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or key not in options:
+            raise UsageError(f"{argument}: must be one of study=NAME, runs=FOLDER, watch=SECONDS")
+        options[key] = value
+    if not options["study"]:
+        raise UsageError("study=: which study? e.g. study=demo")
+    try:
+        watch = float(options["watch"])
+    except ValueError:
+        watch = -1.0
+    if not 0 <= watch < float("inf"):
+        raise UsageError(f"watch={options['watch']}: must be a number of seconds")
+    return Path(options["runs"]) / options["study"], watch

@@ -1,0 +1,82 @@
+"""Hydra's composition, once for each choice of files instead of once a run.
+
+Composing takes 50 to 100 ms, and a thousand runs of a sweep choose from a few dozen files; what
+else distinguishes them is values, which are set on a copy, by Hydra's own code.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Sequence
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import ValidationError
+
+from experiments.config import ConfigError, TrainConfig, explain, from_typed, typed
+
+
+class Composer:
+    """Turns the overrides of one run after another into configurations.
+
+    Args:
+        loader: Hydra's, which found the files.
+        master: The configuration that the sweep itself was started with.
+    """
+
+    def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
+        assert isinstance(loader, ConfigLoaderImpl)
+        self._loader, self._master = loader, master
+        self._parser = OverridesParser.create(config_loader=loader)
+        self._parse = functools.lru_cache(maxsize=None)(self._parser.parse_override)
+        self._compose = functools.lru_cache(maxsize=256)(self._composed)
+
+    def __call__(self, overrides: Sequence[str]) -> TrainConfig:
+        """The configuration of one run.
+
+        Raises:
+            ConfigError: It is wrong, in one line.
+        """
+        parsed = [self._parse(text) for text in overrides]
+        values = [override for override in parsed if self._is_value(override)]
+        files = tuple(override.input_line or "" for override in parsed if override not in values)
+        composed = copy.deepcopy(self._compose(files))
+        try:
+            ConfigLoaderImpl._apply_overrides_to_config(values, composed)
+        except ConfigCompositionException as error:
+            # Beneath lies a wrong value, which names its key, or a missing key, which does not.
+            inner = error.__cause__
+            told = inner if isinstance(inner, ValidationError) else error
+            raise ConfigError(explain(told)) from error
+        return from_typed(composed)
+
+    def _is_value(self, override: Override) -> bool:
+        """Whether it sets a key that is there; a file, a new or a deleted key is composed."""
+        plain = not (override.is_add() or override.is_force_add() or override.is_delete())
+        return plain and not self._loader.repository.group_exists(override.key_or_group)
+
+    def _composed(self, files: tuple[str, ...]) -> DictConfig:
+        composed = self._loader.load_sweep_config(self._master, list(files))
+        with open_dict(composed):
+            del composed["hydra"]
+        return typed(composed)
+
+
+def compose_all(composer: Composer, jobs: Sequence[Sequence[str]]) -> list[TrainConfig]:
+    """The configurations of a sweep.
+
+    Raises:
+        ConfigError: The first that is wrong, and which run it is.
+    """
+    configs = []
+    for number, overrides in enumerate(jobs):
+        try:
+            configs.append(composer(overrides))
+        except ConfigError as error:
+            raise ConfigError(f"{error} (run {number}: {' '.join(overrides)})") from error
+    return configs

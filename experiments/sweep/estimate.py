@@ -1,0 +1,92 @@
+"""How long a run takes: from runs that finished, from a short probe, or from an assumption."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+
+from experiments.accounting import flops_per_token
+from experiments.config import TrainConfig
+from experiments.data import TokenData
+
+_ASSUMED_FLOPS_PER_SECOND = 3e10
+"""Of one core on a small model, where nothing has been run yet to measure it."""
+_PROBE_SECONDS = 10.0
+"""All probes of a plan together."""
+_STEP_SECONDS = 1.0
+"""A step that is assumed to take longer is not probed: scaling from smaller ones is near enough."""
+
+Kind = tuple[object, ...]
+
+
+class Speeds:
+    """Training FLOPs a second and core by kind of run, the nearest kind that is known.
+
+    Nearest: the same model and recipe, then the same model, then anything.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Kind, list[float]] = defaultdict(list)
+        self.basis = "a guess: nothing has run yet"
+
+    def learn(self, config: TrainConfig, flops_per_second: float, basis: str) -> None:
+        """Take note of what a core made of one run."""
+        self.basis = basis
+        for kind in _kinds(config):
+            self._known[kind].append(flops_per_second)
+
+    def __call__(self, config: TrainConfig) -> float:
+        """FLOPs a second and core."""
+        for kind in _kinds(config):
+            if kind in self._known:
+                return statistics.median(self._known[kind])
+        return _ASSUMED_FLOPS_PER_SECOND
+
+
+def _kinds(config: TrainConfig) -> tuple[Kind, ...]:
+    """From the narrowest to the widest."""
+    model = config.model
+    shape = (config.resources.device, model.hidden, model.ffn, model.layers)
+    return ((*shape, config.recipe.name), shape, (config.resources.device,))
+
+
+def probe(configs: Iterable[TrainConfig], speeds: Speeds) -> None:
+    """Run a few steps of each kind of run, the quickest kinds first, for a few seconds in all.
+
+    Takes place in this process, on its first core; kinds for another device are left out.
+    """
+    import torch
+
+    from experiments.module import LanguageModel  # takes seconds: only where it is needed
+
+    kinds = {_kinds(config)[0]: config for config in configs}
+    began, threads = time.monotonic(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for config in sorted(kinds.values(), key=_step_flops):
+            flops = _step_flops(config)
+            if config.resources.device != "cpu" or flops > (
+                _STEP_SECONDS * _ASSUMED_FLOPS_PER_SECOND
+            ):
+                continue
+            if time.monotonic() - began > _PROBE_SECONDS:
+                return
+            module, data = LanguageModel(config), TokenData(config.data)
+            optimizer = module.configure_optimizers()["optimizer"]
+            seconds = []
+            for step in range(4):  # the first pays for what the others find ready
+                start = time.perf_counter()
+                loss = module.loss(data.batch(step, config.batch_size, config.seed))
+                torch.autograd.backward(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+                seconds.append(time.perf_counter() - start)
+            speeds.learn(config, flops / min(seconds[1:]), "measured on a few steps")
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _step_flops(config: TrainConfig) -> float:
+    return config.batch_tokens * flops_per_token(config.model, config.data.seq_len)

@@ -1,0 +1,144 @@
+"""What a worker does: one run, its log in its folder, its end as a value and never an exception."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from experiments.config import from_dict
+from experiments.identity import run_folder
+from experiments.lease import Fenced, Held
+from experiments.train import follow, train
+
+LOG = "log.txt"
+DONE, FAILED, ELSEWHERE = "done", "failed", "elsewhere"
+"""How a run may end for a worker; elsewhere: somebody else is at work on it."""
+
+
+def execute(config: dict[str, Any], token: str) -> tuple[str, str]:
+    """One run.
+
+    Args:
+        config: `asdict` of a `TrainConfig`.
+        token: Of the lease, by which the driver breaks it should this worker die.
+
+    Returns:
+        How it ended and, unless it is done, the one line that says why.
+    """
+    checked = from_dict(config)
+    folder = run_folder(checked)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOG, "a", encoding="utf-8", buffering=1) as log:
+        handler = logging.StreamHandler(log)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger().addHandler(handler)
+
+        def note(text: str) -> None:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} process {os.getpid()} {text}\n")
+
+        note("start")
+        memory = checked.resources.memory if checked.resources.device == "cpu" else 0.0
+        try:
+            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log), _at_most(memory):
+                result = train(checked, token=token)
+            note("was done already" if result.already_done else result.record.status)
+            return DONE, ""
+        except (Held, Fenced) as error:
+            note(str(error))
+            return ELSEWHERE, str(error)
+        except Exception as error:
+            with contextlib.suppress(OSError):  # a full disk may be the very reason
+                traceback.print_exc(file=log)
+            return FAILED, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        finally:
+            logging.getLogger().removeHandler(handler)
+            with contextlib.suppress(OSError):
+                note("end")
+
+
+class _Ended(Exception):
+    """How the first process of a run ended, for the others to stop, and for the driver."""
+
+
+def execute_together(config: dict[str, Any], token: str) -> tuple[str, str]:
+    """One run on several processes, which Ray Train starts, connects and watches.
+
+    This task itself only waits.  Arguments and result are those of `execute`.
+
+    Raises:
+        RuntimeError: A process died: the run can go on from its checkpoint.
+    """
+    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    checked = from_dict(config)
+    own, trainer = checked.resources, checked.trainer
+    each = {"CPU": own.cpus, "GPU": own.gpus, "memory": own.memory * 2**30}
+    with tempfile.TemporaryDirectory() as storage:  # Ray Train wants one; nothing of ours is there
+        together = TorchTrainer(
+            _process,
+            train_loop_config={"config": config, "token": token},
+            torch_config=TorchConfig(backend="nccl" if own.device == "cuda" else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=trainer.num_workers,
+                use_gpu=own.gpus > 0,
+                resources_per_worker={name: amount for name, amount in each.items() if amount},
+                placement_strategy="STRICT_SPREAD" if trainer.spread else "STRICT_PACK",
+            ),
+            run_config=RunConfig(name="run", storage_path=storage),
+        )
+        try:
+            together.fit()
+        except TrainingFailedError as error:
+            failures = getattr(error, "worker_failures", {})
+            ended = [e for e in failures.values() if isinstance(_cause(e), _Ended)]
+            if not ended:
+                raise RuntimeError((str(error).splitlines() or [""])[0]) from None
+            how, why = _cause(ended[0]).args
+            return how, why
+    return DONE, ""
+
+
+def _cause(error: Exception) -> Exception:
+    """What a process raised, without what Ray wrapped around it."""
+    return getattr(error, "cause", None) or error
+
+
+def _process(task: dict[str, Any]) -> None:
+    """One process of several."""
+    import ray.train
+
+    if ray.train.get_context().get_world_rank() > 0:
+        follow(from_dict(task["config"]))
+        return
+    how, why = execute(task["config"], task["token"])
+    if how != DONE:
+        raise _Ended(how, why)
+
+
+@contextlib.contextmanager
+def _at_most(gibibytes: float) -> Iterator[None]:
+    """Hold this process to so much memory beyond what it has; 0: to none.
+
+    A run that wants more then fails alone and by name, where it would have taken its whole machine
+    into the kernel's out-of-memory killer.
+    """
+    if not gibibytes:
+        yield
+        return
+    with open("/proc/self/status", encoding="ascii") as file:
+        [line] = (line for line in file if line.startswith("VmData"))
+    had = int(line.split()[1]) * 1024
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (had + int(gibibytes * 2**30), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

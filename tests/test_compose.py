@@ -1,0 +1,105 @@
+"""Composing once and setting values gives what Hydra gives for each run, only sooner."""
+
+import time
+from pathlib import Path
+
+import pytest
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.core.utils import setup_globals
+from hydra.errors import MissingConfigException
+from hydra.types import RunMode
+from omegaconf import open_dict
+
+from experiments.config import ConfigError, TrainConfig, explain, from_hydra
+from experiments.paths import conf_dir
+from experiments.sweep.compose import Composer, compose_all
+from experiments.sweep.plan import make_plan
+
+OVERRIDES = [
+    [],
+    ["precision=mxfp4"],
+    ["precision=mxfp4", "recipe=sun", "model=ladder/c", "seed=3"],
+    ["precision.exponent=3", "precision.mantissa=2", "precision=e4m3", "seed=1"],
+    ["optim.lr=0.01", "model=ladder/a"],
+    ["+study.fit.law=chinchilla", "study.name=other", "tokens=10_240"],
+    ["study.grids=[{seed: [0, 1]}]"],
+    ["debug=tiny", "recipe=none"],
+    ["study=smoke", "data.validation_windows=7"],
+]
+
+
+@pytest.fixture
+def hydra(tmp_path: Path) -> Hydra:
+    """Hydra as it is when a launcher is called."""
+    setup_globals()
+    GlobalHydra.instance().clear()
+    Plugins.instance()
+    search = create_config_search_path(str(conf_dir()))
+    return Hydra.create_main_hydra2("train", search)
+
+
+def slowly(hydra: Hydra, master: object, overrides: list[str]) -> TrainConfig:
+    """As Hydra's own launchers do it: composed anew."""
+    composed = hydra.config_loader.load_sweep_config(master, overrides)  # type: ignore[arg-type]
+    with open_dict(composed):
+        del composed["hydra"]
+    return from_hydra(composed)
+
+
+@pytest.mark.parametrize("typed", [[], ["recipe=stochastic", "optim.lr=0.5", "batch_size=4"]])
+def test_a_run_is_what_hydra_composes(hydra: Hydra, tmp_path: Path, typed: list[str]) -> None:
+    typed = [*typed, f"runs={tmp_path}"]
+    master = hydra.compose_config("train", typed, run_mode=RunMode.MULTIRUN)
+    composer = Composer(hydra.config_loader, master)
+    for overrides in OVERRIDES * 2:  # the second time from what was kept
+        assert composer(overrides) == slowly(hydra, master, overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("seed=-1", "seed=-1: must be 0 or more"),
+        ("tokens=many", "tokens: Value 'many' of type 'str' could not be converted to Integer"),
+        ("seeds=1", "seeds: no such key; did you mean seed?"),
+        ("optim.lrr=1", "optim.lrr: no such key; did you mean optim.lr?"),
+        ("precision=fp5", "precision=fp5: no such choice"),
+    ],
+)
+def test_a_wrong_run_is_one_line_that_names_it(hydra: Hydra, override: str, line: str) -> None:
+    master = hydra.compose_config("train", [], run_mode=RunMode.MULTIRUN)
+    composer = Composer(hydra.config_loader, master)
+    with pytest.raises((ConfigError, MissingConfigException)) as error:
+        compose_all(composer, [["seed=0"], [override]])
+    if isinstance(error.value, ConfigError):
+        assert str(error.value).startswith(line)
+        assert str(error.value).endswith(f"(run 1: {override})")
+        assert len(str(error.value).splitlines()) == 1
+    else:
+        assert explain(error.value).startswith(line)
+
+
+def test_two_hundred_runs_are_planned_at_a_rate_of_a_thousand_a_minute(
+    hydra: Hydra, tmp_path: Path, text: Path
+) -> None:
+    """CPU time, for other work on the machine not to count; `make bench-sweep` has the number."""
+    typed = ["data=tokens", f"data.path={text}", "data.seq_len=64", "data.max_epochs=1000"]
+    master = hydra.compose_config(
+        "train", [*typed, f"runs={tmp_path / 'runs'}"], run_mode=RunMode.MULTIRUN
+    )
+    jobs = [
+        [f"precision={p}", f"recipe={r}", f"model=ladder/{m}", f"seed={s}", f"tokens={t}"]
+        for p in ("e1m1", "e1m2", "e2m1", "e3m2", "e4m3")
+        for r in ("nearest", "stochastic", "sun", "hadamard", "none")
+        for m in ("a", "b")
+        for s in range(1)
+        for t in (20_480, 40_960, 61_440, 81_920)
+    ]
+    began = time.process_time()
+    plan = make_plan(compose_all(Composer(hydra.config_loader, master), jobs))
+    assert time.process_time() - began < 12
+    assert len(jobs) == 200
+    assert len(plan.runs) == 200 - 40 + 8, "none has no format: 1 run where others have 5"
+    assert plan.duplicates == 32
