@@ -97,10 +97,7 @@ def _run_one(config: TrainConfig) -> None:
     from experiments.train import train as train_run
 
     with _progress(config.steps) as report:
-        try:
-            result = train_run(config, report)
-        except SystemExit:  # how Lightning ends after Ctrl-C
-            raise KeyboardInterrupt from None
+        result = train_run(config, report)
     write_study(plan)
     record = result.record
     loss = "none" if record.loss is None else f"{record.loss:.4f} nats per token"

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,6 +55,10 @@ class TimedOut(Exception):
     """The run took longer than it was given."""
 
 
+class Stopped(Exception):
+    """The run was asked to stop, and did so where it can go on to the same bits."""
+
+
 class Recorder(L.Callback):
     """Of one attempt.
 
@@ -68,6 +73,8 @@ class Recorder(L.Callback):
         self, config: TrainConfig, folder: Path, lease: Lease | None, report: Report | None
     ) -> None:
         self.config, self.folder, self.lease, self.report = config, folder, lease, report
+        self.stop = threading.Event()
+        """Set to end the attempt after the step at work, with a checkpoint."""
         self.mirror: Any | None = None
         """The W&B run, if there is one."""
         self.step = 0
@@ -116,9 +123,14 @@ class Recorder(L.Callback):
             bool(given and self.seconds > given),
             now - self._last_checkpoint >= config.checkpoint_seconds,
         )
-        if timed_out or checkpoint:
+        # Only here, between two steps: in the middle of one a batch is drawn and not yet learned
+        # from, or half of the weights are updated.
+        stopped = self.stop.is_set() and trainer.world_size == 1
+        if timed_out or checkpoint or stopped:
             self.save_checkpoint(trainer)
             self._last_checkpoint = time.monotonic()
+        if stopped:
+            raise Stopped
         if timed_out:
             raise TimedOut(
                 f"timeout_seconds={given:g}: {self.step} of {config.steps} steps are done; "
@@ -225,13 +237,10 @@ class Recorder(L.Callback):
         if self.report:
             self.report(Progress(self.step, self.config.steps, 0.0, 0.0, "validate"))
 
-    def on_exception(
-        self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Ctrl-C or a polite kill: keep what was computed, unless it takes others to do so."""
-        polite = isinstance(exception, (KeyboardInterrupt, SystemExit))
-        if polite and trainer.training and trainer.world_size == 1:
-            self.save_checkpoint(trainer)
+    def on_validation_batch_end(self, *_: Any) -> None:
+        """Scoring is not resumed, but stops at once."""
+        if self.stop.is_set():
+            raise Stopped
 
 
 def _first_decides(trainer: L.Trainer, *decisions: bool) -> tuple[bool, ...]:

@@ -14,6 +14,8 @@ import hashlib
 import json
 import logging
 import math
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -34,7 +36,7 @@ from experiments.lease import Fenced, Lease
 from experiments.module import LanguageModel
 from experiments.progress import METRICS
 from experiments.record import make_record
-from experiments.recorder import CHECKPOINTS, Diverged, Recorder, Report
+from experiments.recorder import CHECKPOINTS, Diverged, Recorder, Report, Stopped
 from fitting.results import FAILURE, RESULT, RunRecord, read_record, write_atomic, write_exclusive
 
 _VALIDATION_BATCH_TOKENS = 4_096
@@ -69,6 +71,8 @@ def train(config: TrainConfig, report: Report | None = None, token: str = "") ->
     Raises:
         ConfigError: The configuration cannot be run; nothing was written.
         DataError: The data cannot be had; nothing was written.
+        KeyboardInterrupt: On SIGINT (Ctrl-C) or SIGTERM in the main thread, after a checkpoint
+            behind the step at work; at once on a second one.
         Held: Somebody else is training this run; nothing was written.
         Fenced: Somebody else took it over meanwhile; nothing more was written.
         Exception: Whatever else goes wrong, after `failure.json` was written.
@@ -92,7 +96,10 @@ def train(config: TrainConfig, report: Report | None = None, token: str = "") ->
             return done
         run = _Run(config, data, folder, lease, report)
         try:
-            return RunResult(run.lead(), folder)
+            with _politely(run.recorder.stop):
+                return RunResult(run.lead(), folder)
+        except Stopped:
+            raise KeyboardInterrupt from None
         except Fenced:
             raise
         except Exception as error:
@@ -103,6 +110,26 @@ def train(config: TrainConfig, report: Report | None = None, token: str = "") ->
             if named is error:
                 raise
             raise named from error
+
+
+@contextlib.contextmanager
+def _politely(stop: threading.Event) -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into a request to stop; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, _: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def follow(config: TrainConfig) -> None:

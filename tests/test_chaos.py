@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from experiments.lease import ATTEMPTS, holder
+from experiments.lease import ATTEMPTS, holder, is_alive
 from experiments.progress import METRICS
 from experiments.recorder import CHECKPOINTS
 from experiments.sweep.work import LOG
@@ -180,10 +180,14 @@ def summary_so_far(folder: Path) -> list[str]:
 
 
 def wait_for_workers(folder: Path, process: subprocess.Popen[bytes]) -> list[int]:
-    """Process ids of all that hold a lease, once there is one or the driver has ended."""
+    """Process ids of all that are at work on a run, once some are or the driver has ended."""
     while process.poll() is None:
-        runs = [run for run in (folder / "s").iterdir() if run.is_dir()]
-        if pids := [who.pid for run in runs if (who := holder(run)) is not None]:
-            return pids
+        found = []
+        for run in (folder / "s").glob("*-*"):
+            who = holder(run)
+            if who is not None and is_alive(run, who):
+                found.append(who.pid)
+        if found:
+            return found
         time.sleep(0.05)
     return []

@@ -8,12 +8,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from experiments import commands
-from experiments.sweep.launch import LOG
+from experiments.config import TrainConfig
+from experiments.sweep.plan import Resources, make_plan
+from experiments.sweep.work import LOG
+from experiments.train import train
 from fitting.results import FAILURE, RESULT, STUDY, load
 
 SMALL = [
@@ -224,3 +228,67 @@ def test_a_sweep_joins_a_cluster_that_is_already_there(
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["resources.gpus=64", "resources.device=cuda"], "wants 1 CPUs, 64 GPUs; there is no room"),
+        (["resources.memory=1e6"], "wants 1 CPUs, 1e+06 GiB; there is no room for it"),
+        (["trainer.num_workers=4", "resources.cpus=999"], "wants 3996 CPUs; there is no room"),
+        (["trainer.num_workers=3"], "trainer.num_workers=3: must be 1 or more and divide"),
+        (["model=sun_70b"], "GiB for its weights, gradients and moments alone"),
+        (["budget.flops=1e6"], "budget.flops=1e+06: what is to do needs about "),
+        (["budget.hours=1e-9"], "(speed: measured on a few steps); raise it, or plan less"),
+        (["on_failure=explode"], "on_failure=explode: must be one of continue, stop"),
+        (["timeout_seconds=-1"], "timeout_seconds=-1.0: must be 0 or more"),
+    ],
+)
+def test_what_cannot_be_run_or_paid_is_refused_before_anything_starts(
+    here: Path,
+    text: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    line: str,
+) -> None:
+    command = [*SMALL, f"data.path={text}", "data.max_epochs=100", "-m", *arguments]
+    assert lowbit_train(monkeypatch, *command) == 2
+    err = capfd.readouterr().err
+    assert line in err
+    assert len(err.splitlines()) == 1
+    assert not (here / "runs").exists()
+
+
+def test_a_plan_says_what_it_costs_and_measures_where_nothing_has_run(
+    here: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*SMALL, f"data.path={text}", "-m", "seed=0,1", "budget.price=1e6", "plan_only=true"]
+    assert lowbit_train(monkeypatch, *command) == 0
+    out = capsys.readouterr().out
+    match = re.search(r"([\d.e-]+) core hours, ([\d.]+) at 1e\+06 an hour, about", out)
+    assert match
+    assert float(match[2]) == pytest.approx(1e6 * float(match[1]), rel=0.1)
+    assert "(measured on a few steps)" in out
+
+
+def test_a_plan_learns_its_speed_from_runs_that_finished(
+    composed: Callable[..., TrainConfig], text: Path
+) -> None:
+    configs = [
+        composed(*SMALL, f"data.path={text}", f"recipe={recipe}", f"seed={seed}")
+        for recipe in ("none", "nearest")
+        for seed in (0, 1)
+    ]
+    for config in configs[::2]:
+        train(config)
+    plan = make_plan(configs)
+    assert plan.speeds.basis == "measured on finished runs"
+    for done, alike in (plan.runs[:2], plan.runs[2:]):
+        assert done.record is not None
+        seconds = done.record.wall_seconds * alike.work / alike.flops
+        assert plan.seconds(alike) == pytest.approx(seconds)
+    slots = [plan.makespan(Resources(cpus), None) for cpus in (1.0, 2.0)]
+    times = [plan.seconds(run) for run in plan.to_do]
+    assert slots == pytest.approx([sum(times), max(times)])
+    assert plan.makespan(Resources(2.0), max_parallel=1) == pytest.approx(sum(times))

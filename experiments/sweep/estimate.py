@@ -31,6 +31,11 @@ class Speeds:
         self._known: dict[Kind, list[float]] = defaultdict(list)
         self.basis = "a guess: nothing has run yet"
 
+    @property
+    def measured(self) -> bool:
+        """Whether anything is known."""
+        return bool(self._known)
+
     def learn(self, config: TrainConfig, flops_per_second: float, basis: str) -> None:
         """Take note of what a core made of one run."""
         self.basis = basis

@@ -22,7 +22,14 @@ from experiments.progress import last_row
 from experiments.sweep.cluster import LOCAL, check_nodes, machines, ray_session, this_machine
 from experiments.sweep.plan import Plan, PlannedRun, Resources, write_study
 from experiments.sweep.show import Display
-from experiments.sweep.work import ELSEWHERE, FAILED, LOG, execute, execute_together
+from experiments.sweep.work import (
+    ELSEWHERE,
+    FAILED,
+    LOG,
+    STOPPED,
+    execute,
+    execute_together,
+)
 from fitting.results import RESULT, RunRecord, read_record
 
 _MAX_DEATHS = 3
@@ -276,6 +283,9 @@ class _Driver:
             self.elsewhere.append(run)
             self.display.elsewhere(run, why)
             return
+        if how == STOPPED:  # by somebody else than us
+            self.waiting.insert(0, run)
+            return
         self.display.ended(run, read_record(run.folder), why, log)
         if how == FAILED and run.config.on_failure == "stop":
             self.stopping = True
@@ -283,7 +293,7 @@ class _Driver:
     def _stop_running(self) -> None:
         """Let running runs write a checkpoint; what does not end in time is killed with Ray."""
         for reference in self.running:
-            self.ray.cancel(reference, force=False)  # SystemExit in the worker: it checkpoints
+            self.ray.cancel(reference, force=False)  # SIGINT in the worker: it checkpoints
         if self.running:
             self.ray.wait(list(self.running), num_returns=len(self.running), timeout=_GRACE_SECONDS)
         for reference, task in self.running.items():

@@ -18,7 +18,7 @@ from experiments.lease import Fenced, Held
 from experiments.train import follow, train
 
 LOG = "log.txt"
-DONE, FAILED, ELSEWHERE = "done", "failed", "elsewhere"
+DONE, FAILED, ELSEWHERE, STOPPED = "done", "failed", "elsewhere", "stopped"
 """How a run may end for a worker; elsewhere: somebody else is at work on it."""
 
 
@@ -53,6 +53,9 @@ def execute(config: dict[str, Any], token: str) -> tuple[str, str]:
         except (Held, Fenced) as error:
             note(str(error))
             return ELSEWHERE, str(error)
+        except KeyboardInterrupt:  # how Ray cancels
+            note("stopped")
+            return STOPPED, "stopped from outside"
         except Exception as error:
             with contextlib.suppress(OSError):  # a full disk may be the very reason
                 traceback.print_exc(file=log)

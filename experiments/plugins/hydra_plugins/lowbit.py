@@ -82,15 +82,14 @@ class RayLauncher(Launcher):
         composer = Composer(self.hydra_context.config_loader, self.config)
         configs = compose_all(composer, job_overrides)
         plan = make_plan(configs)
-        if plan.to_do and (configs[0].plan_only or configs[0].budget.hours):
-            if plan.speeds.basis.startswith("a guess"):
-                probe((run.config for run in plan.to_do), plan.speeds)
-            plan.refuse_over_budget()
+        if not plan.speeds.measured and (configs[0].plan_only or configs[0].budget.hours):
+            probe((run.config for run in plan.to_do), plan.speeds)
         # Lightning takes seconds to import: not before a wrong request has been refused.
         from experiments.sweep.cluster import this_machine
         from experiments.sweep.launch import launch
 
         show_plan(plan, this_machine(), self.max_parallel, full=configs[0].plan_only)
+        plan.refuse_over_budget()
         if configs[0].plan_only:
             return []
         outcome = launch(plan, self.address, self.max_parallel, self.dashboard)
