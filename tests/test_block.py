@@ -1,13 +1,23 @@
 """Block scales: the OCP rule, FP32 scales, and what happens at the edges."""
 
+from collections.abc import Callable
+
 import gfloat
 import gfloat.formats
 import numpy as np
 import pytest
 import torch
 
-from experiments.quant.block import quantize
-from experiments.quant.formats import FloatFormat, Precision, ScaleFormat
+from experiments.quant.block import quantize, quantize_plain, round_elements, round_elements_plain
+from experiments.quant.formats import (
+    ElementFormat,
+    FloatFormat,
+    IntFormat,
+    Precision,
+    ScaleFormat,
+    parse_element,
+)
+from experiments.quant.hadamard import rotate_plain
 from experiments.quant.scale import block_scale
 
 E2M1 = FloatFormat(2, 1)
@@ -120,6 +130,43 @@ def test_quantizing_twice_changes_nothing_with_power_of_two_scales() -> None:
     assert torch.equal(quantize(once, MX), once)
 
 
+@pytest.mark.parametrize("call", [round_elements, round_elements_plain])
+@pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_without_a_scale_bf16_and_fp16_are_torchs_own_casts(
+    call: Callable[..., torch.Tensor], name: str, dtype: torch.dtype
+) -> None:
+    """Any float32 bit pattern; beyond the largest number a cast overflows where we saturate."""
+    bits = np.random.default_rng(0).integers(0, 2**32, 100_000, dtype=np.uint32)
+    x = torch.from_numpy(bits.view(np.float32))
+    cast = x.to(dtype).float()
+    largest = torch.finfo(dtype).max
+    expected = torch.where(x.isfinite() & cast.isinf(), largest * x.sign(), cast)
+    expected = torch.where(x.isfinite(), expected, torch.nan)
+    got = call(x, parse_element(name))
+    assert torch.equal(got.nan_to_num(7e37), expected.nan_to_num(7e37))
+    assert torch.equal(torch.signbit(got)[x.isfinite()], torch.signbit(x)[x.isfinite()])
+
+
+@pytest.mark.parametrize("element", [FloatFormat(4, 3), FloatFormat(2, 0), IntFormat(4)], ids=str)
+def test_without_a_scale_stochastic_rounding_stays_on_the_grid(element: ElementFormat) -> None:
+    x = 3 * torch.randn(4096, generator=torch.Generator().manual_seed(5))
+    grid = torch.tensor([-v for v in element.grid()] + element.grid())
+    assert torch.isin(round_elements(x, element, 1), grid).all()
+    assert torch.equal(round_elements(grid, element, 1), grid), "what lies on it does not move"
+
+
+@pytest.mark.parametrize("precision", ["mxfp4", "nvfp4", "fp8_e4m3", "E2M1-block16-quest"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hadamard_is_a_rotation_before_all_else(precision: str, dtype: torch.dtype) -> None:
+    """In float32, whatever the input; also where the kernel knows only one of the two."""
+    to = Precision.parse(precision)
+    x = torch.randn(32, 128, generator=torch.Generator().manual_seed(6)).to(dtype)
+    signs = torch.where(torch.arange(128) % 3 == 0, -1.0, 1.0)
+    for size in (4, 32, 128):
+        expected = quantize_plain(rotate_plain(x.float(), size, signs), to).to(dtype)
+        assert torch.equal(quantize(x, to, hadamard=size, signs=signs), expected)
+
+
 def test_errors_name_the_value() -> None:
     with pytest.raises(ValueError, match="block_size=32: .* must be a multiple"):
         quantize(torch.ones(2, 33), MX)
@@ -127,3 +174,7 @@ def test_errors_name_the_value() -> None:
         quantize(torch.ones(2, 32, dtype=torch.float64), MX)
     with pytest.raises(ValueError, match=r"noise has shape \(1, 32\), x has \(2, 32\)"):
         quantize(torch.ones(2, 32), MX, torch.zeros(1, 32))
+    with pytest.raises(ValueError, match="hadamard=24: must be a power of two"):
+        quantize(torch.ones(2, 96), MX, hadamard=24)
+    with pytest.raises(ValueError, match="rounding=odd: must be one of"):
+        round_elements(torch.ones(2), E2M1, rounding="odd")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from experiments.quant.formats import Precision, ScaleFormat
+from experiments.quant.formats import ElementFormat, Precision, ScaleFormat
+from experiments.quant.hadamard import check_rotation, rotate, rotate_plain
 from experiments.quant.kernels import cpu
 from experiments.quant.kernels.noise import uniform
 from experiments.quant.rounding import ROUNDINGS, round_stochastic, round_to
@@ -27,6 +28,8 @@ def quantize(
     precision: Precision,
     noise: Tensor | int | None = None,
     rounding: str = "nearest_even",
+    hadamard: int = 0,
+    signs: Tensor | None = None,
 ) -> Tensor:
     """Fake-quantize `x`: each value becomes s * round(x / s), s the scale of its block.
 
@@ -41,6 +44,9 @@ def quantize(
             with those that `kernels.noise.uniform` makes of this key; None rounds as `rounding`
             says.
         rounding: One of `experiments.quant.rounding.ROUNDINGS`.
+        hadamard: Rotates `x`, in float32, before all else: `experiments.quant.hadamard.rotate` by
+            blocks of this size; 0 for none.
+        signs: Of the rotation.
 
     Returns:
         A contiguous tensor of `x`'s shape and dtype.  Values beyond s * element.max saturate to
@@ -48,8 +54,8 @@ def quantize(
         a two-level scale the whole tensor does.
 
     Raises:
-        ValueError: Wrong dtype, an axis no multiple of the block size, `noise` of another shape,
-            or no such rounding.
+        ValueError: Wrong dtype, an axis no multiple of the block size or of `hadamard`, `noise` of
+            another shape, or no such rounding.
 
     Source:
         Sun et al. 2501.02423, section 3 (FP32 scales); OCP MX v1.0, section 6.3 (E8M0); the others
@@ -60,15 +66,15 @@ def quantize(
     >>> quantize(torch.tensor([[0.9, -2.6, 5.1, 7.5]]), mx)
     tensor([[ 1., -3.,  6.,  6.]])
     """
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"quantize takes float32, bfloat16 or float16, got {x.dtype}")
-    if isinstance(noise, Tensor) and noise.shape != x.shape:
-        raise ValueError(f"noise has shape {tuple(noise.shape)}, x has {tuple(x.shape)}")
-    if rounding not in ROUNDINGS:
-        raise ValueError(f"rounding={rounding}: must be one of {', '.join(ROUNDINGS)}")
+    _check(x, noise, rounding)
     _check_axes(x.shape, precision)
-    if cpu.supports(x, precision):
-        return cpu.quantize(x, precision, noise, rounding)
+    if hadamard:
+        check_rotation(x.shape, hadamard)
+    if cpu.supports(x, precision, hadamard):
+        return cpu.quantize(x, precision, noise, rounding, hadamard, signs)
+    if hadamard:
+        rotated = rotate(x.float(), hadamard, signs)
+        return quantize(rotated, precision, noise, rounding).to(x.dtype)
     return quantize_plain(x, precision, noise, rounding)
 
 
@@ -77,33 +83,100 @@ def quantize_plain(
     precision: Precision,
     noise: Tensor | int | None = None,
     rounding: str = "nearest_even",
+    hadamard: int = 0,
+    signs: Tensor | None = None,
 ) -> Tensor:
     """The definition: what `quantize` returns, whoever computes it; arguments as there."""
     draws = uniform(noise, x.shape, x.device) if isinstance(noise, int) else noise
-    blocks = _to_blocks(x.float(), precision)
+    values = rotate_plain(x.float(), hadamard, signs) if hadamard else x.float()
+    blocks = _to_blocks(values, precision)
     noises = None if draws is None else _to_blocks(draws, precision)
     scale = block_scale(blocks, precision.element, precision.scale)
     values = _round_scaled(blocks, scale, precision, noises, rounding)
     if precision.scale is ScaleFormat.E4M3_4_6:
         scale = four_over_six_scale(blocks)
         other = _round_scaled(blocks, scale, precision, noises, rounding)
-        error = (values - blocks).square().sum(dim=-1, keepdim=True)
-        other_error = (other - blocks).square().sum(dim=-1, keepdim=True)
-        values = torch.where(other_error < error, other, values)
+        other_is_better = _squared_error(other, blocks) < _squared_error(values, blocks)
+        values = torch.where(other_is_better, other, values)
     # Contiguous whatever x was: the layout decides in which order a GEMM adds, so it is part of
     # what two backends must have in common.
     return _from_blocks(values, x.shape, precision).to(x.dtype).contiguous()
 
 
+def round_elements(
+    x: Tensor,
+    element: ElementFormat,
+    noise: Tensor | int | None = None,
+    rounding: str = "nearest_even",
+) -> Tensor:
+    """Fake-quantize without any scale: each value to the grid of `element` itself.
+
+    Args:
+        x: Float32, bfloat16 or float16, any shape.
+        element: The target format.
+        noise: As for `quantize`.
+        rounding: As for `quantize`.
+
+    Returns:
+        A contiguous tensor of `x`'s shape and dtype.  Beyond the largest number a value saturates;
+        NaN and the infinities become NaN.
+
+    Raises:
+        ValueError: Wrong dtype, `noise` of another shape, or no such rounding.
+
+    >>> from experiments.quant.formats import FloatFormat
+    >>> round_elements(torch.tensor([0.3, -1.3, 7.0, -0.1]), FloatFormat(2, 1))
+    tensor([ 0.5000, -1.5000,  6.0000, -0.0000])
+    """
+    _check(x, noise, rounding)
+    if cpu.rounds(x):
+        return cpu.round_elements(x, element, noise, rounding)
+    return round_elements_plain(x, element, noise, rounding)
+
+
+def round_elements_plain(
+    x: Tensor,
+    element: ElementFormat,
+    noise: Tensor | int | None = None,
+    rounding: str = "nearest_even",
+) -> Tensor:
+    """The definition: what `round_elements` returns, whoever computes it; arguments as there."""
+    draws = uniform(noise, x.shape, x.device) if isinstance(noise, int) else noise
+    return _round(x.float(), element, draws, rounding).to(x.dtype).contiguous()
+
+
+def _round(x: Tensor, element: ElementFormat, noise: Tensor | None, rounding: str) -> Tensor:
+    if noise is None:
+        return round_to(x, element, rounding)
+    return round_stochastic(x, element, noise)
+
+
 def _round_scaled(
     blocks: Tensor, scale: Tensor, precision: Precision, noise: Tensor | None, rounding: str
 ) -> Tensor:
-    scaled = blocks / scale
-    if noise is None:
-        rounded = round_to(scaled, precision.element, rounding)
-    else:
-        rounded = round_stochastic(scaled, precision.element, noise)
-    return rounded.mul_(scale)
+    return _round(blocks / scale, precision.element, noise, rounding).mul_(scale)
+
+
+def _squared_error(values: Tensor, blocks: Tensor) -> Tensor:
+    """Sum of squares, [..., K] to [..., 1], in a fixed order, so that every backend decides alike.
+
+    Neighbours are added until one value is left; zeros fill up to a power of two.
+    """
+    squares = (values - blocks).square()
+    size = 1 << (squares.shape[-1] - 1).bit_length()
+    squares = torch.nn.functional.pad(squares, (0, size - squares.shape[-1]))
+    while squares.shape[-1] > 1:
+        squares = squares[..., ::2] + squares[..., 1::2]
+    return squares
+
+
+def _check(x: Tensor, noise: Tensor | int | None, rounding: str) -> None:
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"quantize takes float32, bfloat16 or float16, got {x.dtype}")
+    if isinstance(noise, Tensor) and noise.shape != x.shape:
+        raise ValueError(f"noise has shape {tuple(noise.shape)}, x has {tuple(x.shape)}")
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding={rounding}: must be one of {', '.join(ROUNDINGS)}")
 
 
 def _check_axes(shape: torch.Size, precision: Precision) -> None:

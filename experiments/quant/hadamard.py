@@ -27,15 +27,18 @@ def rotate(x: Tensor, size: int, signs: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: K is not a multiple of `size`, or `size` not a power of two.
     """
-    if size < 1 or size & (size - 1):
-        raise ValueError(f"hadamard={size}: must be a power of two")
-    if x.shape[-1] % size:
-        raise ValueError(
-            f"hadamard={size}: the summed axis of {tuple(x.shape)} is no multiple of it"
-        )
+    check_rotation(x.shape, size)
     if cpu.rotates(x, size):
         return cpu.rotate(x, size, signs)
     return rotate_plain(x, size, signs)
+
+
+def check_rotation(shape: torch.Size, size: int) -> None:
+    """Raise the errors of `rotate` for a tensor of this shape."""
+    if size < 1 or size & (size - 1):
+        raise ValueError(f"hadamard={size}: must be a power of two")
+    if shape[-1] % size:
+        raise ValueError(f"hadamard={size}: the summed axis of {tuple(shape)} is no multiple of it")
 
 
 def rotate_plain(x: Tensor, size: int, signs: Tensor | None = None) -> Tensor:

@@ -107,15 +107,19 @@ class QuantLinear(nn.Linear):
         prepared = []
         for label, operand, values in (left, right):
             values = values.float()
-            if gemm.hadamard:
-                values = rotate(values, gemm.hadamard, signs)
-            if operand is not None:
-                if operand.rounding == "stochastic":
-                    stream = int(label[1])
-                    key = self.clock.key(counter, self.layer, stream)
-                    values = quantize(values, self.precision, key)
-                else:
-                    values = quantize(values, self.precision, rounding=operand.rounding)
+            if operand is None:
+                values = rotate(values, gemm.hadamard, signs) if gemm.hadamard else values
+            elif operand.rounding == "stochastic":
+                key = self.clock.key(counter, self.layer, int(label[1]))
+                values = quantize(values, self.precision, key, hadamard=gemm.hadamard, signs=signs)
+            else:
+                values = quantize(
+                    values,
+                    self.precision,
+                    rounding=operand.rounding,
+                    hadamard=gemm.hadamard,
+                    signs=signs,
+                )
             prepared.append(values)
         return prepared[0], prepared[1]
 

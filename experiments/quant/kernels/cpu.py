@@ -15,10 +15,10 @@ from pathlib import Path
 import torch  # before the library: both then share torch's OpenMP threads
 from torch import Tensor
 
-from experiments.quant.formats import FloatFormat, Precision, ScaleFormat
+from experiments.quant.formats import ElementFormat, FloatFormat, Precision, ScaleFormat
 from experiments.quant.kernels.noise import mix
 from experiments.quant.rounding import ROUNDINGS
-from experiments.quant.scale import E4M3, UE5M3, UE5M3_TOP, reach
+from experiments.quant.scale import E4M3, _two_level_parts, reach
 
 _LIBRARY_PATH = Path(__file__).with_name("_quantize" + sysconfig.get_config_var("EXT_SUFFIX"))
 _ROUNDINGS = {  # the enum in quantize.c; the other ones are _DIRECTED
@@ -29,7 +29,11 @@ _ROUNDINGS = {  # the enum in quantize.c; the other ones are _DIRECTED
 }
 _DIRECTED = 4
 _TWO_LEVEL = 5
-ROTATIONS = (8, 16, 32, 64, 128, 256, 512, 1024)
+_FOUR_OVER_SIX = 6
+_UNSCALED = 7
+_MOST_CHOICES = 256
+_FLOAT32_MAX = torch.finfo(torch.float32).max
+ROTATIONS = (16, 32, 64, 128, 256, 512, 1024)
 SCALES = {  # rules it knows; the enum in quantize.c
     ScaleFormat.FP32: 0,
     ScaleFormat.E8M0: 1,
@@ -38,6 +42,8 @@ SCALES = {  # rules it knows; the enum in quantize.c
     ScaleFormat.E8M0_4_3: 4,
     ScaleFormat.E4M3: _TWO_LEVEL,
     ScaleFormat.UE5M3: _TWO_LEVEL,
+    ScaleFormat.E4M3_16_17: _TWO_LEVEL,
+    ScaleFormat.E4M3_4_6: _FOUR_OVER_SIX,
 }
 
 
@@ -54,9 +60,11 @@ class _Format(ctypes.Structure):
         ("emin_bits", ctypes.c_int32),
         ("emax", ctypes.c_int32),
         ("wide", ctypes.c_int32),
-        ("power_of_two", ctypes.c_int32),
+        ("exact_inverse", ctypes.c_int32),
         ("max", ctypes.c_float),
+        ("other_max", ctypes.c_float),
         ("limit", ctypes.c_float),
+        ("lowest", ctypes.c_float),
         ("top", ctypes.c_float),
         ("stored_mantissa", ctypes.c_int32),
         ("stored_emin_bits", ctypes.c_int32),
@@ -71,6 +79,7 @@ def _load() -> ctypes.CDLL | None:
         return None
     library = ctypes.CDLL(str(_LIBRARY_PATH))
     pointer, size = ctypes.c_void_p, ctypes.c_int64
+    rotation = (pointer, size, ctypes.c_float, ctypes.c_int)  # signs, columns, factor, size
     library.lowbit_format_size.restype = size
     if library.lowbit_format_size() != ctypes.sizeof(_Format):
         raise ImportError(
@@ -80,17 +89,26 @@ def _load() -> ctypes.CDLL | None:
     library.lowbit_select.restype = ctypes.c_char_p
     library.lowbit_quantize.argtypes = (
         *(pointer, pointer, pointer, pointer),  # format, x, out, noise
-        *(ctypes.c_uint64, size, size, ctypes.c_int),  # key, n, block, threads
+        *(ctypes.c_uint64, size, size),  # key, n, block
+        *rotation,
+        ctypes.c_int,  # threads
     )
     library.lowbit_quantize.restype = None
+    library.lowbit_quantize_tiles.argtypes = (
+        *(pointer, pointer, pointer, pointer),  # format, x, out, noise
+        *(ctypes.c_uint64, size, size, size, ctypes.c_int),  # key, rows, columns, size, threads
+    )
+    library.lowbit_quantize_tiles.restype = None
     library.lowbit_quantize_transposed.argtypes = (
         *(pointer, pointer, pointer, pointer),  # format, x, out, noise
-        *(ctypes.c_uint64, size, size, size, ctypes.c_int),  # key, rows, columns, block, threads
+        *(ctypes.c_uint64, size, size, size),  # key, rows, columns, block
+        *(ctypes.c_int, ctypes.c_int),  # tiles, threads
     )
     library.lowbit_quantize_transposed.restype = ctypes.c_int
     library.lowbit_rotate.argtypes = (
-        *(pointer, pointer, pointer, size, size),  # x, out, signs, n, columns
-        *(ctypes.c_float, ctypes.c_int, ctypes.c_int),  # factor, size, threads
+        *(pointer, pointer, size),  # x, out, n
+        *rotation,
+        ctypes.c_int,  # threads
     )
     library.lowbit_rotate.restype = None
     return library
@@ -113,16 +131,22 @@ NAME: str | None = None if (_chosen := select()) is None else f"c-{_chosen}"
 """What a run record calls this backend; None where the library was not built."""
 
 
-def supports(x: Tensor, precision: Precision) -> bool:
-    """Whether `quantize` takes `x` and does what `precision` says."""
-    element = precision.element
+def supports(x: Tensor, precision: Precision, hadamard: int = 0) -> bool:
+    """Whether `quantize` takes `x` and does what `precision` says, after this rotation."""
+    element, block = precision.element, precision.block_size
+    fused = not hadamard or (
+        hadamard in ROTATIONS
+        and precision.granularity != "tile"
+        and (precision.granularity != "block" or max(block, hadamard) % min(block, hadamard) == 0)
+    )
+    choosable = precision.granularity == "block" and block <= _MOST_CHOICES
     return (
         _library is not None
         and x.device.type == "cpu"
-        and precision.granularity != "tile"
         and precision.scale in SCALES
         and (element.exponent < 8 or precision.scale in (ScaleFormat.FP32, ScaleFormat.E8M0))
-        and element.lowest == -element.max
+        and (precision.scale is not ScaleFormat.E4M3_4_6 or choosable)
+        and fused
         and x.numel() < 2**32
     )
 
@@ -132,55 +156,71 @@ def quantize(
     precision: Precision,
     noise: Tensor | int | None = None,
     rounding: str = "nearest_even",
+    hadamard: int = 0,
+    signs: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """`experiments.quant.block.quantize`, bit for bit; only where `supports` says so.
 
     Args:
         x: [..., K], any floating dtype of the plain way.  The transpose of a contiguous matrix is
-            read as it lies.
+            read as it lies, unless it is to be rotated or its scales to be chosen.
         precision: As there.
         noise: As there, or a key: rounds with `noise.uniform(key, x.shape)` without making it.
         rounding: As there.
+        hadamard: As there.
+        signs: As there, float32, contiguous.
         out: Where to write, float32, contiguous, x's shape, not overlapping x; None makes it.
     """
     assert _library is not None
-    name, draws, words = rounding, None, 0
-    if isinstance(noise, Tensor):
-        assert noise.shape == x.shape
-        name, draws = "stochastic", noise.float().contiguous()
-    elif noise is not None:
-        name, words = "stochastic_counter", mix(noise)
     values = x if x.dtype is torch.float32 else x.float()
     transposed = values.ndim == 2 and not values.is_contiguous() and values.t().is_contiguous()
-    if not transposed:
-        values = values.contiguous()
-    if out is None:
-        out = torch.empty(x.shape, dtype=torch.float32)
-    assert (out.shape, out.dtype, out.is_contiguous()) == (x.shape, torch.float32, True)
-    n = values.numel()
-    block = precision.block_size
-    if precision.granularity == "row":
-        block = x.shape[-1]
-    elif precision.granularity == "tensor":
-        block = n
-    else:
-        assert x.shape[-1] % block == 0
-    common = (
-        ctypes.byref(_format(precision, name)),
-        values.data_ptr(),
-        out.data_ptr(),
-        None if draws is None else draws.data_ptr(),
-        words,
-    )
-    threads = torch.get_num_threads() if n > _GRAIN else 1
+    if hadamard or precision.scale is ScaleFormat.E4M3_4_6 or not transposed:
+        values, transposed = values.contiguous(), False
+    n, columns, tiles = values.numel(), x.shape[-1], precision.granularity == "tile"
+    block = {"row": columns, "tensor": n}.get(precision.granularity, precision.block_size)
+    assert block == n or columns % block == 0
+    assert not tiles or x.shape[-2] % block == 0
+    result = _result(x, out)
+    mode, draws, words = _mode(noise, rounding, x.shape)
+    format = _format(precision.element, precision.scale, mode)
+    common = (ctypes.byref(format), values.data_ptr(), result.data_ptr(), _address(draws), words)
+    threads = _threads(n)
     if n == 0:
         pass
-    elif not transposed:
-        _library.lowbit_quantize(*common, n, block, threads)
-    elif _library.lowbit_quantize_transposed(*common, x.shape[1], x.shape[0], block, threads):
-        raise MemoryError(f"no memory for the scales of {tuple(x.shape)}")
-    return out if x.dtype is torch.float32 else out.to(x.dtype)
+    elif transposed:
+        at = (columns, n // columns, block, tiles, threads)
+        if _library.lowbit_quantize_transposed(*common, *at):
+            raise MemoryError(f"no memory for the scales of {tuple(x.shape)}")
+    elif tiles:
+        _library.lowbit_quantize_tiles(*common, n // columns, columns, block, threads)
+    else:
+        _library.lowbit_quantize(*common, n, block, *_rotation(x, hadamard, signs), threads)
+    return result if x.dtype is torch.float32 else result.to(x.dtype)
+
+
+def rounds(x: Tensor) -> bool:
+    """Whether `round_elements` takes `x`."""
+    return _library is not None and x.device.type == "cpu" and x.numel() < 2**32
+
+
+def round_elements(
+    x: Tensor,
+    element: ElementFormat,
+    noise: Tensor | int | None = None,
+    rounding: str = "nearest_even",
+    out: Tensor | None = None,
+) -> Tensor:
+    """`experiments.quant.block.round_elements`, bit for bit; arguments as for `quantize`."""
+    assert _library is not None
+    values = x.float().contiguous()
+    result, n = _result(x, out), x.numel()
+    mode, draws, words = _mode(noise, rounding, x.shape)
+    format = _format(element, None, mode)
+    common = (ctypes.byref(format), values.data_ptr(), result.data_ptr(), _address(draws), words)
+    if n:
+        _library.lowbit_quantize(*common, n, n, *_rotation(x, 0, None), _threads(n))
+    return result if x.dtype is torch.float32 else result.to(x.dtype)
 
 
 def rotates(x: Tensor, size: int) -> bool:
@@ -198,60 +238,88 @@ def rotate(x: Tensor, size: int, signs: Tensor | None = None, out: Tensor | None
     Args:
         x: [..., K], float32, on the CPU; K divisible by `size`.
         size: A power of two, 8 to 1024.
-        signs: [K] of +-1, float32, or None.
+        signs: [K] of +-1, float32, contiguous, or None.
         out: As for `quantize`.
     """
     assert _library is not None
     assert size in ROTATIONS
-    assert x.shape[-1] % size == 0
-    values = x.contiguous()
-    if out is None:
-        out = torch.empty(x.shape, dtype=torch.float32)
-    assert (out.shape, out.dtype, out.is_contiguous()) == (x.shape, torch.float32, True)
-    if signs is not None:
-        assert (signs.shape, signs.dtype) == (x.shape[-1:], torch.float32)
-        signs = signs.contiguous()
-    _library.lowbit_rotate(
-        values.data_ptr(),
-        out.data_ptr(),
-        None if signs is None else signs.data_ptr(),
-        values.numel(),
-        max(1, x.shape[-1]),
-        size**-0.5,
-        size,
-        torch.get_num_threads() if values.numel() > _GRAIN else 1,
-    )
-    return out
+    values, result, n = x.contiguous(), _result(x, out), x.numel()
+    rotation = _rotation(x, size, signs)
+    _library.lowbit_rotate(values.data_ptr(), result.data_ptr(), n, *rotation, _threads(n))
+    return result
 
 
 _GRAIN = 32768
 """Values below which a second thread costs more than it saves; torch's own constant."""
 
 
+def _threads(n: int) -> int:
+    return torch.get_num_threads() if n > _GRAIN else 1
+
+
+def _result(x: Tensor, out: Tensor | None) -> Tensor:
+    if out is None:
+        return torch.empty(x.shape, dtype=torch.float32)
+    assert (out.shape, out.dtype, out.is_contiguous()) == (x.shape, torch.float32, True)
+    return out
+
+
+def _address(draws: Tensor | None) -> int | None:
+    return None if draws is None else draws.data_ptr()
+
+
+def _mode(
+    noise: Tensor | int | None, rounding: str, shape: torch.Size
+) -> tuple[str, Tensor | None, int]:
+    """The kernel's rounding, its draws and its key."""
+    if isinstance(noise, Tensor):
+        assert noise.shape == shape
+        return "stochastic", noise.float().contiguous(), 0
+    if noise is not None:
+        return "stochastic_counter", None, mix(noise)
+    return rounding, None, 0
+
+
+def _rotation(x: Tensor, size: int, signs: Tensor | None) -> tuple[int | None, int, float, int]:
+    """The kernel's words for it: signs, columns, factor and size, or size 0."""
+    if not size:
+        return None, 1, 1.0, 0
+    columns = x.shape[-1]
+    assert columns % size == 0
+    assert signs is None or (
+        signs.shape == (columns,) and signs.dtype is torch.float32 and signs.is_contiguous()
+    )
+    return _address(signs), columns, size**-0.5, size
+
+
 @lru_cache(maxsize=256)
-def _format(precision: Precision, rounding: str) -> _Format:
-    element, scale = precision.element, precision.scale
+def _format(element: ElementFormat, scale: ScaleFormat | None, rounding: str) -> _Format:
     if rounding not in ROUNDINGS and rounding not in _ROUNDINGS:
         raise ValueError(f"rounding={rounding}: must be one of {', '.join(ROUNDINGS)}")
     emin = element.emin if isinstance(element, FloatFormat) else element.mantissa
     if rounding == "nearest_even" and element.mantissa == 0:
         rounding = "nearest_even_code"
-    largest, emax = (element.max, element.emax) if scale.two_level else reach(element)
-    stored = UE5M3 if scale is ScaleFormat.UE5M3 else E4M3
+    largest, emax = reach(element)
+    stored, top = E4M3, 1.0
+    if scale is not None and scale.two_level:
+        largest, stored, top = _two_level_parts(element, scale)
+    exact = scale is None or (scale.power_of_two and scale is not ScaleFormat.E8M0_4_3)
     return _Format(
         rounding=_ROUNDINGS.get(rounding, _DIRECTED),
         ties_away=rounding == "nearest_away",
         up=rounding == "up",
         down=rounding == "down",
-        scale=SCALES[scale],
+        scale=_UNSCALED if scale is None else SCALES[scale],
         mantissa=element.mantissa,
         emin_bits=(emin + 127) << 23,
         emax=emax,
         wide=element.exponent == 8,
-        power_of_two=scale.power_of_two and scale is not ScaleFormat.E8M0_4_3,
+        exact_inverse=exact,
         max=largest,
-        limit=min(element.max, torch.finfo(torch.float32).max),
-        top=element.max * (UE5M3_TOP if stored is UE5M3 else stored.max),
+        other_max=4.0,
+        limit=min(element.max, _FLOAT32_MAX),
+        lowest=max(element.lowest, -_FLOAT32_MAX),
+        top=top,
         stored_mantissa=stored.mantissa,
         stored_emin_bits=(stored.emin + 127) << 23,
         stored_max=stored.max,

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { /* lowbit_format.rounding; kernels/__init__.py has the same list */
+enum { /* lowbit_format.rounding; cpu.py has the same lists */
     NEAREST_EVEN,
     NEAREST_EVEN_CODE,  /* formats without mantissa bits */
     STOCHASTIC,         /* draws from an array */
@@ -18,9 +18,10 @@ enum { /* lowbit_format.rounding; kernels/__init__.py has the same list */
     DIRECTED,           /* as ties_away, up and down say; toward zero if none is set */
 };
 
-enum { FP32, E8M0, E8M0_CEIL, E8M0_NEAREST, E8M0_4_3, TWO_LEVEL }; /* lowbit_format.scale */
+/* lowbit_format.scale; UNSCALED rounds x itself */
+enum { FP32, E8M0, E8M0_CEIL, E8M0_NEAREST, E8M0_4_3, TWO_LEVEL, FOUR_OVER_SIX, UNSCALED };
 
-enum { BY_DIVISION, BY_MULTIPLICATION, BY_CORRECTION };
+enum { BY_NOTHING, BY_DIVISION, BY_MULTIPLICATION, BY_CORRECTION };
 
 typedef struct {
     int32_t rounding;
@@ -32,32 +33,54 @@ typedef struct {
     int32_t emin_bits;    /* float32 bits of 2^emin */
     int32_t emax;         /* floor(log2(max)) */
     int32_t wide;         /* 8 exponent bits */
-    int32_t power_of_two; /* 1 / scale is exact */
+    int32_t exact_inverse; /* of every scale */
     float max;            /* what amax is mapped to */
-    float limit;          /* where values saturate */
-    float top;            /* TWO_LEVEL: what the tensor's amax is mapped to */
-    int32_t stored_mantissa; /* TWO_LEVEL: format of a block's scale */
+    float other_max;      /* FOUR_OVER_SIX: by the other scale */
+    float limit;          /* where values saturate, and at the other end */
+    float lowest;
+    float top;            /* two levels: what the tensor's amax is mapped to */
+    int32_t stored_mantissa; /* two levels: format of a block's scale */
     int32_t stored_emin_bits;
     float stored_max;
     uint32_t key_low; /* STOCHASTIC_COUNTER */
     uint32_t key_high;
 } lowbit_format;
 
+typedef struct { /* of every `size` values, before all else; size 0: none */
+    const float *signs; /* [columns], or NULL */
+    int64_t columns;
+    float factor;
+    int32_t size;
+} lowbit_rotation;
+
+enum {
+    MOST_CHOICES = 256, /* values in a block of FOUR_OVER_SIX */
+    CACHED = 1 << 13,   /* values read twice: 32 KiB stay in the first cache */
+    CHUNK = 1 << 15,    /* that one thread takes at a time: 128 KiB stay in its cache */
+    PIECE = 1 << 10,    /* that pass through a buffer at a time */
+    SQUARE = 256,       /* rows and columns that one thread transposes at a time */
+    STREAMED = 1 << 22, /* from here on a result is written past the caches */
+};
+
 #define SIGN_BIT INT32_MIN
 #define EXPONENT_BITS 0x7F800000
 #define ONE_BITS 0x3F800000
+#define HALF_BIT 0x00400000 /* of a float32's own mantissa */
 #define SUBNORMAL_POWER 0x00400000 /* 2^-127 */
 #define SMALLEST_NORMAL 0x1p-126f
 #define SQRT_2 0x1.6a09e6p+0f
 #define WEYL 0x9E3779B1u /* a prime near 2^32 / golden ratio */
 
-typedef float eight __attribute__((vector_size(32)));
-typedef int32_t eight_int __attribute__((vector_size(32)));
-#ifdef __clang__
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (eight_int){__VA_ARGS__})
-#endif
+/* Of registers, for h = 1, 2, 4, ...: FIRST(a, b, h) has, where bit h of a lane's number is set,
+ * the lane of b that is h lower, else a's own; SECOND b's own, else the lane of a that is h higher;
+ * ACROSS(a, h) swaps lanes h apart. */
+#define FIRST_LANE(i, h) ((i) & (h) ? LANES + (i) - (h) : (i))
+#define SECOND_LANE(i, h) ((i) & (h) ? LANES + (i) : (i) + (h))
+#define LANE_ACROSS(i, h) ((i) ^ (h))
+#define PLUS_OR_MINUS(i, h) ((i) & (h) ? -1.0f : 1.0f)
+#define FIRST(a, b, h) SHUFFLE(a, b, FIRST_LANE, h)
+#define SECOND(a, b, h) SHUFFLE(a, b, SECOND_LANE, h)
+#define ACROSS(a, h) SHUFFLE(a, a, LANE_ACROSS, h)
 
 static inline int32_t bits_of(float x) {
     int32_t bits;
@@ -73,12 +96,11 @@ static inline float float_of(int32_t bits) {
 
 /* Whether to leave the lower neighbour for the upper one.  `remainder`, exact, is in ulps; of the
  * smallest values it is rounded to zero, so the directed modes go by `inexact`. */
-static inline float rounds_up(const lowbit_format *f, float remainder, int inexact, int32_t sign,
-                              float draw, const int rounding) {
-    const int up = rounding == DIRECTED
-                       ? (f->ties_away & (remainder >= 0.5f)) | (inexact & (sign ? f->down : f->up))
-                       : draw < remainder;
-    return up ? 1.0f : 0.0f;
+static inline int rounds_up(const lowbit_format *f, float remainder, int inexact, int32_t sign,
+                            float draw, const int rounding) {
+    return rounding == DIRECTED
+               ? (f->ties_away & (remainder >= 0.5f)) | (inexact & (sign ? f->down : f->up))
+               : draw < remainder;
 }
 
 /* Uniform in [0, 1), 24 bits, from index * WEYL + key_low: kernels/noise.py. */
@@ -156,49 +178,66 @@ static inline float block_scale(const lowbit_format *f, int32_t amax_bits, float
 }
 
 #if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
-#define HAS_FMA 1
+#include <immintrin.h>
+#define X86 1
+#define FENCE() _mm_sfence()
 #define TARGET __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma")))
 #define NAME(f) f##_avx512
+#define LANES 16
+#define HAS_FMA 1
+#define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define MAX(a, b) _mm512_max_epi32((__m512i)(a), (__m512i)(b))
+#define STREAM(to, a) _mm512_stream_ps(to, a)
 #include "quantize.h"
-#undef TARGET
-#undef NAME
-#undef INLINE
 #define TARGET __attribute__((target("avx2,fma")))
 #define NAME(f) f##_avx2
+#define LANES 8
+#define HAS_FMA 1
+#define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define MAX(a, b) _mm256_max_epi32((__m256i)(a), (__m256i)(b))
+#define STREAM(to, a) _mm256_stream_ps(to, a)
 #include "quantize.h"
-#undef TARGET
-#undef NAME
-#undef INLINE
-#undef HAS_FMA
-#define X86 1
 #else
 #define X86 0
+#define FENCE()
 #endif
-#define HAS_FMA 0
 #define TARGET
 #define NAME(f) f##_plain
+#define LANES 4
+#define HAS_FMA 0
+#define FMA(a, b, c) ((a) * (b) + (c))
+#define MAX(a, b) (((a) & ((a) > (b))) | ((b) & ~((a) > (b))))
+#if X86
+#define STREAM(to, a) _mm_stream_ps(to, a)
+#else
+#define STREAM(to, a) memcpy(to, &(a), sizeof(a))
+#endif
 #include "quantize.h"
 
 typedef struct {
     const char *name;
     int32_t (*amax)(const float *, int64_t);
     void (*scales)(const lowbit_format *, const int32_t *, int64_t, float, float *, float *);
-    void (*blocks)(const lowbit_format *, const float *, float *, const float *, int64_t, int64_t,
-                   int64_t, float);
+    void (*tiles)(const lowbit_format *, const float *, float *, const float *, int64_t, int64_t,
+                  int64_t, int64_t, int64_t, float);
     void (*span)(const lowbit_format *, const float *, float *, const float *, int64_t, int64_t,
                  float);
+    void (*stream)(const float *, float *, int64_t);
     void (*column_amax)(const float *, int64_t, int64_t, int64_t, int32_t *);
     void (*rectangle)(const lowbit_format *, const float *, float *, const float *, int64_t,
                       int64_t, const int64_t[4], int64_t, float, const float *, const float *);
-    void (*rotate)(const float *, float *, const float *, int64_t, int64_t, int64_t, float, int);
+    void (*rotate)(const lowbit_rotation *, const float *, float *, int64_t, int64_t);
 } kernels;
 
+#define KERNELS(S)                                                                                 \
+    {#S, amax_##S, scales_##S, tiles_##S, span_##S, stream_##S, column_amax_##S, rectangle_##S,   \
+     rotate_##S}
 static const kernels ALL[] = {
 #if X86
-    {"avx512", amax_avx512, scales_avx512, blocks_avx512, span_avx512, column_amax_avx512, rectangle_avx512, rotate_avx512},
-    {"avx2", amax_avx2, scales_avx2, blocks_avx2, span_avx2, column_amax_avx2, rectangle_avx2, rotate_avx2},
+    KERNELS(avx512),
+    KERNELS(avx2),
 #endif
-    {"plain", amax_plain, scales_plain, blocks_plain, span_plain, column_amax_plain, rectangle_plain, rotate_plain},
+    KERNELS(plain),
 };
 
 static int supported(const kernels *set) {
@@ -228,19 +267,39 @@ const char *lowbit_select(const char *name) {
     return NULL;
 }
 
-enum {
-    CHUNK = 1 << 15, /* values that one thread takes at a time: 128 KiB stay in its cache */
-    SQUARE = 256,    /* rows and columns that one thread transposes at a time */
-};
+typedef struct {
+    lowbit_format format;
+    const lowbit_rotation *rotation; /* NULL for none */
+    const float *x;
+    float *out;
+    const float *noise;
+    int streamed;
+    int threads;
+} job;
 
-static int32_t amax_of(const float *x, int64_t n, int threads) {
+/* n values as they are to be quantized: those of x, or rotated ones in `own`. */
+static const float *values(const job *j, int64_t first, int64_t n, float *own) {
+    if (!j->rotation)
+        return j->x + first;
+    active->rotate(j->rotation, j->x + first, own, first, n);
+    return own;
+}
+
+static int32_t amax_of(const job *j, int64_t first, int64_t n) {
     int32_t amax = 0;
-#pragma omp parallel for num_threads(threads) if (threads > 1) reduction(max : amax)
-    for (int64_t i = 0; i < n; i += CHUNK) {
-        const int32_t part = active->amax(x + i, n - i < CHUNK ? n - i : CHUNK);
+    const int64_t step = j->rotation ? PIECE : CHUNK;
+#pragma omp parallel for num_threads(j->threads) if (j->threads > 1) reduction(max : amax)
+    for (int64_t i = 0; i < n; i += step) {
+        float own[PIECE];
+        const int64_t length = n - i < step ? n - i : step;
+        const int32_t part = active->amax(values(j, first + i, length, own), length);
         amax = part > amax ? part : amax;
     }
     return amax;
+}
+
+static int two_levels(const lowbit_format *f) {
+    return f->scale == TWO_LEVEL || f->scale == FOUR_OVER_SIX;
 }
 
 static float two_level_scale(const lowbit_format *f, int32_t amax_bits) {
@@ -248,6 +307,46 @@ static float two_level_scale(const lowbit_format *f, int32_t amax_bits) {
         return NAN;
     const float scale = float_of(amax_bits) / f->top;
     return scale > SMALLEST_NORMAL ? scale : SMALLEST_NORMAL;
+}
+
+/* The next PIECE values, which would otherwise be waited for while nothing is written. */
+static inline void fetch(const float *x) {
+    for (int64_t i = 0; i < PIECE; i += 16)
+        __builtin_prefetch(x + i, 0, 2);
+}
+
+/* n <= CHUNK values, a multiple of `unit`, which share `scale`; or, if block is not 0, every
+ * `block` of them a scale of their own, on top of this one. */
+static void quantize_chunk(const job *j, int64_t first, int64_t n, int64_t unit, int64_t block,
+                           float scale) {
+    float own[CHUNK], result[CHUNK];
+    const int64_t buffered = unit < PIECE ? PIECE / unit * unit : unit;
+    const int64_t step = j->rotation || j->streamed ? buffered : n;
+    for (int64_t i = first; i < first + n; i += step) {
+        const int64_t length = first + n - i < step ? first + n - i : step;
+        const float *x = values(j, i, length, own);
+        const float *noise = j->noise ? j->noise + i : NULL;
+        float *out = j->streamed ? result : j->out + i;
+        if (block)
+            active->tiles(&j->format, x, out, noise, i, length / block, block, 1, 0, scale);
+        else
+            active->span(&j->format, x, out, noise, i, length, scale);
+        if (j->streamed) {
+            fetch(j->x + i + step);
+            active->stream(result, j->out + i, length);
+        }
+    }
+    if (j->streamed)
+        FENCE();
+}
+
+/* n values in chunks that are multiples of `unit`; otherwise as above. */
+static void quantize_all(const job *j, int64_t first, int64_t n, int64_t unit, int64_t block,
+                         float scale) {
+    const int64_t step = CHUNK / unit * unit;
+#pragma omp parallel for num_threads(j->threads) if (j->threads > 1)
+    for (int64_t i = 0; i < n; i += step)
+        quantize_chunk(j, first + i, n - i < step ? n - i : step, unit, block, scale);
 }
 
 static lowbit_format with_key(const lowbit_format *format, uint64_t key) {
@@ -258,30 +357,46 @@ static lowbit_format with_key(const lowbit_format *format, uint64_t key) {
 }
 
 /* out = quantize(x): n values, every `block` consecutive ones share a scale; noise only for
- * STOCHASTIC.  x and out do not overlap. */
+ * STOCHASTIC.  x and out do not overlap.  If hadamard is not 0 x is rotated first, as by
+ * lowbit_rotate; the larger one of hadamard and block is then a multiple of the other. */
 void lowbit_quantize(const lowbit_format *format, const float *x, float *out, const float *noise,
-                     uint64_t key, int64_t n, int64_t block, int threads) {
-    const lowbit_format keyed = with_key(format, key), *f = &keyed;
-    const int64_t count = n / block;
-    const float tensor_scale =
-        f->scale == TWO_LEVEL ? two_level_scale(f, amax_of(x, n, threads)) : 0.0f;
-    if (count < threads || block > CHUNK) {
-        for (int64_t b = 0; b < count; b++) {
-            const int64_t first = b * block, last = first + block;
-            const int32_t amax = amax_of(x + first, block, threads);
-            float scale, inverse;
-            active->scales(f, &amax, 1, tensor_scale, &scale, &inverse);
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-            for (int64_t i = first; i < last; i += CHUNK)
-                active->span(f, x, out, noise, i, last - i < CHUNK ? last : i + CHUNK, scale);
-        }
+                     uint64_t key, int64_t n, int64_t block, const float *signs, int64_t columns,
+                     float factor, int hadamard, int threads) {
+    const lowbit_rotation rotation = {signs, columns, factor, hadamard};
+    const job j = {with_key(format, key), hadamard ? &rotation : NULL, x, out, noise,
+                   n >= STREAMED, threads};
+    const lowbit_format *f = &j.format;
+    const int64_t size = hadamard ? hadamard : 1, unit = block < size ? size : block;
+    if (f->scale == UNSCALED) {
+        quantize_all(&j, 0, n, size, 0, 1.0f);
         return;
     }
-    const int64_t step = CHUNK / block;
+    const float tensor_scale = two_levels(f) ? two_level_scale(f, amax_of(&j, 0, n)) : 0.0f;
+    if (n / block >= threads && unit <= CHUNK) {
+        quantize_all(&j, 0, n, unit, block, tensor_scale);
+        return;
+    }
+    for (int64_t first = 0; first < n; first += block) {
+        const int32_t amax = amax_of(&j, first, block);
+        float scale, inverse;
+        active->scales(f, &amax, 1, tensor_scale, &scale, &inverse);
+        quantize_all(&j, first, block, size, 0, scale);
+    }
+}
+
+/* out = quantize(x): rows of `columns`, tiles of `size` x `size` share a scale.  Otherwise as
+ * above. */
+void lowbit_quantize_tiles(const lowbit_format *format, const float *x, float *out,
+                           const float *noise, uint64_t key, int64_t rows, int64_t columns,
+                           int64_t size, int threads) {
+    const int64_t n = rows * columns, step = size * columns;
+    const job j = {with_key(format, key), NULL, x, out, noise, 0, threads};
+    const float tensor_scale =
+        two_levels(format) ? two_level_scale(format, amax_of(&j, 0, n)) : 0.0f;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t b = 0; b < count; b += step)
-        active->blocks(f, x, out, noise, b, count - b < step ? count : b + step, block,
-                       tensor_scale);
+    for (int64_t i = 0; i < n; i += step)
+        active->tiles(&j.format, x + i, out + i, noise ? noise + i : noise, i, columns / size, size,
+                      size, columns, tensor_scale);
 }
 
 /* Rows begin..end of x into out, in squares: a column's values lie on as many pages as it has
@@ -304,18 +419,20 @@ static void transpose_rows(const lowbit_format *f, const float *x, float *out, c
 }
 
 /* out [columns, rows] = quantize of the transpose of x [rows, columns]: every `block` consecutive
- * rows of a column share a scale, or all values if block is larger than rows.  The noise and the
- * index of a draw are as out lies.  Returns 0, or 1 if there is no memory for the scales. */
+ * rows of a column share a scale, or all values if block is larger than rows; with `tiles` those of
+ * `block` columns, too.  The noise and the index of a draw are as out lies.  Returns 0, or 1 if
+ * there is no memory for the scales. */
 int lowbit_quantize_transposed(const lowbit_format *format, const float *x, float *out,
                                const float *noise, uint64_t key, int64_t rows, int64_t columns,
-                               int64_t block, int threads) {
-    const lowbit_format keyed = with_key(format, key), *f = &keyed;
+                               int64_t block, int tiles, int threads) {
+    const job j = {with_key(format, key), NULL, x, out, noise, 0, threads};
+    const lowbit_format *f = &j.format;
     const int whole = block > rows;
     int32_t amax = 0;
-    if (whole || f->scale == TWO_LEVEL)
-        amax = amax_of(x, rows * columns, threads);
-    const float tensor_scale = f->scale == TWO_LEVEL ? two_level_scale(f, amax) : 0.0f;
-    if (block <= SQUARE && !whole) {
+    if (whole || two_levels(f))
+        amax = amax_of(&j, 0, rows * columns);
+    const float tensor_scale = two_levels(f) ? two_level_scale(f, amax) : 0.0f;
+    if (block <= SQUARE && !whole && !tiles) {
         transpose_rows(f, x, out, noise, rows, columns, 0, rows, block, tensor_scale, NULL, NULL,
                        threads);
         return 0;
@@ -324,30 +441,51 @@ int lowbit_quantize_transposed(const lowbit_format *format, const float *x, floa
     if (!column_amax)
         return 1;
     float *scale = (float *)(column_amax + columns), *inverse = scale + columns;
-    const int64_t step = whole ? rows : block;
-    for (int64_t row = 0; row < rows; row += step) {
+    const int64_t down = whole ? rows : block, sharing = tiles ? block : 1;
+    const int64_t across = sharing < SQUARE ? SQUARE / sharing * sharing : sharing;
+    for (int64_t row = 0; row < rows; row += down) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
-        for (int64_t c = 0; c < columns; c += SQUARE) {
-            const int64_t width = columns - c < SQUARE ? columns - c : SQUARE;
-            for (int64_t j = 0; j < width; j++)
-                column_amax[c + j] = whole ? amax : 0;
+        for (int64_t c = 0; c < columns; c += across) {
+            const int64_t width = columns - c < across ? columns - c : across;
+            int32_t *own = column_amax + c;
+            for (int64_t i = 0; i < width; i++)
+                own[i] = whole ? amax : 0;
             if (!whole)
-                active->column_amax(x + row * columns + c, block, columns, width, column_amax + c);
-            active->scales(f, column_amax + c, width, tensor_scale, scale + c, inverse + c);
+                active->column_amax(x + row * columns + c, block, columns, width, own);
+            for (int64_t i = 0; i < width; i += sharing) {
+                for (int64_t k = i + 1; k < i + sharing; k++)
+                    own[i] = own[k] > own[i] ? own[k] : own[i];
+                for (int64_t k = i + 1; k < i + sharing; k++)
+                    own[k] = own[i];
+            }
+            active->scales(f, own, width, tensor_scale, scale + c, inverse + c);
         }
-        transpose_rows(f, x, out, noise, rows, columns, row, row + step, step, tensor_scale, scale,
+        transpose_rows(f, x, out, noise, rows, columns, row, row + down, down, tensor_scale, scale,
                        inverse, threads);
     }
     free(column_amax);
     return 0;
 }
 
-/* out = x rotated: every `size` (8 to 1024) consecutive values by the Walsh-Hadamard matrix, after
- * signs[columns] where those are not NULL, times `factor`.  n is a multiple of columns, that of
- * size. */
-void lowbit_rotate(const float *x, float *out, const float *signs, int64_t n, int64_t columns,
-                   float factor, int size, int threads) {
+/* out = x rotated, n values, rows of `columns`: multiplied by signs[columns], unless NULL, then
+ * every `hadamard` (16 to 1024) of them by the Walsh-Hadamard matrix, then by the factor. */
+void lowbit_rotate(const float *x, float *out, int64_t n, const float *signs, int64_t columns,
+                   float factor, int hadamard, int threads) {
+    const lowbit_rotation rotation = {signs, columns, factor, hadamard};
+    const int streamed = n >= STREAMED;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t i = 0; i < n; i += CHUNK)
-        active->rotate(x, out, signs, i, n - i < CHUNK ? n : i + CHUNK, columns, factor, size);
+    for (int64_t i = 0; i < n; i += CHUNK) {
+        const int64_t end = n - i < CHUNK ? n : i + CHUNK;
+        for (int64_t k = i; k < end; k += PIECE) {
+            const int64_t length = end - k < PIECE ? end - k : PIECE;
+            float own[PIECE];
+            active->rotate(&rotation, x + k, streamed ? own : out + k, k, length);
+            if (streamed) {
+                fetch(x + k + PIECE);
+                active->stream(own, out + k, length);
+            }
+        }
+        if (streamed)
+            FENCE();
+    }
 }

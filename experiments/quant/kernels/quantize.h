@@ -1,83 +1,117 @@
 /* The loops, once per instruction set: quantize.c includes this file several times.
  *
  * The including file sets NAME(f), which adds the instruction set's suffix, TARGET, the function
- * attribute that selects it, and HAS_FMA.  Loops are plain C that the compiler vectorises;
- * parameters called `const` are constants after inlining, so that every combination becomes a
- * loop without branches.
+ * attribute that selects it, LANES, the floats in a register, HAS_FMA, and for registers
+ * FMA(a, b, c), MAX(a, b) and STREAM(to, a).  Most loops are plain C that the compiler vectorises; parameters called `const` are constants after inlining,
+ * so that every combination becomes a loop without branches.
  */
 
 #define INLINE TARGET static inline __attribute__((always_inline))
 
-/* One magnitude already divided by its scale, to the grid: exponent below 8 bits, scaled < 2^66.
+#if HAS_FMA
+#define MULTIPLY_ADD(a, b, c) __builtin_fmaf(a, b, c)
+#else
+#define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
+#endif
+
+typedef float NAME(vector) __attribute__((vector_size(4 * LANES)));
+typedef int32_t NAME(ints) __attribute__((vector_size(4 * LANES)));
+
+#if LANES == 16
+#define EACH_LANE(F, h)                                                                            \
+    F(0, h), F(1, h), F(2, h), F(3, h), F(4, h), F(5, h), F(6, h), F(7, h), F(8, h), F(9, h),      \
+        F(10, h), F(11, h), F(12, h), F(13, h), F(14, h), F(15, h)
+#define FOR_DISTANCES(F) F(1) F(2) F(4) F(8)
+#elif LANES == 8
+#define EACH_LANE(F, h) F(0, h), F(1, h), F(2, h), F(3, h), F(4, h), F(5, h), F(6, h), F(7, h)
+#define FOR_DISTANCES(F) F(1) F(2) F(4)
+#else
+#define EACH_LANE(F, h) F(0, h), F(1, h), F(2, h), F(3, h)
+#define FOR_DISTANCES(F) F(1) F(2)
+#endif
+#ifdef __clang__
+#define SHUFFLE(a, b, LANE, h) __builtin_shufflevector(a, b, EACH_LANE(LANE, h))
+#else
+#define SHUFFLE(a, b, LANE, h) __builtin_shuffle(a, b, (NAME(ints)){EACH_LANE(LANE, h)})
+#endif
+
+/* One value already divided by its scale, to the grid: exponent below 8 bits, |scaled| < 2^66.
+ * Nearest leaves the sign of a zero open, the others give the magnitude.
  *
- * Nearest: adding 2^23 ulps makes the adder round to a multiple of the ulp, ties to even.  Without
- * mantissa bits the even *code* decides: 2^k has code k - emin + 1, and where that is even one ulp
- * more is added, so that ties go the other way.
+ * Nearest: adding 1.5 * 2^23 ulps makes the adder round to a multiple of the ulp, ties to even.
+ * Without mantissa bits the even *code* decides: 2^k has code k - emin + 1, and where that is even
+ * one ulp more is added, so that ties go the other way.
  */
 INLINE float NAME(round)(const lowbit_format *f, float scaled, int32_t sign, float draw,
                          const int rounding) {
     int32_t power = bits_of(scaled) & EXPONENT_BITS;
     power = power > f->emin_bits ? power : f->emin_bits;
     if (rounding == NEAREST_EVEN || rounding == NEAREST_EVEN_CODE) {
-        int32_t shift_bits = power + ((23 - f->mantissa) << 23);
+        int32_t shift_bits = power + (((23 - f->mantissa) << 23) | HALF_BIT);
         if (rounding == NEAREST_EVEN_CODE)
             shift_bits |= ((power ^ f->emin_bits) >> 23) & 1;
         const float shift = float_of(shift_bits);
         return (scaled + shift) - shift;
     }
+    const float magnitude = float_of(bits_of(scaled) & ~SIGN_BIT);
     const int32_t ulp_bits = power - (f->mantissa << 23);
     const float ulp = float_of(ulp_bits);
-    const float steps = scaled * float_of(2 * ONE_BITS - ulp_bits); /* scaled / ulp < 2^11 */
+    const float steps = magnitude * float_of(2 * ONE_BITS - ulp_bits); /* magnitude / ulp < 2^11 */
     const float lower = (float)(int32_t)steps;
-    const int inexact = lower * ulp != scaled;
-    return (lower + rounds_up(f, steps - lower, inexact, sign, draw, rounding)) * ulp;
+    const int inexact = lower * ulp != magnitude;
+    return (lower + (float)rounds_up(f, steps - lower, inexact, sign, draw, rounding)) * ulp;
 }
 
-/* The same by the definition's own words, for 8 exponent bits, where 1 / ulp and 2^23 ulps leave
- * float32.  `scaled` may be infinite, which gives NaN. */
+/* The same for 8 exponent bits.  Such a format has float32's exponents, so its numbers are the
+ * float32 bit patterns without their lowest bits, subnormals included; a carry goes where it
+ * should, and the even code is the even pattern. */
 INLINE float NAME(round_wide)(const lowbit_format *f, float scaled, int32_t sign, float draw,
                               const int rounding) {
-    int32_t power = bits_of(scaled) & EXPONENT_BITS;
-    power = power > f->emin_bits ? power : f->emin_bits;
-    const float ulp = float_of(power) * float_of(ONE_BITS - (f->mantissa << 23));
-    const float steps = scaled / ulp;
+    const int shift = 23 - f->mantissa;
+    const uint32_t bits = (uint32_t)(bits_of(scaled) & ~SIGN_BIT), unit = 1u << shift;
+    const uint32_t lower = bits & -unit, rest = bits & (unit - 1);
+    const uint32_t limit = (uint32_t)bits_of(f->limit);
+    uint32_t rounded;
     if (rounding == NEAREST_EVEN || rounding == NEAREST_EVEN_CODE) {
-        const int even_code = ((power ^ f->emin_bits) >> 23) & 1;
-        if (rounding == NEAREST_EVEN_CODE && even_code && scaled == 1.5f * ulp)
-            return ulp;
-        return __builtin_rintf(steps) * ulp;
+        rounded = (bits + unit / 2 - 1 + (bits >> shift & 1)) & -unit;
+    } else {
+        const float remainder = (float)(int32_t)rest * float_of(ONE_BITS - (shift << 23));
+        rounded = lower + (rounds_up(f, remainder, rest != 0, sign, draw, rounding) ? unit : 0);
     }
-    const float lower = __builtin_floorf(steps);
-    const int inexact = lower * ulp != scaled;
-    return (lower + rounds_up(f, steps - lower, inexact, sign, draw, rounding)) * ulp;
+    rounded = rounded < limit ? rounded : limit; /* it may have gone up to 2^128 */
+    return float_of((int32_t)(bits > EXPONENT_BITS ? bits : rounded)); /* a NaN stays */
 }
 
 /* scale * round(x / scale), the sign of zero kept. */
 INLINE float NAME(value)(const lowbit_format *f, float x, float scale, float inverse, float draw,
                          const int rounding, const int scaling, const int wide) {
-    const int32_t sign = bits_of(x) & SIGN_BIT;
-    const float magnitude = float_of(bits_of(x) & ~SIGN_BIT);
     float scaled;
-    if (scaling == BY_DIVISION) {
-        scaled = magnitude / scale;
+    if (scaling == BY_NOTHING) {
+        scaled = x;
+    } else if (scaling == BY_DIVISION) {
+        scaled = x / scale;
     } else {
-        scaled = magnitude * inverse;
-#if HAS_FMA
+        scaled = x * inverse;
         if (scaling == BY_CORRECTION) /* Markstein: the quotient, correctly rounded */
-            scaled = __builtin_fmaf(__builtin_fmaf(-scaled, scale, magnitude), inverse, scaled);
-#endif
+            scaled = MULTIPLY_ADD(MULTIPLY_ADD(-scaled, scale, x), inverse, scaled);
     }
+    scaled = scaled > f->limit ? f->limit : scaled; /* a NaN stays */
+    scaled = scaled < f->lowest ? f->lowest : scaled;
+    const int32_t sign = bits_of(x) & SIGN_BIT;
     float rounded = wide ? NAME(round_wide)(f, scaled, sign, draw, rounding)
                          : NAME(round)(f, scaled, sign, draw, rounding);
-    rounded = rounded > f->limit ? f->limit : rounded; /* a NaN stays */
-    return float_of(bits_of(rounded * scale) | sign);
+    if (scaling == BY_NOTHING)
+        rounded = MULTIPLY_ADD(x, 0.0f, rounded); /* NaN for an infinity, as elsewhere by its scale */
+    const float result = __builtin_copysignf(rounded, x);
+    return scaling == BY_NOTHING ? result : result * scale;
 }
 
-/* n values that share a scale; `index` is the position of the first one in the tensor. */
+/* n values that share a scale.  Here as below, `first` is the place of the first one in the
+ * tensor, as its draw has it. */
 INLINE void NAME(run)(const lowbit_format *f, const float *restrict x, float *restrict out,
-                      const float *restrict noise, uint32_t index, int n, float scale,
+                      const float *restrict noise, int64_t first, int64_t n, float scale,
                       float inverse, const int rounding, const int scaling, const int wide) {
-    const uint32_t weyl = index * WEYL + f->key_low;
+    const uint32_t weyl = (uint32_t)first * WEYL + f->key_low;
     for (int i = 0; i < n; i++) {
         const float draw = rounding == STOCHASTIC ? noise[i]
                            : rounding == STOCHASTIC_COUNTER
@@ -107,9 +141,61 @@ TARGET static void NAME(column_amax)(const float *restrict x, int64_t length, in
         }
 }
 
-TARGET static int32_t NAME(amax)(const float *x, int64_t n) { return NAME(amax_of)(x, n); }
+/* The same, each quarter on its own: four streams keep more of the memory's reads in flight. */
+TARGET static int32_t NAME(amax)(const float *restrict x, int64_t n) {
+    const int64_t quarter = n / 4;
+    int32_t amax = NAME(amax_of)(x + 4 * quarter, n - 4 * quarter);
+    for (int64_t i = 0; i < quarter; i++)
+        for (int k = 0; k < 4; k++) {
+            const int32_t magnitude = bits_of(x[k * quarter + i]) & ~SIGN_BIT;
+            amax = magnitude > amax ? magnitude : amax;
+        }
+    return amax;
+}
 
-/* Scales of n blocks and their reciprocals. */
+/* amax of LANES tiles next to each other, `rows` x `width`, width a multiple of LANES: two registers
+ * become one, its lanes in turn from either, until each lane is a tile. */
+INLINE void NAME(group_amax)(const float *x, int64_t width, int64_t rows, int64_t stride,
+                             int32_t *amax) {
+    NAME(ints) v[LANES];
+    _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) {
+        NAME(ints) own = {0};
+        for (int64_t row = 0; row < rows; row++)
+            for (int64_t j = 0; j < width; j += LANES) {
+                NAME(ints) bits;
+                memcpy(&bits, x + row * stride + i * width + j, sizeof bits);
+                bits &= ~SIGN_BIT;
+                own = (NAME(ints))MAX(own, bits);
+            }
+        v[i] = own;
+    }
+#define HALVE(h)                                                                                   \
+    _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i += 2 * (h)) {                            \
+        const NAME(ints) a = FIRST(v[i], v[i + (h)], h), b = SECOND(v[i], v[i + (h)], h);          \
+        v[i] = (NAME(ints))MAX(a, b);                                                              \
+    }
+    FOR_DISTANCES(HALVE)
+#undef HALVE
+    memcpy(amax, v, sizeof *v);
+}
+
+/* The same of n <= LANES tiles of any width. */
+INLINE void NAME(tile_amax)(const float *x, int64_t n, int64_t width, int64_t rows, int64_t stride,
+                            int32_t *amax) {
+    if (n == LANES && width % LANES == 0) {
+        NAME(group_amax)(x, width, rows, stride, amax);
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        amax[i] = 0;
+        for (int64_t row = 0; row < rows; row++) {
+            const int32_t own = NAME(amax_of)(x + row * stride + i * width, width);
+            amax[i] = own > amax[i] ? own : amax[i];
+        }
+    }
+}
+
+/* Scales of n blocks and their reciprocals. *//* Scales of n blocks and their reciprocals. */
 TARGET static void NAME(scales)(const lowbit_format *f, const int32_t *restrict amax, int64_t n,
                                 float tensor_scale, float *restrict scale,
                                 float *restrict inverse) {
@@ -127,26 +213,29 @@ TARGET static void NAME(scales)(const lowbit_format *f, const int32_t *restrict 
         SCALES(E8M0_NEAREST)
         SCALES(E8M0_4_3)
         SCALES(TWO_LEVEL)
+        SCALES(FOUR_OVER_SIX)
     }
 #undef SCALES
 }
 
 /* How to divide by these scales: the fastest way that is exact. */
 INLINE int NAME(scaling)(const lowbit_format *f, const float *scale, int64_t n) {
+    if (f->scale == UNSCALED)
+        return BY_NOTHING;
+    if (f->exact_inverse)
+        return BY_MULTIPLICATION; /* of a NaN, too */
     if (f->wide)
         return BY_DIVISION;
-    if (f->power_of_two)
-        return BY_MULTIPLICATION; /* of a NaN, too */
     int all = HAS_FMA && f->rounding <= NEAREST_EVEN_CODE;
     for (int64_t i = 0; i < n; i++)
         all &= correctable(f, scale[i]);
     return all ? BY_CORRECTION : BY_DIVISION;
 }
 
-/* Calls CASE(scaling) with the constant, of those that can occur. */
+/* Calls CASE(scaling) with the constant, of those that can occur where there are scales. */
 #ifndef FOR_SCALING
 #define FOR_SCALING(CASE, scaling, rounding, wide)                                                 \
-    if (!(wide) && (scaling) == BY_MULTIPLICATION) {                                               \
+    if ((scaling) == BY_MULTIPLICATION) {                                                          \
         CASE(BY_MULTIPLICATION);                                                                   \
     } else if (!(wide) && (rounding) <= NEAREST_EVEN_CODE && (scaling) == BY_CORRECTION) {         \
         CASE(BY_CORRECTION);                                                                       \
@@ -155,25 +244,28 @@ INLINE int NAME(scaling)(const lowbit_format *f, const float *scale, int64_t n) 
     }
 #endif
 
-enum { NAME(GROUP) = 16 }; /* blocks whose scales are found together */
-
-INLINE void NAME(blocks_as)(const lowbit_format *f, const float *x, float *out, const float *noise,
-                            int64_t begin, int64_t end, int64_t block, float tensor_scale,
-                            const int rounding, const int wide) {
-    for (int64_t b = begin; b < end; b += NAME(GROUP)) {
-        const int64_t n = end - b < NAME(GROUP) ? end - b : NAME(GROUP);
-        int32_t amax[NAME(GROUP)];
-        float scale[NAME(GROUP)], inverse[NAME(GROUP)];
-        for (int64_t i = 0; i < n; i++)
-            amax[i] = NAME(amax_of)(x + (b + i) * block, block);
+/* `count` tiles next to each other, `rows` x `width`, in groups whose scales are found together and
+ * that stay in the first cache. */
+INLINE void NAME(tiles_as)(const lowbit_format *f, const float *x, float *out, const float *noise,
+                           int64_t first, int64_t count, int64_t width, int64_t rows,
+                           int64_t stride, float tensor_scale, const int rounding,
+                           const int wide) {
+    const int64_t fitting = CACHED / (width * rows);
+    const int64_t group = fitting < 1 ? 1 : fitting < LANES ? fitting : LANES;
+    for (int64_t b = 0; b < count; b += group) {
+        const int64_t n = count - b < group ? count - b : group;
+        int32_t amax[LANES];
+        float scale[LANES], inverse[LANES];
+        NAME(tile_amax)(x + b * width, n, width, rows, stride, amax);
         NAME(scales)(f, amax, n, tensor_scale, scale, inverse);
         const int scaling = NAME(scaling)(f, scale, n);
 #define RUN(SCALING)                                                                               \
-    for (int64_t i = 0; i < n; i++) {                                                              \
-        const int64_t first = (b + i) * block;                                                     \
-        NAME(run)(f, x + first, out + first, noise ? noise + first : noise, (uint32_t)first,       \
-                  (int)block, scale[i], inverse[i], rounding, SCALING, wide);                      \
-    }
+    for (int64_t row = 0; row < rows; row++)                                                       \
+        for (int64_t i = 0; i < n; i++) {                                                          \
+            const int64_t at = row * stride + (b + i) * width;                                     \
+            NAME(run)(f, x + at, out + at, noise ? noise + at : noise, first + at, width,          \
+                      scale[i], inverse[i], rounding, SCALING, wide);                              \
+        }
         FOR_SCALING(RUN, scaling, rounding, wide)
 #undef RUN
     }
@@ -189,39 +281,116 @@ INLINE void NAME(blocks_as)(const lowbit_format *f, const float *x, float *out, 
     case DIRECTED: CASE(DIRECTED, WIDE); break;                                                    \
     }
 
-/* Blocks begin..end of `block` consecutive values each. */
-TARGET static void NAME(blocks)(const lowbit_format *f, const float *x, float *out,
-                                const float *noise, int64_t begin, int64_t end, int64_t block,
-                                float tensor_scale) {
-#define BLOCKS(ROUNDING, WIDE)                                                                     \
-    if (block == 32 && !(WIDE))                                                                    \
-        NAME(blocks_as)(f, x, out, noise, begin, end, 32, tensor_scale, ROUNDING, WIDE);           \
-    else if (block == 16 && !(WIDE))                                                               \
-        NAME(blocks_as)(f, x, out, noise, begin, end, 16, tensor_scale, ROUNDING, WIDE);           \
+/* Sum of (a - b)^2 of n <= MOST_CHOICES values: neighbours are added until one is left, zeros
+ * standing in up to a power of two. */
+INLINE float NAME(squared_error)(const float *restrict a, const float *restrict b, int64_t n) {
+    float square[MOST_CHOICES], sum[MOST_CHOICES / LANES];
+    int64_t sums = 1;
+    while (sums * LANES < n)
+        sums *= 2;
+    for (int64_t i = 0; i < n; i++)
+        square[i] = (a[i] - b[i]) * (a[i] - b[i]);
+    for (int64_t i = n; i < sums * LANES; i++)
+        square[i] = 0.0f;
+    for (int64_t k = 0; k < sums; k++) {
+        NAME(vector) v;
+        memcpy(&v, square + k * LANES, sizeof v);
+#define STEP(h) v += ACROSS(v, h);
+        FOR_DISTANCES(STEP)
+#undef STEP
+        sum[k] = v[0];
+    }
+    for (; sums > 1; sums /= 2)
+        for (int64_t k = 0; k < sums / 2; k++)
+            sum[k] = sum[2 * k] + sum[2 * k + 1];
+    return sum[0];
+}
+
+/* FOUR_OVER_SIX: blocks are rounded with two scales; the second result stays where it errs less. */
+INLINE void NAME(choices_as)(const lowbit_format *f, const float *x, float *out,
+                             const float *noise, int64_t first, int64_t count, int64_t width,
+                             float tensor_scale, const int rounding) {
+    lowbit_format other = *f;
+    other.max = f->other_max;
+    for (int64_t b = 0; b < count; b += LANES) {
+        const int64_t n = count - b < LANES ? count - b : LANES;
+        int32_t amax[LANES];
+        float scale[2 * LANES], inverse[2 * LANES];
+        NAME(tile_amax)(x + b * width, n, width, 1, 0, amax);
+        NAME(scales)(f, amax, n, tensor_scale, scale, inverse);
+        NAME(scales)(&other, amax, n, tensor_scale, scale + n, inverse + n);
+        const int scaling = NAME(scaling)(f, scale, 2 * n);
+#define RUN(SCALING)                                                                               \
+    for (int64_t i = 0; i < n; i++) {                                                              \
+        const int64_t at = (b + i) * width;                                                        \
+        const float *draws = noise ? noise + at : noise;                                           \
+        float tried[2][MOST_CHOICES], error[2];                                                    \
+        for (int k = 0; k < 2; k++) {                                                              \
+            NAME(run)(f, x + at, tried[k], draws, first + at, width, scale[k * n + i],             \
+                      inverse[k * n + i], rounding, SCALING, 0);                                   \
+            error[k] = NAME(squared_error)(tried[k], x + at, width);                               \
+        }                                                                                          \
+        memcpy(out + at, tried[error[1] < error[0]], (size_t)width * sizeof *out);                 \
+    }
+        FOR_SCALING(RUN, scaling, rounding, 0)
+#undef RUN
+    }
+}
+
+TARGET static void NAME(choices)(const lowbit_format *f, const float *x, float *out,
+                                 const float *noise, int64_t first, int64_t count, int64_t width,
+                                 float tensor_scale) {
+#define CASE(ROUNDING, WIDE)                                                                       \
+    if (width == 16)                                                                               \
+        NAME(choices_as)(f, x, out, noise, first, count, 16, tensor_scale, ROUNDING);              \
     else                                                                                           \
-        NAME(blocks_as)(f, x, out, noise, begin, end, block, tensor_scale, ROUNDING, WIDE)
+        NAME(choices_as)(f, x, out, noise, first, count, width, tensor_scale, ROUNDING)
+    FOR_ROUNDING(f, CASE, 0)
+#undef CASE
+}
+
+/* tiles_as and choices_as, the usual widths as constants. */
+TARGET static void NAME(tiles)(const lowbit_format *f, const float *x, float *out,
+                               const float *noise, int64_t first, int64_t count, int64_t width,
+                               int64_t rows, int64_t stride, float tensor_scale) {
+    if (f->scale == FOUR_OVER_SIX) {
+        NAME(choices)(f, x, out, noise, first, count, width, tensor_scale);
+        return;
+    }
+#define TILES(W, R, ROUNDING, WIDE)                                                                \
+    NAME(tiles_as)(f, x, out, noise, first, count, W, R, stride, tensor_scale, ROUNDING, WIDE)
+#define CASE(ROUNDING, WIDE)                                                                       \
+    if (width == 32 && rows == 1 && !(WIDE))                                                       \
+        TILES(32, 1, ROUNDING, WIDE);                                                              \
+    else if (width == 16 && rows == 1 && !(WIDE))                                                  \
+        TILES(16, 1, ROUNDING, WIDE);                                                              \
+    else                                                                                           \
+        TILES(width, rows, ROUNDING, WIDE)
     if (f->wide)
-        FOR_ROUNDING(f, BLOCKS, 1)
+        FOR_ROUNDING(f, CASE, 1)
     else
-        FOR_ROUNDING(f, BLOCKS, 0)
-#undef BLOCKS
+        FOR_ROUNDING(f, CASE, 0)
+#undef CASE
+#undef TILES
 }
 
 INLINE void NAME(span_as)(const lowbit_format *f, const float *x, float *out, const float *noise,
-                          int64_t begin, int64_t end, float scale, const int rounding,
+                          int64_t first, int64_t n, float scale, const int rounding,
                           const int wide) {
     const int scaling = NAME(scaling)(f, &scale, 1);
 #define RUN(SCALING)                                                                               \
-    NAME(run)(f, x + begin, out + begin, noise ? noise + begin : noise, (uint32_t)begin,           \
-              (int)(end - begin), scale, 1.0f / scale, rounding, SCALING, wide)
-    FOR_SCALING(RUN, scaling, rounding, wide)
+    NAME(run)(f, x, out, noise, first, n, scale, 1.0f / scale, rounding, SCALING, wide)
+    if (scaling == BY_NOTHING)
+        RUN(BY_NOTHING);
+    else
+        FOR_SCALING(RUN, scaling, rounding, wide)
 #undef RUN
 }
 
-/* Values begin..end, which share a scale. */
+/* n values that share a scale. */
 TARGET static void NAME(span)(const lowbit_format *f, const float *x, float *out,
-                              const float *noise, int64_t begin, int64_t end, float scale) {
-#define SPAN(ROUNDING, WIDE) NAME(span_as)(f, x, out, noise, begin, end, scale, ROUNDING, WIDE)
+                              const float *noise, int64_t first, int64_t n, float scale) {
+#define SPAN(ROUNDING, WIDE) NAME(span_as)(f, x, out, noise, first, n, scale, ROUNDING, WIDE)
     if (f->wide)
         FOR_ROUNDING(f, SPAN, 1)
     else
@@ -229,28 +398,37 @@ TARGET static void NAME(span)(const lowbit_format *f, const float *x, float *out
 #undef SPAN
 }
 
-/* 8 x 8: single values, then pairs, then fours change places. */
+/* A copy past the caches, for what is too large to be found there again.  It needs a FENCE. */
+TARGET static void NAME(stream)(const float *from, float *to, int64_t n) {
+    const int64_t lead = -((intptr_t)to / 4) & (LANES - 1); /* up to where a register is aligned */
+    int64_t i = 0;
+    for (; i < n && i < lead; i++)
+        to[i] = from[i];
+    for (; i + LANES <= n; i += LANES) {
+        NAME(vector) v;
+        memcpy(&v, from + i, sizeof v);
+        STREAM(to + i, v);
+    }
+    for (; i < n; i++)
+        to[i] = from[i];
+}
+
+/* LANES x LANES: single values, then pairs, then fours, ... change places. */
 INLINE void NAME(transpose)(const float *from, int64_t from_stride, float *to, int64_t to_stride) {
-    eight a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, b4, b5, b6, b7;
-#define LOAD(i) memcpy(&a##i, from + i * from_stride, sizeof(eight))
-#define STORE(i) memcpy(to + i * to_stride, &b##i, sizeof(eight))
-#define SWAP(from, i, j, to, WHAT)                                                                 \
-    to##i = SHUFFLE(from##i, from##j, FIRST_##WHAT);                                               \
-    to##j = SHUFFLE(from##i, from##j, SECOND_##WHAT)
-#define FIRST_ONES 0, 8, 2, 10, 4, 12, 6, 14
-#define SECOND_ONES 1, 9, 3, 11, 5, 13, 7, 15
-#define FIRST_TWOS 0, 1, 8, 9, 4, 5, 12, 13
-#define SECOND_TWOS 2, 3, 10, 11, 6, 7, 14, 15
-#define FIRST_FOURS 0, 1, 2, 3, 8, 9, 10, 11
-#define SECOND_FOURS 4, 5, 6, 7, 12, 13, 14, 15
-    LOAD(0), LOAD(1), LOAD(2), LOAD(3), LOAD(4), LOAD(5), LOAD(6), LOAD(7);
-    SWAP(a, 0, 1, b, ONES); SWAP(a, 2, 3, b, ONES); SWAP(a, 4, 5, b, ONES); SWAP(a, 6, 7, b, ONES);
-    SWAP(b, 0, 2, a, TWOS); SWAP(b, 1, 3, a, TWOS); SWAP(b, 4, 6, a, TWOS); SWAP(b, 5, 7, a, TWOS);
-    SWAP(a, 0, 4, b, FOURS); SWAP(a, 1, 5, b, FOURS); SWAP(a, 2, 6, b, FOURS); SWAP(a, 3, 7, b, FOURS);
-    STORE(0), STORE(1), STORE(2), STORE(3), STORE(4), STORE(5), STORE(6), STORE(7);
-#undef LOAD
-#undef STORE
+    NAME(vector) v[LANES];
+    _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++)
+        memcpy(v + i, from + i * from_stride, sizeof *v);
+#define SWAP(h)                                                                                    \
+    _Pragma("GCC unroll 16") for (int k = 0; k < LANES / 2; k++) {                                 \
+        const int i = k / (h) * 2 * (h) + k % (h);                                                 \
+        const NAME(vector) a = v[i], b = v[i + (h)];                                               \
+        v[i] = FIRST(a, b, h);                                                                     \
+        v[i + (h)] = SECOND(a, b, h);                                                              \
+    }
+    FOR_DISTANCES(SWAP)
 #undef SWAP
+    _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++)
+        memcpy(to + i * to_stride, v + i, sizeof *v);
 }
 
 enum { NAME(WIDE_TILE) = 32, NAME(LONG_TILE) = 32 };
@@ -277,9 +455,9 @@ INLINE void NAME(tile_as)(const lowbit_format *f, const float *restrict x, float
         }
     }
     float *to = out + column * rows + row;
-    const int square = length % 8 == 0 && width % 8 == 0;
-    for (int j = 0; j < (square ? width : 0); j += 8)
-        for (int i = 0; i < length; i += 8)
+    const int square = length % LANES == 0 && width % LANES == 0;
+    for (int j = 0; j < (square ? width : 0); j += LANES)
+        for (int i = 0; i < length; i += LANES)
             NAME(transpose)(&tile[i][j], NAME(WIDE_TILE), to + j * rows + i, rows);
     for (int j = 0; j < (square ? 0 : width); j++)
         for (int i = 0; i < length; i++)
@@ -338,37 +516,31 @@ TARGET static void NAME(rectangle)(const lowbit_format *f, const float *x, float
 }
 #undef FOR_ROUNDING
 
-/* One step of the butterfly within eight values: a, b to a + b, a - b at distance `h`. */
-#ifndef BUTTERFLY
-#define BUTTERFLY(v, swapped, ...)                                                                 \
-    ((swapped) + (eight)((eight_int)(v) ^ (SIGN_BIT & (eight_int){__VA_ARGS__})))
-#endif
-
-INLINE void NAME(butterfly)(eight *v, int h) {
-    const eight a = v[0], b = v[h];
+INLINE void NAME(butterfly)(NAME(vector) *v, int h) {
+    const NAME(vector) a = v[0], b = v[h];
     v[0] = a + b;
     v[h] = a - b;
 }
 
 INLINE void NAME(rotate_as)(const float *restrict x, float *restrict out,
-                            const float *restrict signs, float factor, const int size,
-                            const int unrolled) {
-    eight v[128];
-    const int n = size / 8;
+                            const float *restrict signs, float factor, const int size) {
+    NAME(vector) v[1024 / LANES];
+    const int n = size / LANES, in_registers = __builtin_constant_p(size);
     _Pragma("GCC unroll 16") for (int i = 0; i < n; i++) {
-        eight a;
-        memcpy(&a, x + 8 * i, sizeof a);
+        NAME(vector) a;
+        memcpy(&a, x + LANES * i, sizeof a);
         if (signs) {
-            eight s;
-            memcpy(&s, signs + 8 * i, sizeof s);
+            NAME(vector) s;
+            memcpy(&s, signs + LANES * i, sizeof s);
             a *= s;
         }
-        a = BUTTERFLY(a, SHUFFLE(a, a, 1, 0, 3, 2, 5, 4, 7, 6), 0, -1, 0, -1, 0, -1, 0, -1);
-        a = BUTTERFLY(a, SHUFFLE(a, a, 2, 3, 0, 1, 6, 7, 4, 5), 0, 0, -1, -1, 0, 0, -1, -1);
-        a = BUTTERFLY(a, SHUFFLE(a, a, 4, 5, 6, 7, 0, 1, 2, 3), 0, 0, 0, 0, -1, -1, -1, -1);
+        /* Of a, b at distance h within the register: a + b and a - b.  The product is exact. */
+#define STEP(h) a = FMA(a, (NAME(vector)){EACH_LANE(PLUS_OR_MINUS, h)}, ACROSS(a, h));
+        FOR_DISTANCES(STEP)
+#undef STEP
         v[i] = a;
     }
-    if (unrolled) { /* everything stays in registers */
+    if (in_registers) {
         _Pragma("GCC unroll 8") for (int h = 1; h < n; h *= 2)
             _Pragma("GCC unroll 16") for (int k = 0; k < n / 2; k++)
                 NAME(butterfly)(v + k / h * 2 * h + k % h, h);
@@ -379,22 +551,46 @@ INLINE void NAME(rotate_as)(const float *restrict x, float *restrict out,
                     NAME(butterfly)(v + j, h);
     }
     _Pragma("GCC unroll 16") for (int i = 0; i < n; i++) {
-        const eight a = v[i] * factor;
-        memcpy(out + 8 * i, &a, sizeof a);
+        const NAME(vector) a = v[i] * factor;
+        memcpy(out + LANES * i, &a, sizeof a);
     }
 }
 
-/* Values begin..end, blocks of `size` that do not cross rows of `columns`. */
-TARGET static void NAME(rotate)(const float *x, float *out, const float *signs, int64_t begin,
-                                int64_t end, int64_t columns, float factor, int size) {
-    for (int64_t i = begin; i < end; i += size) {
-        const float *own = signs ? signs + i % columns : signs;
-        switch (size) {
-        case 16: NAME(rotate_as)(x + i, out + i, own, factor, 16, 1); break;
-        case 32: NAME(rotate_as)(x + i, out + i, own, factor, 32, 1); break;
-        case 64: NAME(rotate_as)(x + i, out + i, own, factor, 64, 1); break;
-        case 128: NAME(rotate_as)(x + i, out + i, own, factor, 128, 1); break;
-        default: NAME(rotate_as)(x + i, out + i, own, factor, size, 0); break;
-        }
+/* n values, blocks of `size`; `first` is the place of the first one in the tensor. */
+TARGET static void NAME(rotate)(const lowbit_rotation *r, const float *restrict x,
+                                float *restrict out, int64_t first, int64_t n) {
+    const float *signs = r->signs;
+    int64_t column = first % r->columns;
+#define ROTATE(SIZE, SIGNS)                                                                        \
+    for (int64_t i = 0; i < n; i += (SIZE)) {                                                      \
+        NAME(rotate_as)(x + i, out + i, SIGNS, r->factor, SIZE);                                   \
+        column = column + (SIZE) == r->columns ? 0 : column + (SIZE);                              \
     }
+#define CASE(SIZE)                                                                                 \
+    if (signs)                                                                                     \
+        ROTATE(SIZE, signs + column)                                                               \
+    else                                                                                           \
+        ROTATE(SIZE, NULL)
+    switch (r->size) {
+    case 16: CASE(16) break;
+    case 32: CASE(32) break;
+    case 64: CASE(64) break;
+    case 128: CASE(128) break;
+    default: CASE(r->size)
+    }
+#undef CASE
+#undef ROTATE
 }
+
+#undef INLINE
+#undef TARGET
+#undef NAME
+#undef LANES
+#undef HAS_FMA
+#undef MULTIPLY_ADD
+#undef FMA
+#undef MAX
+#undef STREAM
+#undef EACH_LANE
+#undef FOR_DISTANCES
+#undef SHUFFLE
