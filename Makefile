@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo smoke test test-all lint format bench-quant clean
+.PHONY: help install demo smoke test test-all lint format bench-quant bench-fit bench-sweep clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,8 +51,44 @@ format: $(VENV)/installed-dev ## Rewrite the code in the project's style
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-bench-quant: $(VENV)/installed-dev ## Time the quantizers against a copy and the plain PyTorch way
-	@$(BIN)/python benchmarks/bench_quant.py
+# The extra "peers", one by one; they see .venv's packages, torch among them, never the reverse.
+PEERS := .venv-peers
+$(PEERS)/installed: $(VENV)/installed-dev
+	@echo "making $(PEERS) ..."
+	@test -x $(PEERS)/bin/python || $(BIN)/python -m venv $(PEERS)
+	@echo '*' > $(PEERS)/.gitignore
+	@echo "import site; site.addsitedir('$(abspath $(VENV))/lib/python3.11/site-packages')" \
+		> $$($(PEERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/main.pth
+	@$(PEERS)/bin/python -m pip --quiet --disable-pip-version-check install setuptools wheel
+	@for peer in ninja torchao qtorch pychop transformers fouroversix; do \
+		SKIP_CUDA_BUILD=1 $(PEERS)/bin/python -m pip --quiet --disable-pip-version-check install \
+			--constraint constraints.txt --no-build-isolation $$peer \
+			|| echo "$$peer cannot be installed here: the benchmark leaves it out"; \
+	done
+	@touch $@
+
+bench-quant: $(PEERS)/installed ## Time the quantizers against a copy, the plain way and other libraries
+	@PATH="$(abspath $(PEERS))/bin:$$PATH" $(PEERS)/bin/python benchmarks/bench_quant.py
+
+bench-fit: $(VENV)/installed ## Time fits and bootstraps against the standard procedure (half a minute)
+	@$(BIN)/python benchmarks/bench_fit.py
+
+# hydra-ray-launcher sees .venv's packages, Ray and Hydra among them.  Without its own requirements:
+# boto3, cloudpickle and what ray[default] adds serve its launcher for AWS.
+LAUNCHERS := .venv-launchers
+$(LAUNCHERS)/installed: $(VENV)/installed
+	@echo "making $(LAUNCHERS) ..."
+	@test -x $(LAUNCHERS)/bin/python || $(BIN)/python -m venv $(LAUNCHERS)
+	@echo '*' > $(LAUNCHERS)/.gitignore
+	@echo "import site; site.addsitedir('$(abspath $(VENV))/lib/python3.11/site-packages')" \
+		> $$($(LAUNCHERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/main.pth
+	@$(LAUNCHERS)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps \
+		hydra-ray-launcher==1.2.2
+	@touch $@
+
+bench-sweep: $(LAUNCHERS)/installed ## Time sweeps against Hydra's other launchers, and planning (6 minutes)
+	@$(BIN)/python benchmarks/bench_sweep.py
+	@$(BIN)/python benchmarks/bench_sweep.py --plan
 
 clean: ## Remove .venv and caches; runs and reports stay
-	@rm -rf $(VENV) build *.egg-info experiments/quant/kernels/*.so .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf $(VENV) $(PEERS) $(LAUNCHERS) build *.egg-info experiments/quant/kernels/*.so .pytest_cache .mypy_cache .ruff_cache

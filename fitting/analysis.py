@@ -15,14 +15,32 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from fitting.capacity import compressed_table, kumar_table, ptq_table, qat_table
 from fitting.curves import Array
-from fitting.efficiency import kumar_table, quartet_table
+from fitting.efficiency import FASTER, quartet_table
 from fitting.fit import Fit, select_rows
-from fitting.precision import cost_table, optimal_table
-from fitting.uncertainty import json_number, percentiles, vague
+from fitting.granularity import equivalent_blocks
+from fitting.precision import (
+    NEEDED,
+    QUIET,
+    cost_table,
+    effective_params_of_format,
+    equal_loss,
+    middle,
+    optimal_table,
+    tokens_for_equal_loss,
+)
+from fitting.uncertainty import json_number, percentiles, samples, vague
 
 BITS = range(2, 17)
 """Total bits of the layouts reported: from sign + exponent to half precision."""
+CAPACITIES = {
+    "precision": kumar_table,
+    "ptq": ptq_table,
+    "qat": qat_table,
+    "compressed": compressed_table,
+}
+"""What the laws say in which precision costs capacity, by law."""
 NEAR_TIE = 1.25
 """A layout with at most this multiple of the best one's precision term is a near-tie."""
 
@@ -226,30 +244,90 @@ def critical_table(
     return entries
 
 
-def derived(fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame) -> dict[str, Any]:
-    """What follows from a fit, JSON-ready: the `derived` of fit.json.
+@QUIET
+def bits_table(fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame) -> list[dict[str, Any]]:
+    """What each number of bits costs at equal loss, for the largest size at its middle data.
+
+    Args:
+        fit: Of the law `floating_point`.
+        draws: From `fitting.uncertainty.bootstrap`; None leaves out the intervals.
+        table: The fitted table; its most common block size is used.
 
     Returns:
-        `identified` for every parameter (False where the fit or the draws doubt it); for
-        `floating_point` also `layouts` (`layout_table`), `critical_tokens` (`critical_table`),
-        `cost_of_precision` and `optimal_precision` (`fitting.precision`);
-        for `quartet` and `precision` what `fitting.efficiency` concludes; for `chinchilla`
-        `compute_optimal_exponent`, a dict of `value` and `interval`.
+        For P = 2..16 a JSON-ready dict as of `fitting.precision.cost_table`, with `bits` and, as
+        `format`, the fit's best layout of as many; `extrapolated` also outside the bits of the
+        table's quantized rows.  Empty where the table does not hold a
+        parameter.
+    """
+    seen = _quantized(table)
+    if set(NEEDED) & set(fit.flat) or seen.empty:
+        return []
+    rows = select_rows(table)[0]
+    size = float(seen["params"].max())
+    tokens = middle(seen.loc[seen["params"] == size, "tokens"])
+    block = float(seen["block_size"].mode().iloc[0])
+    seen_bits = 1 + seen["exponent"] + seen["mantissa"]
+    both = samples(fit, draws)
+    entries = []
+    for bits in BITS:
+        e, m = integer_layout(fit.parameters, bits)
+        share = [effective_params_of_format(p, tokens, e, m, block) for p in both]
+        more = [tokens_for_equal_loss(p, size, tokens, e, m, block) for p in both]
+        entry: dict[str, Any] = {"bits": bits, "format": _name(e, m), "block_size": block}
+        entry |= equal_loss(rows, size, tokens, share, more)
+        entry["extrapolated"] |= not seen_bits.min() <= bits <= seen_bits.max()
+        entries.append(entry)
+    return entries
+
+
+def derived(
+    fit: Fit,
+    draws: pd.DataFrame | None,
+    table: pd.DataFrame,
+    every: pd.DataFrame | None = None,
+    speedups: tuple[float, float] = (FASTER, FASTER),
+) -> dict[str, Any]:
+    """What follows from a fit, JSON-ready: the `derived` of fit.json.
+
+    Args:
+        fit: Of any law.
+        draws: From `fitting.uncertainty.bootstrap`; None leaves out the intervals.
+        table: The fitted table.
+        every: The table that it was selected from; None for the same.
+        speedups: Of the FP4 forward and backward pass over FP8, for `quartet`.
+
+    Returns:
+        `identified` for every parameter (False where the fit or the draws doubt it).  For
+        `floating_point` also `holds_for` (the `operands` and `recipe` of its quantized rows, None
+        where the table does not say), `layouts` (`layout_table`), `critical_tokens`
+        (`critical_table`), `cost_of_bits` (`bits_table`), `cost_of_precision` and
+        `optimal_precision` (`fitting.precision`), `equivalent_blocks` (`fitting.granularity`); for
+        `quartet` what `fitting.efficiency` concludes; for `precision`, `ptq`, `qat` and
+        `compressed` what `fitting.capacity` does; for `chinchilla` `compute_optimal_exponent`, a
+        dict of `value` and `interval`.
     """
     doubtful = set() if draws is None else set(vague(draws)) - set(fit.frozen)
     result: dict[str, Any] = {
         "identified": {n: known and n not in doubtful for n, known in fit.identified.items()}
     }
-    if fit.law.name == "floating_point":
+    name = fit.law.name
+    if name == "floating_point":
+        result["holds_for"] = {
+            column: _distinct(_quantized(table), column) for column in ("operands", "recipe")
+        }
         result["layouts"] = layout_table(fit, draws, table)
         result["critical_tokens"] = critical_table(fit, draws, table)
+        result["cost_of_bits"] = bits_table(fit, draws, table)
         result["cost_of_precision"] = cost_table(fit, draws, table)
         result["optimal_precision"] = optimal_table(fit, draws, table)
-    elif fit.law.name == "quartet":
-        result |= quartet_table(fit, draws, table)
-    elif fit.law.name == "precision":
-        result |= kumar_table(fit, draws, table)
-    elif fit.law.name == "chinchilla" and not {"alpha", "beta"} & set(fit.flat):
+        result["equivalent_blocks"] = equivalent_blocks(
+            fit, draws, table, table if every is None else every
+        )
+    elif name == "quartet":
+        result |= quartet_table(fit, draws, table, *speedups)
+    elif name in CAPACITIES:
+        result |= CAPACITIES[name](fit, draws, table)
+    elif name == "chinchilla" and not {"alpha", "beta"} & set(fit.flat):
         low = high = math.nan
         if draws is not None:
             low, high = percentiles(compute_optimal_exponent(_columns(draws)))
@@ -258,6 +336,10 @@ def derived(fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame) -> dict[s
             "interval": [json_number(low), json_number(high)],
         }
     return result
+
+
+def _distinct(rows: pd.DataFrame, column: str) -> list[str] | None:
+    return sorted(str(v) for v in rows[column].unique()) if column in rows else None
 
 
 def _quantized(table: pd.DataFrame) -> pd.DataFrame:

@@ -27,18 +27,42 @@ class Centred:
     law: Law
     free: tuple[str, ...]
     frozen: Mapping[str, float]
+    bounds: Mapping[str, tuple[float, float]]
     to_raw: Array
     """[free, free]: coordinates = to_raw @ (theta - origin)."""
     origin: Array
     low: Array
     """[free]: blind starts are spread from here .."""
     high: Array
-    """.. to here."""
+    """.. to here .."""
+    spread: Array
+    """[free, free]: .. and are the solver's points after theta = spread @ start + shift."""
+    shift: Array
+    """[free]"""
 
     @classmethod
-    def of(cls, law: Law, rows: pd.DataFrame, freeze: Mapping[str, float]) -> Centred:
-        """Raises FitError where a frozen name or value or a column does not suit the law."""
+    def of(
+        cls,
+        law: Law,
+        rows: pd.DataFrame,
+        freeze: Mapping[str, float],
+        bounds: Mapping[str, tuple[float, float]] | None = None,
+    ) -> Centred:
+        """A law on a table.
+
+        Args:
+            law: The law.
+            rows: One row a run, with the law's columns.
+            freeze: Parameters held at a value.
+            bounds: Parameters with bounds of their own.  A coefficient that has any is not
+                centred: bounds hold in the solver's coordinates.
+
+        Raises:
+            FitError: A frozen or bounded name or value or a column does not suit the law.
+        """
         law.check(freeze)
+        bounds = bounds or {}
+        _check_bounds(law, bounds, freeze)
         design = law.design(rows, freeze)
         regressors, offsets = design.regressors, design.offsets
         free = tuple(name for name in law.parameters if name not in freeze)
@@ -63,6 +87,17 @@ class Centred:
                 if present.any():
                     centre[j] = regressors[form, present].mean(axis=0)
                     origin[j] = offsets[form, present].mean()
+        spread = np.eye(len(free))
+        shift = np.zeros(len(free))
+        if bounds:
+            own = [j for j, name in enumerate(free) if name in bounds]
+            inverse = np.linalg.inv(centre)
+            at = origin.copy()
+            centre[own], origin[own] = np.eye(len(free))[own], 0.0
+            spread = centre @ inverse
+            shift = origin - spread @ at
+            for j in own:
+                ranges[:2, j] = _encoded_bounds(law, free[j], bounds[free[j]])
         # theta = centre @ coordinates + origin: a form is offset + x to_raw (theta - origin).
         to_raw: Array = np.linalg.inv(centre).astype(np.float64)
         shifted = regressors @ to_raw
@@ -71,11 +106,18 @@ class Centred:
         lower, upper, low, high = ranges
         moved = offsets - shifted @ origin
         problem = Problem(shifted, moved, log_loss, lower, upper, design.curves)
-        return cls(problem, law, free, dict(freeze), to_raw, origin, low, high)
+        return cls(
+            *(problem, law, free, dict(freeze), dict(bounds), to_raw, origin),
+            *(low, high, spread, shift),
+        )
 
     def decode(self, theta: Array) -> dict[str, float]:
         """The law's parameters, frozen ones included, at one point of the solver."""
         return self.law.decode(self.to_raw @ (theta - self.origin), self.frozen)
+
+    def decode_many(self, theta: Array) -> dict[str, Array]:
+        """`decode` of each point [batch, free]: parameter -> its values, [batch]."""
+        return self.law.decode_many((theta - self.origin) @ self.to_raw.T, self.frozen)
 
     def encode(self, parameters: Mapping[str, float]) -> Array:
         """The solver's point for the law's parameters, moved into the bounds."""
@@ -101,7 +143,7 @@ class Centred:
         steps = ratio ** -np.arange(1.0, dimensions + 1)
         for tried in (count, 8 * count, 64 * count):
             unit = (shift + np.outer(np.arange(tried), steps)) % 1.0
-            points = self.low + unit * (self.high - self.low)
+            points = (self.low + unit * (self.high - self.low)) @ self.spread.T + self.shift
             points = np.clip(points, self.problem.lower, self.problem.upper)
             if self.problem.curves:
                 points = points[self.problem.defined(points)]
@@ -111,6 +153,36 @@ class Centred:
             f"law={self.law.name}: defined in {len(points)} of {tried} points tried; "
             f"{self.law.domain}"
         )
+
+
+def _check_bounds(
+    law: Law, bounds: Mapping[str, tuple[float, float]], freeze: Mapping[str, float]
+) -> None:
+    """Refuse bounds that are none, or of parameters that can have none."""
+    for name, (low, high) in bounds.items():
+        given = f"bounds.{name}={low:g}..{high:g}"
+        law.check({name: 1.0})
+        if not low < high:
+            raise FitError(f"{given}: the lower bound must be below the upper one")
+        if name in freeze:
+            raise FitError(f"{given}: {name} is frozen at {freeze[name]:g}; give one or the other")
+        if law.parameters[name].parent is not None:
+            raise FitError(
+                f"{given}: law={law.name} fits {name} as a part of a product, which cannot be "
+                "bounded; freeze it instead"
+            )
+        if law.parameters[name].positive and low < 0:
+            raise FitError(f"{given}: {name} is positive in law={law.name}; begin at 0 or above")
+
+
+def _encoded_bounds(law: Law, name: str, bounds: tuple[float, float]) -> tuple[float, float]:
+    """Bounds of a parameter as bounds of its coordinate."""
+    kind = law.parameters[name]
+    with np.errstate(divide="ignore"):
+        low, high = np.array(bounds, dtype=np.float64)
+        if kind.logarithmic:
+            return float(np.log(low)), float(np.log(high))
+        return (float(1 / high), float(1 / low)) if kind.kind == "rate" else (low, high)
 
 
 def _largest(values: Array) -> Mask:

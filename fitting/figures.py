@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -30,7 +29,7 @@ from fitting.style import (
     new_figure,
     panel,
 )
-from fitting.uncertainty import SIGMAS
+from fitting.verdicts import enough
 
 MANY_MARKS = 1000
 """Marks from which a cloud of points becomes a bitmap inside the SVG, to keep it small."""
@@ -42,11 +41,14 @@ MANY_MARKS = 1000
 def draw_cost(
     axes: Axes, cells: pd.DataFrame, order: Sequence[str], colours: Mapping[str, str], noise: float
 ) -> None:
-    """Difference to `none` by format on `axes`: dot, thick bar 1 standard error, thin bar 3.
+    """Difference to `none` by format on `axes`: a dot, a thick bar of one standard error.
+
+    A thin bar is as many as a verdict needs: it touches zero where one cannot tell.
 
     Args:
         axes: Drawn on.
-        cells: One model size: `format`, `tokens`, `difference`, `standard_error` (nats per token).
+        cells: One model size: `format`, `tokens`, `difference`, `standard_error` (nats per token)
+            and its degrees of freedom `dof`.
         order: Rows from top to bottom.
         colours: Format -> colour.
         noise: Standard deviation between seeds (nats per token), shaded; NaN shades nothing.
@@ -60,8 +62,7 @@ def draw_cost(
         group = cells[cells["tokens"] == count]
         y = group["format"].map(list(order).index) + step * (i - (len(tokens) - 1) / 2)
         colour = group["format"].map(colours)
-        for times, width in ((SIGMAS, 1.1), (1.0, 3.0)):
-            reach = times * group["standard_error"]
+        for reach, width in ((_reach(group), 1.1), (group["standard_error"], 3.0)):
             ends = group["difference"] - reach, group["difference"] + reach
             axes.hlines(y, *ends, colors=colour, linewidth=width)
         marker = MARKERS[i % len(MARKERS)]
@@ -77,9 +78,15 @@ def draw_cost(
     axes.set_xlabel("loss above none, nats per token")
 
 
+def _reach(cells: pd.DataFrame) -> pd.Series:
+    """What a difference must exceed to be called one; NaN where nothing can be told."""
+    reach: pd.Series = cells["standard_error"] * enough(cells["dof"])
+    return reach.where(np.isfinite(reach))
+
+
 def _cost_limits(cells: pd.DataFrame, noise: float) -> tuple[float, float]:
     """Common x limits of all panels, so that sizes can be compared by eye."""
-    reach = SIGMAS * cells["standard_error"].fillna(0.0)
+    reach = _reach(cells).fillna(0.0)
     floor = noise if np.isfinite(noise) else 0.0
     low = min(float((cells["difference"] - reach).min()), -floor)
     high = max(float((cells["difference"] + reach).max()), floor)
@@ -159,7 +166,8 @@ def loss_by_bits(
         tokens = float(group["tokens"].max())
         names = [str(name) for name in group["format"]]
         # Names stand beside their marks while these are few and short, else in a legend.
-        direct = len(names) <= 12 and max(map(len, names)) <= 9
+        crowded = group["bits"].value_counts().max() > 2
+        direct = len(names) <= 12 and max(map(len, names)) <= 9 and not crowded
         none = baseline[(baseline["params"] == size) & (baseline["tokens"] == tokens)]
         with mpl.rc_context(STYLE):
             figure = new_figure(PANEL_WIDTH, 3.5 + (0 if direct else legend_inches(names)))
@@ -216,9 +224,12 @@ def loss_by_tokens(
     shown = [name for name in order if name in set(cells["format"])]
     for size in sizes(cells):
         with mpl.rc_context(STYLE):
-            figure = new_figure(PANEL_WIDTH, 3.2 + legend_inches(shown))
+            here = set(cells.loc[cells["params"] == size, "format"])
+            figure = new_figure(PANEL_WIDTH, 3.2 + legend_inches([n for n in shown if n in here]))
             axes = figure.add_subplot()
             for i, name in enumerate(shown):
+                if name not in here:
+                    continue
                 points = cells[(cells["params"] == size) & (cells["format"] == name)]
                 points = points.sort_values("tokens")
                 joined = "" if curves is not None else "-"
@@ -345,42 +356,3 @@ def predicted_v_observed(
             legend_below(figure, axes)
             panels.append(panel(figure, name, title))
     return panels
-
-
-def layout_shares(layouts: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    """Stacked bars: in what share of bootstrap draws each exponent/mantissa split wins.
-
-    One hue, darker = more often: these are layouts of the law, not formats of the study, so
-    they take no format's colour.  Outlined bars lie outside the bits that were trained.
-
-    Args:
-        layouts: Rows of fit.json's `derived.layouts`: `bits`, `shares`, `extrapolated`.
-    """
-    rows = [row for row in layouts if row["bits"] <= 8]
-    with mpl.rc_context(STYLE):
-        figure = new_figure(PANEL_WIDTH * 1.15, 0.9 + 0.42 * len(rows))
-        axes = figure.add_subplot()
-        for y, row in enumerate(rows):
-            left = 0.0
-            ranked = sorted(row["shares"].items(), key=lambda item: (-item[1], item[0]))
-            for rank, (name, share) in enumerate(ranked):
-                shade = (0.95, 0.55, 0.33, 0.2)[min(rank, 3)] * (0.45 if row["extrapolated"] else 1)
-                axes.barh(y, share, left=left, height=0.72, color="#3b7dd8", alpha=shade)
-                if share >= 0.09:
-                    text = f"{name} {100 * share:.0f}%"
-                    white = shade > 0.6
-                    axes.text(
-                        left + share / 2, y, text if share >= 0.17 else name, ha="center",
-                        va="center", fontsize=9.5, color="#ffffff" if white else INK,
-                    )  # fmt: skip
-                left += share
-        labels = [f"{row['bits']} bits" + (" *" if row["extrapolated"] else "") for row in rows]
-        axes.set_yticks(range(len(rows)), labels)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlim(0, 1)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
-        axes.tick_params(axis="y", length=0)
-        axes.grid(visible=False, axis="y")
-        axes.set_xlabel("share of bootstrap draws (* outside the bits that were trained)")
-        title = "How often each exponent/mantissa split wins in the bootstrap"
-        return [panel(figure, "layout_shares", title)]

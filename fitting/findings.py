@@ -1,7 +1,7 @@
 """What a study found, in sentences made from its numbers.
 
-No sentence here calls a difference real unless it is three standard errors or more from zero;
-what cannot be told, and which parameter cannot be pinned, is said as plainly as what can.
+No sentence here calls a difference real unless `fitting.verdicts` does; what cannot be told, and
+which parameter cannot be pinned, is said as plainly as what can.
 Differences are losses above `none` in nats per token; ± is one standard error from the spread
 between seeds.
 """
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from fitting.naming import count_label, records
-from fitting.uncertainty import SIGMAS
+from fitting.verdicts import BETTER, WORSE, enough
 
 SMALL_MODEL = 1_000_000
 """Parameters below which absolute constants say nothing about the papers' models."""
@@ -24,7 +24,6 @@ PINNED, ROUGHLY = 2.0, 10.0
 NEAR_CERTAIN = 0.95
 FEW = 4
 """Conditions that are listed one by one; more are summed up."""
-WORSE, BETTER = "worse", "better"
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -60,7 +59,7 @@ def signed(value: float | None, decimals: int = 4) -> str:
 
 
 def z_score(value: float | None) -> str:
-    """One decimal, cut and not rounded: 2.99 must not read as the 3.0 from which one can tell.
+    """One decimal, cut and not rounded: 2.99 must not read as a 3.0 from which one could tell.
 
     >>> z_score(2.99), z_score(-12.34), z_score(-0.01)
     ('2.9', '−12.3', '0.0')
@@ -105,7 +104,12 @@ def plural(count: int, word: str) -> str:
 
 def where(cell: Any) -> str:
     """A cell's size and tokens in words."""
-    return f"{count_label(cell.params)} parameters and {count_label(cell.tokens)} tokens"
+    return at(cell.params, cell.tokens)
+
+
+def at(params: float, tokens: float) -> str:
+    """A size and a token count in words."""
+    return f"{count_label(params)} parameters and {count_label(tokens)} tokens"
 
 
 def pooled(cells: pd.DataFrame) -> tuple[float, float, float]:
@@ -115,12 +119,34 @@ def pooled(cells: pd.DataFrame) -> tuple[float, float, float]:
     return mean, error, mean / error if error > 0 else float("nan")
 
 
+def needed(cells: pd.DataFrame) -> float:
+    """|z| from which the mean of these cells' differences is called one."""
+    return float(enough(cells["dof"].min()))
+
+
+def verdict_words(cells: pd.DataFrame) -> str:
+    """What a verdict on these cells asks for.
+
+    >>> verdict_words(pd.DataFrame({"dof": [16, 16, 9]}))[:54]
+    'A verdict needs 3.54 standard errors (16 degrees of fr'
+    """
+    each = sorted({int(dof) for dof in cells["dof"] if dof > 0}, reverse=True)
+    if not each:
+        return "No verdict is possible without repeated seeds."
+    listed = series(f"{enough(dof):.3g} standard errors ({dof} degrees of freedom)" for dof in each)
+    return (
+        f"A verdict needs {listed}, by Student's t: a false alarm is then as rare, 0.27 %, as at "
+        "three standard errors that are known exactly. The standard errors come from the spread "
+        "between seeds, pooled over all repeated cells."
+    )
+
+
 def lowest_bits(cells: pd.DataFrame) -> tuple[list[str], list[str]]:
     """How much worse than none each lowest-bit format is.
 
     Args:
         cells: Quantized cells: `format`, `bits`, `params`, `tokens`, `difference`,
-            `standard_error`, `z`, `verdict`.
+            `standard_error`, `dof`, `z`, `verdict`.
 
     Returns:
         One sentence a format on its mean over sizes and tokens, then, where these are several but
@@ -147,7 +173,7 @@ def lowest_bits(cells: pd.DataFrame) -> tuple[list[str], list[str]]:
         amount = (
             f"{number(abs(mean), 3)} ± {number(error, 2)} nats per token (z = {z_score(z)}){over}"
         )
-        if abs(z) >= SIGMAS:
+        if abs(z) >= needed(group):
             sentence = f"{what} is {WORSE if z > 0 else BETTER} than none by {amount}"
         else:
             side = "above" if mean >= 0 else "below"
@@ -177,10 +203,11 @@ def _many_lowest(lowest: pd.DataFrame) -> str:
     )
     if not np.isfinite([z for _, _, z in each.values()]).any():
         return f"{start}without repeated seeds this study cannot say whether that is real."
-    worse = [str(name) for name, (_, _, z) in each.items() if z >= SIGMAS]
+    limit = needed(lowest)
+    worse = [str(name) for name, (_, _, z) in each.items() if z >= limit]
     if not worse:
         return f"{start}none of them can be told from it."
-    return f"{start}worse by three standard errors or more: {series(worse)}."
+    return f"{start}worse by more than {limit:.1f} standard errors: {series(worse)}."
 
 
 def not_told_apart(cells: pd.DataFrame, order: Sequence[str]) -> str:
@@ -323,6 +350,54 @@ def best_layouts(fit: Mapping[str, Any]) -> str | None:
     if not sure:
         sentence += f" Where the share is below {100 * NEAR_CERTAIN:.0f} %, the split is open."
     return sentence
+
+
+def cost_of_fewest_bits(fit: Mapping[str, Any]) -> str | None:
+    """What the fewest bits that were trained cost at equal loss, in parameters and in tokens."""
+    inside = [
+        row
+        for row in fit.get("derived", {}).get("cost_of_bits", [])
+        if not row["extrapolated"] and row["params_factor"] and row["tokens_factor"]
+    ]
+    if not inside:
+        return None
+    row = inside[0]
+
+    def more(key: str, what: str) -> str:
+        low, high = row[f"{key}_interval"]
+        between = "" if low is None else f" ({number(low, 3)} to {number(high, 3)})"
+        return f"{number(row[key], 3)} times{between} the {what}"
+
+    return (
+        f"By the fit, what {row['bits']} bits ({row['format']}) lose at "
+        f"{at(row['params'], row['tokens'])} is made up for by "
+        f"{more('params_factor', 'parameters')} or {more('tokens_factor', 'tokens')}."
+    )
+
+
+def not_concluded(fit: Mapping[str, Any] | None) -> list[str]:
+    """What the page cannot say, and what it would take."""
+    derived = (fit or {}).get("derived", {})
+    missing = []
+    if fit is None or fit["law"] == "floating_point":
+        if not derived.get("layouts"):
+            missing.append(
+                "No optimal layouts: they need a fit of the floating-point law whose delta and nu "
+                "the data determine."
+            )
+        if not derived.get("critical_tokens"):
+            missing.append(
+                "No critical data sizes, costs of precision or optimal bits: they need a fit of "
+                "the floating-point law whose exponents and coefficients the data determine."
+            )
+    elif fit["law"] == "quartet" and not derived.get("map"):
+        missing.append(
+            "No map of which precision wins: it needs a scheme for either pass and a fit whose "
+            "parameters the data determine."
+        )
+    elif not set(derived) - {"identified"}:
+        missing.append("No conclusions: the data do not determine what they rest on.")
+    return missing
 
 
 def measured_layouts(layouts: pd.DataFrame) -> str | None:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from fitting.centred import Centred
 from fitting.curves import Array
+from fitting.designs import doubts_of_design
 from fitting.law import FitError, Law
 from fitting.laws import get
 from fitting.minimise import Mask, at_bounds, minimise
@@ -39,11 +40,14 @@ EXACT_RESIDUAL = 1e-10
 SAME = 1e-9
 """Objectives that differ by less than this share are the same."""
 ENOUGH_AGREEING = 0.95
+ENOUGH_ROWS = 2
+"""Rows for each free parameter, below which intervals are not to be trusted."""
 FLAT = 1e-9
 """Singular values of the Jacobian below this share of the largest are flat directions."""
+LONG = 4_000
+"""Rows from which on blind starts come down on part of them."""
 VAGUE = 1.0
 """A standard error of log(parameter) from which the parameter is not identified: a factor e."""
-COLLINEAR = 0.99
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,12 @@ class Fit:
     residuals: pd.Series
     """log L - log Lhat of the used rows, with the table's index."""
     warnings: tuple[str, ...]
+    weights: str | None = None
+    """The column that weighted the rows."""
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Parameters with bounds that were asked for."""
+    rival: Mapping[str, float] | None = None
+    """The lowest of the optima that starts ended in and that are not the fit's, if there is one."""
 
 
 def select_rows(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -127,6 +137,8 @@ def fit(
     objective: str = "huber",
     delta: float = 1e-3,
     freeze: Mapping[str, float] | None = None,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
+    weights: str | None = None,
     starts: int = 64,
     seed: int = 0,
 ) -> Fit:
@@ -141,6 +153,9 @@ def fit(
             log L - log Lhat, summed over rows.
         delta: Huber's threshold, in log loss: .001 is 0.1 % of the loss.
         freeze: Parameters held at a value.
+        bounds: Parameters held between two values, either of which may be infinite.
+        weights: A column of non-negative weights, e.g. how many seeds a row averages; None weighs
+            all rows alike.
         starts: How many points the search begins from.
         seed: Shifts the lattice of starts; the optimum should not depend on it.
 
@@ -148,12 +163,12 @@ def fit(
         The best optimum found, with status, warnings, and which parameters the table identifies.
 
     Raises:
-        FitError: An unknown law, objective or parameter, too few rows, values that the law is not
-            defined for, or rows that cannot be pooled.
+        FitError: An unknown law, objective or parameter, bounds that are none, too few rows,
+            values that the law is not defined for, or rows that cannot be pooled.
         ResultsError: A column is missing.
     """
     law = get(law) if isinstance(law, str) else law
-    freeze = dict(freeze or {})
+    freeze, bounds = dict(freeze or {}), dict(bounds or {})
     if objective not in OBJECTIVES:
         raise FitError(f"objective={objective}: must be one of {', '.join(OBJECTIVES)}")
     if not (delta > 0 and math.isfinite(delta)):
@@ -164,21 +179,22 @@ def fit(
     rows, excluded = select_rows(table)
     law = law.on(rows)
     law.check(freeze)
+    weight = row_weights(rows, weights)
+    counted = int((weight > 0).sum())
     needed = len(law.parameters) - len(freeze) + 1
-    if len(rows) < needed:
+    if counted < needed:
         reasons = ", ".join(f"{count} {reason}" for reason, count in excluded.items())
         raise FitError(
-            f"law={law.name}: {len(rows)} usable rows, but {needed - 1} free parameters need at "
+            f"law={law.name}: {counted} usable rows, but {needed - 1} free parameters need at "
             f"least {needed}{f' ({reasons})' if reasons else ''}; freeze some or add runs"
         )
     _refuse_pooling(rows)
 
-    centred = Centred.of(law, rows, freeze)
+    centred = Centred.of(law, rows, freeze, bounds)
     problem = centred.problem
     path = thresholds(objective, delta)
     if centred.free:
-        every = np.ones((1, len(rows)))
-        theta, value, converged = minimise(problem, centred.starts(starts, seed), every, path)
+        theta, value, converged = _search(centred, rows, weight, path, starts, seed)
     else:
         theta, value = np.empty((1, 0)), np.zeros(1)
         converged = np.ones(1, dtype=bool)
@@ -188,25 +204,35 @@ def fit(
     lowest = value <= value.min() * (1 + SAME) + slack
     best = int((lowest & (converged | ~converged[lowest].any())).argmax())
     point = theta[best]
+    others = np.where(agreeing, np.inf, value)
+    rival = None if agreeing.all() else centred.decode(theta[others.argmin()])
 
     log_predicted, jacobian = problem.predict(point)
     residual = problem.log_loss - log_predicted
     bound = at_bounds(problem, point)
     parameters = centred.decode(point)
-    flat, vague = _unidentified(centred, parameters, jacobian, residual, bound)
+    root = np.sqrt(weight)
+    flat, vague = _unidentified(
+        centred, parameters, jacobian * root[:, None], residual * root, bound
+    )
     at_bound = tuple(n for n, b in zip(centred.free, bound, strict=True) if b)
     status = "converged" if converged[best] else "max_steps"
     if converged[best] and at_bound:
         status = f"at_bound: [{', '.join(at_bound)}]"
     agreed = Starts(len(value), int(agreeing.sum()))
     warnings = _warn_fit(agreed, status, at_bound, flat, vague)
+    if counted < ENOUGH_ROWS * len(centred.free):
+        warnings.append(
+            f"{counted} rows for {len(centred.free)} free parameters: too few for intervals that "
+            "can be trusted"
+        )
     return Fit(
         law=law,
         parameters=parameters,
         objective=Objective(
             objective,
             delta if objective == "huber" else None,
-            objective_value(residual, objective, delta),
+            objective_value(residual, objective, delta, weight),
         ),
         status=status,
         starts=agreed,
@@ -216,18 +242,75 @@ def fit(
         flat=flat,
         identified={n: n not in {*at_bound, *flat, *vague} for n in law.parameters},
         residuals=pd.Series(residual, index=rows.index, name="residual"),
-        warnings=(*warnings, *_warn_design(law, rows, freeze)),
+        warnings=(*warnings, *doubts_of_design(law, rows, freeze)),
+        weights=weights,
+        bounds=bounds,
+        rival=rival,
     )
 
 
-def objective_value(residual: Array, objective: str, delta: float) -> float:
-    """The objective of log residuals, summed over rows."""
+def _search(
+    centred: Centred, rows: pd.DataFrame, weight: Array, path: list[float], count: int, seed: int
+) -> tuple[Array, Array, Mask]:
+    """Where `count` blind starts end: points, objectives, and whether steps sufficed.
+
+    In a long table they come down on some of its rows, drawn by chance, and go on from there on all
+    of them: the way down takes ten times as many steps as the end.
+    """
+    if len(rows) <= LONG:
+        return minimise(centred.problem, centred.starts(count, seed), weight[None], path)
+    some = np.random.default_rng(0).choice(len(rows), LONG, replace=False)
+    rough = Centred.of(centred.law, rows.iloc[some], centred.frozen, centred.bounds)
+    theta, _, _ = minimise(rough.problem, rough.starts(count, seed), weight[None, some], path)
+    near = np.array([centred.encode(rough.decode(point)) for point in theta])
+    return minimise(centred.problem, near, weight[None], path[-1:])
+
+
+def row_weights(rows: pd.DataFrame, column: str | None) -> Array:
+    """The rows' weights, all one without a column.
+
+    Raises:
+        ResultsError: There is no such column.
+        FitError: A weight is negative or not finite.
+    """
+    if column is None:
+        return np.ones(len(rows))
+    require_columns(rows, (column,), f"weights={column}")
+    weights = pd.to_numeric(rows[column], errors="coerce").to_numpy(dtype=np.float64)
+    bad = ~(np.isfinite(weights) & (weights >= 0))
+    if bad.any():
+        first = rows[column].iloc[int(bad.argmax())]
+        raise FitError(
+            f"weights={column}: must be a number that is not negative, but is not in "
+            f"{int(bad.sum())} of {len(rows)} rows (the first has {first})"
+        )
+    return weights
+
+
+def objective_value(residual: Array, objective: str, delta: float, weights: Array) -> float:
+    """The objective of log residuals, summed over rows with their weights."""
     size = np.abs(residual)
+    rho = np.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta))
     if objective == "lad":
-        return float(size.sum())
+        rho = size
     if objective == "least_squares":
-        return float(0.5 * (size**2).sum())
-    return float(np.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta)).sum())
+        rho = 0.5 * size**2
+    return float((weights * rho).sum())
+
+
+def in_coordinates(
+    fitted: Fit, rows: pd.DataFrame, freeze: Mapping[str, float] | None = None
+) -> Centred:
+    """A fit's law on rows in the solver's coordinates, with its bounds and what it holds.
+
+    Args:
+        fitted: The fit.
+        rows: One row a run, as `select_rows` returns them.
+        freeze: Parameters to hold besides those that are frozen.
+    """
+    held = {name: fitted.parameters[name] for name in fitted.frozen} | dict(freeze or {})
+    bounds = {name: ends for name, ends in fitted.bounds.items() if name not in held}
+    return Centred.of(fitted.law, rows, held, bounds)
 
 
 def _refuse_pooling(rows: pd.DataFrame) -> None:
@@ -307,82 +390,6 @@ def _warn_fit(
     if vague:
         warnings.append(f"{_are(vague)} hardly identified: the standard error exceeds a factor e")
     return warnings
-
-
-def _warn_design(law: Law, rows: pd.DataFrame, freeze: Mapping[str, float]) -> list[str]:
-    """What no fit could learn from these rows, whatever their losses."""
-    warnings = []
-    exponents = {c: _exponents_of(law, rows, c, freeze) for c in law.columns}
-    constant = _constant_exponents(law, rows)
-    for column, names in exponents.items():
-        lost = [n for n in names if n in constant]
-        if lost:
-            warnings.append(
-                f"{column} has one value in the rows that matter: {', '.join(lost)} cannot be "
-                "told from the coefficient of the same term; vary it, or freeze"
-            )
-    for column in ("params", "tokens"):
-        distinct = rows[column].nunique() if exponents.get(column) else 0
-        if distinct == 2:
-            warnings.append(
-                f"{column} has two values: {', '.join(exponents[column])} and the irreducible "
-                "loss need three or more to be told apart"
-            )
-    if all(exponents.get(c) and rows[c].nunique() > 1 for c in ("params", "tokens")):
-        logs = np.log(rows[["params", "tokens"]].to_numpy(dtype=np.float64))
-        correlation = float(np.corrcoef(logs, rowvar=False)[0, 1])
-        if abs(correlation) >= COLLINEAR:
-            both = ", ".join(dict.fromkeys([*exponents["params"], *exponents["tokens"]]))
-            warnings.append(
-                f"params and tokens move together (correlation of logs {correlation:.3f}): "
-                f"{both} and their coefficients cannot be told apart; vary tokens at fixed params"
-            )
-    if "block_size" in law.columns:
-        quantized = rows[rows["block_size"] > 1]
-        if quantized.empty:
-            warnings.append("no row has block_size above 1: nothing quantized, nothing to learn")
-        for column in ("operands", "recipe"):
-            if column in quantized and quantized[column].nunique(dropna=False) > 1:
-                values = ", ".join(sorted(str(v) for v in quantized[column].unique()))
-                warnings.append(
-                    f"quantized rows differ in {column} ({values}): the law holds for one choice "
-                    "of quantized tensors and rounding, so this fit is a mixture"
-                )
-    duplicates = int(rows.duplicated().sum())
-    if "run_id" in rows:
-        duplicates = max(duplicates, int(rows["run_id"].duplicated().sum()))
-    if duplicates:
-        warnings.append(
-            f"{duplicates} rows repeat another row: each counts as a run, "
-            "so the intervals are too narrow"
-        )
-    return warnings
-
-
-def _exponents_of(
-    law: Law, rows: pd.DataFrame, column: str, freeze: Mapping[str, float]
-) -> list[str]:
-    """The free exponents whose regressor depends on a column."""
-    other = rows[column] / 2 if column in law.below else rows[column] * 2 + 1
-    before = law.design(rows).regressors
-    after = law.design(rows.assign(**{column: other})).regressors
-    changed = np.abs(after - before).max(axis=(0, 1)) > 0
-    return [n for n, c in zip(law.parameters, changed, strict=True) if c and n not in freeze]
-
-
-def _constant_exponents(law: Law, rows: pd.DataFrame) -> set[str]:
-    """Exponents whose regressor has one value in every term, where that term is not zero."""
-    design = law.design(rows)
-    ranges = np.zeros(design.regressors.shape[2])
-    for term, offset in zip(design.regressors, design.offsets, strict=True):
-        present = term[np.isfinite(offset)]
-        if len(present):
-            ranges = np.maximum(ranges, np.ptp(present, axis=0))
-    return {
-        name
-        for (name, kind), extent in zip(law.parameters.items(), ranges, strict=True)
-        if not kind.logarithmic and extent < 1e-12
-    }
 
 
 def _are(names: tuple[str, ...]) -> str:

@@ -151,6 +151,12 @@ class Law:
         extra = {n: kinds[n.partition("[")[0]] for n in names if n.partition("[")[0] in kinds}
         return replace(self, parameters={**self.parameters, **extra}) if extra else self
 
+    def without_schemes(self) -> Law:
+        """This law without any efficiency: what `on` makes of another table may have others."""
+        prefixes = {prefix for prefix, _ in self.schemes.values()}
+        kept = {n: k for n, k in self.parameters.items() if n.partition("[")[0] not in prefixes}
+        return replace(self, parameters=kept)
+
     def on(self, table: pd.DataFrame) -> Law:
         """This law with an efficiency for each scheme of the table that is not lossless.
 
@@ -262,26 +268,29 @@ class Law:
 
     def decode(self, vector: Array, frozen: Mapping[str, float] | None = None) -> dict[str, float]:
         """The parameters that `encode` maps to `vector`, the frozen ones as given."""
-        values = dict(frozen or {})
+        return {name: float(v[0]) for name, v in self.decode_many(vector[None], frozen).items()}
+
+    def decode_many(
+        self, vectors: Array, frozen: Mapping[str, float] | None = None
+    ) -> dict[str, Array]:
+        """`decode` of each of `vectors` [batch, free]: parameter -> its values, [batch]."""
+        values = {name: np.full(len(vectors), value) for name, value in (frozen or {}).items()}
         free = [name for name in self.parameters if name not in values]
-        coordinates = dict(zip(free, map(float, vector), strict=True))
+        coordinates = dict(zip(free, vectors.T, strict=True))
 
-        def solve(name: str) -> None:
-            if name in values:
-                return
-            kind = self.parameters[name]
-            if kind.parent is not None:
-                solve(kind.parent)
-            coordinate = coordinates[name] / self.multiplier(name, values)
-            values[name] = coordinate
-            if kind.logarithmic:
-                values[name] = float(np.exp(coordinate))
-            elif kind.kind == "rate":
-                values[name] = 1 / coordinate
+        def solve(name: str) -> Array:
+            if name not in values:
+                kind = self.parameters[name]
+                value, parent = coordinates[name], kind.parent
+                while parent is not None:
+                    value = value / solve(parent)
+                    parent = self.parameters[parent].parent
+                if kind.logarithmic:
+                    value = np.exp(value)
+                values[name] = 1 / value if kind.kind == "rate" else value
+            return values[name]
 
-        for name in self.parameters:
-            solve(name)
-        return {name: values[name] for name in self.parameters}
+        return {name: solve(name) for name in self.parameters}
 
     def multiplier(self, name: str, parameters: Mapping[str, float]) -> float:
         """What a parameter's coordinate is multiplied by: its parent and all that one is under."""

@@ -24,9 +24,10 @@ import numpy.typing as npt
 from fitting.curves import Array, Curve
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
+Pair: TypeAlias = tuple[int, int]
 
 MAX_STEPS = 300
-DECREMENT = 1e-11
+DECREMENT = 1e-17
 """Converged where a full Newton step would gain less than this share of the objective."""
 COARSE_DECREMENT = 1e-6
 """The same on the way down: only the last threshold is solved to the end."""
@@ -36,8 +37,22 @@ RIDGE = 1e-12
 """Of the curvature's trace: keeps directions that the data say nothing about where they are."""
 LONGEST_STEP = 0.5
 """In any parameter, a coefficient's being its log: far starts overshoot into a vanished term."""
-CHUNK = 100_000
-"""Doubles in one [batch, forms, rows] array: a few such arrays stay in the cache."""
+FIRST_DAMPING = 0.03
+LIGHT_DAMPING = 0.1
+"""Up to here a damped Newton step promises about what the whole one does."""
+CHUNK = 25_000
+"""Doubles in one [batch, rows] array, 200 kB: the dozen that are in use fit into 2 MB of cache."""
+
+
+@dataclass(frozen=True)
+class _Products:
+    """Of two forms: the products of their regressors, and where in a Hessian these belong."""
+
+    forms: Pair
+    outer: Array
+    """[rows, own of the one * own of the other]"""
+    columns: slice
+    """Of the products of all pairs, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +73,35 @@ class Problem:
     """Each takes its forms, in order from the first, and makes a term; other forms are terms."""
 
     @cached_property
-    def _forms(self) -> list[tuple[npt.NDArray[np.intp], Array, Array]]:
-        """Of each form: its parameters, their regressors, and the products of those by pairs.
-
-        [own], [own, rows], [rows, own * own]: most forms have few of the parameters.
-        """
-        forms = []
+    def _own(self) -> list[tuple[npt.NDArray[np.intp], Array]]:
+        """Of each form: its parameters [own] and their regressors [rows, own]: few of them all."""
+        own = []
         for regressors in self.regressors:
             columns = np.flatnonzero(regressors.any(axis=0))
-            own = regressors[:, columns]
-            outer = (own[:, :, None] * own[:, None, :]).reshape(len(own), -1)
-            forms.append((columns, np.ascontiguousarray(own.T), outer))
-        return forms
+            own.append((columns, np.ascontiguousarray(regressors[:, columns])))
+        return own
+
+    @cached_property
+    def _products(self) -> tuple[list[_Products], Array]:
+        """Of each pair of forms k <= l, and what lays them out: [products, parameters^2]."""
+        p = self.regressors.shape[2]
+        pairs, layout = [], []
+        first = 0
+        for k, (rows_of, left) in enumerate(self._own):
+            for j, (columns_of, right) in enumerate(self._own[k:], start=k):
+                outer = left[:, :, None] * right[:, None, :]
+                outer = outer.reshape(len(left), left.shape[1] * right.shape[1])
+                where = np.zeros((len(rows_of), len(columns_of), p, p))
+                for a, row in enumerate(rows_of):
+                    for b, column in enumerate(columns_of):
+                        where[a, b, row, column] += 1
+                        if j > k:
+                            where[a, b, column, row] += 1
+                layout.append(where.reshape(outer.shape[1], p * p))
+                end = first + outer.shape[1]
+                pairs.append(_Products((k, j), outer, slice(first, end)))
+                first = end
+        return pairs, np.concatenate(layout)
 
     def defined(self, theta: Array) -> Mask:
         """Where every row has a prediction, [batch]."""
@@ -79,106 +111,117 @@ class Problem:
     def predict(self, theta: Array) -> tuple[Array, Array]:
         """Log loss and its gradient at one point: [rows], [rows, parameters]."""
         log_predicted, slopes, _ = self._forward(theta[None])
-        return log_predicted[0], self._jacobian(slopes)[0].T
+        jacobian = np.zeros((len(self.log_loss), len(theta)))
+        for slope, (columns, own) in zip(slopes, self._own, strict=True):
+            jacobian[:, columns] += slope[0][:, None] * own
+        return log_predicted[0], jacobian
 
     def evaluate(
-        self, theta: Array, weights: Array, delta: float
-    ) -> tuple[Array, Array, Array, Array]:
-        """Objective, gradient, Hessian, and a positive semidefinite majorant of the Hessian.
+        self, theta: Array, weights: Array, delta: float, gauss_newton: bool = False
+    ) -> tuple[Array, Array, Array]:
+        """Objective, gradient, and Hessian or a positive semidefinite majorant of it.
 
         Args:
             theta: [batch, parameters].
             weights: Of the rows, [batch, rows] or [1, rows].
             delta: Huber's threshold; infinity for least squares (sum of r^2 / 2).
+            gauss_newton: Whether to return the majorant: Gauss-Newton's with weights
+                min(1, delta/|r|), by which Newton's method is IRLS, which descends.
 
         Returns:
-            [batch], [batch, parameters], twice [batch, parameters, parameters].  The majorant is
-            Gauss-Newton's with weights min(1, delta/|r|): iterating it is IRLS, which descends.
+            [batch], [batch, parameters], [batch, parameters, parameters].
         """
+        size = max(1, CHUNK // len(self.log_loss))
+        parts = []
+        # Far out terms overflow or vanish all together: infinite or NaN, which is no descent.
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            for begin in range(0, len(theta), size):
+                piece = slice(begin, begin + size)
+                w = weights[piece] if len(weights) > 1 else weights
+                parts.append(self._evaluate(theta[piece], w, delta, gauss_newton))
+        value, gradient, curvature = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return value, gradient, curvature
+
+    def _evaluate(
+        self, theta: Array, weights: Array, delta: float, gauss_newton: bool
+    ) -> tuple[Array, Array, Array]:
+        """`evaluate` of a batch that fits into the cache."""
         log_predicted, slopes, bends = self._forward(theta)
         residual = self.log_loss - log_predicted
-        size = np.abs(residual)
-        inside = size <= delta
-        slope = np.clip(residual, -delta, delta)
-        with np.errstate(invalid="ignore", over="ignore"):
-            rho = np.where(inside, 0.5 * residual**2, delta * (size - 0.5 * delta))
-            relative = np.where(inside, 1.0, delta / np.maximum(size, np.finfo(float).tiny))
-        value = (weights * rho).sum(axis=1)
+        influence = np.clip(residual, -delta, delta)
+        pull = weights * influence
+        # psi (r - psi/2) is r^2/2 within the threshold, delta (|r| - delta/2) beyond it.
+        value = np.einsum("br,br->b", pull, residual - 0.5 * influence)
+        if gauss_newton:
+            size = np.maximum(np.abs(residual), np.finfo(float).tiny)
+            inner = weights * np.minimum(1.0, delta / size)
+        else:
+            # d2 log Lhat = (what bends) - g g': its second half joins Gauss-Newton's product.
+            inner = weights * (influence == residual)
+            inner += pull
 
-        jacobian = self._jacobian(slopes)
-        pull = weights * slope
-        gradient = -(jacobian @ pull[:, :, None])[:, :, 0]
-        transposed = jacobian.transpose(0, 2, 1)
-        majorant = (jacobian * (weights * relative)[:, None, :]) @ transposed
-        # d2 log Lhat = sum_k share_k x_k x_k' - g g': its second half joins the first product.
-        hessian = (jacobian * (weights * inside + pull)[:, None, :]) @ transposed
-        for k, (columns, _, outer) in enumerate(self._forms):
-            if k < len(bends):
-                self._add_bends(hessian, k, bends[k], pull)
+        batch, p = theta.shape
+        gradient = np.zeros((batch, p))
+        pulls = [pull * slope for slope in slopes]
+        for weighted, (columns, own) in zip(pulls, self._own, strict=True):
+            gradient[:, columns] -= weighted @ own
+        pairs, layout = self._products
+        sums = np.empty((batch, len(layout)))
+        of_form = -1
+        for products in pairs:
+            k, j = products.forms
+            if not products.outer.shape[1]:
                 continue
-            shape = (len(theta), len(columns), len(columns))
-            curvature = ((slopes[:, k] * pull) @ outer).reshape(shape)
-            hessian[:, columns[:, None], columns] -= curvature
-        return value, gradient, hessian, majorant
+            if k != of_form:
+                of_form, form = k, inner * slopes[k]
+            factor = form * slopes[j]
+            if not gauss_newton:
+                if (k, j) in bends:
+                    factor -= pull * bends[k, j]
+                elif k == j and k >= self._bent_forms:
+                    factor -= pulls[k]  # the exponential of a form bends by its share
+            np.matmul(factor, products.outer, out=sums[:, products.columns])
+        return value, gradient, (sums @ layout).reshape(batch, p, p)
 
-    def _forward(self, theta: Array) -> tuple[Array, Array, list[Array]]:
+    @property
+    def _bent_forms(self) -> int:
+        return sum(curve.forms for curve in self.curves)
+
+    def _forward(self, theta: Array) -> tuple[Array, list[Array], dict[Pair, Array]]:
         """Log of the terms' sum, [batch, rows], and what it owes to each form.
 
-        Second: its derivative by each form, [batch, forms, rows]; a form that is a term has that
-        term's share.  Third: for each form k of a curve the part of the second derivatives that
-        is not the product of two first ones, by k and the forms l >= k of the same curve, [batch,
-        l, rows].
+        Second: its derivative by each form, [batch, rows] each; a form that is a term has that
+        term's share.  Third: of two forms k <= l of one curve the part of the second derivative
+        that is not the product of the two first ones, [batch, rows].
         """
-        forms, rows, p = self.regressors.shape
-        logs = (theta @ self.regressors.reshape(forms * rows, p).T).reshape(-1, forms, rows)
-        logs += self.offsets
-        if not self.curves:
-            return (*_softmax(logs), [])
-        first, values, parts = 0, [], []
+        logs = []
+        for (columns, own), offset in zip(self._own, self.offsets, strict=True):
+            form = theta[:, columns] @ own.T
+            logs.append(form + offset if offset.any() else form)
+        values, parts, first = [], [], 0
         for curve in self.curves:
-            value, gradient, hessian = curve(logs[:, first : first + curve.forms])
+            value, gradient, hessian = curve(np.stack(logs[first : first + curve.forms], axis=1))
             values.append(value)
-            parts.append((gradient, hessian + gradient[:, :, None] * gradient[:, None]))
+            parts.append((first, gradient, hessian))
             first += curve.forms
-        result, share = _softmax(np.concatenate([np.stack(values, 1), logs[:, first:]], axis=1))
-        slopes = [share[:, [k]] * gradient for k, (gradient, _) in enumerate(parts)]
-        slopes.append(share[:, len(parts) :])
-        bends = [
-            share[:, [k]] * second[:, form, form:]
-            for k, (_, second) in enumerate(parts)
-            for form in range(second.shape[1])
-        ]
-        return result, np.concatenate(slopes, axis=1), bends
-
-    def _add_bends(self, hessian: Array, k: int, bends: Array, pull: Array) -> None:
-        """Subtract from the objective's Hessian what form k of a curve and later ones add to it."""
-        columns, own, _ = self._forms[k]
-        for step in range(bends.shape[1]):
-            others, other, _ = self._forms[k + step]
-            outer = (own[:, None] * other).reshape(-1, own.shape[1])
-            shape = (len(pull), len(columns), len(others))
-            curvature = ((bends[:, step] * pull) @ outer.T).reshape(shape)
-            hessian[:, columns[:, None], others] -= curvature
-            if step:
-                hessian[:, others[:, None], columns] -= curvature.transpose(0, 2, 1)
-
-    def _jacobian(self, slopes: Array) -> Array:
-        """Derivatives of the log of the sum, [batch, parameters, rows]."""
-        batch, _, rows = slopes.shape
-        jacobian = np.zeros((batch, self.regressors.shape[2], rows))
-        for k, (columns, regressors, _) in enumerate(self._forms):
-            for column, regressor in zip(columns, regressors, strict=True):
-                jacobian[:, column] += slopes[:, k] * regressor
-        return jacobian
-
-
-def _softmax(logs: Array) -> tuple[Array, Array]:
-    """Log of the terms' sum [batch, rows] and each term's share of it [batch, terms, rows]."""
-    top = logs.max(axis=1)
-    share = np.exp(logs - top[:, None, :])
-    total = share.sum(axis=1)
-    share /= total[:, None, :]
-    return top + np.log(total), share
+        # Centred, the logs are of order one.  Far out they overflow, and that is no descent.
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            shares = [np.exp(value) for value in (*values, *logs[first:])]
+            total = sum(shares[1:], start=shares[0])
+            log_total: Array = np.log(total)
+            inverse = 1 / total
+            for share in shares:
+                share *= inverse
+        slopes: list[Array] = []
+        bends: dict[Pair, Array] = {}
+        for share, (begin, gradient, hessian) in zip(shares, parts, strict=False):
+            forms = range(gradient.shape[1])
+            slopes += [share * gradient[:, a] for a in forms]
+            for a in forms:
+                for b in forms[a:]:
+                    second = hessian[:, a, b] + gradient[:, a] * gradient[:, b]
+                    bends[begin + a, begin + b] = share * second
+        return log_total, [*slopes, *shares[len(parts) :]], bends
 
 
 def minimise(
@@ -201,19 +244,13 @@ def minimise(
     Returns:
         Optima [batch, parameters], objectives [batch], and where steps sufficed [batch].
     """
-    forms, rows, _ = problem.regressors.shape
-    size = max(1, CHUNK // (forms * rows))
-    parts = []
-    for begin in range(0, len(starts), size):
-        chunk = slice(begin, begin + size)
-        theta = starts[chunk]
-        w = weights[chunk] if len(weights) > 1 else weights
-        for delta in deltas[:-1]:
-            gauss_newton = delta == np.inf
-            theta, _, _ = _descend(problem, theta, w, delta, COARSE_DECREMENT, gauss_newton)
-        parts.append(_descend(problem, theta, w, deltas[-1], tolerance, False))
-    theta, value, converged = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return theta, value, converged
+    if not starts.shape[1]:  # nothing is free
+        value = problem.evaluate(starts, weights, deltas[-1])[0]
+        return starts, value, np.ones(len(starts), dtype=bool)
+    theta = starts
+    for delta in deltas[:-1]:
+        theta, _, _ = _descend(problem, theta, weights, delta, COARSE_DECREMENT, delta == np.inf)
+    return _descend(problem, theta, weights, deltas[-1], tolerance, False)
 
 
 def at_bounds(problem: Problem, theta: Array) -> Mask:
@@ -233,43 +270,71 @@ def _descend(
     """Damped Newton steps: solve (H + damping * majorant) step = -gradient on the free parameters.
 
     With `gauss_newton` the majorant, which is never indefinite, stands in for the Hessian H.
-    A step that does not descend is not taken and raises the damping; with much damping it is a
-    short IRLS step, which always descends.
+    A step that does not descend is not taken, raises the damping and has the majorant, which
+    elsewhere is that of some steps ago, made anew: with much damping it is a short IRLS step,
+    which always descends.
     """
     theta = starts.copy()
-    value, gradient, hessian, majorant = problem.evaluate(theta, weights, delta)
-    damping = np.full(len(theta), 1e-2)
+    value, gradient, curvature = problem.evaluate(theta, weights, delta, gauss_newton)
+    majorant = curvature
+    if not gauss_newton:
+        majorant = problem.evaluate(theta, weights, delta, True)[2]
+    damping = np.full(len(theta), FIRST_DAMPING)
     live = np.arange(len(theta))
     converged = np.zeros(len(theta), dtype=bool)
-    diagonal = np.arange(theta.shape[1])
     floor = ROUNDING * weights.sum(axis=1).max()
     for _ in range(MAX_STEPS):
-        g, m, lam = gradient[live], majorant[live], damping[live]
-        pushed = (theta[live] <= problem.lower) & (g > 0) | (theta[live] >= problem.upper) & (g < 0)
-        g = np.where(pushed, 0.0, g)
-        matrix = (m if gauss_newton else hessian[live]) + lam[:, None, None] * m
-        matrix *= ~(pushed[:, :, None] | pushed[:, None, :])
-        trace = (1 + lam[:, None]) * np.trace(m, axis1=1, axis2=2)[:, None]
-        matrix[:, diagonal, diagonal] += np.where(pushed, 1.0, RIDGE * trace + 1e-300)
-        step = -np.linalg.solve(matrix, g[:, :, None])[:, :, 0]
-        decrement = -0.5 * (g * step).sum(axis=1)
+        lam = damping[live]
+        step, decrement = _step(
+            problem, theta[live], gradient[live], curvature[live], majorant[live], lam
+        )
         small = np.abs(decrement) <= tolerance * value[live] + floor
-        longest = np.abs(step).max(axis=1, keepdims=True)
-        step *= np.minimum(1.0, LONGEST_STEP / np.maximum(longest, 1e-300))
+        # A gain small under heavy damping proves nothing, unless no step is short enough.
+        ended = small & (lam <= LIGHT_DAMPING)
+        converged[live[ended]] = True
+        live, step, decrement, small = (x[~ended] for x in (live, step, decrement, small))
+        if not live.size:
+            break
 
         trial = np.clip(theta[live] + step, problem.lower, problem.upper)
         w = weights[live] if len(weights) > 1 else weights
-        new = problem.evaluate(trial, w, delta)
+        new = problem.evaluate(trial, w, delta, gauss_newton)
         better = (decrement > 0) & (new[0] <= value[live])
-        taken = live[better]
+        taken, refused = live[better], live[~better]
         theta[taken] = trial[better]
-        for old, fresh in zip((value, gradient, hessian, majorant), new, strict=True):
+        for old, fresh in zip((value, gradient, curvature), new, strict=True):
             old[taken] = fresh[better]
-        # A gain small under heavy damping proves nothing, unless no step is short enough.
-        ended = small & ((lam <= 1e-1) | ~better)
-        damping[live] = np.where(better, np.maximum(lam * 0.3, 1e-10), lam * 10)
+        damping[taken] = np.maximum(damping[taken] * 0.3, 1e-10)
+        damping[refused] *= 10
+        if refused.size and not gauss_newton:
+            w = weights[refused] if len(weights) > 1 else weights
+            majorant[refused] = problem.evaluate(theta[refused], w, delta, True)[2]
+        ended = small & ~better
         converged[live[ended]] = True
-        live = live[~ended & (lam < 1e12)]
+        live = live[~ended & (damping[live] < 1e12)]
         if not live.size:
             break
     return theta, value, converged
+
+
+def _step(
+    problem: Problem,
+    theta: Array,
+    gradient: Array,
+    curvature: Array,
+    majorant: Array,
+    damping: Array,
+) -> tuple[Array, Array]:
+    """Damped Newton steps [batch, parameters], cut to size, and what whole ones promise [batch]."""
+    pushed = (theta <= problem.lower) & (gradient > 0) | (theta >= problem.upper) & (gradient < 0)
+    g = np.where(pushed, 0.0, gradient)
+    matrix = curvature + damping[:, None, None] * majorant
+    matrix *= ~(pushed[:, :, None] | pushed[:, None, :])
+    trace = (1 + damping[:, None]) * np.trace(majorant, axis1=1, axis2=2)[:, None]
+    diagonal = np.arange(theta.shape[1])
+    matrix[:, diagonal, diagonal] += np.where(pushed, 1.0, RIDGE * trace + 1e-300)
+    step: Array = -np.linalg.solve(matrix, g[:, :, None])[:, :, 0].astype(np.float64)
+    decrement: Array = -0.5 * (g * step).sum(axis=1)
+    longest = np.abs(step).max(axis=1, keepdims=True)
+    step *= np.minimum(1.0, LONGEST_STEP / np.maximum(longest, 1e-300))
+    return step, decrement

@@ -10,7 +10,7 @@ Every function takes numbers, or arrays of draws for the parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ COST = 6 / 16
 """k of C = k P N D."""
 FEWEST_BITS, MOST_BITS = 1.0, 16.0
 """A sign at least, and what unquantized training has: optima beyond are moved here and marked."""
-BUDGETS = (1.0, 10.0, 100.0, 1000.0)
+BUDGETS = (0.01, 0.1, 1.0, 10.0, 100.0)
 """Multiples of the most expensive run's cost for which optima are reported."""
 QUIET = np.errstate(divide="ignore", over="ignore", invalid="ignore")
 """Draws in which a parameter is at a bound may have no optimum: infinite or NaN, not a warning."""
@@ -164,7 +164,7 @@ def compute_optimal(
 
 @QUIET
 def cost_table(fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame) -> list[dict[str, Any]]:
-    """What each quantized format of a table costs at equal loss: for each size, its longest runs.
+    """What each quantized format of a table costs at equal loss, by size.
 
     Args:
         fit: Of the law `floating_point`.
@@ -172,39 +172,62 @@ def cost_table(fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame) -> lis
         table: The fitted table.
 
     Returns:
-        JSON-ready dicts: `params`, `tokens`, `format`, `block_size`; `effective_params` (N_eff/N),
-        `params_factor` (one over it) and `tokens_factor` (None where no amount of data makes up),
-        each with `.._interval` (95 %); `extrapolated`, where the runs that would make up are
-        larger or longer than any of the table.  Empty where the table does not hold a parameter.
+        JSON-ready dicts: `format`, `block_size` and what `equal_loss` gives.  Empty where the
+        table does not hold a parameter.
     """
     rows = select_rows(table)[0]
     quantized = rows[rows["block_size"] > 1]
     if set(NEEDED) & set(fit.flat) or quantized.empty:
         return []
-    longest = quantized.groupby("params")["tokens"].max()
+    data = {size: middle(group["tokens"]) for size, group in quantized.groupby("params")}
     cells = quantized[["params", "exponent", "mantissa", "block_size"]].drop_duplicates()
     both = samples(fit, draws)
     entries = []
     for size, e, m, block in sorted(
         cells.itertuples(index=False, name=None), key=lambda c: (c[0], c[1] + c[2], c[1], c[3])
     ):
-        tokens = float(longest[size])
+        tokens = data[size]
         share = [effective_params_of_format(p, tokens, e, m, block) for p in both]
         more = [tokens_for_equal_loss(p, size, tokens, e, m, block) for p in both]
-        beyond = size / share[0] > rows["params"].max() or tokens * more[0] > rows["tokens"].max()
-        entries.append(
-            {
-                "params": float(size),
-                "tokens": tokens,
-                "format": f"E{int(e)}M{int(m)}",
-                "block_size": float(block),
-                **_named("effective_params", share),
-                **_named("params_factor", [1 / np.asarray(s) for s in share]),
-                **_named("tokens_factor", more),
-                "extrapolated": bool(beyond),
-            }
-        )
+        entry = {"format": f"E{int(e)}M{int(m)}", "block_size": float(block)}
+        entries.append(entry | equal_loss(rows, size, tokens, share, more))
     return entries
+
+
+def middle(values: pd.Series) -> float:
+    """The middle one of a column's distinct values, the lower one of two."""
+    distinct = sorted(map(float, values.unique()))
+    return distinct[(len(distinct) - 1) // 2]
+
+
+def equal_loss(
+    rows: pd.DataFrame, params: float, tokens: float, shares: Sequence[Any], factors: Sequence[Any]
+) -> dict[str, Any]:
+    """What a precision costs at equal loss, JSON-ready.
+
+    Args:
+        rows: The fitted rows.
+        params: N.
+        tokens: D.
+        shares: N_eff/N at `fitting.uncertainty.samples`.
+        factors: By how much more data it is made up for, likewise.
+
+    Returns:
+        `params`, `tokens`; `effective_params` (N_eff/N), `params_factor` (one over it) and
+        `tokens_factor` (None where no amount of data makes up), each with `.._interval` (95 %);
+        `extrapolated`, where the table reaches neither down to N_eff nor up to the size that makes
+        up, or has no runs of as many tokens as make up.
+    """
+    share, sizes = float(shares[0]), rows["params"]
+    within = params * share >= sizes.min() or params / share <= sizes.max()
+    return {
+        "params": float(params),
+        "tokens": float(tokens),
+        **named("effective_params", shares),
+        **named("params_factor", [1 / np.asarray(s) for s in shares]),
+        **named("tokens_factor", factors),
+        "extrapolated": not (within and tokens * factors[0] <= rows["tokens"].max()),
+    }
 
 
 @QUIET
@@ -234,46 +257,68 @@ def optimal_table(
     seen_bits = 1 + quantized["exponent"] + quantized["mantissa"]
     dearest = float((COST * seen_bits * quantized["params"] * quantized["tokens"]).max())
     both = samples(fit, draws)
-
-    def entry(values: list[Any], params: float | None, tokens: float | None) -> dict[str, Any]:
-        best = float(values[0])
-        bits = [np.clip(v, FEWEST_BITS, MOST_BITS) for v in values]
-        seen = {"params": params, "tokens": tokens}
-        inside = [
-            rows[c].min() * (1 - 1e-9) <= v <= rows[c].max() * (1 + 1e-9)
-            for c, v in seen.items()
-            if v is not None
-        ]
-        return {
-            **_named("bits", bits),
-            "unclamped": json_number(best),
-            "clamped": not FEWEST_BITS <= best <= MOST_BITS,
-            "block_size": block,
-            "extrapolated": not (all(inside) and seen_bits.min() <= best <= seen_bits.max()),
-        }
-
-    fixed_tokens = [
-        {"tokens": d} | entry([optimal_bits_for_tokens(p, d, block) for p in both], None, d)
-        for d in sorted(map(float, quantized["tokens"].unique()))
-    ]
+    span = float(seen_bits.min()), float(seen_bits.max())
+    fixed_tokens = []
+    for data in sorted(map(float, quantized["tokens"].unique())):
+        bits = [optimal_bits_for_tokens(p, data, block) for p in both]
+        fixed_tokens.append(optimum(bits, rows, span, tokens=data))
     fixed_params, joint = [], []
     for cost in (dearest * budget for budget in BUDGETS):
         for size in sorted(map(float, quantized["params"].unique())):
             bits = [optimal_bits_for_params(p, size, cost, block) for p in both]
-            data = cost / (COST * float(bits[0]) * size)
-            found = entry(bits, size, data)
-            fixed_params.append({"params": size, "cost": cost, "tokens": json_number(data)} | found)
+            fixed_params.append(optimum(bits, rows, span, params=size, cost=cost))
         optima = [compute_optimal(p, cost, block) for p in both]
-        _, size, data = optima[0]
-        found = entry([o[0] for o in optima], size, data)
-        more = _named("params", [o[1] for o in optima])
-        more |= _named("tokens", [o[2] for o in optima])
-        joint.append({"cost": cost} | more | found)
-    return {"fixed_tokens": fixed_tokens, "fixed_params": fixed_params, "joint": joint}
+        best = optimum([o[0] for o in optima], rows, span, params=optima[0][1], tokens=optima[0][2])
+        best |= named("params", [o[1] for o in optima]) | named("tokens", [o[2] for o in optima])
+        joint.append({"cost": cost} | best)
+    found = {"fixed_tokens": fixed_tokens, "fixed_params": fixed_params, "joint": joint}
+    return {kind: [e | {"block_size": block} for e in entries] for kind, entries in found.items()}
 
 
-def _named(name: str, values: list[Any]) -> dict[str, Any]:
-    """A value and its interval under their names."""
+def optimum(
+    values: Sequence[Any],
+    rows: pd.DataFrame,
+    seen_bits: tuple[float, float],
+    *,
+    params: float | None = None,
+    tokens: float | None = None,
+    cost: float | None = None,
+) -> dict[str, Any]:
+    """Optimal bits where something is given, JSON-ready, and whether that is within a table.
+
+    Args:
+        values: The optimum at `fitting.uncertainty.samples`.
+        rows: The fitted rows.
+        seen_bits: Fewest and most bits of its quantized rows.
+        params: N, if it is given or found.
+        tokens: D, likewise; with `cost` it is what the optimal bits leave, C/(k P N).
+        cost: C, if it is given.
+
+    Returns:
+        What is given; `bits` with `bits_interval` (95 %); `clamped`, where the optimum `unclamped`
+        lies outside 1 to 16 bits; `extrapolated`.
+    """
+    best = float(values[0])
+    bits = [np.clip(v, FEWEST_BITS, MOST_BITS) for v in values]
+    if cost is not None and params is not None:
+        tokens = cost / (COST * float(bits[0]) * params)
+    given = {"params": params, "tokens": tokens, "cost": cost}
+    inside = [seen_bits[0] <= best <= seen_bits[1]] + [
+        rows[c].min() * (1 - 1e-9) <= value <= rows[c].max() * (1 + 1e-9)
+        for c, value in (("params", params), ("tokens", tokens))
+        if value is not None
+    ]
+    return {
+        **{name: json_number(value) for name, value in given.items() if value is not None},
+        **named("bits", bits),
+        "unclamped": json_number(best),
+        "clamped": not FEWEST_BITS <= best <= MOST_BITS,
+        "extrapolated": not all(inside),
+    }
+
+
+def named(name: str, values: Sequence[Any]) -> dict[str, Any]:
+    """A formula at `fitting.uncertainty.samples`: its value, and its interval as `.._interval`."""
     value, interval = with_interval(values)
     return {name: value, f"{name}_interval": interval}
 

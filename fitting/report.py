@@ -23,7 +23,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from fitting import figures, findings, tables
+from fitting import conclusions, figures, findings, law_figures, tables
 from fitting.findings import number, plural
 from fitting.naming import UNQUANTIZED, count_label, sizes
 from fitting.results import write_atomic
@@ -74,16 +74,15 @@ def _figures(study: Study) -> dict[str, list[Panel]]:
         if cells["exponent"].nunique() > 1 and cells["mantissa"].nunique() > 1:
             drawn["layout"] = figures.cost_by_layout(cells)
     fitted = fitted_runs(study)
-    if means["tokens"].nunique() > 1:
+    if means["tokens"].nunique() > 1 and means["format"].nunique() <= LISTED:
         curves = _curves(study, means) if fitted is not None else None
         drawn["tokens"] = figures.loss_by_tokens(means, study.order, study.colours, curves)
     if fitted is not None:
         drawn["fit"] = figures.predicted_v_observed(
             fitted, study.order, study.colours, study.noise.std_log
         )
-    layouts = (study.fit or {}).get("derived", {}).get("layouts", [])
-    if any(row["shares"] for row in layouts if row["bits"] <= 8):
-        drawn["shares"] = figures.layout_shares(layouts)
+    if study.fit is not None:
+        drawn |= law_figures.conclusions(study.fit, study.done)
     return drawn
 
 
@@ -141,6 +140,7 @@ def _headline(study: Study) -> tuple[str, list[str]]:
             findings.best_layouts(study.fit),
             findings.measured_layouts(study.layouts),
             findings.compute_optimal(study.fit),
+            findings.cost_of_fewest_bits(study.fit),
         )
         points += [sentence for sentence in optional if sentence]
     return lead, points
@@ -235,11 +235,12 @@ def _counts(study: Study) -> list[tuple[str, int]]:
 
 def _commands(study: Study) -> list[str]:
     """What to type to get this page again."""
-    where = f"study={study.results.name}"
+    fit_where = report_where = f"study={study.results.name}"
     if not study.results.is_dir():
-        where = f"results={study.results.name}"
+        fit_where = f"results={study.results.name} out=."
+        report_where = f"results={study.results.name} fit=."
     if study.fit is None:
-        return [f"lowbit-report {where}"]
+        return [f"lowbit-report {report_where}"]
     fit, objective = study.fit, study.fit["objective"]
     options = {
         "law": fit["law"],
@@ -249,10 +250,11 @@ def _commands(study: Study) -> list[str]:
         "bootstrap": fit.get("bootstrap", {}).get("draws"),
         "starts": fit["starts"]["tried"],
         "seed": fit.get("seed"),
+        **{f"speedup.{name}": s for name, s in fit.get("derived", {}).get("speedups", {}).items()},
         **{f"freeze.{name}": fit["parameters"][name] for name in fit.get("frozen", [])},
     }
     typed = [shlex.quote(f"{key}={value}") for key, value in options.items() if value is not None]
-    return [" ".join(["lowbit-fit", where, *typed]), f"lowbit-report {where}"]
+    return [" ".join(["lowbit-fit", fit_where, *typed]), f"lowbit-report {report_where}"]
 
 
 def _versions() -> list[str]:
@@ -290,11 +292,7 @@ def write_report(results: Path, fit_dir: Path, out: Path) -> Path:
     if study.cells is not None:
         made.append(tables.losses(study.cells, study.done))
     if study.fit is not None:
-        made += [
-            tables.parameters(study.fit),
-            tables.layouts(study.fit),
-            tables.critical(study.fit),
-        ]
+        made += [tables.parameters(study.fit), *conclusions.views(study.fit)]
     views = {view.name: view for view in made if view is not None and view.rows}
     files = {f"figures/{p.name}.svg": p.svg for panels in drawn.values() for p in panels}
     for view in views.values():
@@ -319,9 +317,10 @@ def _render(study: Study, drawn: Mapping[str, list[Panel]], views: Mapping[str, 
     environment.filters["tied"] = _tied
     source = resources.files("fitting").joinpath("report.html").read_text(encoding="utf-8")
     lead, points = _headline(study)
+    concluded = {view.name for view in conclusions.views(study.fit)} if study.fit else set()
     size_count = study.done["params"].nunique()
     return environment.from_string(source).render(
-        title=study.about.get("title") or study.about.get("name") or study.results.stem,
+        title=study.about.get("title") or study.about.get("name") or _name(study.results),
         description=study.about.get("description", ""),
         notes=study.about.get("notes", []),
         lead=lead,
@@ -332,11 +331,14 @@ def _render(study: Study, drawn: Mapping[str, list[Panel]], views: Mapping[str, 
         small=findings.small_model(study.done) if len(study.done) else None,
         noise=_noise_words(study.noise, study.cells) if len(study.done) else "",
         no_cells=study.no_cells,
+        verdict=findings.verdict_words(study.cells) if study.cells is not None else "",
         measured_layouts=findings.measured_layouts(study.layouts),
         scale_words=_scale_words(study.order),
         sizes_left_out=max(0, size_count - PANELS_ON_PAGE),
         figures=drawn,
         views=views,
+        not_concluded=findings.not_concluded(study.fit),
+        conclusions=[view for name, view in views.items() if name in concluded],
         fit=study.fit,
         fitted_runs=len(used_runs(study)),
         fit_status=findings.status_words(study.fit.get("status")) if study.fit else "",
@@ -345,6 +347,12 @@ def _render(study: Study, drawn: Mapping[str, list[Panel]], views: Mapping[str, 
         inputs=hashlib.sha256(json.dumps(study.inputs, sort_keys=True).encode()).hexdigest(),
         input_count=len(study.inputs),
     )
+
+
+def _name(results: Path) -> str:
+    """What a study without a name is called: as its table, or as its fit for lowbit-fit's table."""
+    written = results.name == "results.csv"
+    return results.resolve().parent.name if written else results.stem
 
 
 def _tied(text: str) -> str:

@@ -37,6 +37,7 @@ from fitting.uncertainty import (
     compare_layouts,
     noise_floor,
 )
+from fitting.verdicts import judge
 
 FIT = "fit.json"
 FIT_KEYS = ("law", "objective", "parameters", "rows", "starts", "status", "warnings")
@@ -134,8 +135,8 @@ def _study(
         table["format"] = format_names(table, among=table)
         order = format_order(table)
     else:
-        table["format"] = "all runs"
-        order = ["all runs"]
+        table["format"] = _kinds(table, fit)
+        order = sorted(table["format"].unique())
     done = select_rows(table)[0]
     noise = NoiseFloor(std_log=np.nan, std_loss=np.nan, dof=0, cells=0)
     if len(done):
@@ -148,6 +149,7 @@ def _study(
         no_cells = "No run ended with a loss: there is nothing to compare."
     else:
         compared = compare_cells(table)
+        compared["verdict"] = judge(compared)
         compared["params"] = compared["model"].map(table.groupby("model")["params"].first())
         compared["format"] = format_names(compared, among=table)
         compared["loss_error"] = noise.std_loss / np.sqrt(compared["seeds"].clip(lower=1))
@@ -164,6 +166,23 @@ def _study(
         results, table, about, fit, cells, no_cells, layouts, noise, order,
         format_colours(order), provenance, inputs,
     )  # fmt: skip
+
+
+def _kinds(table: pd.DataFrame, fit: Mapping[str, Any] | None) -> pd.Series:
+    """What tells runs without a number format apart: the law's other columns, "QuEST:BF16"."""
+    law = LAWS[fit["law"]] if fit is not None else None
+    columns = [] if law is None else [*law.columns, *law.schemes]
+    columns = [c for c in columns if c not in ("params", "tokens") and c in table]
+    if not columns:
+        return pd.Series("all runs", index=table.index)
+    words = [
+        table[c].map("{:.4g}".format) if pd.api.types.is_numeric_dtype(table[c]) else table[c]
+        for c in columns
+    ]
+    kinds: pd.Series = words[0].astype(str)
+    for more in words[1:]:
+        kinds = kinds + ":" + more.astype(str)
+    return kinds
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

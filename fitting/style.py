@@ -56,6 +56,7 @@ STYLE: Any = {  # matplotlib types its keys as literals
     "grid.alpha": 0.13,
     "grid.linewidth": 0.7,
     "axes.unicode_minus": True,
+    "hatch.linewidth": 0.6,
 }
 
 _SHORTER = (

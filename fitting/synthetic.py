@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,6 +42,22 @@ def sun_design() -> pd.DataFrame:
     ]
     names = ["params", "tokens", "exponent", "mantissa", "block_size", "granularity"]
     return pd.DataFrame(rows, columns=names)
+
+
+def sun_cells(rows: int, seed: int) -> pd.DataFrame:
+    """A random part of 1,600 cells around Sun et al.'s: 4 N x 4 D x E1..5 x M1..5 x 4 block sizes.
+
+    Raises:
+        ValueError: `rows` is not between 1 and 1,600.
+    """
+    blocks = (32.0, 64.0, 128.0, 512.0)
+    levels = (SUN_PARAMS, SUN_TOKENS, range(1, 6), range(1, 6), blocks)
+    names = ["params", "tokens", "exponent", "mantissa", "block_size"]
+    cells = pd.DataFrame(list(itertools.product(*levels)), columns=names)
+    if not 1 <= rows <= len(cells):
+        raise ValueError(f"rows={rows}: must be between 1 and {len(cells)}")
+    chosen = np.random.default_rng(seed).choice(len(cells), rows, replace=False)
+    return cells.iloc[np.sort(chosen)].reset_index(drop=True)
 
 
 def make_table(

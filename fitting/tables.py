@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from fitting.findings import interval, number, pinned, signed, z_score
-from fitting.laws import BESIROGLU_2024, SUN_2025
+from fitting.laws import BESIROGLU_2024, KUMAR_2024, KUMAR_2024_PTQ, QUARTET_2025, SUN_2025
 from fitting.naming import UNQUANTIZED, count_label, records
 
 ROWS_ON_PAGE = 800
@@ -19,6 +19,9 @@ ROWS_ON_PAGE = 800
 PUBLISHED: Mapping[str, Mapping[str, float]] = {
     "floating_point": SUN_2025,
     "chinchilla": BESIROGLU_2024,
+    "quartet": QUARTET_2025,
+    "precision": KUMAR_2024,
+    "ptq": KUMAR_2024_PTQ,
 }
 
 
@@ -32,6 +35,9 @@ class View:
     rows: list[tuple[str, list[str]]]
     """(CSS class, cells) of each row; a row of class `group` has one cell, its heading."""
     data: pd.DataFrame
+    title: str = ""
+    note: str = ""
+    """What its columns mean, in a sentence or two."""
 
     @property
     def shown(self) -> list[tuple[str, list[str]]]:
@@ -99,60 +105,7 @@ def parameters(fit: Mapping[str, Any]) -> View:
     return View("parameters", header, rows, pd.DataFrame(data, columns=columns))
 
 
-def layouts(fit: Mapping[str, Any]) -> View | None:
-    """The optimal exponent/mantissa split by bits."""
-    layouts = fit.get("derived", {}).get("layouts", [])
-    if not layouts:
-        return None
-    header = [("bits", "num"), ("best", ""), ("share of draws", ""), ("exponent bits", "num"),
-              ("mantissa bits", "num"), ("ratio", "num"), ("near-ties", "")]  # fmt: skip
-    rows = []
-    for row in layouts:
-        shares = sorted(row["shares"].items(), key=lambda item: (-item[1], item[0]))
-        cells = [f"{row['bits']}{' *' if row['extrapolated'] else ''}", row["layout"]]
-        cells.append(", ".join(f"{n} {100 * s:.0f} %" for n, s in shares[:3] if s >= 0.005) or "–")
-        for key in ("exponent", "mantissa"):
-            cells.append(_with_interval(row[f"{key}_opt"], row[f"{key}_interval"]))
-        cells.append(_with_interval(row["ratio"], row["ratio_interval"]))
-        cells.append(", ".join(name for name in row["near_ties"] if name != row["layout"]) or "–")
-        rows.append(("muted" if row["extrapolated"] else "", cells))
-    return View("layouts", header, rows, _flat(layouts))
-
-
-def _with_interval(value: float | None, bounds: Sequence[float | None] | None) -> str:
-    """Two decimals: 1.58 (1.41 to 1.73)."""
-    if value is None:
-        return "–"
-    if bounds is None or bounds[0] is None or bounds[1] is None:
-        return f"{value:.2f}"
-    return f"{value:.2f} ({bounds[0]:.2f} to {bounds[1]:.2f})".replace("-", "−")
-
-
-def critical(fit: Mapping[str, Any]) -> View | None:
-    """Token counts beyond which more data raises the loss."""
-    entries = fit.get("derived", {}).get("critical_tokens", [])
-    if not entries:
-        return None
-    header = [("parameters", "num"), ("format", ""), ("block size", "num"),
-              ("critical tokens", "num"), ("95 % interval", "num")]  # fmt: skip
-    rows = []
-    for row in entries:
-        low, high = row["interval"] or (None, None)
-        bounds = "–" if low is None or high is None else f"{_count(low)} to {_count(high)}"
-        mark = " *" if row["extrapolated"] else ""
-        cells = [_count(row["params"]), row["format"], number(row["block_size"], 3)]
-        cells += [_count(row["tokens"]) + mark, bounds]
-        rows.append(("muted" if row["extrapolated"] else "", cells))
-    return View("critical_tokens", header, rows, _flat(entries))
-
-
-def _count(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return count_label(value) if value < 1e15 else number(value, 3)
-
-
-def _flat(entries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def flat(entries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """JSON rows as a CSV table: lists and objects stay JSON in their field."""
     nested = (dict, list)
     return pd.DataFrame(

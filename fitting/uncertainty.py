@@ -16,14 +16,19 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from fitting.centred import Centred
 from fitting.curves import Array
-from fitting.fit import Fit, FitError, select_rows, thresholds
-from fitting.minimise import minimise
+from fitting.fit import Fit, FitError, in_coordinates, row_weights, select_rows, thresholds
+from fitting.minimise import Mask, Problem, minimise
 from fitting.results import require_columns
 
 TOLERANCE = 1e-7
 """Of the objective in one draw: resampling moves it by some percent."""
+
+SMOOTH = 0.1
+"""Of the mean residual: where a draw's search begins if its threshold lies far below."""
+
+MEMORY = 10_000_000
+"""Doubles in the weights of the draws that are solved at a time: 80 MB."""
 
 CELL = ("model", "recipe", "exponent", "mantissa", "block_size", "granularity", "scale", "tokens")
 """Runs that agree in these columns differ by their seed only."""
@@ -61,12 +66,13 @@ def bootstrap(
     """Refit on resampled runs: how far the parameters move when other runs had been made.
 
     Each draw takes as many runs as there are, with replacement, and not within cells: which cells
-    were repeated is part of what is resampled.  Every draw is solved twice, from the fit's optimum
-    and from a blind start, and the lower objective counts.
+    were repeated is part of what is resampled.  Every draw is solved from the fit's optimum, then
+    from as far on the optimum's other side as that solution came to lie, and where the fit's own
+    starts disagreed also from the second best place that they found; the lowest objective counts.
 
     Args:
         table: The table that `fit` was fitted to.
-        fit: Its law, objective and frozen parameters are kept.
+        fit: Its law, objective, weights, bounds and frozen parameters are kept.
         draws: How many.
         seed: Of the resampling.
         cluster: A column whose values are resampled whole, e.g. "seed" where runs that share a
@@ -90,33 +96,82 @@ def bootstrap(
             f"bootstrap: the table has {len(rows)} usable rows, the fit has {fit.rows.used}, or "
             "others; pass the table that was fitted"
         )
-    rng = np.random.default_rng(seed)
     group: npt.NDArray[np.integer[Any]] = np.arange(len(rows))
     if cluster is not None:
         require_columns(rows, (cluster,), "bootstrap cluster")
         group = rows.groupby(cluster, dropna=False).ngroup().to_numpy()
-    groups = int(group.max()) + 1
-    counts = rng.multinomial(groups, np.full(groups, 1 / groups), size=draws)
-    weights = counts[:, group].astype(np.float64)
-
-    centred = Centred.of(fit.law, rows, {name: fit.parameters[name] for name in fit.frozen})
-    path = thresholds(fit.objective.name, fit.objective.delta)
-    optimum = np.tile(centred.encode(fit.parameters), (draws, 1))
-    blind = np.tile(centred.starts(1, seed), (draws, 1))
-    theta, value, converged = minimise(centred.problem, optimum, weights, path[-1:], TOLERANCE)
-    other, other_value, other_converged = minimise(centred.problem, blind, weights, path, TOLERANCE)
-    lower = other_value < value * (1 - TOLERANCE)
-    theta[lower] = other[lower]
-    converged = np.where(lower, other_converged, converged)
-    result = pd.DataFrame([centred.decode(point) for point in theta])
+    weight = row_weights(rows, fit.weights)
+    centred = in_coordinates(fit, rows)
+    places = [centred.encode(p) for p in (fit.parameters, fit.rival) if p is not None]
+    path = warm_thresholds(fit)
+    rng = np.random.default_rng(seed)
+    size = max(1, MEMORY // len(rows))
+    parts = [
+        _solve(
+            centred.problem,
+            places,
+            weight * resample(rng, min(size, draws - begin), int(group.max()) + 1)[:, group],
+            path,
+        )
+        for begin in range(0, draws, size)
+    ]
+    theta, converged = (np.concatenate(part) for part in zip(*parts, strict=True))
+    result = pd.DataFrame(centred.decode_many(theta))
     result["converged"] = converged
     return result
 
 
+def resample(rng: np.random.Generator, draws: int, groups: int) -> Array:
+    """How often each group is in each draw of `groups` of them with replacement, [draws, groups].
+
+    Drawn draw by draw, so that the first draws do not depend on how many there are.
+    """
+    chosen = rng.integers(groups, size=(draws, groups))
+    chosen += np.arange(draws)[:, None] * groups
+    counts = np.bincount(chosen.ravel(), minlength=draws * groups)
+    return counts.reshape(draws, groups).astype(np.float64)
+
+
+def warm_thresholds(fit: Fit) -> list[float]:
+    """Huber thresholds on the way from the fit's optimum to a draw's.
+
+    The objective's own, after those that come down to it from a tenth of the residuals: far below
+    these most rows have no curvature, and Newton's steps come to nothing.
+    """
+    *path, last = thresholds(fit.objective.name, fit.objective.delta)
+    scale = float(fit.residuals.abs().mean())
+    return [*(delta for delta in path if last < delta <= SMOOTH * scale), last]
+
+
+def _solve(
+    problem: Problem, places: Sequence[Array], weights: Array, path: Sequence[float]
+) -> tuple[Array, Mask]:
+    """The best optimum of each weighting and whether its search ended, [draws, free], [draws]."""
+    first = np.tile(places[0], (len(weights), 1))
+    theta, value, converged = minimise(problem, first, weights, path, TOLERANCE)
+    other_side = np.clip(2 * first - theta, problem.lower, problem.upper)
+    others = [other_side, *(np.tile(place, (len(weights), 1)) for place in places[1:])]
+    for starts in others:
+        point, low, ended = minimise(problem, starts, weights, path, TOLERANCE)
+        lower = low < value * (1 - TOLERANCE)
+        theta[lower], value[lower], converged[lower] = point[lower], low[lower], ended[lower]
+    return theta, converged
+
+
 def intervals(draws: pd.DataFrame, level: float = 0.95) -> dict[str, tuple[float, float]]:
-    """Percentile interval of each column of `bootstrap`'s result, (low, high)."""
+    """Percentile interval of each column of `bootstrap`'s result, (low, high).
+
+    Measured on tables of the floating-point law (366 rows, noise .2 and .5 %): the 95 % intervals
+    cover each constant, the critical data size and the best layout in 94.2 to 97.1 % of a thousand
+    tables with Huber's objective (threshold .001), and with least squares in 92.3 to 94.5 % of 600,
+    where the textbook's cover 93.3 to 95.7 %.  Bias correction, with acceleration (BCa) or without,
+    would move these to 93.9 to 96.0 % and 93.0 to 95.7 %; basic intervals go down to 88 %.
+    """
     tail = (1 - level) / 2
-    bounds = np.quantile(draws.drop(columns="converged"), [tail, 1 - tail], axis=0)
+    # The (draws + 1) tail-th lowest draw and highest: beyond it the truth is as often as tail says.
+    bounds = np.quantile(
+        draws.drop(columns="converged"), [tail, 1 - tail], axis=0, method="weibull"
+    )
     names = [c for c in draws if c != "converged"]
     return {str(n): (float(a), float(b)) for n, a, b in zip(names, *bounds, strict=True)}
 

@@ -20,7 +20,8 @@ from fitting.analysis import (
 )
 from fitting.fit import Fit, fit
 from fitting.laws import BESIROGLU_2024, LAWS, SUN_2025
-from fitting.synthetic import make_table, sun_design
+from fitting.precision import effective_params_of_format
+from fitting.synthetic import SUN_TOKENS, make_table, sun_design
 from fitting.uncertainty import bootstrap
 
 PUBLISHED = (
@@ -87,6 +88,17 @@ def test_continuous_layouts_are_the_worked_ones(
 def test_layouts_cost_what_the_law_says(bits: int, costs: dict[str, float]) -> None:
     computed = layout_costs(SUN_2025, bits)
     assert {name: computed[name] for name in costs} == pytest.approx(costs, rel=1e-4)
+
+
+def test_precision_denominators_are_the_worked_ones() -> None:
+    """(E+.5)^delta (M+.5)^nu, from the term that the law adds."""
+    worked = {(2, 1): 61.7575, (1, 2): 54.6793, (3, 0): 7.0414, (0, 3): 4.4287}
+    worked |= {(4, 3): 4929.31, (3, 4): 4642.77, (5, 2): 3461.91}
+    runs = pd.DataFrame(worked, index=["worked"]).T.reset_index(names=["exponent", "mantissa"])
+    runs = runs.assign(params=1e9, tokens=1e11, block_size=2.0)
+    terms = LAWS["floating_point"].term_values(SUN_2025, runs)[3]
+    scale = 1e11 ** SUN_2025["beta"] / 1e9 ** SUN_2025["alpha"] / SUN_2025["gamma"]
+    assert scale / terms == pytest.approx(runs["worked"], rel=1e-4)
 
 
 @pytest.mark.parametrize("log2_block", CRITICAL)
@@ -164,6 +176,44 @@ def test_layouts_that_tie_share_the_draw(table: pd.DataFrame, fitted: Fit) -> No
     draws = pd.DataFrame({"delta": [3.0, 0.0], "nu": [2.9, 0.0]})  # the second prefers nothing
     shares = layout_table(fitted, draws, table, bits=[4])[0]["shares"]
     assert shares == {"E2M1": 0.625, "E0M3": 0.125, "E1M2": 0.125, "E3M0": 0.125}
+
+
+def test_costs_of_bits_are_those_of_their_best_layouts(
+    table: pd.DataFrame, fitted: Fit, draws: pd.DataFrame
+) -> None:
+    entries = derived(fitted, draws, table)["cost_of_bits"]
+    assert [e["bits"] for e in entries] == list(range(2, 17))
+    assert [e["format"] for e in entries[2:7]] == list(PUBLISHED[3:8])
+    largest, data = table["params"].max(), SUN_TOKENS[1]
+    for entry, published in zip(entries, PUBLISHED[1:], strict=True):
+        assert (entry["params"], entry["tokens"]) == (largest, data)
+        low, high = entry["params_factor_interval"]
+        e, m = (int(bits) for bits in published[1:].split("M"))
+        exact = 1 / effective_params_of_format(SUN_2025, data, e, m, entry["block_size"])
+        # 95 % intervals are 4 standard errors wide: one and a half of them is 6 (p = 2e-9).
+        assert abs(entry["params_factor"] - exact) < 1.5 * (high - low)
+        # The design has 3 to 10 bits, and no amount of data makes up for 3.
+        assert entry["extrapolated"] == (not 4 <= entry["bits"] <= 10)
+    factors = [e["params_factor"] for e in entries]
+    assert factors == sorted(factors, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("operands", "said"), [("P2", ["P2"]), (None, None)], ids=["one choice", "not in the table"]
+)
+def test_what_was_quantized_is_a_condition_of_the_law(
+    table: pd.DataFrame, fitted: Fit, operands: str | None, said: list[str] | None
+) -> None:
+    given = table.drop(columns="operands") if operands is None else table.assign(operands=operands)
+    assert derived(fitted, None, given)["holds_for"]["operands"] == said
+
+
+def test_a_mixture_of_quantized_operands_is_said() -> None:
+    table = make_table("floating_point", SUN_2025, sun_design(), noise=1e-3, seed=0)
+    mixed = table.assign(operands=np.where(table.index % 2, "P2", "P1 P2 P3 P4 P5 P6"))
+    found = fit(mixed, "floating_point", starts=4)
+    assert any("quantized rows differ in operands" in w for w in found.warnings)
+    assert derived(found, None, mixed)["holds_for"]["operands"] == ["P1 P2 P3 P4 P5 P6", "P2"]
 
 
 def test_critical_sizes_are_marked_where_no_run_went(

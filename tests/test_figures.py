@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy import stats
 
 from fitting import figures
 from fitting.style import INK, format_colours
@@ -13,7 +14,7 @@ from fitting.style import INK, format_colours
 def a_cell(name: str, difference: float, error: float, **more: float) -> dict[str, object]:
     return {
         "format": name, "params": 1e5, "tokens": 1e6, "difference": difference,
-        "standard_error": error, "loss": 3.0 + difference, "loss_error": error, **more,
+        "standard_error": error, "dof": 16, "loss": 3.0 + difference, "loss_error": error, **more,
     }  # fmt: skip
 
 
@@ -26,15 +27,17 @@ CELLS = pd.DataFrame(
 )
 ORDER = ["E1M1", "E1M2", "E2M1", "none"]
 COLOURS = format_colours(ORDER)
+NEEDED = float(stats.t.isf(stats.norm.sf(3), 16))
+"""Standard errors at which 16 degrees of freedom give a false alarm of 0.27 %."""
 
 
-def test_bars_reach_one_and_three_standard_errors() -> None:
+def test_bars_reach_one_standard_error_and_what_a_verdict_needs() -> None:
     axes = Figure().add_subplot()
     figures.draw_cost(axes, CELLS, ORDER[:3], COLOURS, noise=0.03)
     bars = [c for c in axes.collections if hasattr(c, "get_segments")]
     ends = [sorted(tuple(segment[:, 0]) for segment in c.get_segments()) for c in bars]
     assert len(ends) == 2
-    for found, times in zip(ends, (3, 1), strict=True):
+    for found, times in zip(ends, (NEEDED, 1), strict=True):
         expected = sorted(
             (d - times * e, d + times * e)
             for d, e in zip(CELLS["difference"], CELLS["standard_error"], strict=True)

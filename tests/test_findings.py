@@ -16,7 +16,9 @@ def cells(*rows: tuple[str, int, float, float]) -> pd.DataFrame:
     table["params"] = 24_576.0
     table["tokens"] = 1e6 * (1 + table.groupby("format").cumcount())
     table["z"] = table["difference"] / table["standard_error"]
-    conditions = [table["z"] >= 3, table["z"] <= -3]
+    table["dof"] = np.where(np.isfinite(table["standard_error"]), 16, 0)
+    # With 16 degrees of freedom a false alarm of 0.27 % needs 3.544 standard errors.
+    conditions = [table["z"] >= 3.544, table["z"] <= -3.544]
     table["verdict"] = np.select(conditions, ["worse", "better"], "cannot tell")
     return table
 
@@ -38,8 +40,8 @@ def test_the_mean_of_independent_conditions_has_their_errors_in_quadrature() -> 
     assert "+0.030 ± 0.006 (z = 5.0) at 24.6k parameters and 1M tokens" in details[0]
 
 
-@pytest.mark.parametrize("z", [-2.99, -1.0, 0.0, 2.0, 2.99])
-def test_below_three_standard_errors_nothing_is_called_worse_or_better(z: float) -> None:
+@pytest.mark.parametrize("z", [-3.54, -1.0, 0.0, 2.0, 3.2, 3.54])
+def test_below_what_a_verdict_needs_nothing_is_called_worse_or_better(z: float) -> None:
     table = cells(("E1M1", 3, z * 0.01, 0.01))
     text = " ".join(findings.lowest_bits(table)[0]) + findings.not_told_apart(table, ["E1M1"])
     assert "cannot be told" in text.lower()
@@ -75,7 +77,7 @@ def test_many_lowest_formats_become_one_sentence_that_names_the_worse_ones() -> 
     assert len(means) == 1
     assert not details
     assert "+0.000 to +0.080 nats" in means[0]
-    assert means[0].endswith("worse by three standard errors or more: E1M1/16, E1M1/4 and E1M1/8.")
+    assert means[0].endswith("worse by more than 3.5 standard errors: E1M1/16, E1M1/4 and E1M1/8.")
 
 
 def test_the_order_by_bits_is_judged_on_conditions_that_hold_every_width() -> None:
@@ -139,6 +141,44 @@ def test_a_layout_from_unpinned_exponents_is_no_finding() -> None:
     derived = {**FIT["derived"], "identified": {"nu": False}}
     text = str(findings.best_layouts({**FIT, "derived": derived, "frozen": []}))
     assert "The study cannot pin nu, so this is no finding" in text
+
+
+def test_the_price_of_the_fewest_bits_that_were_trained_is_in_the_lead() -> None:
+    def row(bits: int, tokens_factor: float | None, extrapolated: bool) -> dict[str, Any]:
+        return {
+            "bits": bits, "format": "E2M1", "params": 1e8, "tokens": 1e10,
+            "params_factor": 1.3, "params_factor_interval": [1.13, 2.38],
+            "tokens_factor": tokens_factor, "tokens_factor_interval": [None, None],
+            "extrapolated": extrapolated,
+        }  # fmt: skip
+
+    rows = [row(2, None, True), row(3, 1.1, True), row(4, 1.04, False), row(5, 1.01, False)]
+    text = findings.cost_of_fewest_bits({"derived": {"cost_of_bits": rows}})
+    assert text == (
+        "By the fit, what 4 bits (E2M1) lose at 100M parameters and 10B tokens is made up for by "
+        "1.3 times (1.13 to 2.38) the parameters or 1.04 times the tokens."
+    )
+    assert findings.cost_of_fewest_bits({"derived": {"cost_of_bits": rows[:2]}}) is None
+    assert findings.cost_of_fewest_bits({}) is None
+
+
+@pytest.mark.parametrize(
+    ("fit", "said"),
+    [
+        (None, "No optimal layouts"),
+        ({"law": "floating_point"}, "No critical data sizes, costs of precision or optimal bits"),
+        ({"law": "quartet", "derived": {"efficiencies": [1]}}, "No map of which precision wins"),
+        ({"law": "ptq", "derived": {"identified": {}}}, "the data do not determine"),
+    ],
+)
+def test_what_cannot_be_concluded_is_said(fit: dict[str, Any] | None, said: str) -> None:
+    assert said in " ".join(findings.not_concluded(fit))
+
+
+def test_where_something_is_concluded_nothing_is_said_to_be_missing() -> None:
+    whole = {"layouts": [1], "critical_tokens": [1]}
+    assert findings.not_concluded({"law": "floating_point", "derived": whole}) == []
+    assert findings.not_concluded({"law": "ptq", "derived": {"critical_tokens": [1]}}) == []
 
 
 def test_only_small_models_are_warned_about() -> None:

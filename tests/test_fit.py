@@ -12,7 +12,8 @@ from scipy.optimize import minimize
 
 from fitting import results
 from fitting.analysis import integer_layout
-from fitting.fit import Fit, FitError, fit, select_rows
+from fitting.fit import Fit, FitError, fit, in_coordinates, objective_value, select_rows
+from fitting.law import COEFFICIENT, Law, Term
 from fitting.laws import (
     BESIROGLU_2024,
     KUMAR_2024,
@@ -262,6 +263,112 @@ def test_with_everything_frozen_the_residuals_are_the_noise() -> None:
     )
 
 
+# --- objectives, weights, bounds ---------------------------------------------------------------
+
+CONSTANT = Law(
+    "constant", "one number", lambda c: [Term({"E": 1})], {"tokens": 0.0}, {"E": COEFFICIENT}
+)
+
+
+def location(losses: Array, objective: str, delta: float = 1e-3) -> float:
+    """The constant that fits `losses` best."""
+    table = pd.DataFrame({"tokens": 1.0, "loss": losses})
+    return fit(table, CONSTANT, objective=objective, delta=delta, starts=4).parameters["E"]
+
+
+def test_objectives_are_the_mean_the_median_and_hubers_location_of_log_losses() -> None:
+    losses = np.exp([0.5, 0.51, 0.53, 0.58, 0.9])
+    assert location(losses, "least_squares") == pytest.approx(np.exp(0.604), rel=1e-9)
+    assert location(losses, "lad") == pytest.approx(np.exp(0.53), rel=1e-6)
+    # sum of clip(r, .1) = 0 with the last row beyond .1: .5 + .51 + .53 + .58 + .1 = 4 m.
+    assert location(losses, "huber", 0.1) == pytest.approx(np.exp(0.555), rel=1e-9)
+    assert location(losses, "huber", 10.0) == pytest.approx(np.exp(0.604), rel=1e-9)
+
+
+@pytest.mark.parametrize("objective", ["huber", "lad", "least_squares"])
+def test_a_weight_of_three_is_three_equal_rows_and_zero_is_none(objective: str) -> None:
+    table = make_table("chinchilla", BESIROGLU_2024, chinchilla_design(), 5e-3, 0)
+    table["count"] = np.arange(42) % 4
+    weighted = fit(table, "chinchilla", objective=objective, weights="count", starts=8)
+    repeated = table.loc[np.repeat(table.index, table["count"])].reset_index(drop=True)
+    again = fit(repeated, "chinchilla", objective=objective, starts=8)
+    assert weighted.objective.value == pytest.approx(again.objective.value, rel=1e-9)
+    # At a threshold of 1e-7 (lad) the valley is flat to within that many logs.
+    assert weighted.parameters == pytest.approx(again.parameters, rel=1e-5)
+
+
+@pytest.mark.parametrize("weight", [-1.0, np.nan, "many"])
+def test_weights_that_are_none_are_refused(weight: object) -> None:
+    table = make_table("chinchilla", BESIROGLU_2024, chinchilla_design(), 5e-3, 0)
+    table["count"] = pd.Series([1.0] * 41 + [weight], dtype=object)
+    message = f"weights=count: must be a number that is not negative.*in 1 of 42 .*has {weight}"
+    with pytest.raises(FitError, match=message):
+        fit(table, "chinchilla", weights="count")
+    with pytest.raises(ResultsError, match="weights=share needs column share"):
+        fit(table, "chinchilla", weights="share")
+
+
+@pytest.mark.parametrize("name", ["A", "alpha", "E"])
+def test_an_active_bound_is_a_frozen_parameter_and_a_loose_one_is_none(name: str) -> None:
+    table = make_table("chinchilla", BESIROGLU_2024, chinchilla_design(), 5e-3, 0)
+    free = fit(table, "chinchilla", starts=16)
+    best = free.parameters[name]
+    loose = fit(table, "chinchilla", bounds={name: (best * 0.5, best * 2)}, starts=16)
+    assert loose.parameters == pytest.approx(free.parameters, rel=1e-6)
+    assert loose.status == "converged"
+    for bounds, end in (((best * 0.5, best * 0.98), 0.98), ((best * 1.02, best * 2), 1.02)):
+        held = fit(table, "chinchilla", bounds={name: bounds}, starts=16)
+        frozen = fit(table, "chinchilla", freeze={name: best * end}, starts=16)
+        assert held.parameters == pytest.approx(frozen.parameters, rel=1e-6)
+        assert held.starts.agreeing == held.starts.tried
+        assert held.at_bound == (name,)
+        assert warned(held, f"{name} is at a bound")
+
+
+def test_several_bounds_hold_together() -> None:
+    table = make_table("chinchilla", BESIROGLU_2024, chinchilla_design(), 5e-3, 0)
+    bounds = {"A": (100.0, 300.0), "B": (3000.0, np.inf), "beta": (0.0, 0.36)}
+    fitted = fit(table, "chinchilla", bounds=bounds, starts=16)
+    for name, (low, high) in bounds.items():
+        assert low * (1 - 1e-12) <= fitted.parameters[name] <= high * (1 + 1e-12)
+    held = {n: fitted.parameters[n] for n in fitted.at_bound}
+    again = fit(table, "chinchilla", freeze=held, starts=16)
+    assert fitted.objective.value == pytest.approx(again.objective.value, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("law", "bounds", "message"),
+    [
+        ("chinchilla", {"gamma": (0, 1)}, "gamma=1.0: law=chinchilla has no such parameter"),
+        ("chinchilla", {"A": (2, 1)}, r"bounds.A=2..1: the lower bound must be below"),
+        ("chinchilla", {"A": (-1, 1)}, r"bounds.A=-1..1: A is positive in law=chinchilla"),
+        ("chinchilla", {"E": (0, 9)}, r"bounds.E=0..9: E is frozen at 1.8; give one or the other"),
+        ("quartet", {"A": (1, 9)}, r"bounds.A=1..9: law=quartet fits A as a part of a product"),
+    ],
+)
+def test_bounds_that_cannot_be_meant_are_refused(
+    law: str, bounds: dict[str, tuple[float, float]], message: str
+) -> None:
+    table = make_table("chinchilla", BESIROGLU_2024, chinchilla_design(), 5e-3, 0)
+    table["forward"] = table["backward"] = "BF16"
+    with pytest.raises(FitError, match=message):
+        fit(table, law, bounds=bounds, freeze={"E": 1.8})
+
+
+def test_a_long_table_is_searched_on_a_part_of_it_and_fitted_on_all() -> None:
+    design = pd.concat([chinchilla_design()] * 120, ignore_index=True)
+    table = make_table("chinchilla", BESIROGLU_2024, design, 5e-3, 0)
+    fitted = fit(table, "chinchilla", starts=8)
+    assert fitted.rows.used == 5040
+    assert fitted.starts.agreeing == 8
+    # The optimum on all rows: below that of the truth, and with a gradient of zero.
+    centred = in_coordinates(fitted, table)
+    point, every = centred.encode(fitted.parameters), np.ones((1, 5040))
+    _, gradient, curvature = centred.problem.evaluate(point[None], every, 1e-3)
+    step = np.linalg.solve(curvature[0], gradient[0])
+    assert abs(step @ gradient[0]) < 1e-9 * fitted.objective.value
+
+
 # --- doubts are spoken aloud ------------------------------------------------------------------
 
 
@@ -349,6 +456,13 @@ def test_mixed_operands_and_repeated_rows_are_said(noisy: pd.DataFrame) -> None:
     assert warned(fit(twice, "floating_point", starts=4), "7 rows repeat another row")
 
 
+def test_few_rows_for_the_parameters_are_said() -> None:
+    table = make_table("chinchilla", BESIROGLU_2024, chinchilla_design(), 5e-3, 0)
+    few = fit(table.iloc[::5], "chinchilla")
+    assert warned(few, "9 rows for 5 free parameters: too few for intervals that can be trusted")
+    assert not warned(fit(table.iloc[::4], "chinchilla"), "too few")
+
+
 def test_disagreeing_starts_are_said() -> None:
     # Two levels of loss and nothing else: the law's terms can share them in any way.
     design = grid([3e5, 1e6], [1e6, 4e6], seeds=2).head(30)
@@ -356,6 +470,9 @@ def test_disagreeing_starts_are_said() -> None:
     fitted = fit(table, "floating_point")
     assert fitted.starts.agreeing < fitted.starts.tried
     assert warned(fitted, f"only {fitted.starts.agreeing} of 64 starts agree")
+    assert fitted.rival is not None
+    worse = np.log(fitted.law.predict(fitted.rival, table) / table["loss"]).to_numpy()
+    assert objective_value(worse, "huber", 1e-3, np.ones(30)) > fitted.objective.value
 
 
 # --- rows and refusals ------------------------------------------------------------------------

@@ -32,6 +32,12 @@ def test_each_scheme_but_the_lossless_ones_gets_an_efficiency(runs: pd.DataFrame
     assert QUARTET.on(runs.assign(forward="FP8", backward="BF16")) == QUARTET
 
 
+def test_schemes_of_one_table_are_not_those_of_another(runs: pd.DataFrame) -> None:
+    law = QUARTET.on(runs).without_schemes()
+    assert dict(law.parameters) == dict(QUARTET.parameters)
+    assert "eff_N[LUQ]" not in law.on(runs[runs["forward"] != "LUQ"]).parameters
+
+
 def test_efficiencies_scale_the_size_and_the_data_of_their_rows(runs: pd.DataFrame) -> None:
     size = {"BF16": 1.0, "FP8": 1.0, "Quartet": 0.65, "LUQ": 0.49}
     data = {"BF16": 1.0, "FP8": 1.0, "Quartet": 0.95, "LUQ": 0.15}

@@ -212,6 +212,10 @@ def test_encoding_is_undone_by_decoding(name: str, values: dict[str, float]) -> 
     assert law.decode(law.encode(values)) == pytest.approx(values, rel=1e-12)
     held = dict(list(values.items())[::2])
     assert law.decode(law.encode(values, held), held) == pytest.approx(values, rel=1e-12)
+    other = {n: v * 1.1 for n, v in values.items()} | held
+    both = law.decode_many(np.array([law.encode(v, held) for v in (values, other)]), held)
+    assert {n: v[0] for n, v in both.items()} == pytest.approx(values, rel=1e-12)
+    assert {n: v[1] for n, v in both.items()} == pytest.approx(other, rel=1e-12)
 
 
 def test_a_law_of_ones_own_is_one_function() -> None:

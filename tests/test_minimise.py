@@ -45,7 +45,8 @@ def test_derivatives_equal_central_differences(seed: int, delta: float) -> None:
     rng = np.random.default_rng(seed)
     weights = rng.integers(0, 4, size=30).astype(float)
     theta = rng.normal(scale=0.5, size=5)
-    value, gradient, hessian, majorant = problem.evaluate(theta[None], weights[None], delta)
+    value, gradient, hessian = problem.evaluate(theta[None], weights[None], delta)
+    majorant = problem.evaluate(theta[None], weights[None], delta, gauss_newton=True)[2]
     assert value[0] == pytest.approx(value_at(problem, theta, weights, delta), rel=1e-12)
 
     # Step eps^(1/3) balances truncation and rounding: relative error about eps^(2/3) = 4e-11,
@@ -83,7 +84,7 @@ def test_optimum_is_never_above_scipys_from_the_same_starts(delta: float) -> Non
         assert converged.all()
 
         def scalar(theta: Array, problem: Problem = problem) -> tuple[float, Array]:
-            value, gradient, _, _ = problem.evaluate(theta[None], np.ones((1, 30)), delta)
+            value, gradient, _ = problem.evaluate(theta[None], np.ones((1, 30)), delta)
             return float(value[0]), gradient[0]
 
         options = {"maxiter": 5000, "ftol": 1e-15, "gtol": 1e-12}
@@ -118,8 +119,17 @@ def test_bounds_hold_and_the_bounded_optimum_is_found() -> None:
     assert at_bounds(bounded, theta)[0].tolist() == [False, True, False, True, False]
 
     def scalar(point: Array) -> tuple[float, Array]:
-        v, g, _, _ = bounded.evaluate(point[None], np.ones((1, 30)), math.inf)
+        v, g, _ = bounded.evaluate(point[None], np.ones((1, 30)), math.inf)
         return float(v[0]), g[0]
 
     reference = minimize(scalar, np.zeros(5), jac=True, method="L-BFGS-B", bounds=[(-20, 0.5)] * 5)
     assert value[0] <= reference.fun * (1 + 1e-9)
+
+
+def test_a_start_where_everything_overflows_is_left_alone_and_not_called_converged() -> None:
+    problem = random_problem(0, bound=1e4)
+    starts = np.array([[5e3, 0.0, -1.0, 0.5, 0.4], [-0.4, 0.5, -1.2, 0.7, 0.3]])
+    theta, value, converged = minimise(problem, starts, np.ones((1, 30)), [math.inf, 1e-2])
+    assert converged.tolist() == [False, True]
+    assert theta[0] == pytest.approx(starts[0])
+    assert not value[0] < value[1]

@@ -32,7 +32,7 @@ from fitting.precision import (
     optimal_table,
     tokens_for_equal_loss,
 )
-from fitting.synthetic import make_table, sun_design
+from fitting.synthetic import SUN_TOKENS, make_table, sun_design
 from fitting.uncertainty import bootstrap
 
 LAW = LAWS["floating_point"]
@@ -202,7 +202,7 @@ def test_costs_hold_the_truth_within_their_intervals(
     for entry in entries:
         e, m = map(int, entry["format"][1:].split("M"))
         arguments = (entry["tokens"], e, m, entry["block_size"])
-        assert entry["tokens"] == table["tokens"].max()
+        assert entry["tokens"] == SUN_TOKENS[1]
         low, high = entry["effective_params_interval"]
         exact = effective_params_of_format(SUN_2025, *arguments)
         # 95 % intervals are 4 standard errors wide: one and a half of them is 6 (p = 2e-9).
@@ -212,7 +212,13 @@ def test_costs_hold_the_truth_within_their_intervals(
         assert entry["params_factor_interval"] == pytest.approx([1 / high, 1 / low])
         factor = tokens_for_equal_loss(fitted.parameters, entry["params"], *arguments)
         assert entry["tokens_factor"] == (factor if math.isfinite(factor) else None)
-        assert entry["extrapolated"]  # the longest runs: making up takes more than any run had
+        beyond = entry["tokens"] * factor > table["tokens"].max()
+        # Down to N_eff or up to N/share: one of the two is within the table's sizes.
+        share = entry["effective_params"]
+        small, large = entry["params"] * share, entry["params"] / share
+        beyond |= small < table["params"].min() and large > table["params"].max()
+        assert entry["extrapolated"] == beyond
+    assert {e["extrapolated"] for e in entries} == {True, False}
 
 
 def test_optima_are_marked_where_no_run_went_and_where_bits_end(
@@ -226,8 +232,9 @@ def test_optima_are_marked_where_no_run_went_and_where_bits_end(
         low, high = entry["bits_interval"]
         assert abs(entry["bits"] - exact) < 1.5 * (high - low)
         assert not entry["extrapolated"]
-    assert len(found["joint"]) == 4
-    assert len(found["fixed_params"]) == 4 * 4
+    assert len(found["joint"]) == 5
+    assert len(found["fixed_params"]) == 5 * 4
+    assert {e["extrapolated"] for e in found["joint"]} == {True, False}
     small = [e for e in found["fixed_params"] if e["params"] == table["params"].min()]
     assert small[-1]["clamped"]
     assert small[-1]["bits"] == 16

@@ -84,6 +84,35 @@ def test_a_fit_that_names_no_runs_is_shown_on_all_and_no_fit_on_none(tmp_path: P
     assert fitted_runs(load_study(results, tmp_path / "no-fit")) is None
 
 
+def test_runs_without_a_number_format_are_told_apart_by_the_laws_columns(tmp_path: Path) -> None:
+    table = LOSSES[["params", "tokens", "loss"]].assign(bits_post=[3.0, 4.0, 3.0])
+    names = ("A", "alpha", "B", "beta", "E", "C_T", "gamma_D", "gamma_N", "gamma_post")
+    ptq = a_fit(law="ptq", parameters=dict.fromkeys(names, 1.0))
+    study = load_study(write(tmp_path, table, ptq), tmp_path)
+    assert list(study.table["format"]) == ["3", "4", "3"]
+    schemes = table.assign(forward=["BF16", "A", "A"], backward="BF16")
+    quartet = dict.fromkeys(("A", "alpha", "B", "beta", "E", "gamma", "eff_N[A]"), 1.0)
+    study = load_study(write(tmp_path, schemes, a_fit(law="quartet", parameters=quartet)), tmp_path)
+    assert list(study.table["format"]) == ["BF16:BF16", "A:BF16", "A:BF16"]
+    assert study.order == ["A:BF16", "BF16:BF16"]
+    study = load_study(write(tmp_path, table, a_fit()), tmp_path)
+    assert set(study.table["format"]) == {"all runs"}
+
+
+def test_verdicts_know_their_degrees_of_freedom(tmp_path: Path) -> None:
+    """Paired differences .08 and .12: z = .1/.02 = 5, but one degree of freedom needs 236."""
+    pair = LOSSES.iloc[:2]
+    loss = [[3.0, 3.08], [3.2, 3.32]]
+    runs = [
+        pair.assign(seed=s, loss=both, run_id=[f"{s}a", f"{s}b"]) for s, both in enumerate(loss)
+    ]
+    study = load_study(write(tmp_path, pd.concat(runs)), tmp_path)
+    assert study.cells is not None
+    cell = study.cells.iloc[0]
+    assert (cell["dof"], cell["verdict"]) == (1, "cannot tell")
+    assert cell["z"] == pytest.approx(5)
+
+
 def test_a_fit_that_does_not_suit_the_runs_is_refused(tmp_path: Path) -> None:
     wrong = a_fit(parameters={**a_fit()["parameters"], "A": -1.0})
     study = load_study(write(tmp_path, LOSSES, wrong), tmp_path)

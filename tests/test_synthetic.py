@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from fitting.laws import LAWS, SUN_2025, FitError
-from fitting.synthetic import SUN_PARAMS, make_table, sun_design
+from fitting.synthetic import SUN_PARAMS, make_table, sun_cells, sun_design
 
 # layers, hidden, ffn of the four sizes of the grid (2501.02423, Table 4).
 SHAPES = [(12, 512, 1536), (12, 768, 2048), (12, 1024, 2816), (24, 1536, 4096)]
@@ -57,3 +57,14 @@ def test_unquantized_rows_are_marked_as_the_run_record_marks_them() -> None:
 def test_a_truth_that_is_not_the_laws_is_refused() -> None:
     with pytest.raises(FitError, match="no value for n, alpha"):
         make_table("floating_point", {}, sun_design(), 0, 0)
+
+
+def test_cells_are_drawn_without_repeats_from_the_whole_grid() -> None:
+    some, others, every = sun_cells(366, 0), sun_cells(366, 1), sun_cells(1600, 0)
+    assert [len(x.drop_duplicates()) for x in (some, others, every)] == [366, 366, 1600]
+    assert len(some.merge(others)) < 366
+    assert set(every["params"]) == set(SUN_PARAMS)
+    assert set(every["block_size"]) == {32, 64, 128, 512}
+    assert every.groupby(["exponent", "mantissa"]).size().eq(64).all()
+    with pytest.raises(ValueError, match="rows=1601: must be between 1 and 1600"):
+        sun_cells(1601, 0)

@@ -1,0 +1,191 @@
+"""How fast fitting is: CPU seconds of a fit and 4,000 bootstrap draws, on one thread.
+
+For Chinchilla's form against the field's standard procedure (Besiroglu et al. 2404.10102, after
+Hoffmann et al.), re-typed here: scipy's L-BFGS-B on the same Huber objective, from each of 4,500
+points of a grid, then from the optimum for each of 4,000 resampled tables.  It takes minutes, so
+every round times a random sample of its searches and multiplies; `--full` runs them all, once.
+Both take turns, round by round, and the best round counts.  Our objective must never be the higher
+one, neither of the fit nor of any draw, or this ends with an error.
+
+    python benchmarks/bench_fit.py [--full]
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.optimize import minimize
+
+from fitting import results
+from fitting.fit import Fit, fit
+from fitting.laws import BESIROGLU_2024, SUN_2025
+from fitting.synthetic import make_table, sun_cells
+from fitting.uncertainty import bootstrap, resample
+
+Array = npt.NDArray[np.float64]
+
+DRAWS = 4_000
+ROUNDS = 5
+SAMPLE = 40
+"""One search in this many is run of the standard procedure, unless all are."""
+SLACK = 1e-6
+"""Share by which our draws' objectives may be higher: they stop at 1e-7 of the objective."""
+QUARTET = Path(__file__).parents[2] / "shared" / "data" / "quartet.csv"
+
+
+def chinchilla_table() -> pd.DataFrame:
+    """240 runs of the sizes and compute of Hoffmann et al., 0.5 % noise."""
+    rng = np.random.default_rng(0)
+    params = np.exp(rng.uniform(np.log(5e7), np.log(1.6e10), 240))
+    flops = np.exp(rng.uniform(np.log(6e18), np.log(3e21), 240))
+    design = pd.DataFrame({"params": params, "tokens": flops / (6 * params)})
+    return make_table("chinchilla", BESIROGLU_2024, design, 5e-3, 0)
+
+
+def floating_point_table() -> pd.DataFrame:
+    """366 runs of 1,600 cells, 0.5 % noise."""
+    return make_table("floating_point", SUN_2025, sun_cells(366, seed=0), 5e-3, 0)
+
+
+class Standard:
+    """The standard procedure on one table: parameters log A, log B, log E, alpha, beta."""
+
+    def __init__(self, table: pd.DataFrame, delta: float = 1e-3, gradient: bool = False) -> None:
+        self.log_n, self.log_d, self.log_loss = (
+            np.log(table[c].to_numpy(dtype=float)) for c in ("params", "tokens", "loss")
+        )
+        self.delta = delta
+        self.gradient = gradient
+        """Whether scipy is given the gradient, or differences it as the published code lets it."""
+        axes = (np.arange(0, 30, 5), np.arange(0, 30, 5), np.arange(-1, 1.5, 0.5))
+        exponents = np.arange(0, 2.5, 0.5)
+        self.grid = np.array(list(itertools.product(*axes, exponents, exponents)), dtype=float)
+
+    def objective(self, x: Array, weights: Array) -> Any:
+        """Weighted sum of Huber's function of log residuals, and its gradient if asked for."""
+        terms = np.stack(
+            [
+                x[0] - x[3] * self.log_n,
+                x[1] - x[4] * self.log_d,
+                np.broadcast_to(x[2], self.log_n.shape),
+            ]
+        )
+        top = terms.max(axis=0)
+        share = np.exp(terms - top)
+        total = share.sum(axis=0)
+        residual = self.log_loss - top - np.log(total)
+        clipped = np.clip(residual, -self.delta, self.delta)
+        value = float(weights @ (clipped * (residual - 0.5 * clipped)))
+        if not self.gradient:
+            return value
+        share /= total
+        pull = -weights * clipped * share
+        slope = pull.sum(axis=1)
+        return value, np.append(slope, [-pull[0] @ self.log_n, -pull[1] @ self.log_d])
+
+    def searches(self, starts: Iterable[Array], weights: Iterable[Array]) -> list[float]:
+        """The objective that each search ends at, by L-BFGS-B with scipy's own settings."""
+        return [
+            minimize(  # type: ignore[call-overload]  # the objective is of two kinds
+                self.objective, s, args=(w,), jac=self.gradient, method="L-BFGS-B"
+            ).fun
+            for s, w in zip(starts, weights, strict=True)
+        ]
+
+    def value(self, parameters: dict[str, float], weights: Array) -> float:
+        """The objective of a law's parameters."""
+        logs = [np.log(parameters[name]) for name in ("A", "B", "E")]
+        found = self.objective(np.array([*logs, parameters["alpha"], parameters["beta"]]), weights)
+        return float(found[0] if self.gradient else found)
+
+
+def cpu_seconds(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+    """CPU seconds of a call and what it returns."""
+    start = time.process_time()
+    result = call(*arguments)
+    return time.process_time() - start, result
+
+
+def ours(table: pd.DataFrame, law: str, draws: int) -> tuple[Fit, pd.DataFrame]:
+    """A fit and its bootstrap."""
+    fitted = fit(table, law)
+    return fitted, bootstrap(table, fitted, draws, seed=0)
+
+
+def race(full: bool) -> None:
+    """Chinchilla's form: ours and the standard procedure, with and without its gradient."""
+    table = chinchilla_table()
+    weights = resample(np.random.default_rng(0), DRAWS, len(table))
+    every = np.ones(len(table))
+    standards = {
+        "L-BFGS-B, differenced gradient (published)": Standard(table),
+        "L-BFGS-B, exact gradient": Standard(table, gradient=True),
+    }
+    step = 1 if full else SAMPLE
+    rng = np.random.default_rng(1)
+    best = dict.fromkeys(["ours", *standards], np.inf)
+    lowest, excess = np.inf, -np.inf
+    for _ in range(1 if full else ROUNDS):
+        seconds, (fitted, draws) = cpu_seconds(ours, table, "chinchilla", DRAWS)
+        best["ours"] = min(best["ours"], seconds)
+        logs = [np.log(fitted.parameters[name]) for name in ("A", "B", "E")]
+        optimum = np.array([*logs, fitted.parameters["alpha"], fitted.parameters["beta"]])
+        for name, standard in standards.items():
+            grid = rng.permutation(len(standard.grid))[::step]
+            chosen = rng.permutation(DRAWS)[::step]
+            alike, same = [every] * len(grid), [optimum] * len(chosen)
+            first, values = cpu_seconds(standard.searches, standard.grid[grid], alike)
+            second, redrawn = cpu_seconds(standard.searches, same, weights[chosen])
+            best[name] = min(best[name], step * (first + second))
+            lowest = min(lowest, *values)
+            mine = [
+                standard.value(draws.iloc[i][list(fitted.parameters)].to_dict(), weights[i])
+                for i in chosen
+            ]
+            excess = max(excess, float(np.max(np.array(mine) / redrawn - 1)))
+    share = "all" if full else f"one in {SAMPLE}"
+    print(f"chinchilla, {len(table)} rows: fit and {DRAWS} draws, CPU seconds")
+    for name, seconds in best.items():
+        ratio = "" if name == "ours" else f"{seconds / best['ours']:7.0f}x  ({share} of 8,500 run)"
+        print(f"  {name:<45}{seconds:9.3f}{ratio}")
+    higher = fitted.objective.value / lowest - 1
+    print(f"  objective: ours {fitted.objective.value:.10g}, theirs {lowest:.10g}")
+    print(f"  draws: ours above theirs by at most {excess:.1e} of the objective")
+    if higher > 1e-9 or excess > SLACK:
+        sys.exit("bench_fit: our objective is the higher one")
+
+
+def main() -> None:
+    """Print CPU seconds of each law's fit."""
+    race("--full" in sys.argv[1:])
+    table = floating_point_table()
+    seconds, fitted = min(
+        (cpu_seconds(ours, table, "floating_point", DRAWS) for _ in range(3)),
+        key=lambda timed: timed[0],
+    )
+    agreeing = f"{fitted[0].starts.agreeing} of {fitted[0].starts.tried} starts agree"
+    print(f"floating_point, {len(table)} rows: fit and {DRAWS} draws, {seconds:.3f} s, {agreeing}")
+    if QUARTET.exists():
+        rows = results.load(QUARTET, {"params": "N", "tokens": "D"})
+        rows = rows.query("in_notebook == 1 and forward == 'BF16' and backward == 'BF16'")
+        seconds = min(cpu_seconds(partial(fit, delta=1e-4), rows, "quartet")[0] for _ in range(5))
+        print(f"quartet, {len(rows)} rows: fit, {seconds:.3f} s")
+    else:
+        print(f"quartet: not timed, {QUARTET} is not here")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""A fit as a file: load a table, fit it, and say in strict JSON what came out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fitting import results
+from fitting.analysis import derived
+from fitting.efficiency import FASTER
+from fitting.fit import Fit, FitError, select_rows
+from fitting.fit import fit as fit_law
+from fitting.laws import get
+from fitting.options import FitOptions, UsageError
+from fitting.results import ResultsError
+from fitting.uncertainty import bootstrap, intervals, noise_floor, standard_errors, vague
+
+ENOUGH_DRAWS = 0.95
+
+
+def run_fit(options: FitOptions) -> dict[str, Any]:
+    """Load, select, fit, bootstrap; write `<out>/fit.json` and `<out>/results.csv`.
+
+    Args:
+        options: `study` does not count here, `results`, `law` and `out` must be set.
+
+    Returns:
+        What fit.json holds: the same inputs give the same bytes.
+
+    Raises:
+        UsageError: `where` cannot be evaluated or keeps no row, or `out` cannot be written.
+        ResultsError: The results cannot be read, or a column is missing or holds no numbers.
+        FitError: See `fitting.fit.fit`.
+    """
+    law = get(options.law)
+    table = _numeric(results.load(options.results, options.columns), law.columns, options.results)
+    kept = _where(table, options.where)
+    fitted = fit_law(
+        kept,
+        law,
+        objective=options.objective,
+        delta=options.objective_delta,
+        freeze=options.freeze,
+        starts=options.starts,
+        seed=options.seed,
+    )
+    if options.bootstrap < 0:
+        raise FitError(f"bootstrap={options.bootstrap}: must be 0 (none) or at least 2")
+    draws = bootstrap(kept, fitted, options.bootstrap, options.seed) if options.bootstrap else None
+    speedups = (options.speedup_forward, options.speedup_backward)
+    report = describe(fitted, draws, kept, table, speedups)
+    report |= {"where": options.where or None, "seed": options.seed}
+
+    out = Path(options.out)
+    text = json.dumps(report, indent=1, sort_keys=True, allow_nan=False)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        results.write_atomic(table.to_csv(index=False, lineterminator="\n"), out / "results.csv")
+        results.write_atomic(text + "\n", out / "fit.json")
+    except OSError as error:
+        raise UsageError(f"out={out}: cannot be written ({error.strerror})") from error
+    return report
+
+
+def _numeric(table: pd.DataFrame, columns: Any, path: str) -> pd.DataFrame:
+    """The table with a law's columns as numbers."""
+    for name in (c for c in columns if c in table):
+        try:
+            table[name] = pd.to_numeric(table[name])
+        except (ValueError, TypeError) as error:
+            raise ResultsError(f"column {name!r} of {path} is not numeric: {error}") from error
+    return table
+
+
+def _where(table: pd.DataFrame, expression: str) -> pd.DataFrame:
+    if not expression:
+        return table
+    try:
+        mask = table.eval(expression, engine="python")
+    except Exception as error:  # whatever the expression does wrong is the user's to see
+        raise UsageError(f"where={expression}: cannot be evaluated ({_line(error)})") from error
+    if not isinstance(mask, pd.Series) or mask.dtype != bool:
+        raise UsageError(f"where={expression}: must be true or false for each row")
+    kept: pd.DataFrame = table[mask]
+    if kept.empty:
+        raise UsageError(f"where={expression}: keeps none of {len(table)} rows")
+    return kept
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def describe(
+    fitted: Fit,
+    draws: pd.DataFrame | None,
+    table: pd.DataFrame,
+    every: pd.DataFrame | None = None,
+    speedups: tuple[float, float] = (FASTER, FASTER),
+) -> dict[str, Any]:
+    """A fit as strict JSON, without NaN: None stands for what the data do not say.
+
+    Args:
+        fitted: The fit.
+        draws: Its bootstrap, or None.
+        table: The table that was fitted.
+        every: The table that it was selected from; None for the same.
+        speedups: As of `fitting.analysis.derived`.
+    """
+    warnings = list(fitted.warnings)
+    unusable = {r: n for r, n in fitted.rows.excluded.items() if r.startswith("loss not")}
+    if unusable:
+        listed = ", ".join(f"{count} {reason}" for reason, count in unusable.items())
+        warnings.append(f"rows without a loss that a law could have were left out: {listed}")
+    low_high: dict[str, list[float | None]] = {n: [None, None] for n in fitted.parameters}
+    errors: dict[str, float | None] = dict.fromkeys(fitted.parameters)
+    converged = None
+    if draws is not None:
+        converged = int(draws["converged"].sum())
+        if converged < ENOUGH_DRAWS * len(draws):
+            warnings.append(
+                f"only {converged} of {len(draws)} bootstrap draws converged: "
+                "the intervals are rough"
+            )
+        wide = [n for n in vague(draws) if fitted.identified[n] and n not in fitted.frozen]
+        if wide:
+            warnings.append(
+                f"{', '.join(wide)}: hardly identified, the 95 % interval spans a factor 50 or zero"
+            )
+        unknown = {*fitted.flat, *fitted.frozen}  # no data behind them, so no interval
+        low_high |= {n: list(v) for n, v in intervals(draws).items() if n not in unknown}
+        errors |= {n: v for n, v in standard_errors(draws).items() if n not in unknown}
+    conclusions = derived(fitted, draws, table, every, speedups)
+    doubtful = [n for n in ("delta", "nu") if not conclusions["identified"].get(n, True)]
+    if conclusions.get("layouts") and doubtful:
+        warnings.append(f"{', '.join(doubtful)} not identified: the best layouts are not known")
+    warnings += _warn_conditions(conclusions)
+    rows, _ = select_rows(table)
+    floor = noise_floor(rows)
+    if not floor.dof:
+        warnings.append("no cell was run with two seeds: the noise floor is unknown")
+    used = [c for c in ("run_id", "loss", *fitted.law.columns, *fitted.law.schemes) if c in rows]
+    canonical = rows[used].to_csv(index=False, lineterminator="\n").encode()
+    report: dict[str, Any] = _strict(
+        {
+            "law": fitted.law.name,
+            "source": fitted.law.source,
+            "objective": asdict(fitted.objective),
+            "parameters": fitted.parameters,
+            "intervals": low_high,
+            "standard_errors": errors,
+            "status": fitted.status,
+            "starts": asdict(fitted.starts),
+            "rows": asdict(fitted.rows),
+            "frozen": list(fitted.frozen),
+            "bootstrap": {"draws": 0 if draws is None else len(draws), "converged": converged},
+            "derived": conclusions,
+            "noise_floor": asdict(floor),
+            "warnings": warnings,
+            "inputs_sha256": hashlib.sha256(canonical).hexdigest(),
+            "run_ids": [str(r) for r in rows["run_id"]] if "run_id" in rows else None,
+        }
+    )
+    return report
+
+
+def _warn_conditions(conclusions: dict[str, Any]) -> list[str]:
+    """What a law of formats holds for only silently."""
+    warnings = []
+    if "holds_for" in conclusions and conclusions["holds_for"]["operands"] is None:
+        warnings.append(
+            "the table has no column operands: the law holds only for one choice of quantized "
+            "tensors, and nobody can check that these runs share one"
+        )
+    for entry in conclusions.get("equivalent_blocks", []):
+        if entry["fitted"]:
+            kind = entry["granularity"]
+            warnings.append(
+                f"runs with a scale per {kind} were fitted at the block_size that they give "
+                f"(log2 {entry['given']:.3g}); to measure what they are equivalent to, fit with "
+                f"where=\"granularity != '{kind}'\""
+            )
+    return warnings
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no NaN and no infinity: None instead."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

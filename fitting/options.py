@@ -1,0 +1,219 @@
+"""What is typed after `lowbit-fit` and `lowbit-report`: options, their defaults, their help."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+LAW_NAMES = ("chinchilla", "floating_point", "quartet", "precision", "ptq", "qat", "compressed")
+"""Of `fitting.laws.LAWS`: help must not wait for its import."""
+
+FIT_HELP = f"""\
+lowbit-fit: fit a scaling law to a table of losses.
+
+  lowbit-fit study=demo law=floating_point
+  lowbit-fit results=losses.csv law=chinchilla columns.params=N columns.tokens=D out=fits/mine
+  lowbit-fit results=losses.csv law=chinchilla columns.params=N columns.tokens=D \\
+      where="forward == 'BF16'" objective=huber objective.delta=1e-4 bootstrap=4000 out=fits/bf16
+
+Writes <out>/fit.json and <out>/results.csv and prints the fit and what follows from it.  Options,
+as key=value:
+
+  study=NAME           stands for results=runs/NAME out=reports/NAME; runs/NAME/study.json may set
+                       defaults for the options below
+  results=PATH         a folder of runs, a .csv or a .parquet file: one row a run
+  out=FOLDER           where fit.json goes
+  law=NAME             {", ".join(LAW_NAMES)}
+  columns.OURS=THEIRS  which of the table's columns is ours: columns.loss=val_loss
+                       (loss in nats per token, params, tokens; floating_point also
+                       exponent, mantissa, block_size; quartet forward and backward, names of
+                       schemes; precision bits_w, bits_a, bits_kv; ptq bits_post; qat
+                       block_size; compressed gmse)
+  where=EXPRESSION     keep the rows for which it holds (a pandas query)
+  objective=huber      of log residuals, summed over rows; or lad, least_squares
+  objective.delta=1e-3 Huber's threshold in log loss
+  freeze.NAME=VALUE    hold a parameter: freeze.E=1.8
+  bootstrap=1000       draws for the intervals; 0 for none
+  starts=64            points the search begins from
+  seed=0               of the starts and the bootstrap
+  speedup.forward=2    how much faster an FP4 forward pass is than FP8, for quartet's map of
+  speedup.backward=2   which precision pays where; and a backward pass
+"""
+
+REPORT_HELP = """\
+lowbit-report: make one self-contained HTML page of a study.
+
+  lowbit-report study=demo
+  lowbit-report fit=fits/mine
+  lowbit-report results=losses.csv fit=fits/mine out=reports/mine
+
+Writes <out>/index.html and prints its path.  Options, as key=value:
+
+  study=NAME    stands for results=runs/NAME fit=reports/NAME out=reports/NAME
+  fit=FOLDER    where lowbit-fit wrote fit.json
+  results=PATH  a folder of runs, a .csv or a .parquet file; else the results.csv beside fit.json,
+                whose columns have our names
+  out=FOLDER    where the page goes; else beside fit.json
+"""
+
+
+class UsageError(ValueError):
+    """An option that cannot be meant as typed."""
+
+
+@dataclass
+class FitOptions:
+    """Options of `lowbit-fit`; a field's underscore is typed as a dot: objective.delta."""
+
+    study: str = ""
+    results: str = ""
+    out: str = ""
+    law: str = ""
+    columns: dict[str, str] = field(default_factory=dict)
+    where: str = ""
+    objective: str = "huber"
+    objective_delta: float = 1e-3
+    freeze: dict[str, float] = field(default_factory=dict)
+    bootstrap: int = 1000
+    starts: int = 64
+    seed: int = 0
+    speedup_forward: float = 2.0
+    speedup_backward: float = 2.0
+
+
+@dataclass
+class ReportOptions:
+    """Options of `lowbit-report`."""
+
+    study: str = ""
+    results: str = ""
+    fit: str = ""
+    out: str = ""
+
+
+Options = TypeVar("Options", FitOptions, ReportOptions)
+
+
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Whether nothing was typed, or a word for help."""
+    return not arguments or any(a in ("-h", "--help", "help") for a in arguments)
+
+
+def fit_options(arguments: Sequence[str]) -> FitOptions:
+    """Options as typed, with a study's own defaults for those that were not.
+
+    Raises:
+        UsageError: An unknown option, a value of the wrong kind, or one that is missing.
+    """
+    typed = _pairs(arguments)
+    options = parse(typed, FitOptions())
+    if options.study:
+        typed.setdefault("results", f"runs/{options.study}")
+        typed.setdefault("out", f"reports/{options.study}")
+        options = parse(typed, options)
+    for key, example in (("results", "results=<path>"), ("out", "out=<folder>")):
+        if not getattr(options, key):
+            raise UsageError(f"{key}: missing; give study=<name> or {example}")
+    options = parse({**_study_defaults(Path(options.results)), **typed}, FitOptions())
+    if not options.law:
+        raise UsageError(f"law: missing; give law={' or law='.join(LAW_NAMES)}")
+    return options
+
+
+def report_options(arguments: Sequence[str]) -> ReportOptions:
+    """Options as typed; what is not is in the study's places, or beside the fit.
+
+    Raises:
+        UsageError: An unknown option, or neither a study nor a fit.
+    """
+    options = parse(_pairs(arguments), ReportOptions())
+    if options.study:
+        options.results = options.results or f"runs/{options.study}"
+        options.fit = options.fit or f"reports/{options.study}"
+        options.out = options.out or f"reports/{options.study}"
+    if not options.fit:
+        raise UsageError("fit: missing; give study=<name> or fit=<folder>")
+    options.results = options.results or f"{options.fit}/results.csv"
+    options.out = options.out or options.fit
+    return options
+
+
+def _pairs(arguments: Sequence[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if "[" in key:  # a scheme's name may hold anything: freeze.eff_N[a=b]=1
+            key, equals, value = argument.rpartition("=")
+        if not equals:
+            raise UsageError(f"{argument}: options are key=value; try --help")
+        if key in pairs:
+            raise UsageError(f"{argument}: {key} is given twice")
+        pairs[key] = value
+    return pairs
+
+
+def _study_defaults(folder: Path) -> dict[str, str]:
+    """The "fit" object of a study's study.json, as if typed.
+
+    It may not set `where`: an expression is evaluated, and nothing read from a file is.
+    """
+    from fitting.results import STUDY  # pandas, which help must not wait for
+
+    path = folder / STUDY
+    if not path.is_file():
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        pairs = dict(settings.get("fit", {}))
+    except (json.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from error
+    for key in ("where", "study", "results", "out"):
+        if key in pairs:
+            raise UsageError(f"{path}: fit.{key}: a study cannot set it; type it")
+    flat: dict[str, str] = {}
+    for key, value in pairs.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{name}": str(v) for name, v in value.items()}
+        else:
+            flat[key] = str(value)
+    return flat
+
+
+def parse(pairs: Mapping[str, str], options: Options) -> Options:
+    """A copy of `options` with `pairs` (key -> text) put in.
+
+    A dot in a key is a field's second word (objective.delta) or a dictionary's key (freeze.E).
+
+    Raises:
+        UsageError: No such option, or the text is not of its kind.
+    """
+    known = {f.name: getattr(options, f.name) for f in fields(options)}
+    values: dict[str, Any] = {k: dict(v) if isinstance(v, dict) else v for k, v in known.items()}
+    for key, text in pairs.items():
+        name = key.replace(".", "_")
+        head, _, tail = key.partition(".")
+        if name in known and not isinstance(known[name], dict) and "_" not in key:
+            values[name] = _convert(key, text, type(known[name]))
+        elif tail and isinstance(known.get(head), dict):
+            values[head][tail] = text if head == "columns" else _convert(key, text, float)
+        else:
+            names = [
+                f"{k}.<name>" if isinstance(v, dict) else k.replace("_", ".")
+                for k, v in known.items()
+            ]
+            close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+            raise UsageError(f"{key}={text}: no such option; {hint}")
+    return type(options)(**values)
+
+
+def _convert(key: str, text: str, kind: type) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        what = {int: "a whole number", float: "a number"}[kind]
+        raise UsageError(f"{key}={text}: must be {what}") from None

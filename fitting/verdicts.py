@@ -1,0 +1,48 @@
+"""When a difference counts as one: Student's t at the false-alarm rate of three standard errors.
+
+A standard error from few repeated seeds is itself uncertain, and chance differences over it are
+larger than a normal's.  So what is asked of |difference / standard error| depends on the degrees
+of freedom behind it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import special
+
+SIGMAS = 3.0
+"""Standard errors of a normal distribution whose false-alarm rate, 0.27 %, every verdict has."""
+WORSE, BETTER, CANNOT_TELL = "worse", "better", "cannot tell"
+
+
+def enough(dof: Any) -> Any:
+    """|difference / standard error| from which a difference is called one.
+
+    Args:
+        dof: Degrees of freedom of the standard error: a number or an array.
+
+    Returns:
+        Infinite without degrees of freedom: nothing can be told.
+
+    >>> [round(enough(dof), 2) for dof in (1, 4, 16, 1000)]
+    [235.8, 6.62, 3.54, 3.01]
+    """
+    dof = np.asarray(dof, dtype=np.float64)
+    known = np.where(dof > 0, dof, 1.0)
+    needed = np.where(dof > 0, -special.stdtrit(known, special.ndtr(-SIGMAS)), np.inf)
+    return float(needed) if needed.ndim == 0 else needed
+
+
+def judge(cells: pd.DataFrame) -> pd.Series:
+    """The verdict on each cell of `fitting.uncertainty.compare_cells` by its `z` and `dof`.
+
+    Returns:
+        "worse", "better" or "cannot tell" (also where there is no z); "diverged" stays.
+    """
+    z, needed = cells["z"].to_numpy(dtype=float), enough(cells["dof"])
+    verdict = np.select([z >= needed, z <= -needed], [WORSE, BETTER], CANNOT_TELL)
+    kept = cells["verdict"] == "diverged"
+    return cells["verdict"].where(kept, pd.Series(verdict, index=cells.index))

@@ -1,0 +1,127 @@
+"""Figures of conclusions: the numbers are where they belong, extrapolation is drawn and said."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fitting import law_figures
+from fitting.efficiency import best_precision
+from fitting.laws import QUARTET_2025
+from fitting.style import INK
+
+
+def a_layout(bits: int, extrapolated: bool) -> dict[str, Any]:
+    return {"bits": bits, "shares": {"E2M1": 0.75, "E1M2": 0.25}, "extrapolated": extrapolated}
+
+
+def a_cost(bits: int, factor: float | None, extrapolated: bool) -> dict[str, Any]:
+    return {
+        "bits": bits, "params_factor": factor, "params_factor_interval": [1.05, 1.6],
+        "tokens_factor": factor, "tokens_factor_interval": [1.05, None],
+        "extrapolated": extrapolated,
+    }  # fmt: skip
+
+
+def a_limit(params: float, tokens: float | None, extrapolated: bool) -> dict[str, Any]:
+    return {
+        "params": params, "format": "E2M1", "block_size": 32.0, "tokens": tokens,
+        "interval": [1e9, None], "extrapolated": extrapolated,
+    }  # fmt: skip
+
+
+def an_optimum(tokens: float, bits: float, extrapolated: bool) -> dict[str, Any]:
+    return {
+        "tokens": tokens, "bits": bits, "bits_interval": [bits - 1, bits + 1],
+        "extrapolated": extrapolated,
+    }  # fmt: skip
+
+
+RUNS = pd.DataFrame({"params": [3e7, 3e7, 2e8, 2e8], "tokens": [7.5e8, 2.4e10, 5e9, 1.6e11]})
+QUARTET = {
+    "law": "quartet",
+    "parameters": QUARTET_2025,
+    "derived": {
+        "forward": "Quartet", "backward": "Quartet", "map": [{}],
+        "speedups": {"forward": 2.0, "backward": 2.0},
+    },
+}  # fmt: skip
+
+
+def drawn(**derived: Any) -> dict[str, str]:
+    """The figures of such conclusions, by name."""
+    found = law_figures.conclusions({"derived": derived}, RUNS)
+    return {name: panels[0].svg for name, panels in found.items()}
+
+
+@pytest.mark.parametrize("beyond", [False, True])
+def test_extrapolation_is_hatched_or_dashed_and_said(beyond: bool) -> None:
+    limits = [a_limit(3e7, 1e11, False), a_limit(2e8, 1e12 if beyond else 1.2e11, beyond)]
+    optima = [an_optimum(1e9, 4, False), an_optimum(1e10, 5, beyond)]
+    figures = drawn(
+        layouts=[a_layout(4, False), a_layout(5, beyond)],
+        cost_of_bits=[a_cost(4, 1.3, False), a_cost(5, 1.1, beyond)],
+        critical_tokens=limits,
+        optimal_precision={"fixed_tokens": optima},
+    )
+    assert set(figures) == {"layouts", "cost_of_bits", "critical_tokens", "bits_for_tokens"}
+    for name, svg in figures.items():
+        assert ("extrapolated" in svg) == beyond, name
+        assert ("pattern" in svg or "stroke-dasharray" in svg) == beyond, name
+
+
+def test_shares_are_printed_on_the_bars() -> None:
+    svg = drawn(layouts=[a_layout(4, False)])["layouts"]
+    assert ">E2M1 75%<" in svg
+    assert ">E1M2 25%<" in svg
+
+
+def test_what_no_amount_makes_up_for_is_not_drawn() -> None:
+    some = drawn(cost_of_bits=[a_cost(4, 1.3, False), a_cost(5, None, False)])["cost_of_bits"]
+    only = drawn(cost_of_bits=[a_cost(4, 1.3, False)])["cost_of_bits"]
+    assert some == only
+
+
+def test_one_size_gives_no_line_of_critical_data() -> None:
+    assert drawn(critical_tokens=[a_limit(3e7, 1e11, False)]) == {}
+    assert drawn(critical_tokens=[a_limit(3e7, 1e11, False), a_limit(2e8, None, True)]) == {}
+
+
+def test_a_fit_without_conclusions_has_no_figures() -> None:
+    assert law_figures.conclusions({}, RUNS) == {}
+    assert drawn(layouts=[a_layout(4, False) | {"shares": {}}]) == {}
+
+
+def test_the_map_names_the_choices_that_win_and_hatches_what_no_run_tested() -> None:
+    [panel] = law_figures.conclusions(QUARTET, RUNS)["map"]
+    winners = {
+        best_precision(QUARTET_2025, 0.65, 0.95, n, n * ratio)
+        for n in np.geomspace(7.5e6, 8e8, 20)
+        for ratio in np.geomspace(25 / 4, 800 * 4, 20)
+    }
+    named = set(re.findall(r">(FP[48]:FP[48])<", panel.svg))
+    assert named == winners == {"FP4:FP4", "FP8:FP4"}
+    assert "pattern" in panel.svg
+    assert ">extrapolated<" in panel.svg
+
+
+def test_the_map_follows_the_speeds() -> None:
+    speeds = {"forward": 1.0, "backward": 1.0}
+    slow = {**QUARTET, "derived": {**QUARTET["derived"], "speedups": speeds}}  # type: ignore[dict-item]
+    [panel] = law_figures.conclusions(slow, RUNS)["map"]
+    assert set(re.findall(r">(FP[48]:FP[48])<", panel.svg)) == {"FP8:FP8"}
+
+
+def test_figures_have_stable_bytes_and_the_inks_of_either_theme() -> None:
+    for _ in range(2):
+        [one] = law_figures.conclusions(QUARTET, RUNS)["map"]
+        [two] = law_figures.conclusions(QUARTET, RUNS)["map"]
+        assert one == two
+    assert INK not in one.svg
+    for svg in drawn(layouts=[a_layout(5, True)], cost_of_bits=[a_cost(5, 1.1, True)]).values():
+        assert INK not in svg
+        assert "currentColor" in svg
