@@ -163,9 +163,12 @@ def write_atomic(content: str | bytes, target: Path) -> None:
     Raises:
         OSError: It cannot be written, e.g. for want of space; the old file stays.
     """
-    os.replace(
-        _written_aside(content.encode() if isinstance(content, str) else content, target), target
-    )
+    temporary = _written_aside(content.encode() if isinstance(content, str) else content, target)
+    try:
+        os.replace(temporary, target)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     _sync_folder(target.parent)
 
 

@@ -104,6 +104,7 @@ def processes_below(folder: Path) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.filterwarnings("ignore:.*socket.*")  # Ray's own, left open by its test cluster
 def test_a_sweep_that_is_killed_a_dozen_times_gives_the_same_bits(
     tmp_path: Path, text: Path
 ) -> None:

@@ -17,7 +17,10 @@ from experiments.lease import ATTEMPTS, holder
 from experiments.sweep.work import LOG
 from fitting.results import FAILURE, RESULT, load, read_record
 
-pytestmark = pytest.mark.ray
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.filterwarnings("ignore:.*socket.*"),  # Ray's own, left open by its test cluster
+]
 COMMAND = (sys.executable, "-c", "from experiments.commands import train; train()")
 SMALL = [
     "model=ladder/a",

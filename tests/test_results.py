@@ -190,3 +190,10 @@ def test_missing_columns_are_named_with_those_there_are() -> None:
     with pytest.raises(ResultsError, match=message):
         require_columns(table, ("params", "loss", "tokens"), "law=x")
     require_columns(table, ("loss",), "law=x")
+
+
+def test_a_file_that_cannot_be_replaced_stays_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_atomic("new", tmp_path / "target")
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
