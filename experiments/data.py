@@ -205,7 +205,7 @@ class TokenData:
             warnings.warn(
                 f"data.max_epochs={config.max_epochs}: tokens are seen up to {epochs} times; "
                 f"beyond {HARMLESS_EPOCHS} they count for less than new ones (arXiv:2305.16264)",
-                stacklevel=2,
+                stacklevel=1,  # one place, so that it is said once
             )
 
     def unique_tokens(self, steps: int, batch_size: int) -> int:

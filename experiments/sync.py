@@ -41,7 +41,8 @@ also while the sweep goes on; what the server has is not sent again.
 
 Log in once with `wandb login`, or set WANDB_API_KEY.
 
-  study=NAME      stands for the folder runs/NAME
+  study=NAME      stands for the folder NAME below runs
+  runs=runs       folder of all studies' results
   PATH ...        folders of runs or of studies, wherever they are
   timeout=60      seconds for one run to arrive; a server that is down ends the command
   dry_run=false   true: only say what would be done
@@ -132,11 +133,13 @@ def parse(arguments: Sequence[str]) -> Options:
     Raises:
         UsageError: Names the word, and what would be right.
     """
-    options = Options()
+    options, runs, studies = Options(), "runs", []
     for word in arguments:
         key, equals, value = word.partition("=")
         if equals and key == "study":
-            options.paths.append(Path("runs", value))
+            studies.append(value)
+        elif equals and key == "runs":
+            runs = value
         elif equals and key == "timeout":
             try:
                 options.timeout = float(value)
@@ -151,9 +154,10 @@ def parse(arguments: Sequence[str]) -> Options:
         elif Path(word).exists():
             options.paths.append(Path(word))
         elif equals:
-            raise UsageError(f"{word}: no such option; there are: study timeout dry_run")
+            raise UsageError(f"{word}: no such option; there are: study runs timeout dry_run")
         else:
             raise UsageError(f"{word}: no such file or folder")
+    options.paths += [Path(runs, study) for study in studies]
     if not options.paths:
         raise UsageError("study: missing; give study=<name> or folders")
     for path in options.paths:

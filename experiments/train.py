@@ -26,6 +26,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from experiments import tracking
 from experiments.accounting import training_bytes
@@ -273,7 +274,8 @@ class _Run:
 
     def _trainer(self, world: int, max_steps: int = -1) -> L.Trainer:
         config = self.config
-        together: dict[str, Any] = {}
+        # Named, or Lightning takes a run within a Slurm job for one process of many.
+        together: dict[str, Any] = {"plugins": [LightningEnvironment()]}
         if world > 1:
             from ray.train import lightning as ray_lightning
 

@@ -84,6 +84,18 @@ def machines(ray: Any) -> list[Resources]:
     return found
 
 
+def capacity(address: str) -> Resources:
+    """Of this machine, or of the cluster at `address`, all nodes together.
+
+    Raises:
+        ConfigError: There is no cluster.
+    """
+    if address == LOCAL:
+        return this_machine()
+    with ray_session(address, dashboard=False) as ray:
+        return sum(machines(ray), Resources(0.0))
+
+
 def check_nodes(ray: Any, folder: Path) -> None:
     """Make sure that every node sees the store and would compute what the others do.
 

@@ -13,9 +13,8 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from experiments.lease import break_lease, holder, is_alive
 from experiments.progress import last_row
@@ -80,7 +79,8 @@ def launch(
             run.refuse_unless_held_by([this_machine()])
     outcome = Outcome(wanted=len(plan.runs))
     if to_do:
-        with ray_session(address, dashboard) as ray:
+        with _Terminable() as terminable, ray_session(address, dashboard) as ray:
+            terminable.listen()
             if address != LOCAL:
                 for run in to_do:
                     run.refuse_unless_held_by(machines(ray))
@@ -88,9 +88,9 @@ def launch(
             if dashboard and (url := ray._private.worker.global_worker.node.webui_url):
                 print(f"Ray's dashboard: http://{url}")
             write_study(plan)
-            with Display(plan) as display, _terminable() as received:
+            with Display(plan) as display:
                 if _Driver(ray, plan, display, max_parallel).drive():
-                    outcome.signal = received[0] if received else signal.SIGINT
+                    outcome.signal = terminable.received or signal.SIGINT
     for run in plan.runs:
         record = read_record(run.folder) if run.folder.exists() else None
         if record is not None:
@@ -98,27 +98,33 @@ def launch(
     return outcome
 
 
-@contextlib.contextmanager
-def _terminable() -> Iterator[list[int]]:
-    """SIGTERM, as a batch system sends it before it kills, ends the sweep as politely as Ctrl-C.
+class _Terminable:
+    """SIGTERM, as a batch system sends it before it kills, ends the sweep as politely as Ctrl-C."""
 
-    Yields:
-        The signals received.  The exception cannot carry them: Ray raises its own in its place.
-    """
-    received: list[int] = []
+    def __init__(self) -> None:
+        self.received = 0
+        """The signal.  The exception cannot carry it: Ray raises its own in its place."""
+        self._before: Any = None
 
-    def stop(number: int, _: object) -> None:
-        received.append(number)
+    def __enter__(self) -> Self:
+        """Begin to listen, where that can be done: in the main thread."""
+        self.listen()
+        return self
+
+    def listen(self) -> None:
+        """Listen again: Ray has put a handler of its own in place, which aborts."""
+        if threading.current_thread() is threading.main_thread():
+            before = signal.signal(signal.SIGTERM, self._stop)
+            self._before = self._before or before
+
+    def __exit__(self, *_: object) -> None:
+        """What was before."""
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _stop(self, number: int, _: object) -> None:
+        self.received = number
         raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread may, and gets them
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass

@@ -85,10 +85,10 @@ class RayLauncher(Launcher):
         if not plan.speeds.measured and (configs[0].plan_only or configs[0].budget.hours):
             probe((run.config for run in plan.to_do), plan.speeds)
         # Lightning takes seconds to import: not before a wrong request has been refused.
-        from experiments.sweep.cluster import this_machine
+        from experiments.sweep.cluster import capacity
         from experiments.sweep.launch import launch
 
-        show_plan(plan, this_machine(), self.max_parallel, full=configs[0].plan_only)
+        show_plan(plan, capacity(self.address), self.max_parallel, full=configs[0].plan_only)
         plan.refuse_over_budget()
         if configs[0].plan_only:
             return []
