@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo smoke test test-all lint format bench-quant bench-fit bench-sweep clean
+.PHONY: help install demo smoke test test-slow test-all lint format bench-quant bench-fit bench-sweep clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ smoke: $(VENV)/installed ## The same path in its smallest form, under a minute
 
 test: $(VENV)/installed-dev ## Run the tests, but for the slow ones
 	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/installed-dev ## Run the slow ones: sweeps that are killed, coverage of intervals, Slurm
+	@$(BIN)/python -m pytest -m slow
 
 test-all: $(VENV)/installed-dev ## Run all tests
 	@$(BIN)/python -m pytest
