@@ -18,10 +18,12 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
+
+if TYPE_CHECKING:  # a worker that writes one record needs no tables
+    import pandas as pd
 
 SCHEMA_VERSION = 1
 RESULT = "result.json"
@@ -221,6 +223,8 @@ def load(path: str | Path, columns: Mapping[str, str] | None = None) -> pd.DataF
     Raises:
         ResultsError: Nothing there, unreadable, or a named column is missing.
     """
+    import pandas as pd
+
     path = Path(path)
     if path.is_dir():
         records = [r for d in sorted(path.iterdir()) if d.is_dir() and (r := read_record(d))]

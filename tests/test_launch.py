@@ -85,11 +85,13 @@ def said(process: subprocess.Popen[str], code: int, timeout: float = 400) -> str
     return out
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
-    """Until it holds."""
-    deadline = time.monotonic() + seconds
+def wait_for(condition: Callable[[], object], driver: subprocess.Popen[str] | None = None) -> None:
+    """Until it holds; the driver must live to see it."""
+    deadline = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < deadline
+        if driver is not None and driver.poll() is not None:
+            raise AssertionError(f"the driver ended: {driver.communicate()[0]}")
         time.sleep(0.05)
 
 
@@ -144,7 +146,9 @@ def test_a_signal_ends_a_sweep_politely(
 ) -> None:
     driver = launch("signal", "seed=0,1", *LONG)
     runs = tmp_path / "runs" / "signal"
-    wait_for(lambda: len([c for c in runs.glob("*/metrics.jsonl") if c.stat().st_size]) == 2)
+    wait_for(
+        lambda: len([c for c in runs.glob("*/metrics.jsonl") if c.stat().st_size]) == 2, driver
+    )
     driver.send_signal(number)
     said(driver, code)
     assert len(list(runs.glob("*/checkpoints/*.ckpt"))) == 2
@@ -163,7 +167,7 @@ def test_a_run_whose_workers_die_three_times_is_left_for_the_next_launch(
             found = [who for run in runs.glob("*-*") if (who := holder(run))]
             return bool(found) and found[0].number == attempt
 
-        wait_for(at_work)
+        wait_for(at_work, driver)
         [who] = [who for run in runs.glob("*-*") if (who := holder(run))]
         os.kill(who.pid, signal.SIGKILL)
     out = said(driver, 1)
@@ -215,7 +219,7 @@ def test_a_killed_process_of_several_is_a_retry_from_the_checkpoint(
     two = ["trainer.num_workers=2", "checkpoint_seconds=0", "tokens=51200", "optim.lr=0.001"]
     driver = launch("pair", *two)
     runs = tmp_path / "runs" / "pair"
-    wait_for(lambda: list(runs.glob("*/checkpoints/*.ckpt")))
+    wait_for(lambda: list(runs.glob("*/checkpoints/*.ckpt")), driver)
     [who] = [who for run in runs.glob("*-*") if (who := holder(run))]
     os.kill(who.pid, signal.SIGKILL)
     assert "retry " in said(driver, 0)
@@ -266,7 +270,7 @@ def test_the_last_run_of_a_dead_driver_is_waited_for_and_not_doubled(
     arguments = ["tokens=102400", "checkpoint_seconds=0.2", "recipe=stochastic"]
     first = launch("again", *arguments)
     runs = tmp_path / "runs" / "again"
-    wait_for(lambda: list(runs.glob("*/checkpoints/*.ckpt")))
+    wait_for(lambda: list(runs.glob("*/checkpoints/*.ckpt")), first)
     first.kill()
     second = launch("again", *arguments)
     said(second, 0)

@@ -14,8 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from experiments.config import ConfigError
 from experiments.sweep.plan import Resources
 from fitting.results import create_exclusive
@@ -27,6 +25,8 @@ _MUST_AGREE = ("torch", "lightning", "numpy")
 
 def this_machine() -> Resources:
     """What a sweep may use here, without starting anything."""
+    import torch
+
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cpus = float(len(os.sched_getaffinity(0)))
     return Resources(cpus, float(torch.cuda.device_count()), memory / 2**30)
@@ -41,6 +41,8 @@ def ray_session(address: str, dashboard: bool) -> Iterator[Any]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    # Ray's default lets everything else on the machine go before its workers.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 

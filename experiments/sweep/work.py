@@ -15,7 +15,6 @@ from typing import Any
 from experiments.config import from_dict
 from experiments.identity import run_folder
 from experiments.lease import Fenced, Held
-from experiments.train import follow, train
 
 LOG = "log.txt"
 DONE, FAILED, ELSEWHERE, STOPPED = "done", "failed", "elsewhere", "stopped"
@@ -32,6 +31,8 @@ def execute(config: dict[str, Any], token: str) -> tuple[str, str]:
     Returns:
         How it ended and, unless it is done, the one line that says why.
     """
+    from experiments.train import train  # takes seconds, and the driver has no use for it
+
     checked = from_dict(config)
     folder = run_folder(checked)
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,6 +118,8 @@ def _cause(error: Exception) -> Exception:
 def _process(task: dict[str, Any]) -> None:
     """One process of several."""
     import ray.train
+
+    from experiments.train import follow
 
     if ray.train.get_context().get_world_rank() > 0:
         follow(from_dict(task["config"]))
