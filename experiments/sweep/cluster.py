@@ -116,16 +116,19 @@ def check_nodes(ray: Any, folder: Path) -> None:
     create_exclusive(nonce, probe)
     try:
         remote = ray.remote(num_cpus=0, max_retries=0)(_look)
-        asked = {
-            node["NodeManagerHostname"]: remote.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(str(probe))
+        asked = [
+            (
+                node["NodeManagerHostname"],
+                remote.options(
+                    scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                ).remote(str(probe)),
+            )
             for node in ray.nodes()
             if node["Alive"]
-        }
+        ]
         here = _look(str(probe))
         found = []
-        for host, reference in asked.items():
+        for host, reference in asked:
             try:
                 there = ray.get(reference, timeout=120)
             except Exception as error:
@@ -142,9 +145,7 @@ def check_nodes(ray: Any, folder: Path) -> None:
                         f"node {host}: has {name} {there['versions'][name]}, not {version} as here"
                     )
             if there["code"] != here["code"]:
-                found.append(
-                    f"node {host}: has other code of lowbit-scaling than here: install one"
-                )
+                found.append(f"node {host}: has other code of lowbit-scaling than this machine")
     finally:
         probe.unlink(missing_ok=True)
     if found:
