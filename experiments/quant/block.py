@@ -1,7 +1,7 @@
 """Quantize = scale a block, round its elements to the format's grid, scale back.
 
-`quantize_plain` is the definition, in PyTorch; a compiled kernel does the same, to the bit, where
-it was built and knows the precision.
+`quantize_plain` is the definition, in PyTorch; a compiled kernel, or on a GPU one of Triton's, does
+the same, to the bit, where it was built or is installed, and knows the precision.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from experiments.quant.formats import ElementFormat, Precision, ScaleFormat
 from experiments.quant.hadamard import check_rotation, rotate, rotate_plain
-from experiments.quant.kernels import cpu
+from experiments.quant.kernels import cpu, gpu
 from experiments.quant.kernels.noise import uniform
 from experiments.quant.rounding import ROUNDINGS, round_stochastic, round_to
 from experiments.quant.scale import block_scale, four_over_six_scale
@@ -20,7 +20,11 @@ from experiments.quant.scale import block_scale, four_over_six_scale
 def backend(precision: Precision, device: str = "cpu") -> str:
     """What quantizes to `precision` on `device` here; every run record names it."""
     probe = torch.empty(0, device=device)
-    return cpu.NAME if cpu.NAME and cpu.supports(probe, precision) else "torch"
+    if cpu.NAME and cpu.supports(probe, precision):
+        return cpu.NAME
+    if gpu.NAME and gpu.supports(probe, precision):
+        return gpu.NAME
+    return "torch"
 
 
 def quantize(
@@ -72,6 +76,8 @@ def quantize(
         check_rotation(x.shape, hadamard)
     if cpu.supports(x, precision, hadamard):
         return cpu.quantize(x, precision, noise, rounding, hadamard, signs)
+    if gpu.supports(x, precision, hadamard):
+        return gpu.quantize(x, precision, noise, rounding, hadamard, signs)
     if hadamard:
         rotated = rotate(x.float(), hadamard, signs)
         return quantize(rotated, precision, noise, rounding).to(x.dtype)
@@ -131,6 +137,8 @@ def round_elements(
     _check(x, noise, rounding)
     if cpu.rounds(x):
         return cpu.round_elements(x, element, noise, rounding)
+    if gpu.rounds(x):
+        return gpu.round_elements(x, element, noise, rounding)
     return round_elements_plain(x, element, noise, rounding)
 
 

@@ -1,0 +1,241 @@
+"""The Triton way to quantize on a GPU: the same bits as `experiments.quant.block`, in one pass.
+
+What is launched, and with which constants; the kernels are in triton_quantize.py, imported at the
+first launch, for importing Triton takes half a second.  Without Triton `NAME` is None and nothing
+here can be used; whoever dispatches decides and records what ran.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from experiments.quant.formats import ElementFormat, FloatFormat, Precision, ScaleFormat
+from experiments.quant.kernels.noise import mix
+from experiments.quant.rounding import ROUNDINGS
+from experiments.quant.scale import E4M3, _two_level_parts, reach
+
+NAME: str | None = "triton" if find_spec("triton") else None
+"""What a run record calls this backend; None where Triton is not installed."""
+SCALES = (
+    ScaleFormat.FP32,
+    ScaleFormat.E8M0,
+    ScaleFormat.E8M0_CEIL,
+    ScaleFormat.E8M0_NEAREST,
+    ScaleFormat.E8M0_4_3,
+    ScaleFormat.E4M3,
+    ScaleFormat.E4M3_4_6,
+    ScaleFormat.E4M3_16_17,
+    ScaleFormat.UE5M3,
+)
+"""The rules it knows."""
+ROTATIONS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_VALUES = 4096
+"""That a program takes, unless one group has more."""
+_LARGEST_GROUP = 16384
+"""That a program holds in registers: 16 values in each of 1024 threads."""
+_VALUES_PER_WARP = 512
+_FLOAT32_MAX = torch.finfo(torch.float32).max
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Numbers to round to, as the kernels read them."""
+
+    mantissa: int
+    emin_bits: int  # float32 bits of 2^emin
+    step: float  # 2^(emin - mantissa)
+    lowest: float
+    limit: float
+    wide: bool  # 8 exponent bits: float32's own
+
+    @classmethod
+    def of(cls, element: ElementFormat) -> Grid:
+        """The numbers of a format, as far as float32 reaches."""
+        emin = element.emin if isinstance(element, FloatFormat) else element.mantissa
+        return cls(
+            mantissa=element.mantissa,
+            emin_bits=(emin + 127) << 23,
+            step=element.step,
+            lowest=max(element.lowest, -_FLOAT32_MAX),
+            limit=min(element.max, _FLOAT32_MAX),
+            wide=element.exponent == 8,
+        )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """From a group's largest magnitude to its scale, as the kernels read it."""
+
+    name: str  # ScaleFormat's, or "none"
+    two_level: bool
+    exact_inverse: bool  # of every scale
+    reached: float  # what the largest magnitude is mapped to
+    emax: int
+    top: float  # two levels: what the tensor's is mapped to
+
+
+def knows(precision: Precision, hadamard: int = 0) -> bool:
+    """Whether there is a kernel for `precision` after this rotation."""
+    element, block = precision.element, precision.block_size
+    fused = not hadamard or (
+        hadamard in ROTATIONS
+        and precision.granularity != "tile"
+        and (precision.granularity != "block" or max(block, hadamard) % min(block, hadamard) == 0)
+    )
+    # To choose between two scales a program must see all of the group.
+    group = {"block": block, "tile": block**2}.get(precision.granularity)
+    return (
+        precision.scale in SCALES
+        and (element.exponent < 8 or precision.scale in (ScaleFormat.FP32, ScaleFormat.E8M0))
+        and (
+            precision.scale is not ScaleFormat.E4M3_4_6
+            or (group is not None and group <= _LARGEST_GROUP)
+        )
+        and fused
+    )
+
+
+def supports(x: Tensor, precision: Precision, hadamard: int = 0) -> bool:
+    """Whether `quantize` takes `x` and does what `precision` says, after this rotation."""
+    return rounds(x) and knows(precision, hadamard)
+
+
+def rounds(x: Tensor) -> bool:
+    """Whether `round_elements` takes `x`."""
+    return NAME is not None and x.device.type == "cuda" and x.numel() < 2**32
+
+
+def quantize(
+    x: Tensor,
+    precision: Precision,
+    noise: Tensor | int | None = None,
+    rounding: str = "nearest_even",
+    hadamard: int = 0,
+    signs: Tensor | None = None,
+) -> Tensor:
+    """`experiments.quant.block.quantize`, bit for bit; only where `supports` says so.
+
+    Args:
+        x: As there; where Triton interprets its kernels, on the CPU.
+        precision: As there.
+        noise: As there; of a key `noise.uniform(key, x.shape)` is not made.
+        rounding: As there.
+        hadamard: As there.
+        signs: As there.
+    """
+    tile = precision.block_size if precision.granularity == "tile" else 0
+    size = {"row": x.shape[-1], "tensor": x.numel(), "tile": tile**2}.get(
+        precision.granularity, precision.block_size
+    )
+    constants = _constants(precision.element, precision.scale)
+    return _launch(x, constants, size, tile, noise, rounding, hadamard, signs)
+
+
+def round_elements(
+    x: Tensor,
+    element: ElementFormat,
+    noise: Tensor | int | None = None,
+    rounding: str = "nearest_even",
+) -> Tensor:
+    """`experiments.quant.block.round_elements`, bit for bit; arguments as for `quantize`."""
+    return _launch(x, _constants(element, None), x.numel(), 0, noise, rounding, 0, None)
+
+
+def _launch(
+    x: Tensor,
+    constants: tuple[Rule, Grid, Grid],
+    size: int,
+    tile: int,
+    noise: Tensor | int | None,
+    rounding: str,
+    hadamard: int,
+    signs: Tensor | None,
+) -> Tensor:
+    """Every `size` values share a scale, those of a tile if `tile` is not 0."""
+    from experiments.quant.kernels import triton_quantize as kernels
+
+    out, n = torch.empty(x.shape, dtype=x.dtype, device=x.device), x.numel()
+    if n == 0:
+        return out
+    rule, grid, stored = constants
+    mode, draws, key = _mode(noise, rounding)
+    values, results = x.contiguous(), out
+    if x.dtype is torch.bfloat16:
+        values, results = values.view(torch.int16), results.view(torch.int16)
+    columns = x.shape[-1] if x.ndim else 1
+    signs = None if signs is None else signs.float().contiguous()
+    factor, stages = (hadamard**-0.5, hadamard.bit_length() - 1) if hadamard else (1.0, 0)
+
+    def largest(groups: int, size: int, tile: int) -> Tensor:
+        amaxes = torch.zeros(groups, dtype=torch.int32, device=x.device)
+        kernels.largest[(groups * -(-size // _VALUES),)](
+            *(values, amaxes, signs, groups, size, columns, factor),
+            *(tile, stages, _VALUES),
+            num_warps=_VALUES // _VALUES_PER_WARP,
+            enable_fp_fusion=False,
+        )
+        return amaxes
+
+    groups = n // size
+    programs, at_once, width, warps = _division(groups, size)
+    in_pieces = rule.name != "none" and size > width
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        tensor_amax = largest(1, n, 0) if rule.two_level else None
+        if in_pieces:
+            shared = groups == 1 and tensor_amax is not None
+            amaxes = tensor_amax if shared else largest(groups, size, tile)
+        else:
+            amaxes = None
+        kernels.quantize[(programs,)](
+            *(values, results, draws, _signed(key), _signed(key >> 32)),
+            *(amaxes, tensor_amax, signs, groups, size, columns, factor),
+            *(rule, grid, stored, mode, tile, stages, at_once, width, width.bit_length() - 1),
+            num_warps=warps,
+            enable_fp_fusion=False,
+        )
+    return out
+
+
+def _mode(noise: Tensor | int | None, rounding: str) -> tuple[str, Tensor | None, int]:
+    """The kernel's rounding, its draws and its key."""
+    if isinstance(noise, Tensor):
+        return "noise", noise.float().contiguous(), 0
+    if noise is not None:
+        return "key", None, mix(noise)
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding={rounding}: must be one of {', '.join(ROUNDINGS)}")
+    return rounding, None, 0
+
+
+def _signed(word: int) -> int:
+    """The lowest 32 bits as a signed number, so that Triton takes every one for an int32."""
+    return ((word + 2**31) & 0xFFFFFFFF) - 2**31
+
+
+def _division(groups: int, size: int) -> tuple[int, int, int, int]:
+    """Programs, the groups that one takes, the values it takes of each, and its warps."""
+    width = 1 << (size - 1).bit_length()
+    if width > _LARGEST_GROUP:
+        width = _VALUES
+    at_once = max(1, _VALUES // width)
+    programs = -(-groups // at_once) * -(-size // width)
+    return programs, at_once, width, at_once * width // _VALUES_PER_WARP
+
+
+@lru_cache(maxsize=256)
+def _constants(element: ElementFormat, scale: ScaleFormat | None) -> tuple[Rule, Grid, Grid]:
+    """Of the scales, the elements, and the block's scale where there are two levels."""
+    (reached, emax), stored, top = reach(element), E4M3, 1.0
+    if scale is None:
+        rule = Rule("none", False, True, reached, emax, top)
+        return rule, Grid.of(element), Grid.of(stored)
+    if scale.two_level:
+        reached, stored, top = _two_level_parts(element, scale)
+    exact_inverse = scale.power_of_two and scale is not ScaleFormat.E8M0_4_3
+    rule = Rule(scale.value, scale.two_level, exact_inverse, reached, emax, top)
+    return rule, Grid.of(element), Grid.of(stored)
