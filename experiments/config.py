@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.data import DataConfig
-from experiments.model import ModelConfig
+from experiments.model import ModelConfig, block_linears
 from experiments.quant.formats import (
     ElementFormat,
     FloatFormat,
@@ -338,44 +338,63 @@ def _scalar_problems(config: TrainConfig) -> list[str]:
 
 
 def _fit_problems(config: TrainConfig) -> list[str]:
-    """Summed axes that a block or a rotation does not divide."""
-    model = config.model
-    slots = config.recipe.slots()
-    rows = config.batch_tokens
+    """What the recipe, the formats and the model cannot do together."""
+    model, recipe, run = config.model, config.recipe, config.precision.build()
+    rows = {"batch_size x data.seq_len": config.batch_tokens}
+    features = {"model.hidden": model.hidden, "model.ffn": model.ffn}
     axes = {
-        "output": {"model.hidden": model.hidden, "model.ffn": model.ffn},
+        "output": features,
         "grad_input": {"model.hidden": model.hidden, "2 x model.ffn": 2 * model.ffn},
-        "grad_weight": {"batch_size x data.seq_len": rows},
+        "grad_weight": rows,
     }
-    labels = {
-        "output": ("P1", "P2"),
-        "grad_input": ("P3", "P4"),
-        "grad_weight": ("P5", "P6"),
-    }
-    found = []
-    precision = config.precision
-    if precision.granularity == "tile":
-        every = {"model.hidden": model.hidden, "model.ffn": model.ffn}
-        for axis, size in {**every, "batch_size x data.seq_len": rows}.items():
-            if size % precision.block_size:
-                found.append(
-                    f"precision.block_size={precision.block_size}: must divide {axis}={size} "
-                    "for granularity=tile"
-                )
-    for name, gemm in config.recipe.gemms().items():
-        if all(slots[label] is None for label in labels[name]):
-            continue
+    found = _keep_problems(config) + recipe.format_problems(run)
+    precisions = recipe.precisions(run)
+    for label, key, operand in recipe.rounded():
+        name, precision = key.split(".")[1], precisions[label]
+        own = f"{key}.precision={operand.precision}: its block size {precision.block_size} "
+        start = own if operand.precision else f"precision.block_size={precision.block_size}: "
+        if precision.granularity == "tile":
+            for axis, size in {**features, **rows}.items():
+                if size % precision.block_size:
+                    found.append(f"{start}must divide {axis}={size} for granularity=tile")
+        elif precision.granularity == "block":
+            for axis, size in axes[name].items():
+                if size % precision.block_size:
+                    found.append(
+                        f"{start}must divide {axis}={size}, over which the {name} product sums"
+                    )
+    rotated = {key.split(".")[1] for key in recipe.keys().values()}
+    for name, gemm in recipe.gemms().items():
         for axis, size in axes[name].items():
-            if precision.granularity == "block" and size % precision.block_size:
-                found.append(
-                    f"precision.block_size={precision.block_size}: must divide "
-                    f"{axis}={size}, over which the {name} product sums"
-                )
-            if gemm.hadamard and size % gemm.hadamard:
+            if name in rotated and gemm.hadamard and size % gemm.hadamard:
                 found.append(
                     f"recipe.{name}.hadamard={gemm.hadamard}: must divide {axis}={size}, "
                     f"over which the {name} product sums"
                 )
+    block = recipe.grad_input.row_hadamard
+    if block and config.batch_tokens % block:
+        found.append(
+            f"recipe.grad_input.row_hadamard={block}: must divide "
+            f"batch_size x data.seq_len={config.batch_tokens}"
+        )
+    return list(dict.fromkeys(found))
+
+
+def _keep_problems(config: TrainConfig) -> list[str]:
+    """Layers that the recipe keeps and the model has not, or nothing left to quantize."""
+    recipe, blocks = config.recipe, config.model.layers
+    layers = list(block_linears(config.model))
+    found = [
+        f"recipe.keep={part}: no such layer; there are blocks.0 to blocks.{blocks - 1} and in each "
+        + ", ".join(name.removeprefix("blocks.0.") for name in layers if ".0." in name)
+        for part in recipe.keep
+        if not any(f".{part}." in f".{layer}." for layer in layers)
+    ]
+    if not found and all(recipe.keeps(layer, blocks) for layer in layers):
+        found.append(
+            f"recipe.keep={','.join(recipe.keep)}: with keep_first={recipe.keep_first} and "
+            f"keep_last={recipe.keep_last} of model.layers={blocks} no layer is left to quantize"
+        )
     return found
 
 

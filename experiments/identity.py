@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,12 @@ NUMERICS_VERSION = 1
 def science(config: TrainConfig) -> dict[str, Any]:
     """What a run's result depends on, and nothing else: no paths, names, resources or logging.
 
-    The precision of a run that quantizes nothing is left out, so that a sweep over formats has
-    one baseline and not one a format.
+    The precision is left out of a run that quantizes nothing to it, so that a sweep over formats
+    has one baseline and not one a format.
     """
     model = asdict(config.model)
     data = asdict(config.data)
-    recipe = asdict(config.recipe)
-    for labelled in (model, recipe):
-        del labelled["name"]
+    del model["name"]
     for key in ("name", "path", "max_epochs"):  # where it lies, and what is allowed
         del data[key]
     identity = {
@@ -41,13 +39,31 @@ def science(config: TrainConfig) -> dict[str, Any]:
         "numerics_version": NUMERICS_VERSION,
     }
     if config.recipe.quantized:
+        identity["recipe"] = _recipe(config.recipe)
+    if config.recipe.uses_run_precision:
         precision = asdict(config.precision)
         if config.precision.granularity in ("row", "tensor"):
             del precision["block_size"]
         if config.precision.kind == "float":  # the key is younger than the addresses
             del precision["kind"]
-        identity |= {"recipe": recipe, "precision": precision}
+        identity["precision"] = precision
     return identity
+
+
+_FIRST_RECIPE_KEYS = (
+    "output grad_input grad_weight input weight grad_output rounding hadamard signs".split()
+)
+
+
+def _recipe(part: Any) -> dict[str, Any]:
+    """A recipe or a part of it; keys younger than the addresses only off their default."""
+    named = {}
+    for f in fields(part):
+        value = getattr(part, f.name)
+        default = f.default_factory() if callable(f.default_factory) else f.default
+        if f.name in _FIRST_RECIPE_KEYS or (f.name != "name" and value != default):
+            named[f.name] = _recipe(value) if is_dataclass(value) else value
+    return named
 
 
 def run_id(config: TrainConfig) -> str:
@@ -55,7 +71,7 @@ def run_id(config: TrainConfig) -> str:
     canonical = json.dumps(science(config), sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(canonical.encode()).hexdigest()[:12]
     parts = [config.recipe.name]
-    if config.recipe.quantized:
+    if config.recipe.uses_run_precision:
         parts.append(config.precision.label)
     parts += [config.model.name, _short(config.steps * config.batch_tokens), f"s{config.seed}"]
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts))

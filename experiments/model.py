@@ -47,6 +47,26 @@ class ModelConfig:
         return found
 
 
+def block_linears(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """The layers that a recipe quantizes or keeps: in_features and out_features by name.
+
+    >>> block_linears(ladder("b"))["blocks.1.mlp.down"]
+    (192, 64)
+    """
+    hidden, ffn = config.hidden, config.ffn
+    parts = {
+        "attention.qkv": (hidden, 3 * hidden),
+        "attention.out": (hidden, hidden),
+        "mlp.gate_up": (hidden, 2 * ffn),
+        "mlp.down": (ffn, hidden),
+    }
+    return {
+        f"blocks.{number}.{part}": shape
+        for number in range(config.layers)
+        for part, shape in parts.items()
+    }
+
+
 LADDER_HIDDEN = (32, 64, 96, 128, 192, 256, 384, 512)
 LADDER_LAYERS = (2, 2, 3, 4, 5, 6, 6, 8)
 
@@ -143,7 +163,7 @@ class Transformer(nn.Module):
 
     Args:
         config: Architecture.
-        recipe: Which operands of the block matrices are quantized.
+        recipe: Which operands of which block matrices are quantized.
         precision: To what.
         seed: Of the stochastic rounding and the random signs (not of the weights: those come
             from `initialize`).
@@ -161,6 +181,9 @@ class Transformer(nn.Module):
         make_linear = LinearFactory(recipe, precision, self.clock)
         self.embedding = nn.Embedding(config.vocab_size, config.hidden)
         self.blocks = nn.ModuleList(Block(config, make_linear) for _ in range(config.layers))
+        for name, layer in self.named_modules():
+            if isinstance(layer, QuantLinear) and recipe.keeps(name, config.layers):
+                layer.kept = True
         self.norm = nn.RMSNorm(config.hidden, eps=1e-6)
         self.head = nn.Linear(config.hidden, config.vocab_size, bias=False)
         if config.tied:

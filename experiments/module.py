@@ -42,6 +42,7 @@ class LanguageModel(L.LightningModule):
         """The mean loss of one batch."""
         # Each process of a run has noise of its own; where there is one, this is the step.
         self.model.clock.counter = self.global_step + _RANK_COUNTERS * self.global_rank
+        self.model.clock.quantizing = quantizes(self.global_step, self.config)
         return self.loss(batch)
 
     def on_validation_epoch_start(self) -> None:
@@ -51,6 +52,7 @@ class LanguageModel(L.LightningModule):
     def validation_step(self, batch: Tensor, batch_index: int) -> None:
         """Add one batch to the sum; every token weighs the same, whatever its batch's size."""
         self.model.clock.counter = _VALIDATION_COUNTER + batch_index
+        self.model.clock.quantizing = quantizes(self.global_step, self.config)
         self._validation_sum += self.loss(batch, reduction="sum").double().item()
         self._validation_tokens += batch.shape[0] * (batch.shape[1] - 1)
 
@@ -76,6 +78,15 @@ class LanguageModel(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+
+def quantizes(step: int, config: TrainConfig) -> bool:
+    """Whether `step` is quantized: not among the last that the recipe has in high precision.
+
+    Step `config.steps` is the validation after training.
+    """
+    share = config.recipe.high_precision_share
+    return share == 0 or step < round((1 - share) * config.steps)
 
 
 def lr_factor(step: int, steps: int, optim: OptimConfig) -> float:

@@ -6,7 +6,7 @@ import hashlib
 import math
 import platform
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -16,11 +16,10 @@ import torch
 
 from experiments.accounting import count_parameters, flops_per_token
 from experiments.config import TrainConfig
-from experiments.identity import NUMERICS_VERSION
 from experiments.data import TokenData
-from experiments.model import Transformer
+from experiments.identity import NUMERICS_VERSION
+from experiments.model import block_linears
 from experiments.quant.block import backend
-from experiments.quant.linear import QuantLinear
 from fitting.results import RunRecord
 
 _RECORDED_VERSIONS = ("torch", "lightning", "ray", "wandb", "numpy", "hydra-core")
@@ -59,10 +58,10 @@ def make_record(
         weights_sha256: Of the trained weights; "" where there are none.
         started: Of the last attempt.
     """
-    model, quantized = config.model, config.recipe.quantized
+    model = config.model
     count = count_parameters(model)
     tokens = steps * config.batch_tokens
-    (exponent, mantissa), sharing, bits_with_scales = _format_of(config)
+    formats = _format_of(config)
     bytes_per_token = data.bytes_per_token
     return RunRecord(
         run_id=run_id,
@@ -70,19 +69,19 @@ def make_record(
         status=status,
         model=model.name,
         recipe=config.recipe.name,
-        exponent=exponent,
-        mantissa=mantissa,
-        bits=1 + exponent + mantissa,
-        bits_with_scales=bits_with_scales,
-        block_size=sharing,
-        granularity=config.precision.granularity if quantized else "none",
-        scale=config.precision.scale if quantized else "none",
-        operands=" ".join(quantized),
+        exponent=formats.exponent,
+        mantissa=formats.mantissa,
+        bits=1 + formats.exponent + formats.mantissa,
+        bits_with_scales=formats.bits_with_scales,
+        block_size=formats.sharing,
+        granularity=formats.granularity,
+        scale=formats.scale,
+        operands=" ".join(config.recipe.quantized),
         params=count.block,
         params_head=count.head,
         params_embedding=count.embedding,
         params_total=count.total,
-        params_quantized=count.block if quantized else 0,
+        params_quantized=formats.params,
         tokens=tokens,
         unique_tokens=data.unique_tokens(steps, config.batch_size),
         flops=tokens * flops_per_token(model, config.data.seq_len),
@@ -94,9 +93,7 @@ def make_record(
         tokens_per_second=tokens / wall_seconds if wall_seconds else 0.0,
         attempts=attempts,
         corpus=data.label,
-        quantize_backend=backend(config.precision.build(), config.resources.device)
-        if quantized
-        else "none",
+        quantize_backend=formats.backend,
         numerics_version=NUMERICS_VERSION,
         reason=reason,
         metrics_sha256=hashlib.sha256(metrics.read_bytes()).hexdigest()
@@ -108,36 +105,69 @@ def make_record(
     )
 
 
-def _format_of(config: TrainConfig) -> tuple[tuple[int, int], float, float]:
-    """(exponent, mantissa) bits, elements that share a scale, and bits with scales.
+@dataclass(frozen=True)
+class _Formats:
+    """What the record says about the quantized operands."""
 
-    Where the granularity is a row or the whole tensor the count differs between operands; the
-    geometric mean is taken, for the laws take its logarithm.
+    exponent: int
+    mantissa: int
+    sharing: float
+    """Elements that share a scale."""
+    bits_with_scales: float
+    granularity: str
+    scale: str
+    params: int
+    """In quantized layers."""
+    backend: str
+
+
+def _format_of(config: TrainConfig) -> _Formats:
+    """The formats of a run in one row.
+
+    Element, granularity and scale are those of the first quantized operand, P1 before P2 and so
+    on, where the recipe gives operands formats of their own; bits with scales is the mean over all
+    elements of all operands.  How many share a scale differs between operands where that is a row
+    or a whole tensor; the geometric mean is taken, for the laws take its logarithm.
     """
-    if not config.recipe.quantized:
-        bits = (8, 7) if config.compute_dtype == "bfloat16" else (8, 23)
-        return bits, 1.0, float(1 + sum(bits))
-    precision = config.precision.build()
-    with torch.device("meta"):  # only the shapes are wanted
-        model = Transformer(config.model, config.recipe, precision)
+    recipe = config.recipe
+    if not recipe.quantized:
+        exponent, mantissa = (8, 7) if config.compute_dtype == "bfloat16" else (8, 23)
+        bits = float(1 + exponent + mantissa)
+        return _Formats(exponent, mantissa, 1.0, bits, "none", "none", 0, "none")
+    precisions = recipe.precisions(config.precision.build())
+    layers = {
+        name: shape
+        for name, shape in block_linears(config.model).items()
+        if not recipe.keeps(name, config.model.layers)
+    }
     rows = config.batch_tokens
-    shapes = []
-    for layer in model.modules():
-        if isinstance(layer, QuantLinear):
-            into, out = layer.in_features, layer.out_features
-            shape_of = {
-                "P1": (rows, into),
-                "P2": (out, into),
-                "P3": (rows, out),
-                "P4": (into, out),
-                "P5": (out, rows),
-                "P6": (into, rows),
-            }
-            shapes += [shape_of[label] for label in config.recipe.quantized]
-    elements = sum(r * c for r, c in shapes)
-    mean_log2 = sum(math.log2(precision.sharing(r, c)) for r, c in shapes) / len(shapes)
-    bits_with_scales = sum(r * c * precision.bits_per_element(r, c) for r, c in shapes) / elements
-    return (config.precision.exponent, config.precision.mantissa), 2.0**mean_log2, bits_with_scales
+    operands = []
+    for into, out in layers.values():
+        shape_of = {
+            "P1": (rows, into),
+            "P2": (out, into),
+            "P3": (rows, out),
+            "P4": (into, out),
+            "P5": (out, rows),
+            "P6": (into, rows),
+        }
+        operands += [(precisions[label], *shape_of[label]) for label in recipe.quantized]
+    elements = sum(r * c for _, r, c in operands)
+    mean_log2 = sum(math.log2(p.sharing(r, c)) for p, r, c in operands) / len(operands)
+    first = precisions[recipe.quantized[0]]
+    backends = {backend(p, config.resources.device) for p in precisions.values()}
+    if any(operand.rounding == "ms_eden" for _, _, operand in recipe.rounded()):
+        backends.add("torch")
+    return _Formats(
+        first.element.exponent,
+        first.element.mantissa,
+        2.0**mean_log2,
+        sum(r * c * p.bits_per_element(r, c) for p, r, c in operands) / elements,
+        first.granularity,
+        first.scale.value,
+        sum(into * out for into, out in layers.values()),
+        "+".join(sorted(backends)),
+    )
 
 
 def provenance(config: TrainConfig, started: datetime) -> dict[str, Any]:

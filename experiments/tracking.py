@@ -63,7 +63,7 @@ _current: Mirror | None = None
 def tags(config: TrainConfig) -> list[str]:
     """What one filters runs by: recipe, format, model."""
     found = [config.recipe.name, config.model.name]
-    if config.recipe.quantized:
+    if config.recipe.uses_run_precision:
         found += [f"E{config.precision.exponent}M{config.precision.mantissa}"]
         found += [config.precision.granularity]
     return found

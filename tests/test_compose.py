@@ -1,6 +1,7 @@
 """Composing once and setting values gives what Hydra gives for each run, only sooner."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,13 +33,14 @@ OVERRIDES = [
 
 
 @pytest.fixture
-def hydra(tmp_path: Path) -> Hydra:
+def hydra(tmp_path: Path) -> Iterator[Hydra]:
     """Hydra as it is when a launcher is called."""
     setup_globals()
     GlobalHydra.instance().clear()
     Plugins.instance()
     search = create_config_search_path(str(conf_dir()))
-    return Hydra.create_main_hydra2("train", search)
+    yield Hydra.create_main_hydra2("train", search)
+    GlobalHydra.instance().clear()
 
 
 def slowly(hydra: Hydra, master: object, overrides: list[str]) -> TrainConfig:

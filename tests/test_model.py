@@ -6,7 +6,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.accounting import count_parameters, flops_per_token
-from experiments.model import ModelConfig, Transformer, apply_rope, ladder, rope_tables
+from experiments.model import (
+    ModelConfig,
+    Transformer,
+    apply_rope,
+    block_linears,
+    ladder,
+    rope_tables,
+)
 from experiments.quant.formats import FloatFormat, Precision
 from experiments.quant.linear import QuantLinear
 from experiments.quant.recipe import OperandConfig, OutputConfig, RecipeConfig
@@ -114,3 +121,29 @@ def test_high_precision_stays_where_it_belongs() -> None:
 def test_model_problems_name_key_and_value() -> None:
     assert ModelConfig(layers=0).problems() == ["model.layers=0: must be 1 or more"]
     assert "model.heads=3: hidden=64" in ModelConfig(heads=3).problems()[0]
+
+
+def test_the_layers_of_a_recipe_are_the_models() -> None:
+    config = ladder("c")
+    made = {
+        name: (m.in_features, m.out_features)
+        for name, m in model(config).named_modules()
+        if isinstance(m, QuantLinear)
+    }
+    assert made == block_linears(config)
+
+
+def test_kept_layers_are_unquantized_and_the_others_draw_the_same_noise() -> None:
+    """Layers keep their number, so keeping one changes no other's noise."""
+    six = RecipeConfig("w", OutputConfig(OperandConfig("stochastic"), OperandConfig()))
+    every = model(ladder("c"), six)
+    six.keep_first, six.keep = 1, ["blocks.2", "mlp.down"]
+    some = model(ladder("c"), six)
+    kept = {n for n, m in some.named_modules() if isinstance(m, QuantLinear) and m.kept}
+    parts = ("attention.qkv", "attention.out", "mlp.gate_up", "mlp.down")
+    assert kept == {f"blocks.{b}.{p}" for b in (0, 2) for p in parts} | {"blocks.1.mlp.down"}
+    x = torch.randn(1, 8, 96, generator=torch.Generator().manual_seed(0))
+    a, b = every.blocks[1].attention.qkv, some.blocks[1].attention.qkv
+    assert torch.equal(a(x), b(x))
+    first = some.blocks[0].attention.qkv
+    assert torch.equal(first(x), torch.nn.functional.linear(x, first.weight))

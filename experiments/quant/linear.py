@@ -3,6 +3,9 @@
 The only place where a matrix product is quantized.  Every operand is first laid out with the
 GEMM's summed axis last, then rotated if the recipe says so, then quantized along that axis, then
 cast to the compute dtype and multiplied.  Operands that the recipe leaves out go in as they are.
+
+A backward operand may be what the forward product multiplied.  Where that was rotated, so is the
+gradient that comes out, which is then rotated back (Quartet 2505.14669, Algorithm 1).
 """
 
 from __future__ import annotations
@@ -15,12 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.quant.block import quantize
+from experiments.quant.eden import ms_eden
 from experiments.quant.formats import Precision
-from experiments.quant.hadamard import rotate
+from experiments.quant.gradient import rounding_gradient
+from experiments.quant.hadamard import rotate, unrotate
 from experiments.quant.kernels.noise import mix, uniform
 from experiments.quant.recipe import GemmConfig, OperandConfig, RecipeConfig
+from experiments.quant.rounding import few_bits
 
 _SIGNS_STREAM = {"output": 7, "grad_input": 8, "grad_weight": 9}  # 1..6 are the operands
+_SHARED = -1
+"""Stands for the counter and the layer of signs that do not depend on either."""
 
 
 @dataclass
@@ -33,6 +41,8 @@ class NoiseClock:
 
     seed: int
     counter: int = 0
+    quantizing: bool = True
+    """False: this pass is in high precision, whatever the recipe."""
 
     def key(self, counter: int, layer: int, stream: int) -> int:
         """Of one tensor's draws (`experiments.quant.kernels.noise`)."""
@@ -50,7 +60,7 @@ class QuantLinear(nn.Linear):
         out_features: Size of the last axis of the output.
         recipe: Which operands, which rounding, which rotation.  None quantized: `nn.Linear`,
             bit for bit.
-        precision: To what they are quantized.
+        precision: To what they are quantized that the recipe gives no format of their own.
         clock: Where noise and random signs come from.
         layer: Number of this layer in the model, part of the noise's address.
         bias: Whether to add a (never quantized) bias.
@@ -68,13 +78,15 @@ class QuantLinear(nn.Linear):
     ) -> None:
         super().__init__(in_features, out_features, bias=bias)
         self.recipe = recipe
-        self.precision = precision
+        self.precisions = recipe.precisions(precision)
         self.clock = clock
         self.layer = layer
+        self.kept = not recipe.quantized
+        """Whether this layer stays in high precision; the model keeps those its recipe names."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
-        if not self.recipe.quantized:
+        if self.kept or not self.clock.quantizing:
             return F.linear(input, self.weight, self.bias)
         output: Tensor = _QuantizedGemms.apply(input, self.weight, self)  # type: ignore[no-untyped-call]
         return output if self.bias is None else output + self.bias
@@ -94,38 +106,85 @@ class QuantLinear(nn.Linear):
             right: The same for the other operand, [columns, K].
             counter: The clock's count when the layer ran forward.
         """
-        gemm: GemmConfig = self.recipe.gemms()[gemm_name]
         if left[1] is None and right[1] is None:
             return left[2], right[2]
-        signs = None
-        if gemm.hadamard and gemm.signs == "random":
-            stream = _SIGNS_STREAM[gemm_name]
-            key = self.clock.key(counter, self.layer, stream)
-            draws = uniform(key, left[2].shape[-1:], left[2].device)
-            signs = torch.where(draws < 0.5, -1.0, 1.0)
-
+        gemm: GemmConfig = self.recipe.gemms()[gemm_name]
+        signs = self.signs(gemm_name, left[2], counter)
         prepared = []
         for label, operand, values in (left, right):
             values = values.float()
-            if operand is None:
+            if operand is None or operand.rounding == "none":
                 values = rotate(values, gemm.hadamard, signs) if gemm.hadamard else values
-            elif operand.rounding == "stochastic":
-                key = self.clock.key(counter, self.layer, int(label[1]))
-                values = quantize(values, self.precision, key, hadamard=gemm.hadamard, signs=signs)
             else:
-                values = quantize(
-                    values,
-                    self.precision,
-                    rounding=operand.rounding,
-                    hadamard=gemm.hadamard,
-                    signs=signs,
-                )
+                key = self.clock.key(counter, self.layer, int(label[1]))
+                values = self._rounded(label, operand, values, key, gemm.hadamard, signs)
             prepared.append(values)
         return prepared[0], prepared[1]
 
+    def _rounded(
+        self,
+        label: str,
+        operand: OperandConfig,
+        values: Tensor,
+        key: int,
+        hadamard: int,
+        signs: Tensor | None,
+    ) -> Tensor:
+        precision, rounding = self.precisions[label], operand.rounding
+        if rounding == "ms_eden":
+            return ms_eden(rotate(values, hadamard, signs) if hadamard else values, key)
+        if operand.random_bits is not None:
+            noise = few_bits(uniform(key, values.shape, values.device), operand.random_bits)
+            return quantize(values, precision, noise, hadamard=hadamard, signs=signs)
+        if rounding == "stochastic":
+            return quantize(values, precision, key, hadamard=hadamard, signs=signs)
+        return quantize(values, precision, rounding=rounding, hadamard=hadamard, signs=signs)
+
+    def signs(self, gemm_name: str, operand: Tensor, counter: int) -> Tensor | None:
+        """Of the rotation of a GEMM's operands, [K], K the last axis of `operand`; None: all +1."""
+        gemm = self.recipe.gemms()[gemm_name]
+        if not gemm.hadamard or gemm.signs == "fixed":
+            return None
+        stream, size = _SIGNS_STREAM[gemm_name], operand.shape[-1]
+        if gemm.signs == "shared":
+            draws = uniform(self.clock.key(_SHARED, _SHARED, stream), (gemm.hadamard,))
+            draws = draws.repeat(size // gemm.hadamard).to(operand.device)
+        else:
+            draws = uniform(self.clock.key(counter, self.layer, stream), (size,), operand.device)
+        return torch.where(draws < 0.5, -1.0, 1.0)
+
+    def through_rounding(
+        self, gradient: Tensor, label: str, values: Tensor | None, counter: int, rotated: bool
+    ) -> Tensor:
+        """From the gradient of what the forward product multiplied to that of the tensor itself.
+
+        Args:
+            gradient: [rows, in_features].
+            label: P1 or P2.
+            values: The tensor, of the same shape; None where its rounding passes all straight
+                through.
+            counter: The clock's count when the layer ran forward.
+            rotated: Whether the gradient is of the rotated values.
+        """
+        gemm, operand = self.recipe.output, self.recipe.slots()[label]
+        signs = self.signs("output", gradient, counter)
+        if operand is not None and operand.gradient != "straight_through":
+            assert values is not None
+            values = values.float()
+            if gemm.hadamard:
+                values = rotate(values, gemm.hadamard, signs)
+                if not rotated:
+                    gradient = rotate(gradient.float(), gemm.hadamard, signs)
+                    rotated = True
+            factor = rounding_gradient(values, self.precisions[label], operand.gradient)
+            gradient = gradient.mul_(factor)
+        if rotated and gemm.hadamard:
+            gradient = unrotate(gradient.float(), gemm.hadamard, signs)
+        return gradient
+
 
 class _QuantizedGemms(torch.autograd.Function):
-    """The three GEMMs of a linear layer; gradients pass the rounding straight through."""
+    """The three GEMMs of a linear layer and the gradients' way through the rounding."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, layer: QuantLinear) -> Tensor:
@@ -135,45 +194,74 @@ class _QuantizedGemms(torch.autograd.Function):
             if torch.is_autocast_enabled(device)
             else torch.promote_types(input.dtype, weight.dtype)
         )
-        ctx.save_for_backward(input, weight)
         ctx.layer, ctx.counter, ctx.compute_dtype = layer, layer.clock.counter, compute_dtype
-        gemm = layer.recipe.output
+        recipe = layer.recipe
         # [rows, in] @ [out, in]^T -> [rows, out]
         left, right = layer.operands(
             "output",
-            ("P1", gemm.input, input.flatten(0, -2)),
-            ("P2", gemm.weight, weight),
+            ("P1", recipe.output.input, input.flatten(0, -2)),
+            ("P2", recipe.output.weight, weight),
             ctx.counter,
+        )
+        ctx.shape, ctx.dtype = input.shape, input.dtype
+        input_is_needed = not _of_forward(recipe.grad_weight.input) or _estimates(
+            recipe.output.input
+        )
+        ctx.save_for_backward(
+            input.flatten(0, -2) if input_is_needed else None,
+            weight,
+            left if _of_forward(recipe.grad_weight.input) else None,
+            right if _of_forward(recipe.grad_input.weight) else None,
         )
         output = left.to(compute_dtype) @ right.to(compute_dtype).t()
         return output.view(*input.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        input, weight = ctx.saved_tensors
+        rows, weight, forward_rows, forward_weight = ctx.saved_tensors
         layer: QuantLinear = ctx.layer
         grad_output = grad_outputs[0].flatten(0, -2)
         grad_input = grad_weight = None
         if ctx.needs_input_grad[0]:
             into_input = layer.recipe.grad_input
+            reused = forward_weight is not None
+            right = forward_weight if reused else weight
             # [rows, out] @ [in, out]^T -> [rows, in]
             left, right = layer.operands(
                 "grad_input",
-                ("P3", into_input.grad_output, grad_output),
-                ("P4", into_input.weight, weight.t()),
+                ("P3", into_input.grad_output, _rotate_rows(grad_output, into_input.row_hadamard)),
+                ("P4", into_input.weight, right.t()),
                 ctx.counter,
             )
             grad_input = left.to(ctx.compute_dtype) @ right.to(ctx.compute_dtype).t()
-            grad_input = grad_input.reshape(input.shape).to(input.dtype)
+            grad_input = _rotate_rows(grad_input, into_input.row_hadamard)
+            grad_input = layer.through_rounding(grad_input, "P1", rows, ctx.counter, reused)
+            grad_input = grad_input.reshape(ctx.shape).to(ctx.dtype)
         if ctx.needs_input_grad[1]:
             into_weight = layer.recipe.grad_weight
+            reused = forward_rows is not None
+            right = forward_rows if reused else rows
             # [out, rows] @ [in, rows]^T -> [out, in]
             left, right = layer.operands(
                 "grad_weight",
                 ("P5", into_weight.grad_output, grad_output.t()),
-                ("P6", into_weight.input, input.flatten(0, -2).t()),
+                ("P6", into_weight.input, right.t()),
                 ctx.counter,
             )
             grad_weight = left.to(ctx.compute_dtype) @ right.to(ctx.compute_dtype).t()
+            grad_weight = layer.through_rounding(grad_weight, "P2", weight, ctx.counter, reused)
             grad_weight = grad_weight.to(weight.dtype)
         return grad_input, grad_weight, None
+
+
+def _of_forward(operand: OperandConfig | None) -> bool:
+    return operand is not None and operand.forward
+
+
+def _estimates(operand: OperandConfig | None) -> bool:
+    return operand is not None and operand.gradient != "straight_through"
+
+
+def _rotate_rows(x: Tensor, size: int) -> Tensor:
+    """[rows, columns] rotated along the rows; twice is not at all."""
+    return rotate(x.float().t().contiguous(), size).t() if size else x

@@ -7,22 +7,55 @@ P1..P6 are those of Sun et al. (2501.02423, section 3):
     grad_input   dX = dY W      P3 grad_output   P4 weight     summed over out_features
     grad_weight  dW = dY^T X    P5 grad_output   P6 input      summed over rows (batch x sequence)
 
-To what an operand is quantized is the `Precision`'s business, so that a sweep is a product.
+To what an operand is quantized is the run's `Precision`, so that a sweep is a product, unless the
+recipe names a format of the operand's own.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from experiments.quant.formats import PRECISIONS, FormatError, Precision, ScaleFormat
+
 ROUNDINGS = ("nearest_even", "nearest_away", "toward_zero", "up", "down", "stochastic")
-SIGNS = ("fixed", "random")
+SIGNS = ("fixed", "random", "shared")
+GRADIENTS = ("straight_through", "masked", "dge_<k>")
+_ROUNDING_CHOICES = (*ROUNDINGS, "stochastic_<bits>", "ms_eden", "none")
+_FORWARD_OF = {"P4": "P2", "P6": "P1"}
+_SLOTS = {
+    "P1": ("output", "input"),
+    "P2": ("output", "weight"),
+    "P3": ("grad_input", "grad_output"),
+    "P4": ("grad_input", "weight"),
+    "P5": ("grad_weight", "grad_output"),
+    "P6": ("grad_weight", "input"),
+}
 
 
 @dataclass
 class OperandConfig:
-    """One quantized operand; the roundings are those of `experiments.quant.rounding`."""
+    """One quantized operand."""
 
     rounding: str = "nearest_even"
+    """One of `experiments.quant.rounding`; stochastic; stochastic_<bits>, with so many random bits
+    a value; ms_eden (`experiments.quant.eden`); none, for what the forward product rounded."""
+    precision: str = ""
+    """A name that `Precision.parse` reads; "" is the run's."""
+    forward: bool = False
+    """Of grad_input.weight and grad_weight.input: take what the forward product multiplied, as it
+    was rotated there, instead of the high-precision tensor."""
+    gradient: str = "straight_through"
+    """Of output.input and output.weight: what passes the rounding back.  straight_through: all;
+    masked: nothing where the value was clipped; dge_<k>: a smooth staircase's derivative
+    (`experiments.quant.gradient`)."""
+
+    @property
+    def random_bits(self) -> int | None:
+        """Of stochastic_<bits>; None for any other rounding."""
+        match = re.fullmatch(r"stochastic_(\d+)", self.rounding)
+        return int(match[1]) if match else None
 
 
 @dataclass
@@ -34,7 +67,8 @@ class OutputConfig:
     hadamard: int = 0
     """Block length of a rotation of both operands along the summed axis; 0 for none."""
     signs: str = "fixed"
-    """fixed (all +1) or random (drawn anew at every use)."""
+    """fixed (all +1), random (drawn anew at every use) or shared (drawn once: one block's signs
+    for every use in every layer)."""
 
 
 @dataclass
@@ -45,6 +79,9 @@ class GradInputConfig:
     weight: OperandConfig | None = None
     hadamard: int = 0
     signs: str = "fixed"
+    row_hadamard: int = 0
+    """Block length of a rotation of grad_output along its rows (batch x sequence), undone on the
+    product: the "left" case of 2501.02625."""
 
 
 @dataclass
@@ -62,12 +99,20 @@ GemmConfig = OutputConfig | GradInputConfig | GradWeightConfig
 
 @dataclass
 class RecipeConfig:
-    """Where and how a linear layer is quantized."""
+    """Where and how a linear layer is quantized, and which layers are."""
 
     name: str = "none"
     output: OutputConfig = field(default_factory=OutputConfig)
     grad_input: GradInputConfig = field(default_factory=GradInputConfig)
     grad_weight: GradWeightConfig = field(default_factory=GradWeightConfig)
+    keep_first: int = 0
+    """Blocks at the input that stay in high precision."""
+    keep_last: int = 0
+    """Blocks at the output that stay in high precision."""
+    keep: list[str] = field(default_factory=list)
+    """Layers that do, by any run of the parts of their name: attention.qkv, mlp, blocks.3."""
+    high_precision_share: float = 0.0
+    """Last share of the training steps, and the validation after them, without quantization."""
 
     def slots(self) -> dict[str, OperandConfig | None]:
         """The six operands by their label in the literature."""
@@ -85,6 +130,37 @@ class RecipeConfig:
         """Labels of the quantized operands, e.g. ("P2", "P4", "P6")."""
         return tuple(label for label, operand in self.slots().items() if operand is not None)
 
+    def rounded(self) -> Iterator[tuple[str, str, OperandConfig]]:
+        """Label, key and slot of each operand that is rounded, not merely taken over rounded."""
+        slots = self.slots()
+        for label, key in self.keys().items():
+            operand = slots[label]
+            if operand is not None and operand.rounding != "none":
+                yield label, key, operand
+
+    def keys(self) -> dict[str, str]:
+        """The quantized operands' keys by label, e.g. {"P2": "recipe.output.weight"}."""
+        return {label: "recipe." + ".".join(_SLOTS[label]) for label in self.quantized}
+
+    @property
+    def uses_run_precision(self) -> bool:
+        """Whether the run's precision plays any part."""
+        return any(not operand.precision for _, _, operand in self.rounded())
+
+    def precisions(self, run: Precision) -> dict[str, Precision]:
+        """To what each quantized operand is, by label.
+
+        Raises:
+            FormatError: A name that no format has; `problems` says so first.
+        """
+        found = {
+            label: Precision.parse(operand.precision) if operand.precision else run
+            for label, _, operand in self.rounded()
+        }
+        for label in set(self.quantized) - set(found):
+            found[label] = found[_FORWARD_OF[label]]
+        return found
+
     def gemms(self) -> dict[str, GemmConfig]:
         """The three GEMMs by name."""
         return {
@@ -93,20 +169,98 @@ class RecipeConfig:
             "grad_weight": self.grad_weight,
         }
 
+    def keeps(self, layer: str, blocks: int) -> bool:
+        """Whether a layer stays in high precision.
+
+        Args:
+            layer: Its name, blocks.<number>.<part>.
+            blocks: Of the model.
+
+        >>> recipe = RecipeConfig(keep_last=1, keep=["mlp.down"])
+        >>> [recipe.keeps(f"blocks.{n}", 4) for n in ("1.mlp.up", "1.mlp.down", "3.mlp.up")]
+        [False, True, True]
+        """
+        number = int(layer.split(".")[1])
+        return (
+            number < self.keep_first
+            or number >= blocks - self.keep_last
+            or any(f".{part}." in f".{layer}." for part in self.keep)
+        )
+
     def problems(self) -> list[str]:
         """What is wrong with this recipe, each as "key=value: what would be right"."""
         found = []
         for gemm_name, gemm in self.gemms().items():
             key = f"recipe.{gemm_name}"
-            size = gemm.hadamard
-            if size < 0 or size & (size - 1):
-                found.append(f"{key}.hadamard={size}: must be 0 (none) or a power of two")
+            sizes = {"hadamard": gemm.hadamard}
+            if isinstance(gemm, GradInputConfig):
+                sizes["row_hadamard"] = gemm.row_hadamard
+            for name, size in sizes.items():
+                if size < 0 or size & (size - 1):
+                    found.append(f"{key}.{name}={size}: must be 0 (none) or a power of two")
             if gemm.signs not in SIGNS:
                 found.append(f"{key}.signs={gemm.signs}: must be one of {', '.join(SIGNS)}")
-            for slot, operand in vars(gemm).items():
-                if isinstance(operand, OperandConfig) and operand.rounding not in ROUNDINGS:
-                    found.append(
-                        f"{key}.{slot}.rounding={operand.rounding}: "
-                        f"must be one of {', '.join(ROUNDINGS)}"
-                    )
+            for label, operand in self.slots().items():
+                if operand is not None and _SLOTS[label][0] == gemm_name:
+                    found += self._operand_problems(label, operand)
+        for name in ("keep_first", "keep_last"):
+            if getattr(self, name) < 0:
+                found.append(f"recipe.{name}={getattr(self, name)}: must be 0 or more blocks")
+        share = self.high_precision_share
+        if not 0 <= share < 1:
+            found.append(f"recipe.high_precision_share={share}: must be from 0 to below 1")
+        return found
+
+    def _operand_problems(self, label: str, operand: OperandConfig) -> list[str]:
+        found = []
+
+        def refuse(key: str, right: str) -> None:
+            name = ".".join(("recipe", *_SLOTS[label], key))
+            found.append(f"{name}={str(getattr(operand, key)).lower()}: {right}")
+
+        bits = operand.random_bits
+        if operand.rounding not in (*ROUNDINGS, "ms_eden", "none") and bits is None:
+            refuse("rounding", f"must be one of {', '.join(_ROUNDING_CHOICES)}")
+        if bits is not None and not 1 <= bits <= 23:
+            refuse("rounding", "must have 1 to 23 random bits")
+        if operand.rounding == "none" and not operand.forward:
+            refuse("rounding", "is for forward=true; null leaves an operand in high precision")
+        if operand.precision:
+            if operand.rounding == "none":
+                refuse("precision", "must be empty with rounding=none, the forward product's holds")
+            try:
+                Precision.parse(operand.precision)
+            except FormatError as error:
+                refuse("precision", str(error))
+        if operand.forward:
+            if label not in _FORWARD_OF:
+                refuse("forward", "only grad_input.weight and grad_weight.input can be true")
+            elif self.slots()[_FORWARD_OF[label]] is None:
+                refuse("forward", f"needs {'.'.join(_SLOTS[_FORWARD_OF[label]])} to be quantized")
+        dge = re.fullmatch(r"dge_(\d+(?:\.\d+)?)", operand.gradient)
+        if operand.gradient not in GRADIENTS[:2] and not (dge and float(dge[1]) >= 1):
+            refuse("gradient", f"must be one of {', '.join(GRADIENTS)} with k of 1 or more")
+        elif operand.gradient != "straight_through" and label not in ("P1", "P2"):
+            refuse("gradient", "only output.input and output.weight have another")
+        return found
+
+    def format_problems(self, run: Precision) -> list[str]:
+        """Formats that cannot do what the recipe asks, each as "key=value: what would be right".
+
+        Args:
+            run: The run's precision.
+        """
+        found = []
+        precisions = self.precisions(run)
+        for label, key, operand in self.rounded():
+            precision = precisions[label]
+            if operand.rounding == "ms_eden" and precision != PRECISIONS["nvfp4"]:
+                found.append(f"{key}.rounding=ms_eden: needs precision nvfp4, not {precision}")
+            if operand.gradient != "straight_through" and (
+                precision.scale is ScaleFormat.E4M3_4_6 or precision.granularity == "tile"
+            ):
+                found.append(
+                    f"{key}.gradient={operand.gradient}: needs one scale rule along the summed "
+                    f"axis, which {precision} has not"
+                )
         return found

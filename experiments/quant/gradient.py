@@ -1,0 +1,72 @@
+"""Gradient estimators: what a gradient is multiplied by on its way back through a rounding.
+
+Rounding is a staircase, whose derivative is zero almost everywhere.  Straight-through estimation
+replaces it by one.  The two here are the field's alternatives.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from experiments.quant.formats import ElementFormat, Precision
+from experiments.quant.rounding import ulp
+from experiments.quant.scale import block_scale
+
+_STEEPEST = 3.0
+"""At the middle of a step the derivative of the power staircase is infinite; cut there."""
+_REACH = 1 + 2.0**-20
+"""Beyond the largest element by less, a value was not clipped: its scale was rounded."""
+
+
+def rounding_gradient(x: Tensor, precision: Precision, estimator: str) -> Tensor:
+    """The factor of each value's gradient.
+
+    Args:
+        x: What was quantized, [..., K], float32.
+        precision: To what; granularity block, row or tensor, and one scale rule.
+        estimator: "masked": 1, or 0 for a value that was clipped, because it lies beyond its
+            scale times the largest element.  "dge_<k>": `staircase_slope` of the scaled value.
+
+    Returns:
+        The shape of `x`; boolean for masked, float32 for dge.
+
+    Source:
+        Masked: the trust mask of QuEST (2502.05003) and Quartet (2505.14669, Algorithm 1), which
+        drops a value of exactly scale * max, too.  DGE: 2501.17116, section 3.1.
+    """
+    size = {"block": precision.block_size, "row": x.shape[-1], "tensor": x.numel()}
+    blocks = x.reshape(-1, size[precision.granularity])
+    element = precision.element
+    scale = block_scale(blocks, element, precision.scale)
+    if estimator == "masked":
+        factor = blocks.abs() <= scale * (element.max * _REACH)
+        if element.lowest != -element.max:
+            factor |= (blocks < 0) & (blocks >= scale * (element.lowest * _REACH))
+    else:
+        factor = staircase_slope(blocks / scale, element, float(estimator.removeprefix("dge_")))
+    return factor.reshape(x.shape)
+
+
+def staircase_slope(x: Tensor, element: ElementFormat, k: float) -> Tensor:
+    """Slope of a smooth staircase through the grid of `element`.
+
+    Between neighbours l and l + d of the grid it is min(|2 (x - l) / d - 1|^(1/k - 1) / k, 3):
+    steep in the middle, where rounding jumps, flat at the numbers themselves; 0 beyond the largest.
+
+    Args:
+        x: Values in units of their scale, float32.
+        element: The grid.
+        k: 1 is straight-through; larger is nearer to the staircase (the paper: 5).
+
+    Source:
+        2501.17116, section 3.1, cut at 3 as there.
+
+    >>> from experiments.quant.formats import FloatFormat
+    >>> staircase_slope(torch.tensor([2.0, 2.25, 2.5, -2.75, 7.0]), FloatFormat(2, 1), 5.0)
+    tensor([0.2000, 0.3482, 3.0000, 0.3482, 0.0000])
+    """
+    steps = x.abs() / ulp(x, element)
+    from_middle = (2 * (steps - steps.floor()) - 1).abs()
+    slope = (from_middle.pow(1 / k - 1) / k).clamp(max=_STEEPEST)
+    return torch.where(x.abs() <= element.max * _REACH, slope, 0.0)

@@ -1,0 +1,75 @@
+"""Ten steps of every recipe, and the file of their losses that tests/test_recipes.py holds them to.
+
+A change that must not change numbers leaves golden_recipes.json alone.  One that must, or a new
+recipe, makes it anew, and says so in the CHANGELOG:
+
+    .venv/bin/python -m tests.golden_recipes
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.config import TrainConfig, from_hydra
+from experiments.module import LanguageModel
+from experiments.paths import conf_dir
+
+GOLDEN = Path(__file__).with_name("golden_recipes.json")
+RECIPES = sorted(path.stem for path in (conf_dir() / "recipe").glob("*.yaml"))
+STEPS = 10
+
+
+def machine() -> dict[str, str]:
+    """What decides in which order a GEMM adds, and so the last bits of every loss."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    model = next((line.split(": ")[1] for line in lines if line.startswith("model name")), "")
+    return {
+        "cpu": model or platform.processor(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+    }
+
+
+def configuration(recipe: str) -> TrainConfig:
+    """The recipe's file on the smallest model; E2M1 with blocks of 32 where it leaves that open."""
+    folder = conf_dir() / "recipe"
+    own = OmegaConf.load(folder / f"{recipe}.yaml")
+    assert isinstance(own, DictConfig)
+    own.pop("defaults", None)  # what it adds to none
+    values = OmegaConf.merge(OmegaConf.load(folder / "none.yaml"), own)
+    model = OmegaConf.load(conf_dir() / "model" / "ladder" / "a.yaml")
+    overrides = {"recipe": values, "data": {"seq_len": 64}, "batch_size": 4, "tokens": STEPS * 256}
+    return from_hydra(OmegaConf.create({**model, **overrides}))
+
+
+def losses(recipe: str, steps: int = STEPS) -> list[float]:
+    """Training losses of the first steps, in nats: AdamW on tokens that follow each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    config = configuration(recipe)
+    module = LanguageModel(config)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=4e-3)
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    for step in range(steps):
+        start = torch.randint(256, (4, 1), generator=generator)
+        stride = torch.randint(1, 4, (4, 65), generator=generator)
+        module.model.clock.counter = step
+        loss = module.loss((start + stride.cumsum(1)) % 256)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    torch.set_num_threads(threads)
+    return found
+
+
+if __name__ == "__main__":
+    table = {recipe: losses(recipe) for recipe in RECIPES}
+    GOLDEN.write_text(json.dumps({"machine": machine(), "losses": table}, indent=1) + "\n")
