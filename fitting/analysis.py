@@ -21,6 +21,7 @@ from fitting.efficiency import FASTER, quartet_table
 from fitting.fit import Fit, select_rows
 from fitting.granularity import equivalent_blocks
 from fitting.precision import (
+    COST,
     NEEDED,
     QUIET,
     cost_table,
@@ -35,12 +36,11 @@ from fitting.uncertainty import json_number, percentiles, samples, vague
 BITS = range(2, 17)
 """Total bits of the layouts reported: from sign + exponent to half precision."""
 CAPACITIES = {
-    "precision": kumar_table,
     "ptq": ptq_table,
     "qat": qat_table,
     "compressed": compressed_table,
 }
-"""What the laws say in which precision costs capacity, by law."""
+"""What the laws say in which precision costs capacity, or adds a penalty, by law."""
 NEAR_TIE = 1.25
 """A layout with at most this multiple of the best one's precision term is a near-tie."""
 
@@ -286,6 +286,7 @@ def derived(
     table: pd.DataFrame,
     every: pd.DataFrame | None = None,
     speedups: tuple[float, float] = (FASTER, FASTER),
+    k: float = COST,
 ) -> dict[str, Any]:
     """What follows from a fit, JSON-ready: the `derived` of fit.json.
 
@@ -295,16 +296,17 @@ def derived(
         table: The fitted table.
         every: The table that it was selected from; None for the same.
         speedups: Of the FP4 forward and backward pass over FP8, for `quartet`.
+        k: Of the cost C = k P N D of a run with P bits, for `floating_point` and `precision`.
 
     Returns:
         `identified` for every parameter (False where the fit or the draws doubt it).  For
         `floating_point` also `holds_for` (the `operands` and `recipe` of its quantized rows, None
         where the table does not say), `layouts` (`layout_table`), `critical_tokens`
         (`critical_table`), `cost_of_bits` (`bits_table`), `cost_of_precision` and
-        `optimal_precision` (`fitting.precision`), `equivalent_blocks` (`fitting.granularity`); for
-        `quartet` what `fitting.efficiency` concludes; for `precision`, `ptq`, `qat` and
-        `compressed` what `fitting.capacity` does; for `chinchilla` `compute_optimal_exponent`, a
-        dict of `value` and `interval`.
+        `optimal_precision` (`fitting.precision`), `equivalent_blocks` (`fitting.granularity`) and
+        `cost_k`; for `quartet` what `fitting.efficiency` concludes; for `precision` (also with
+        `cost_k`), `ptq`, `qat` and `compressed` what `fitting.capacity` does; for
+        `chinchilla` `compute_optimal_exponent`, a dict of `value` and `interval`.
     """
     doubtful = set() if draws is None else set(vague(draws)) - set(fit.frozen)
     result: dict[str, Any] = {
@@ -319,12 +321,14 @@ def derived(
         result["critical_tokens"] = critical_table(fit, draws, table)
         result["cost_of_bits"] = bits_table(fit, draws, table)
         result["cost_of_precision"] = cost_table(fit, draws, table)
-        result["optimal_precision"] = optimal_table(fit, draws, table)
+        result["optimal_precision"] = optimal_table(fit, draws, table, k)
         result["equivalent_blocks"] = equivalent_blocks(
             fit, draws, table, table if every is None else every
         )
     elif name == "quartet":
         result |= quartet_table(fit, draws, table, *speedups)
+    elif name == "precision":
+        result |= kumar_table(fit, draws, table, k)
     elif name in CAPACITIES:
         result |= CAPACITIES[name](fit, draws, table)
     elif name == "chinchilla" and not {"alpha", "beta"} & set(fit.flat):
@@ -335,6 +339,8 @@ def derived(
             "value": json_number(compute_optimal_exponent(fit.parameters)),
             "interval": [json_number(low), json_number(high)],
         }
+    if result.get("optimal_precision"):
+        result["cost_k"] = k
     return result
 
 

@@ -173,13 +173,16 @@ def tokens_for_capacity(p: Mapping[str, Any], params: float, tokens: float, shar
 # --- tables -----------------------------------------------------------------------------------
 
 
-def kumar_table(fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame) -> dict[str, Any]:
+def kumar_table(
+    fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame, k: float = COST
+) -> dict[str, Any]:
     """Optimal bits and what each choice of bits costs, of `precision`.
 
     Args:
         fit: Of the law `precision`.
         draws: From `fitting.uncertainty.bootstrap`; None leaves out the intervals.
         table: The fitted table.
+        k: Of the cost C = k P N D.
 
     Returns:
         `optimal_bits` (`value`, `interval`, `extrapolated`): the same bits for all operands, at
@@ -204,13 +207,13 @@ def kumar_table(fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame) -> di
     }
     if CHINCHILLA & set(fit.flat):
         return result
-    dearest = float((COST * seen.mean(axis=1) * rows["params"] * rows["tokens"]).max())
+    dearest = float((k * seen.mean(axis=1) * rows["params"] * rows["tokens"]).max())
     span = float(seen.min().max()), float(seen.max().min())
     fixed = []
     for cost in (dearest * budget for budget in BUDGETS):
         for size in sorted(map(float, rows["params"].unique())):
-            bits = [kumar_optimal_bits_for_params(s, size, cost) for s in values]
-            fixed.append(optimum(bits, rows, span, params=size, cost=cost))
+            bits = [kumar_optimal_bits_for_params(s, size, cost, k) for s in values]
+            fixed.append(optimum(bits, rows, span, params=size, cost=cost, k=k))
     result["optimal_precision"] = {"fixed_params": fixed}
     cells = []
     choices = sorted(set(seen.itertuples(index=False, name=None)), key=lambda b: (sum(b), b))

@@ -12,6 +12,7 @@ from typing import Any
 
 from fitting.findings import interval, number
 from fitting.naming import count_label
+from fitting.precision import COST
 from fitting.tables import View, flat
 
 Fit = Mapping[str, Any]
@@ -155,7 +156,7 @@ def bits_for_tokens(fit: Fit) -> View | None:
         fit, "bits_for_tokens", "Compute-optimal bits for given data",
         fit["derived"].get("optimal_precision", {}).get("fixed_tokens"), cells,
         "tokens# | best bits#",
-        "Whatever the cost: the rest of it, C = 6/16 P N D, goes into parameters.",
+        f"Whatever the cost: the rest of it, {cost_formula(fit['derived'])}, goes into parameters.",
     )  # fmt: skip
 
 
@@ -171,8 +172,7 @@ def bits_for_params(fit: Fit) -> View | None:
         fit, "bits_for_params", "Compute-optimal bits for a given size",
         fit["derived"].get("optimal_precision", {}).get("fixed_params"), cells,
         "parameters# | cost C# | tokens# | best bits#",
-        "Costs C = 6/16 P N D (6 N D at 16 bits), from a hundredth of the dearest quantized run's "
-        "to a hundred times that; what the bits leave of it goes into tokens.",
+        f"{_costs_tried(fit)}; what the bits leave of it goes into tokens.",
     )  # fmt: skip
 
 
@@ -189,8 +189,7 @@ def bits_jointly(fit: Fit) -> View | None:
         fit, "bits_jointly", "Compute-optimal bits, size and data together",
         fit["derived"].get("optimal_precision", {}).get("joint"), cells,
         "cost C# | best bits# | parameters# | tokens#",
-        "Costs C = 6/16 P N D (6 N D at 16 bits), from a hundredth of the dearest quantized run's "
-        "to a hundred times that.",
+        f"{_costs_tried(fit)}.",
     )  # fmt: skip
 
 
@@ -279,6 +278,11 @@ def single_values(fit: Fit) -> View | None:
     )  # fmt: skip
 
 
+def cost_formula(derived: Mapping[str, Any]) -> str:
+    """A run's cost, its constant in sixteenths: "C = 6/16 P N D"."""
+    return f"C = {number(16 * derived.get('cost_k', COST))}/16 P N D"
+
+
 # --- words ------------------------------------------------------------------------------------
 
 
@@ -323,6 +327,15 @@ def _at(rows: Sequence[Mapping[str, Any]] | None) -> str:
     size, tokens = count_label(rows[0]["params"]), count_label(rows[0]["tokens"])
     block = number(rows[0]["block_size"], 3)
     return f"At {size} parameters, {tokens} tokens and blocks of {block} values. "
+
+
+def _costs_tried(fit: Fit) -> str:
+    formula = cost_formula(fit["derived"])
+    at_16_bits = formula.removeprefix("C = ").replace("/16 P", "")
+    return (
+        f"Costs {formula} ({at_16_bits} at 16 bits), from a hundredth of the dearest quantized "
+        "run's to a hundred times that"
+    )
 
 
 def _costs(row: Mapping[str, Any], factors: Sequence[str]) -> list[str]:

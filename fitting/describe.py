@@ -14,14 +14,18 @@ import pandas as pd
 from fitting import results
 from fitting.analysis import derived
 from fitting.efficiency import FASTER
+from fitting.evidence import comparison, evidence
 from fitting.fit import Fit, FitError, select_rows
 from fitting.fit import fit as fit_law
 from fitting.laws import get
 from fitting.options import FitOptions, UsageError
-from fitting.results import ResultsError
+from fitting.precision import COST
+from fitting.results import ResultsError, require_columns
 from fitting.uncertainty import bootstrap, intervals, noise_floor, standard_errors, vague
 
 ENOUGH_DRAWS = 0.95
+FEW_CLUSTERS = 10
+"""Fewer resampled whole leave intervals that cover too seldom (Cameron et al. 2008)."""
 
 
 def run_fit(options: FitOptions) -> dict[str, Any]:
@@ -39,23 +43,42 @@ def run_fit(options: FitOptions) -> dict[str, Any]:
         FitError: See `fitting.fit.fit`.
     """
     law = get(options.law)
-    table = _numeric(results.load(options.results, options.columns), law.columns, options.results)
+    laws = list({name: get(name) for name in (options.law, *options.compare)}.values())
+    needed = [column for each in laws for column in each.columns]
+    table = _numeric(results.load(options.results, options.columns), needed, options.results)
     kept = _where(table, options.where)
+    for rival in laws[1:]:
+        require_columns(kept, ("loss", *rival.columns, *rival.schemes), f"compare={rival.name}")
+    few = _few_clusters(kept, options.cluster)
     fitted = fit_law(
         kept,
         law,
         objective=options.objective,
         delta=options.objective_delta,
         freeze=options.freeze,
+        bounds=options.bounds,
+        weights=options.weights or None,
         starts=options.starts,
         seed=options.seed,
     )
     if options.bootstrap < 0:
         raise FitError(f"bootstrap={options.bootstrap}: must be 0 (none) or at least 2")
-    draws = bootstrap(kept, fitted, options.bootstrap, options.seed) if options.bootstrap else None
+    draws = None
+    if options.bootstrap:
+        cluster = options.cluster or None
+        draws = bootstrap(kept, fitted, options.bootstrap, options.seed, cluster)
     speedups = (options.speedup_forward, options.speedup_backward)
-    report = describe(fitted, draws, kept, table, speedups)
+    report = describe(fitted, draws, kept, table, speedups, options.cost_k)
+    report["warnings"] += few
+    report |= _strict(evidence(kept, fitted))
     report |= {"where": options.where or None, "seed": options.seed}
+    report["cluster"] = options.cluster or None
+    if options.compare:
+        how = options.objective, options.objective_delta, options.weights or None
+        try:
+            report["comparison"] = _strict(comparison(kept, laws, *how))
+        except FitError as error:
+            report["warnings"].append(f"the laws could not be compared: {error}")
 
     out = Path(options.out)
     text = json.dumps(report, indent=1, sort_keys=True, allow_nan=False)
@@ -93,6 +116,24 @@ def _where(table: pd.DataFrame, expression: str) -> pd.DataFrame:
     return kept
 
 
+def _few_clusters(table: pd.DataFrame, column: str) -> list[str]:
+    """What resampling a column's values cannot tell, as a warning.
+
+    Raises:
+        UsageError: It has fewer than two values.
+        ResultsError: There is no such column.
+    """
+    if not column:
+        return []
+    require_columns(table, (column,), f"cluster={column}")
+    count = select_rows(table)[0][column].nunique(dropna=False)
+    if count < 2:
+        raise UsageError(f"cluster={column}: has fewer than two values, nothing to resample")
+    if count >= FEW_CLUSTERS:
+        return []
+    return [f"{column} has {count} values: intervals from resampling so few are too narrow"]
+
+
 def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
@@ -103,6 +144,7 @@ def describe(
     table: pd.DataFrame,
     every: pd.DataFrame | None = None,
     speedups: tuple[float, float] = (FASTER, FASTER),
+    cost_k: float = COST,
 ) -> dict[str, Any]:
     """A fit as strict JSON, without NaN: None stands for what the data do not say.
 
@@ -112,6 +154,7 @@ def describe(
         table: The table that was fitted.
         every: The table that it was selected from; None for the same.
         speedups: As of `fitting.analysis.derived`.
+        cost_k: k, as of `fitting.analysis.derived`.
     """
     warnings = list(fitted.warnings)
     unusable = {r: n for r, n in fitted.rows.excluded.items() if r.startswith("loss not")}
@@ -136,7 +179,7 @@ def describe(
         unknown = {*fitted.flat, *fitted.frozen}  # no data behind them, so no interval
         low_high |= {n: list(v) for n, v in intervals(draws).items() if n not in unknown}
         errors |= {n: v for n, v in standard_errors(draws).items() if n not in unknown}
-    conclusions = derived(fitted, draws, table, every, speedups)
+    conclusions = derived(fitted, draws, table, every, speedups, cost_k)
     doubtful = [n for n in ("delta", "nu") if not conclusions["identified"].get(n, True)]
     if conclusions.get("layouts") and doubtful:
         warnings.append(f"{', '.join(doubtful)} not identified: the best layouts are not known")
@@ -145,8 +188,9 @@ def describe(
     floor = noise_floor(rows)
     if not floor.dof:
         warnings.append("no cell was run with two seeds: the noise floor is unknown")
-    used = [c for c in ("run_id", "loss", *fitted.law.columns, *fitted.law.schemes) if c in rows]
-    canonical = rows[used].to_csv(index=False, lineterminator="\n").encode()
+    used = ("run_id", "loss", *fitted.law.columns, *fitted.law.schemes, fitted.weights)
+    present = [c for c in dict.fromkeys(used) if c in rows]
+    canonical = rows[present].to_csv(index=False, lineterminator="\n").encode()
     report: dict[str, Any] = _strict(
         {
             "law": fitted.law.name,
@@ -159,6 +203,8 @@ def describe(
             "starts": asdict(fitted.starts),
             "rows": asdict(fitted.rows),
             "frozen": list(fitted.frozen),
+            "bounds": dict(fitted.bounds),
+            "weights": fitted.weights,
             "bootstrap": {"draws": 0 if draws is None else len(draws), "converged": converged},
             "derived": conclusions,
             "noise_floor": asdict(floor),

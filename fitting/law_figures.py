@@ -17,7 +17,7 @@ from matplotlib.colors import ListedColormap, to_rgba
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from fitting.conclusions import BEYOND
+from fitting.conclusions import BEYOND, cost_formula
 from fitting.efficiency import CHOICES, budget_losses, gains
 from fitting.naming import count_label, whole
 from fitting.style import (
@@ -69,7 +69,7 @@ def conclusions(fit: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, list[Pa
         ("bits_jointly", "joint", "cost"),
     ):
         if len(optimal.get(key, [])) > 1:
-            drawn[name] = optimal_bits(optimal[key], axis, name)
+            drawn[name] = optimal_bits(optimal[key], axis, name, cost_formula(derived))
     if derived.get("map"):
         drawn["map"] = precision_map(fit, rows)
     return drawn
@@ -208,13 +208,16 @@ def critical_tokens(
         return [panel(figure, "critical_tokens", "Critical data size against parameters by format")]
 
 
-def optimal_bits(entries: Sequence[Mapping[str, Any]], axis: str, name: str) -> list[Panel]:
+def optimal_bits(
+    entries: Sequence[Mapping[str, Any]], axis: str, name: str, cost: str
+) -> list[Panel]:
     """Compute-optimal bits against tokens or cost.
 
     Args:
         entries: fit.json's `derived.optimal_precision`, one of its lists.
         axis: The key of what is on the x axis: tokens or cost.
         name: The panel's.
+        cost: What the cost is, as a formula.
     """
     with mpl.rc_context(STYLE):
         figure = new_figure(PANEL_WIDTH, 3.2 + legend_inches(["within the data", BEYOND]))
@@ -231,7 +234,7 @@ def optimal_bits(entries: Sequence[Mapping[str, Any]], axis: str, name: str) -> 
         if axis == "tokens":
             _count_axis(axes.xaxis, [p[0] for p in points])
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("training tokens" if axis == "tokens" else "cost C = 6/16 P N D")
+        axes.set_xlabel("training tokens" if axis == "tokens" else f"cost {cost}")
         axes.set_ylabel("best bits")
         title = "for given data" if axis == "tokens" else "jointly with size and data"
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -28,6 +29,8 @@ as key=value:
   results=PATH         a folder of runs, a .csv or a .parquet file: one row a run
   out=FOLDER           where fit.json goes
   law=NAME             {", ".join(LAW_NAMES)}
+  compare=LAW,LAW      rivals of law, by AIC, BIC and what they predict of runs that they were not
+                       fitted to; where no law is given the first of them is fitted
   columns.OURS=THEIRS  which of the table's columns is ours: columns.loss=val_loss
                        (loss in nats per token, params, tokens; floating_point also
                        exponent, mantissa, block_size; quartet forward and backward, names of
@@ -36,10 +39,14 @@ as key=value:
   where=EXPRESSION     keep the rows for which it holds (a pandas query)
   objective=huber      of log residuals, summed over rows; or lad, least_squares
   objective.delta=1e-3 Huber's threshold in log loss
+  weights=COLUMN       weigh the rows, e.g. by how many seeds each averages
   freeze.NAME=VALUE    hold a parameter: freeze.E=1.8
+  bounds.NAME=LO..HI   keep it between two values: bounds.E=1..2, bounds.alpha=.2..inf
   bootstrap=1000       draws for the intervals; 0 for none
+  cluster=COLUMN       draw its values instead of runs, each with all its runs: cluster=seed
   starts=64            points the search begins from
   seed=0               of the starts and the bootstrap
+  cost.k=0.375         of the cost C = k P N D of a run with P bits; 6/16 is 6 N D at 16 bits
   speedup.forward=2    how much faster an FP4 forward pass is than FP8, for quartet's map of
   speedup.backward=2   which precision pays where; and a backward pass
 """
@@ -73,14 +80,19 @@ class FitOptions:
     results: str = ""
     out: str = ""
     law: str = ""
+    compare: tuple[str, ...] = ()
     columns: dict[str, str] = field(default_factory=dict)
     where: str = ""
     objective: str = "huber"
     objective_delta: float = 1e-3
+    weights: str = ""
     freeze: dict[str, float] = field(default_factory=dict)
+    bounds: dict[str, tuple[float, float]] = field(default_factory=dict)
     bootstrap: int = 1000
+    cluster: str = ""
     starts: int = 64
     seed: int = 0
+    cost_k: float = 0.375
     speedup_forward: float = 2.0
     speedup_backward: float = 2.0
 
@@ -119,8 +131,15 @@ def fit_options(arguments: Sequence[str]) -> FitOptions:
         if not getattr(options, key):
             raise UsageError(f"{key}: missing; give study=<name> or {example}")
     options = parse({**_study_defaults(Path(options.results)), **typed}, FitOptions())
+    options.law = options.law or next(iter(options.compare), "")
     if not options.law:
         raise UsageError(f"law: missing; give law={' or law='.join(LAW_NAMES)}")
+    if options.compare and set(options.compare) <= {options.law}:
+        raise UsageError(f"compare={','.join(options.compare)}: name a law besides {options.law}")
+    if not 0 < options.cost_k < math.inf:
+        raise UsageError(f"cost.k={options.cost_k}: must be a positive number")
+    if options.cluster and not options.bootstrap:
+        raise UsageError(f"cluster={options.cluster}: bootstrap=0 draws nothing; leave out one")
     return options
 
 
@@ -199,7 +218,7 @@ def parse(pairs: Mapping[str, str], options: Options) -> Options:
         if name in known and not isinstance(known[name], dict) and "_" not in key:
             values[name] = _convert(key, text, type(known[name]))
         elif tail and isinstance(known.get(head), dict):
-            values[head][tail] = text if head == "columns" else _convert(key, text, float)
+            values[head][tail] = _entry(head, key, text)
         else:
             names = [
                 f"{k}.<name>" if isinstance(v, dict) else k.replace("_", ".")
@@ -211,7 +230,20 @@ def parse(pairs: Mapping[str, str], options: Options) -> Options:
     return type(options)(**values)
 
 
+def _entry(head: str, key: str, text: str) -> Any:
+    """What stands for `text` in the dictionary `head`."""
+    if head != "bounds":
+        return text if head == "columns" else _convert(key, text, float)
+    low, _, high = text.partition("..")
+    try:
+        return float(low), float(high)
+    except ValueError:
+        raise UsageError(f"{key}={text}: must be two numbers, LO..HI") from None
+
+
 def _convert(key: str, text: str, kind: type) -> Any:
+    if kind is tuple:
+        return tuple(dict.fromkeys(text.split(",")))
     try:
         return kind(text)
     except ValueError:

@@ -22,7 +22,7 @@ from fitting.law import FitError
 from fitting.uncertainty import json_number, samples, with_interval
 
 COST = 6 / 16
-"""k of C = k P N D."""
+"""k of C = k P N D where no other is given."""
 FEWEST_BITS, MOST_BITS = 1.0, 16.0
 """A sign at least, and what unquantized training has: optima beyond are moved here and marked."""
 BUDGETS = (0.01, 0.1, 1.0, 10.0, 100.0)
@@ -232,7 +232,7 @@ def equal_loss(
 
 @QUIET
 def optimal_table(
-    fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame
+    fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame, k: float = COST
 ) -> dict[str, list[dict[str, Any]]]:
     """Compute-optimal precision at the data, sizes and costs of a table, and at greater costs.
 
@@ -240,14 +240,15 @@ def optimal_table(
         fit: Of the law `floating_point`.
         draws: From `fitting.uncertainty.bootstrap`; None leaves out the intervals.
         table: The fitted table; its most common block size is used.
+        k: Of the cost C = k P N D.
 
     Returns:
         `fixed_tokens` (by `tokens`), `fixed_params` (by `params` and `cost`) and `joint` (by
         `cost`; also the best `params` and `tokens`): JSON-ready dicts with `bits`, its
         `bits_interval` (95 %), `block_size`; `clamped`, where the optimum `unclamped` lies outside
         1 to 16 bits; `extrapolated`, where bits, size or data are outside those of the table.
-        Costs are C = 6/16 P N D, multiples of the dearest quantized run's.  Empty where the table
-        does not hold a parameter.
+        Costs are multiples of the dearest quantized run's.  Empty where the table does not hold a
+        parameter.
     """
     rows = select_rows(table)[0]
     quantized = rows[rows["block_size"] > 1]
@@ -255,7 +256,7 @@ def optimal_table(
         return {}
     block = float(quantized["block_size"].mode().iloc[0])
     seen_bits = 1 + quantized["exponent"] + quantized["mantissa"]
-    dearest = float((COST * seen_bits * quantized["params"] * quantized["tokens"]).max())
+    dearest = float((k * seen_bits * quantized["params"] * quantized["tokens"]).max())
     both = samples(fit, draws)
     span = float(seen_bits.min()), float(seen_bits.max())
     fixed_tokens = []
@@ -265,9 +266,9 @@ def optimal_table(
     fixed_params, joint = [], []
     for cost in (dearest * budget for budget in BUDGETS):
         for size in sorted(map(float, quantized["params"].unique())):
-            bits = [optimal_bits_for_params(p, size, cost, block) for p in both]
-            fixed_params.append(optimum(bits, rows, span, params=size, cost=cost))
-        optima = [compute_optimal(p, cost, block) for p in both]
+            bits = [optimal_bits_for_params(p, size, cost, block, k) for p in both]
+            fixed_params.append(optimum(bits, rows, span, params=size, cost=cost, k=k))
+        optima = [compute_optimal(p, cost, block, k) for p in both]
         best = optimum([o[0] for o in optima], rows, span, params=optima[0][1], tokens=optima[0][2])
         best |= named("params", [o[1] for o in optima]) | named("tokens", [o[2] for o in optima])
         joint.append({"cost": cost} | best)
@@ -283,6 +284,7 @@ def optimum(
     params: float | None = None,
     tokens: float | None = None,
     cost: float | None = None,
+    k: float = COST,
 ) -> dict[str, Any]:
     """Optimal bits where something is given, JSON-ready, and whether that is within a table.
 
@@ -293,6 +295,7 @@ def optimum(
         params: N, if it is given or found.
         tokens: D, likewise; with `cost` it is what the optimal bits leave, C/(k P N).
         cost: C, if it is given.
+        k: Of the cost C = k P N D.
 
     Returns:
         What is given; `bits` with `bits_interval` (95 %); `clamped`, where the optimum `unclamped`
@@ -301,7 +304,7 @@ def optimum(
     best = float(values[0])
     bits = [np.clip(v, FEWEST_BITS, MOST_BITS) for v in values]
     if cost is not None and params is not None:
-        tokens = cost / (COST * float(bits[0]) * params)
+        tokens = cost / (k * float(bits[0]) * params)
     given = {"params": params, "tokens": tokens, "cost": cost}
     inside = [seen_bits[0] <= best <= seen_bits[1]] + [
         rows[c].min() * (1 - 1e-9) <= value <= rows[c].max() * (1 + 1e-9)

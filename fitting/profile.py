@@ -12,6 +12,7 @@ errors it follows a curved valley to its end: an interval may be open on one sid
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -52,8 +53,8 @@ def profile_intervals(
         the fit noticeably worse.
 
     Raises:
-        FitError: A name is not that of a free parameter, or there are no more rows than
-            parameters.
+        FitError: A name is not that of a free parameter, there are no more rows than parameters,
+            or no residual is anywhere near zero.
     """
     free = [n for n in fitted.law.parameters if n not in fitted.frozen]
     for name in names:
@@ -116,6 +117,7 @@ def _ends(
         def value(distance: float) -> float:
             return best * math.exp(sign * distance) if kind.positive else best + sign * distance
 
+        @functools.cache  # a search begun elsewhere may end elsewhere: what was found stays
         def beyond(distance: float) -> float:
             return min(at(value(distance)), FAR_BEYOND * rise) if distance else -rise
 
@@ -145,5 +147,7 @@ def _scale(residual: Array, weights: Array, delta: float, dof: int) -> float:
     typical = float(np.median(size[weights > 0])) / NORMAL_MEDIAN
     band = max(delta, typical / math.pow(len(residual), 0.2))
     density = float(weights @ (size <= band)) / total * min(1.0, delta / band)
+    if not density:
+        raise FitError("profile: no residual is near zero, so there is no scale to judge a rise by")
     squares = float(weights @ np.minimum(size, delta) ** 2) / total
     return squares * len(residual) / dof / density

@@ -246,15 +246,25 @@ def _commands(study: Study) -> list[str]:
         "law": fit["law"],
         "objective": objective["name"],
         "objective.delta": objective["delta"],
+        "compare": ",".join(row["law"] for row in fit.get("comparison", [])) or None,
         "where": fit.get("where"),
+        "weights": fit.get("weights"),
         "bootstrap": fit.get("bootstrap", {}).get("draws"),
+        "cluster": fit.get("cluster"),
         "starts": fit["starts"]["tried"],
         "seed": fit.get("seed"),
+        "cost.k": fit.get("derived", {}).get("cost_k"),
         **{f"speedup.{name}": s for name, s in fit.get("derived", {}).get("speedups", {}).items()},
         **{f"freeze.{name}": fit["parameters"][name] for name in fit.get("frozen", [])},
+        **{f"bounds.{name}": _ends(*ends) for name, ends in fit.get("bounds", {}).items()},
     }
     typed = [shlex.quote(f"{key}={value}") for key, value in options.items() if value is not None]
     return [" ".join(["lowbit-fit", fit_where, *typed]), f"lowbit-report {report_where}"]
+
+
+def _ends(low: float | None, high: float | None) -> str:
+    """Bounds as typed; JSON has no infinity."""
+    return f"{'-inf' if low is None else low}..{'inf' if high is None else high}"
 
 
 def _versions() -> list[str]:
@@ -292,7 +302,8 @@ def write_report(results: Path, fit_dir: Path, out: Path) -> Path:
     if study.cells is not None:
         made.append(tables.losses(study.cells, study.done))
     if study.fit is not None:
-        made += [tables.parameters(study.fit), *conclusions.views(study.fit)]
+        made += [tables.parameters(study.fit), tables.held_out(study.fit)]
+        made += [tables.comparison(study.fit), *conclusions.views(study.fit)]
     views = {view.name: view for view in made if view is not None and view.rows}
     files = {f"figures/{p.name}.svg": p.svg for panels in drawn.values() for p in panels}
     for view in views.values():

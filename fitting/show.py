@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fitting.conclusions import views
-from fitting.tables import View
+from fitting.tables import View, comparison, held_out, open_interval
 
 FILE_WIDTH = 150
 MOST_ROWS = 16
@@ -43,6 +43,14 @@ def show(report: Mapping[str, Any], out: Path) -> None:
         "rows": f"{rows['used']} used{excluded}",
         "noise floor": "unknown" if floor is None else f"{100 * floor:.3g} % of loss",
     }
+    if "information" in report:
+        scores = (f"{name.upper()} {_figure(v)}" for name, v in report["information"].items())
+        summary["information"] = ", ".join(scores)
+    for key in ("weights", "cluster"):
+        if report.get(key):
+            summary[key] = report[key]
+    for name, (low, high) in report["bounds"].items():
+        summary[f"bounds {name}"] = open_interval([low, high])
     holds = report["derived"].get("holds_for", {})
     summary |= {
         f"holds for {column}": "; ".join(values) for column, values in holds.items() if values
@@ -51,13 +59,17 @@ def show(report: Mapping[str, Any], out: Path) -> None:
     for key, text in summary.items():
         console.print(f"  {key:{width}s}{text}", markup=False)
     console.print()
-    for view in views(report):
+    for view in (held_out(report), comparison(report), *views(report)):
+        if view is None:
+            continue
         console.print(_conclusion(view))
         if len(view.rows) > MOST_ROWS:
             more = len(view.rows) - MOST_ROWS
             console.print(f"  {more} more rows are in {out / 'fit.json'}", markup=False)
         console.print(view.note, style="dim", markup=False)
         console.print()
+    for name, reason in report.get("not_computed", {}).items():
+        console.print(f"no {name}: {reason}", style="dim", markup=False)
     for warning in report["warnings"]:
         console.print(f"warning: {warning}", style="yellow", markup=False)
     console.print(f"wrote {out / 'fit.json'}", markup=False, soft_wrap=True)
@@ -65,7 +77,7 @@ def show(report: Mapping[str, Any], out: Path) -> None:
 
 def _parameters(report: Mapping[str, Any]) -> Table:
     table = Table(box=SIMPLE_HEAD)
-    for header in ("parameter", "value", "95 % interval", "standard error", "identified"):
+    for header in ("parameter", "value", "95 % interval", "profile", "std. error", "identified"):
         left = header == "parameter"  # its names are never cut: schemes may differ at the end
         table.add_column(header, justify="left" if left else "right", overflow="fold")
     for name, value in report["parameters"].items():
@@ -73,7 +85,8 @@ def _parameters(report: Mapping[str, Any]) -> Table:
         table.add_row(
             escape(name),
             f"{value:.6g}",
-            _span(report["intervals"][name]),
+            open_interval(report["intervals"][name]),
+            open_interval(report.get("profile_intervals", {}).get(name)),
             _figure(report["standard_errors"][name]),
             "frozen" if name in report["frozen"] else identified,
         )
@@ -95,8 +108,3 @@ def _conclusion(view: View) -> Table:
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
-
-
-def _span(bounds: Sequence[float | None]) -> str:
-    low, high = bounds
-    return "-" if low is None and high is None else f"{_figure(low)} .. {_figure(high)}"

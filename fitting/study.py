@@ -37,7 +37,6 @@ from fitting.uncertainty import (
     compare_layouts,
     noise_floor,
 )
-from fitting.verdicts import judge
 
 FIT = "fit.json"
 FIT_KEYS = ("law", "objective", "parameters", "rows", "starts", "status", "warnings")
@@ -149,7 +148,6 @@ def _study(
         no_cells = "No run ended with a loss: there is nothing to compare."
     else:
         compared = compare_cells(table)
-        compared["verdict"] = judge(compared)
         compared["params"] = compared["model"].map(table.groupby("model")["params"].first())
         compared["format"] = format_names(compared, among=table)
         compared["loss_error"] = noise.std_loss / np.sqrt(compared["seeds"].clip(lower=1))

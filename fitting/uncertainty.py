@@ -14,12 +14,12 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
 
 from fitting.curves import Array
 from fitting.fit import Fit, FitError, in_coordinates, row_weights, select_rows, thresholds
 from fitting.minimise import Mask, Problem, minimise
 from fitting.results import require_columns
+from fitting.verdicts import BETTER, CANNOT_TELL, enough, judge
 
 TOLERANCE = 1e-7
 """Of the objective in one draw: resampling moves it by some percent."""
@@ -41,9 +41,6 @@ WIDE = math.exp(2 * 1.96)
 
 LEVEL = 0.95
 """Of intervals of what is derived from draws."""
-
-SIGMAS = 3.0
-"""|difference / standard error| from which a difference is called one."""
 
 
 @dataclass(frozen=True)
@@ -279,9 +276,9 @@ def compare_cells(table: pd.DataFrame) -> pd.DataFrame:
         (runs with a loss), `diverged` (runs that diverged), `pairs` (seeds shared with the
         unquantized cell); `loss` and `loss_none` (means); `difference` (nats per token, positive
         = worse); `standard_error` and its degrees of freedom `dof`; `z` = difference /
-        standard_error; `verdict`: "worse" or "better" from |z| >= 3 on, "cannot tell" below, or
-        without repeated seeds, or with nothing to compare with; "diverged" where no run of the
-        cell has a loss.
+        standard_error; `verdict`: "worse" or "better" from |z| >= `fitting.verdicts.enough` on,
+        "cannot tell" below, or without repeated seeds, or with nothing to compare with;
+        "diverged" where no run of the cell has a loss.
 
     Raises:
         ResultsError: A column is missing.
@@ -335,11 +332,8 @@ def compare_cells(table: pd.DataFrame) -> pd.DataFrame:
         result["standard_error"] == 0
     )
     result["dof"] = np.where(has_pairs, paired_dof, floor.dof)
-    result["verdict"] = np.select(
-        [no_loss & (result["diverged"] > 0), result["z"] >= SIGMAS, result["z"] <= -SIGMAS],
-        ["diverged", "worse", "better"],
-        "cannot tell",
-    )
+    diverged = no_loss & (result["diverged"] > 0)
+    result["verdict"] = np.where(diverged, "diverged", judge(result["z"], result["dof"]))
     ordered: pd.DataFrame = result.sort_values(["bits", *keys], ignore_index=True)[columns]
     return ordered
 
@@ -379,8 +373,7 @@ def compare_layouts(table: pd.DataFrame) -> pd.DataFrame:
     dof = int((groups["size"] - 1).sum())
     squares = float((groups["var"] * (groups["size"] - 1)).sum())
     std = math.sqrt(squares / dof) if dof else math.nan
-    # Few degrees of freedom make chance differences larger: t instead of the normal's 3.
-    enough = float(stats.t.isf(stats.norm.sf(SIGMAS), dof)) if dof else math.inf
+    needed = enough(dof)
     found = []
     for key, group in both.groupby(layouts):
         bits, *split = (int(value) for value in cast("tuple[Any, ...]", key))
@@ -390,7 +383,7 @@ def compare_layouts(table: pd.DataFrame) -> pd.DataFrame:
             names.reverse()
         error = std / math.sqrt(len(group))
         z = abs(difference) / error if error > 0 else math.nan
-        verdict = "better" if z >= enough else "cannot tell"
+        verdict = BETTER if z >= needed else CANNOT_TELL
         found.append((bits, *names, abs(difference), error, dof, z, len(group), verdict))
     columns = ["bits", "better", "other", "difference", "standard_error", "dof", "z", "pairs"]
     return pd.DataFrame(found, columns=[*columns, "verdict"])

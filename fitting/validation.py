@@ -82,7 +82,7 @@ def hold_out(table: pd.DataFrame, fitted: Fit, held: pd.Series, name: str) -> He
         weights=fitted.weights,
     )
     predicted = law.predict({**frozen, **again.parameters}, unseen)
-    compute = rows["params"] * rows["tokens"]
+    compute = rows["params"].astype(np.float64) * rows["tokens"]  # beyond 64-bit integers
     return HeldOut(
         name=name,
         trained=len(trained),
@@ -121,14 +121,21 @@ def hold_out_largest(table: pd.DataFrame, fitted: Fit, share: float = LARGEST) -
     """
     if not 0 < share < 1:
         raise FitError(f"share={share}: must be between 0 and 1")
+    held = _largest(table, share)
+    least = (table["params"].astype(np.float64) * table["tokens"])[held].min()
+    return hold_out(table, fitted, held, f"compute>={least:.3g}")
+
+
+def _largest(table: pd.DataFrame, share: float) -> pd.Series:
+    """True for the usable rows of the largest compute, at least this share of them."""
     require_columns(table, ("params", "tokens"), "holding out the largest runs")
     rows, _ = select_rows(table)
     compute = rows["params"].astype(np.float64) * rows["tokens"]
     least = compute.nlargest(math.ceil(share * len(rows))).min()
     if least == compute.min():  # most runs are of the least compute there is
         least = compute[compute > least].min()
-    held = (compute >= least).reindex(table.index, fill_value=False)
-    return hold_out(table, fitted, held, f"compute>={least:.3g}")
+    held: pd.Series = (compute >= least).reindex(table.index, fill_value=False)
+    return held
 
 
 def compare_laws(
@@ -149,23 +156,25 @@ def compare_laws(
         weights: See there.
 
     Returns:
-        One row a law, by its error on left-out sizes: `law`, `parameters` (free ones),
-        `objective`, `aic`, `bic` (`information`; lower is better, both count differences only),
-        `rms` of the fit's own residuals, `rms_sizes` over all rows as predicted without their
-        size (`leave_one_out`), `rms_largest` (`hold_out_largest`), `sizes_won`: sizes that this
-        law predicts best of all, and `sizes`.
+        One row a law, by its error on left-out sizes, then by BIC: `law`, `parameters` (free
+        ones), `objective`, `aic`, `bic` (`information`; lower is better, both count differences
+        only), `rms` of the fit's own residuals; `sizes`, how many of the table's sizes every law
+        predicts from the others (too few rows may be left, or a scheme is in one size only),
+        `rms_sizes` over their rows as predicted without their size, `sizes_won`, how many of them
+        this law predicts best; `rms_largest` (`hold_out_largest`).  NaN where nothing can be
+        predicted.
 
     Raises:
-        FitError: Fewer than two laws, or see `leave_one_out`.
+        FitError: Fewer than two laws, or one cannot be fitted.
         ResultsError: The table lacks a column.
     """
     if len(laws) < 2:
         raise FitError(f"{len(laws)} law to compare: give at least two")
+    sizes = sorted(select_rows(table)[0]["params"].unique())
     found, by_size = [], []
     for law in laws:
         fitted = fit(table, law, objective=objective, delta=delta, weights=weights)
-        sizes = leave_one_out(table, fitted)
-        by_size.append([size.rms for size in sizes])
+        by_size.append([_predicted(table, fitted, table["params"] == size) for size in sizes])
         aic, bic = information(table, fitted)
         found.append(
             {
@@ -175,16 +184,25 @@ def compare_laws(
                 "aic": aic,
                 "bic": bic,
                 "rms": _rms(fitted.residuals),
-                "rms_sizes": _rms(pd.concat([size.errors for size in sizes])),
-                "rms_largest": hold_out_largest(table, fitted).rms,
+                "rms_largest": _rms(_predicted(table, fitted, _largest(table, LARGEST))),
             }
         )
     result = pd.DataFrame(found)
-    best = np.argmin(by_size, axis=0)
+    common = [errors for errors in zip(*by_size, strict=True) if all(map(len, errors))]
+    best = [int(np.argmin([_rms(errors) for errors in each])) for each in common]
+    result["rms_sizes"] = [_rms(pd.concat(e)) for e in zip(*common, strict=True)] or math.nan
     result["sizes_won"] = np.bincount(best, minlength=len(result))
-    result["sizes"] = len(best)
-    ordered: pd.DataFrame = result.sort_values("rms_sizes", ignore_index=True)
+    result["sizes"] = len(common)
+    ordered: pd.DataFrame = result.sort_values(["rms_sizes", "bic"], ignore_index=True)
     return ordered
+
+
+def _predicted(table: pd.DataFrame, fitted: Fit, held: pd.Series) -> pd.Series:
+    """Errors of the held-out rows; none where they cannot be predicted."""
+    try:
+        return hold_out(table, fitted, held, "rows").errors
+    except FitError:
+        return pd.Series(dtype=np.float64)
 
 
 def information(table: pd.DataFrame, fitted: Fit) -> tuple[float, float]:
@@ -229,4 +247,5 @@ def _mean_log_likelihood(fitted: Fit, mean: float) -> float:
 
 
 def _rms(errors: pd.Series) -> float:
+    """NaN for none."""
     return math.sqrt(float((errors**2).mean()))

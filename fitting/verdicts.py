@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import numpy.typing as npt
 from scipy import special
 
 SIGMAS = 3.0
@@ -36,13 +36,15 @@ def enough(dof: Any) -> Any:
     return float(needed) if needed.ndim == 0 else needed
 
 
-def judge(cells: pd.DataFrame) -> pd.Series:
-    """The verdict on each cell of `fitting.uncertainty.compare_cells` by its `z` and `dof`.
+def judge(z: npt.ArrayLike, dof: npt.ArrayLike) -> npt.NDArray[np.str_]:
+    """The verdict on differences by their size in standard errors.
+
+    Args:
+        z: Difference / standard error; NaN where there is none.
+        dof: Degrees of freedom of the standard errors.
 
     Returns:
-        "worse", "better" or "cannot tell" (also where there is no z); "diverged" stays.
+        "worse" (z is positive), "better" or "cannot tell" (also where there is no z).
     """
-    z, needed = cells["z"].to_numpy(dtype=float), enough(cells["dof"])
-    verdict = np.select([z >= needed, z <= -needed], [WORSE, BETTER], CANNOT_TELL)
-    kept = cells["verdict"] == "diverged"
-    return cells["verdict"].where(kept, pd.Series(verdict, index=cells.index))
+    z, needed = np.asarray(z, dtype=np.float64), enough(dof)
+    return np.select([z >= needed, z <= -needed], [WORSE, BETTER], CANNOT_TELL)

@@ -178,6 +178,13 @@ def test_optimal_bits_of_a_fit_come_with_an_interval() -> None:
         assert entry["clamped"] == (entry["unclamped"] > 16)
         low, high = entry["bits_interval"]
         assert abs(entry["bits"] - min(exact, 16)) <= 1.5 * (high - low)
+    dearer = derived(fitted, None, table, k=0.75)
+    assert dearer["cost_k"] == 0.75
+    for one, two in zip(
+        *(r["optimal_precision"]["fixed_params"] for r in (result, dearer)), strict=True
+    ):
+        assert two["cost"] == pytest.approx(2 * one["cost"], rel=1e-12)
+        assert two["bits"] == pytest.approx(one["bits"], rel=1e-9)
 
 
 def a_grid(column: str, values: tuple[float, ...]) -> pd.DataFrame:

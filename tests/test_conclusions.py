@@ -121,6 +121,25 @@ def test_what_makes_up_for_bits_is_in_words(
     assert "At 100M parameters, 10B tokens and blocks of 32 values." in view.note
 
 
+def test_costs_are_labelled_with_their_constant() -> None:
+    row = {
+        "tokens": 1e10, "params": 1e8, "cost": 1e20, "bits": 4.0, "bits_interval": [3.0, 5.0],
+        "unclamped": 4.0, "clamped": False, "extrapolated": False,
+    }  # fmt: skip
+    derived = {"optimal_precision": {"fixed_tokens": [row], "fixed_params": [row]}}
+    for k, formula, sixteen in (
+        (6 / 16, "C = 6/16 P N D", "6 N D"),
+        (0.5, "C = 8/16 P N D", "8 N D"),
+    ):
+        fit = {"derived": {**derived, "cost_k": k}}
+        by_tokens, by_params = conclusions.bits_for_tokens(fit), conclusions.bits_for_params(fit)
+        assert by_tokens is not None
+        assert by_params is not None
+        assert formula in by_tokens.note
+        assert f"Costs {formula} ({sixteen} at 16 bits), from" in by_params.note
+    assert conclusions.cost_formula({}) == "C = 6/16 P N D", "what it was before it could be set"
+
+
 def test_an_optimum_at_the_end_of_the_scale_is_a_bound() -> None:
     row = {
         "tokens": 1e10, "bits": 16.0, "bits_interval": [12.0, 16.0], "unclamped": 21.0,

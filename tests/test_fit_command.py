@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -227,6 +228,107 @@ def test_frozen_parameters_have_no_interval_and_flat_ones_neither(
     assert written["intervals"]["beta"][0] is not None
 
 
+def test_a_weight_of_two_is_a_row_twice(
+    losses: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pd.read_csv(losses)
+    table["seeds"] = np.where(table["N"] < 1e9, 2, 1)
+    table.to_csv(losses, index=False)
+    twice = tmp_path / "twice.csv"
+    pd.concat([table, table[table["seeds"] == 2]]).to_csv(twice, index=False)
+    weighted = typed(losses, tmp_path / "a", "weights=seeds", "bootstrap=0")
+    assert run(monkeypatch, *weighted) == 0
+    assert run(monkeypatch, *typed(twice, tmp_path / "b", "bootstrap=0")) == 0
+    one, two = read(tmp_path / "a"), read(tmp_path / "b")
+    assert one["weights"] == "seeds"
+    assert one["parameters"] == pytest.approx(two["parameters"], rel=1e-5)
+    assert one["information"] == pytest.approx(two["information"], rel=1e-9)
+    unweighted = typed(losses, tmp_path / "c", "bootstrap=0")
+    assert run(monkeypatch, *unweighted) == 0
+    assert read(tmp_path / "c")["inputs_sha256"] != one["inputs_sha256"]
+
+
+def test_a_bound_holds_and_is_said(
+    losses: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The truth is E = 1.8172."""
+    out = tmp_path / "out"
+    assert run(monkeypatch, *typed(losses, out, "bounds.E=.5..1.5", "bootstrap=20")) == 0
+    written = read(out)
+    assert written["parameters"]["E"] == pytest.approx(1.5)
+    assert written["status"] == "at_bound: [E]"
+    assert written["bounds"] == {"E": [0.5, 1.5]}
+    printed = capsys.readouterr().out
+    assert "0.5 to 1.5" in printed
+    assert "E is at a bound" in printed
+    open_end = typed(losses, out, "bounds.E=.5..inf", "bootstrap=0")
+    assert run(monkeypatch, *open_end) == 0
+    assert read(out)["bounds"] == {"E": [0.5, None]}
+    assert run(monkeypatch, f"fit={out}", command="report") == 0
+    page = (out / "index.html").read_text()
+    assert "bounds.E=0.5..inf" in page, "the command that makes the page again"
+
+
+def test_seeds_are_drawn_whole(
+    losses: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise that all runs of a seed share: drawing runs overlooks it, drawing seeds does not."""
+    base = pd.read_csv(losses)
+    shifts = np.random.default_rng(0).normal(0, 0.01, 12)
+    seeds = [base.assign(seed=s, val=base["val"] * np.exp(z)) for s, z in enumerate(shifts)]
+    pd.concat(seeds).to_csv(losses, index=False)
+    widths = {}
+    how = ["objective=least_squares", "bootstrap=400", "freeze.alpha=.3478", "freeze.beta=.3658"]
+    for cluster in ("", "seed"):
+        more = [f"cluster={cluster}"] if cluster else []
+        assert run(monkeypatch, *typed(losses, tmp_path / "o", *how, *more)) == 0
+        written = read(tmp_path / "o")
+        assert written["cluster"] == (cluster or None)
+        assert not any("too narrow" in w for w in written["warnings"])
+        low, high = written["intervals"]["E"]
+        widths[cluster] = (high - low) / written["parameters"]["E"]
+    # A, B and E are all multiplied by the mean shift's exponential.  The width of a percentile
+    # interval of 400 draws is known to 7 %, and twelve shifts are no normal distribution.
+    assert widths["seed"] == pytest.approx(2 * 1.96 * shifts.std() / math.sqrt(12), rel=0.25)
+    assert widths[""] < 0.7 * widths["seed"]
+    few = tmp_path / "few.csv"
+    pd.concat(seeds[:3]).to_csv(few, index=False)
+    assert run(monkeypatch, *typed(few, tmp_path / "o", "bootstrap=20", "cluster=seed")) == 0
+    assert any(w.startswith("seed has 3 values") for w in read(tmp_path / "o")["warnings"])
+
+
+def test_rival_laws_are_compared_beside_the_fit(
+    losses: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [a for a in typed(losses, tmp_path / "o", "bootstrap=0") if "law=" not in a]
+    table = pd.read_csv(losses)
+    table["backward"] = "BF16"
+    table.to_csv(losses, index=False)
+    assert run(monkeypatch, *arguments, "compare=chinchilla,quartet") == 0
+    written = read(tmp_path / "o")
+    assert written["law"] == "chinchilla"
+    rivals = {row["law"]: row for row in written["comparison"]}
+    assert set(rivals) == {"chinchilla", "quartet"}
+    sizes = written["held_out"]
+    assert rivals["chinchilla"]["rms_sizes"] == pytest.approx(sizes["sizes_rms"], rel=1e-6)
+    assert rivals["chinchilla"]["bic"] == written["information"]["bic"]
+    printed = capsys.readouterr().out
+    assert "Laws compared" in printed
+    assert "Held-out predictions" in printed
+    assert run(monkeypatch, f"fit={tmp_path / 'o'}", command="report") == 0
+    page = (tmp_path / "o" / "index.html").read_text()
+    assert "compare=" in page
+    for name in ("held_out", "comparison"):
+        assert f'id="{name}"' in page
+        assert (tmp_path / "o" / "tables" / f"{name}.csv").exists()
+
+
 def test_without_a_bootstrap_there_are_no_intervals(
     losses: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +362,15 @@ def test_without_a_bootstrap_there_are_no_intervals(
         (["{all}", "bootstrap=-3"], "bootstrap=-3: must be 0 (none) or at least 2"),
         (["{all}", "freeze.A=big"], "freeze.A=big: must be a number"),
         (["{all}", "freeze.Z=1"], "Z=1.0: law=chinchilla has no such parameter; it has A, alpha"),
+        (["{all}", "bounds.Z=0..1"], "Z=1.0: law=chinchilla has no such parameter; it has A, alp"),
+        (["{all}", "bounds.E=2..1"], "bounds.E=2..1: the lower bound must be below the upper one"),
+        (["{all}", "weights=w"], "weights=w needs column w; the table has N, D, val"),
+        (["{all}", "weights=forward"], "weights=forward: must be a number that is not negative"),
+        (["{all}", "cluster=seed"], "cluster=seed needs column seed; the table has N, D, val"),
+        (["{all}", "cluster=status"], "cluster=status: has fewer than two values, nothing to r"),
+        (["{all}", "compare=kaplan"], "law=kaplan: no such law; there are chinchilla, floating_p"),
+        (["{all}", "compare=quartet"], "compare=quartet needs column backward; the table has N, "),
+        (["{all}", "cost.k=0"], "cost.k=0.0: must be a positive number"),
         (["{all}", "objective=l2"], "objective=l2: must be one of huber, lad, least_squares"),
         (["{all}", "objective.delta=0"], "objective.delta=0.0: must be a positive number"),
         (["{all}", "where=colour == 1"], "where=colour == 1: cannot be evaluated (name 'colour'"),

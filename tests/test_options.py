@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
+from pathlib import Path
+
 import pytest
 
 from fitting.laws import LAWS
@@ -45,6 +49,44 @@ def test_speed_ups_are_inputs_with_the_papers_defaults() -> None:
 def test_a_schemes_name_may_hold_anything() -> None:
     options = fit_options(["results=a", "out=b", "law=quartet", "freeze.eff_N[a=b v1.5]=0.5"])
     assert options.freeze == {"eff_N[a=b v1.5]": 0.5}
+
+
+def test_bounds_are_two_numbers_and_may_be_infinite() -> None:
+    typed = ["results=a", "out=b", "law=quartet", "bounds.E=1..2.5", "bounds.alpha=.2..inf"]
+    options = fit_options([*typed, "bounds.eff_D[a=b]=1e-2..1"])
+    expected = {"E": (1.0, 2.5), "alpha": (0.2, math.inf), "eff_D[a=b]": (0.01, 1.0)}
+    assert options.bounds == expected
+    for wrong in ("1", "1..", "1,2", "low..high"):
+        with pytest.raises(UsageError, match=f"^bounds.A={wrong}: must be two numbers, LO..HI$"):
+            fit_options([*typed, f"bounds.A={wrong}"])
+
+
+def test_the_first_of_the_compared_laws_is_the_fits_unless_another_is_given() -> None:
+    typed = ["results=a", "out=b", "compare=chinchilla,quartet"]
+    options = fit_options(typed)
+    assert (options.law, options.compare) == ("chinchilla", ("chinchilla", "quartet"))
+    assert fit_options([*typed, "law=ptq"]).law == "ptq"
+    with pytest.raises(UsageError, match="^compare=ptq: name a law besides ptq$"):
+        fit_options(["results=a", "out=b", "law=ptq", "compare=ptq"])
+
+
+def test_a_cost_is_positive_and_clusters_are_for_drawing() -> None:
+    typed = ["results=a", "out=b", "law=quartet"]
+    assert fit_options(typed).cost_k == 6 / 16
+    assert fit_options([*typed, "cost.k=.5"]).cost_k == 0.5
+    for wrong in ("0", "-1", "inf", "nan"):
+        with pytest.raises(UsageError, match=r"^cost\.k=.*: must be a positive number$"):
+            fit_options([*typed, f"cost.k={wrong}"])
+    with pytest.raises(UsageError, match="^cluster=seed: bootstrap=0 draws nothing"):
+        fit_options([*typed, "cluster=seed", "bootstrap=0"])
+
+
+def test_a_study_may_set_bounds_weights_and_rivals(tmp_path: Path) -> None:
+    fit = {"law": "chinchilla", "bounds": {"E": "1..2"}, "weights": "w", "compare": "ptq,qat"}
+    (tmp_path / "study.json").write_text(json.dumps({"fit": fit}))
+    options = fit_options([f"results={tmp_path}", "out=b", "weights=v"])
+    assert (options.bounds, options.weights) == ({"E": (1.0, 2.0)}, "v")
+    assert options.compare == ("ptq", "qat")
 
 
 def test_a_page_finds_its_fits_table_and_its_place() -> None:

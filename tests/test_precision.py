@@ -250,6 +250,19 @@ def test_optima_are_marked_where_no_run_went_and_where_bits_end(
             assert cost == pytest.approx(entry["cost"], rel=1e-9)
 
 
+def test_the_costs_constant_is_a_unit_and_changes_no_optimum(
+    table: pd.DataFrame, fitted: Fit
+) -> None:
+    ours, theirs = (optimal_table(fitted, None, table, k) for k in (6 / 16, 0.75))
+    for kind in ("fixed_params", "joint"):
+        for one, two in zip(ours[kind], theirs[kind], strict=True):
+            assert two["cost"] == pytest.approx(2 * one["cost"], rel=1e-12)
+            for key in ("bits", "params", "tokens"):
+                assert two[key] == pytest.approx(one[key], rel=1e-9)
+    assert derived(fitted, None, table, k=0.75)["optimal_precision"] == theirs
+    assert derived(fitted, None, table, k=0.75)["cost_k"] == 0.75
+
+
 def test_what_precision_is_worth_is_in_the_conclusions(
     table: pd.DataFrame, fitted: Fit, draws: pd.DataFrame
 ) -> None:

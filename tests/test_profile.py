@@ -108,6 +108,22 @@ def test_bounds_end_an_interval_and_frozen_parameters_have_none() -> None:
         profile_intervals(table, frozen, ("E",))
 
 
+def test_flat_directions_and_two_kinds_of_runs_are_no_crash() -> None:
+    runs = chinchilla(2e-3)
+    lone = runs[runs["params"] == runs["params"].iloc[0]]
+    fitted = fit(lone, "chinchilla", freeze={"A": 482.0})
+    assert set(fitted.flat) == {"alpha", "E"}
+    low, high = profile_intervals(lone, fitted, ("alpha",))["alpha"]
+    assert high == fitted.law.parameters["alpha"].bounds[1], "E takes over"
+    # Below, A/N^alpha alone would be more than the loss without end of data, and E is positive.
+    p, n = fitted.parameters, lone["params"].iloc[0]
+    limit = math.log(p["A"] / (p["A"] * n ** -p["alpha"] + p["E"])) / math.log(n)
+    assert low == pytest.approx(limit, abs=0.01)  # 0.01 is 18 % of that loss
+    twice = pd.concat([runs, runs.assign(loss=9.0)], ignore_index=True)
+    with pytest.raises(FitError, match="profile: no residual is near zero"):
+        profile_intervals(twice, fit(twice, "chinchilla"))
+
+
 def test_as_many_rows_as_parameters_leave_nothing_to_judge_by() -> None:
     few = chinchilla(2e-3).iloc[[0, 5, 20, 30, 41]]
     held = fit(few, "chinchilla", freeze={"E": 1.8}, starts=8)

@@ -314,7 +314,7 @@ def test_what_lowbit_fit_writes_is_what_the_report_reads(
 
 def test_published_constants_and_warnings_stand_beside_the_fit(page: Page) -> None:
     (alpha,) = [row for row in page.rows if row[:1] == ["alpha"]]
-    assert alpha == ["alpha", "0.16", "0.144 to 0.192", "0.011", "0.2368", "yes"]
+    assert alpha == ["alpha", "0.16", "0.144 to 0.192", "–", "0.011", "0.2368", "yes"]
     (delta,) = [row for row in page.rows if row[:1] == ["delta"]]
     assert delta[-1] == "no"
     assert "gamma and delta move together: not identified" in page.text

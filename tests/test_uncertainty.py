@@ -254,7 +254,7 @@ def test_without_repeats_the_noise_floor_is_unknown(drop: list[str]) -> None:
     assert math.isnan(floor.std_loss)
 
 
-def test_cells_are_paired_by_seed_and_judged_at_three_sigma() -> None:
+def test_cells_are_paired_by_seed_and_judged_by_students_t() -> None:
     table = runs(
         {
             "none": [3.0, 3.4, 3.8],
@@ -275,7 +275,8 @@ def test_cells_are_paired_by_seed_and_judged_at_three_sigma() -> None:
 
 
 def test_a_better_cell_is_called_better() -> None:
-    table = runs({"none": [3.0, 3.4, 3.8], "E4M3": [2.91, 3.30, 3.69]})
+    # Differences -.09 -.10 -.11 -.10: z = 24.5, and three degrees of freedom need 9.2.
+    table = runs({"none": [3.0, 3.4, 3.8, 4.2], "E4M3": [2.91, 3.30, 3.69, 4.10]})
     assert compare_cells(table)["verdict"].tolist() == ["better"]
 
 
@@ -287,15 +288,17 @@ def test_cells_without_common_seeds_are_compared_by_their_means() -> None:
     assert cell["pairs"] == 0
     assert cell["difference"] == pytest.approx(0.5)
     assert cell["standard_error"] == pytest.approx(deviation * math.sqrt(1 / 2 + 1 / 2))
-    assert cell["verdict"] == "worse"
+    # 3.5 standard errors, but two degrees of freedom need 19.2.
+    assert (cell["dof"], cell["verdict"]) == (2, "cannot tell")
 
 
 def test_one_seed_borrows_the_spread_of_the_others() -> None:
-    table = runs({"none": [3.0, 3.4], "E2M1": [3.11, 3.49], "E4M3": [3.2]})
+    table = runs({"none": [3.0, 3.4, 3.2], "E2M1": [3.11, 3.49, 3.30], "E4M3": [3.2]})
     cell = compare_cells(table).set_index("bits").loc[8]
     assert (cell["seeds"], cell["pairs"]) == (1, 1)
-    assert cell["standard_error"] == pytest.approx(math.sqrt(2 * 0.01**2))
-    assert cell["verdict"] == "worse"
+    assert cell["standard_error"] == pytest.approx(0.01)  # of differences .11 .09 .10
+    # .2 is 20 standard errors; two degrees of freedom need 19.2.
+    assert (cell["dof"], cell["verdict"]) == (2, "worse")
 
 
 @pytest.mark.parametrize(

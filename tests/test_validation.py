@@ -56,6 +56,17 @@ def test_the_right_law_predicts_sizes_and_compute_that_it_has_not_seen() -> None
     assert [s.extrapolation > 1 for s in sizes] == [False, False, False, True]
 
 
+def test_computes_beyond_64_bit_integers_are_compared() -> None:
+    """1e10 parameters and 1e12 tokens are 1e22, a thousand times what 64 bits hold."""
+    whole = DESIGN.assign(
+        params=(DESIGN["params"] * 50).astype(int), tokens=(DESIGN["tokens"] * 50).astype(int)
+    )
+    runs = make_table("chinchilla", BESIROGLU_2024, whole, 0.0, 0)
+    sizes = leave_one_out(runs, fit(runs, "chinchilla"))
+    assert sizes[-1].extrapolation == pytest.approx((2e8 / 1e8) ** 2)
+    assert sizes[0].extrapolation == pytest.approx((3e7 / 2e8) ** 2)
+
+
 def test_the_largest_runs_are_those_of_the_most_compute() -> None:
     runs = table(0.0).sample(frac=1, random_state=0)
     found = hold_out_largest(runs, fit(runs, "chinchilla"), share=0.15)
@@ -84,6 +95,28 @@ def test_a_law_that_is_right_wins_where_it_counts() -> None:
     assert right["rms_largest"] < wrong["rms_largest"]
     assert right["sizes_won"] + wrong["sizes_won"] == right["sizes"] == 4
     assert right["sizes_won"] >= 3
+
+
+def test_sizes_that_some_law_cannot_predict_do_not_count() -> None:
+    design = DESIGN.assign(forward=np.where(DESIGN["params"] == 1e8, "Quartet", "BF16"))
+    truth = {n: v for n, v in QUARTET_2025.items() if n != "eff_D[Quartet]"}
+    runs = make_table("quartet", truth, design, 1e-3, 0)
+    compared = compare_laws(runs, ["chinchilla", "quartet"]).set_index("law")
+    assert list(compared["sizes"]) == [3, 3]  # nobody else tells what the scheme of 1e8 costs
+    others = [fit(runs[runs["params"] != n], "chinchilla") for n in (3e7, 5e7, 2e8)]
+    errors = pd.concat(
+        np.log(held["loss"] / other.law.predict(other.parameters, held))
+        for other, n in zip(others, (3e7, 5e7, 2e8), strict=True)
+        for held in [runs[runs["params"] == n]]
+    )
+    rms = compared.loc["chinchilla", "rms_sizes"]
+    assert rms == pytest.approx(np.sqrt(np.mean(errors**2)), rel=1e-6)
+    one = runs[runs["params"] == 2e8]
+    twice = pd.concat([one, one.assign(loss=one["loss"] * 1.001)], ignore_index=True)
+    lone = compare_laws(twice, ["quartet", "chinchilla"])
+    assert lone["sizes"].tolist() == [0, 0]
+    assert lone["rms_sizes"].isna().all()
+    assert lone["bic"].is_monotonic_increasing
 
 
 def test_a_parameter_that_does_nothing_is_charged_for() -> None:

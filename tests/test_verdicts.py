@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import stats
 
@@ -24,12 +23,6 @@ def test_without_degrees_of_freedom_nothing_is_enough() -> None:
 
 def test_few_repeats_need_more_than_three_standard_errors() -> None:
     """Student's t with 4 degrees of freedom needs 6.62, with 16 it needs 3.54."""
-    cells = pd.DataFrame(
-        {
-            "z": [3.2, 6.5, 6.7, -3.5, -3.6, np.nan, np.nan],
-            "dof": [16, 4, 4, 16, 16, 0, 16],
-            "verdict": ["worse", "worse", "", "better", "", "", "diverged"],
-        }
-    )
+    z = [3.2, 6.5, 6.7, -3.5, -3.6, np.nan]
     told = ["cannot tell", "cannot tell", "worse", "cannot tell", "better", "cannot tell"]
-    assert judge(cells).tolist() == [*told, "diverged"]
+    assert judge(z, [16, 4, 4, 16, 16, 0]).tolist() == told

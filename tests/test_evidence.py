@@ -1,0 +1,90 @@
+"""What judges a fit: numbers that other functions give, and reasons where there are none."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fitting import evidence as module
+from fitting.evidence import comparison, evidence
+from fitting.fit import fit
+from fitting.laws import BESIROGLU_2024, get
+from fitting.profile import profile_intervals
+from fitting.synthetic import make_table
+from fitting.validation import compare_laws, hold_out_largest, information, leave_one_out
+
+SIZES, RATIOS = (3e7, 5e7, 1e8, 2e8), (25.0, 50.0, 100.0, 200.0, 400.0, 800.0)
+RUNS = make_table(
+    "chinchilla",
+    BESIROGLU_2024,
+    pd.DataFrame([(n, r * n) for n in SIZES for r in RATIOS], columns=["params", "tokens"]),
+    2e-3,
+    0,
+)
+
+
+def test_every_number_is_that_of_the_function_that_it_comes_from() -> None:
+    fitted = fit(RUNS, "chinchilla")
+    found = evidence(RUNS, fitted)
+    assert found["profile_intervals"] == profile_intervals(RUNS, fitted)
+    assert tuple(found["information"].values()) == information(RUNS, fitted)
+    sizes = leave_one_out(RUNS, fitted)
+    entries = found["held_out"]["sizes"]
+    assert [e["params"] for e in entries] == list(SIZES)
+    assert [(e["rows"], e["trained"]) for e in entries] == [(6, 18)] * 4
+    for key in ("rms", "bias", "extrapolation"):
+        assert [e[key] for e in entries] == [getattr(size, key) for size in sizes]
+    assert [e["extrapolated"] for e in entries] == [False, False, False, True]
+    squares = pd.concat([size.errors for size in sizes]) ** 2
+    assert found["held_out"]["sizes_rms"] == pytest.approx(np.sqrt(squares.mean()))
+    assert found["held_out"]["largest"]["rms"] == hold_out_largest(RUNS, fitted).rms
+    assert found["held_out"]["residual_rms"] == pytest.approx(np.sqrt((fitted.residuals**2).mean()))
+    assert found["not_computed"] == {}
+
+
+def test_what_cannot_be_held_out_has_its_reason_and_hides_nothing_else() -> None:
+    one = RUNS[RUNS["params"] == 1e8]
+    found = evidence(one, fit(one, "chinchilla"))
+    assert "sizes" not in found["held_out"]
+    assert found["not_computed"] == {
+        "sizes left out": "there is one size only",
+        "largest compute held out": "law=chinchilla: 4 usable rows, but 5 free parameters need at "
+        "least 6; freeze some or add runs",
+    }
+    few = pd.concat([one, RUNS[RUNS["params"] == 2e8].iloc[:2]])
+    found = evidence(few, fit(few, "chinchilla"))
+    assert [e["params"] for e in found["held_out"]["sizes"]] == [2e8]
+    assert found["held_out"]["largest"]["rows"] == 2  # of 8: 1e8 at 400 and at 800
+    assert found["not_computed"] == {
+        "100M parameters left out": "law=chinchilla: 2 usable rows, but 5 free parameters need at "
+        "least 6; freeze some or add runs",
+    }
+
+
+def test_a_long_table_is_neither_profiled_nor_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_ROWS", 23)
+    found = evidence(RUNS, fit(RUNS, "chinchilla"))
+    reason = "24 rows are more than 23"
+    assert found["not_computed"] == {
+        "profile intervals": reason,
+        "held-out predictions": reason,
+    }
+    assert found["profile_intervals"] == {}
+    assert found["information"]["aic"] < 0
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "MOST_SIZES", 3)
+    found = evidence(RUNS, fit(RUNS, "chinchilla"))
+    assert found["not_computed"] == {"sizes left out": "4 sizes are more than 3"}
+    assert "largest" in found["held_out"]
+
+
+def test_compared_laws_are_plain_json() -> None:
+    table = RUNS.assign(forward="BF16", backward="BF16")
+    laws = [get("chinchilla"), get("quartet")]
+    found = comparison(table, laws, "least_squares", 1e-3, None)
+    expected = compare_laws(table, laws, objective="least_squares")
+    assert [row["law"] for row in json.loads(json.dumps(found))] == list(expected["law"])
+    assert [row["bic"] for row in found] == list(expected["bic"])
