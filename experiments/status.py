@@ -93,7 +93,8 @@ def read_status(folder: Path) -> Status:
     if not (folder / STUDY).is_file():
         raise UsageError(f"study={folder.name}: there is no {folder / STUDY}")
     about = json.loads((folder / STUDY).read_text(encoding="utf-8"))
-    states = [_state(folder / name, float(about["work"][name])) for name in about["planned"]]
+    work = about.get("work", {})  # not known of studies planned before it was written: all alike
+    states = [_state(folder / name, float(work.get(name, 1.0))) for name in about["planned"]]
     return Status(about["name"], states)
 
 

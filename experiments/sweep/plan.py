@@ -245,15 +245,15 @@ def write_study(plan: Plan) -> Path:
     study = plan.runs[0].config.study
     path = plan.study_folder / STUDY
     path.parent.mkdir(parents=True, exist_ok=True)
-    earlier = json.loads(path.read_text()) if path.exists() else {"planned": [], "work": {}}
-    planned = dict.fromkeys([*earlier["planned"], *(run.run_id for run in plan.runs)])
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    planned = dict.fromkeys([*earlier.get("planned", []), *(run.run_id for run in plan.runs)])
     content = {
         "name": study.name,
         "title": study.title or study.name,
         "description": study.description,
         "fit": study.fit,
         "planned": list(planned),
-        "work": earlier["work"] | {run.run_id: run.work for run in plan.runs},
+        "work": earlier.get("work", {}) | {run.run_id: run.work for run in plan.runs},
     }
     write_atomic(json.dumps(content, indent=1) + "\n", path)
     return path
