@@ -122,6 +122,8 @@ def hold_out_largest(table: pd.DataFrame, fitted: Fit, share: float = LARGEST) -
     if not 0 < share < 1:
         raise FitError(f"share={share}: must be between 0 and 1")
     held = _largest(table, share)
+    if not held.any():
+        raise FitError("all runs have the same compute: there is no largest to hold out")
     least = (table["params"].astype(np.float64) * table["tokens"])[held].min()
     return hold_out(table, fitted, held, f"compute>={least:.3g}")
 

@@ -191,3 +191,9 @@ def test_a_scheme_that_only_held_out_rows_have_cannot_be_predicted() -> None:
     frozen = fit(runs, "quartet", delta=1e-4, freeze={"eff_N[Quartet]": 0.65}, starts=16)
     found = hold_out(runs, frozen, runs["params"] == 2e8, "largest")
     assert found.rms < 5e-3
+
+
+def test_where_all_runs_cost_the_same_there_is_no_largest() -> None:
+    runs = table(5e-3).assign(params=1e8, tokens=1e10)
+    with pytest.raises(FitError, match="all runs have the same compute"):
+        hold_out_largest(runs, fit(runs, "chinchilla", freeze={"alpha": 0.3, "beta": 0.3}))
