@@ -4,7 +4,8 @@ One thread, its CPU time, implementations interleaved round by round, the best r
 of the speed of `x.clone()` and of `out.copy_(x)`, and how many times as fast as the plain way and
 as each other library that is installed (benchmarks/quant_peers.py).  In memory (4096 x 4096) only
 the copy is a yardstick: a fresh tensor of that size is page-faulted, so a clone measures the
-zeroing of pages.  The compiled way writes into memory that exists, as the copy does.
+zeroing of pages.  The compiled way writes into memory that exists, as the copy does.  Where a
+rotation happens in the same pass, "parts" is its time over that of the slower one of the two alone.
 
     python benchmarks/bench_quant.py
 """
@@ -32,6 +33,7 @@ CASES: dict[str, tuple[Precision, int | None]] = {
     "E2M1, block 32, FP32 scale": (Precision(E2M1), None),
     "MXFP4": (Precision.parse("mxfp4"), None),
     "MXFP4, stochastic": (Precision.parse("mxfp4"), 1),
+    "MXFP4, QuEST": (Precision.parse("mxfp4_quest"), None),
     "MX E3M0": (Precision(FloatFormat(3, 0), scale=ScaleFormat.E8M0), None),
     "NVFP4": (Precision.parse("nvfp4"), None),
     "NVFP4, tile 16": (Precision(E2M1, "tile", 16, ScaleFormat.E4M3), None),
@@ -44,8 +46,18 @@ ELEMENTS = {
     f"{element}, elementwise": element
     for element in (FloatFormat(4, 3), FloatFormat(5, 2), FloatFormat(5, 10), FloatFormat(8, 7))
 }
-ROTATIONS = (32, 128)
-ROTATED = {"MXFP4": 32, "MXFP4, stochastic": 32, "NVFP4": 16}
+ROTATIONS = (16, 32, 128)
+ROTATED = {
+    f"Hadamard {length} + {name}": (length, name)
+    for length, name in (
+        (32, "MXFP4"),
+        (32, "MXFP4, stochastic"),
+        (128, "MXFP4"),
+        (32, "MXFP4, QuEST"),
+        (16, "NVFP4"),
+        (32, "NVFP4"),
+    )
+}
 """Cases that are timed with a rotation in the same pass, too."""
 SETTINGS = {512: (20, 15), 4096: (1, 15)}
 """Size: calls a round, rounds."""
@@ -63,11 +75,8 @@ def compiled(x: Tensor, out: Tensor) -> Calls:
         calls[name] = partial(kernels.round_elements, x, element, out=out)
     for length in ROTATIONS:
         calls[f"Hadamard {length}"] = partial(kernels.rotate, x, length, out=out)
-    for name, length in ROTATED.items():
-        precision, key = CASES[name]
-        calls[f"Hadamard {length} + {name}"] = partial(
-            kernels.quantize, x, precision, key, hadamard=length, out=out
-        )
+    for both, (length, name) in ROTATED.items():
+        calls[both] = partial(kernels.quantize, x, *CASES[name], hadamard=length, out=out)
     return calls
 
 
@@ -86,10 +95,8 @@ def plain(x: Tensor) -> Calls:
         calls[name] = partial(round_elements_plain, x, element)
     for length in ROTATIONS:
         calls[f"Hadamard {length}"] = partial(hadamard.rotate_plain, x, length)
-    for name, length in ROTATED.items():
-        calls[f"Hadamard {length} + {name}"] = partial(
-            quantize_plain, x, *CASES[name], hadamard=length
-        )
+    for both, (length, name) in ROTATED.items():
+        calls[both] = partial(quantize_plain, x, *CASES[name], hadamard=length)
     return calls
 
 
@@ -122,12 +129,18 @@ def main() -> None:
         best = seconds(fast, repeat, rounds)
         few = max(2, rounds // 4)
         slow = seconds(plain(x), 1, few)
-        print(f"\n{f'{size} x {size}':<38} {'GB/s':>6} {'clone':>7} {'copy_':>7} {'plain':>8}")
+        heading = f"{'GB/s':>6} {'clone':>7} {'copy_':>7} {'plain':>8} {'parts':>6}"
+        print(f"\n{f'{size} x {size}':<38} {heading}")
         for name, own in best.items():
-            shares = [f"{best[other] / own:7.0%}" for other in ("clone", "copy_")]
+            rate = f"{x.numel() * 4 / own / 1e9:6.1f}"
+            clone, copy = (f"{best[other] / own:7.0%}" for other in ("clone", "copy_"))
             ratio = slow.get(name.removesuffix(", transposed"))
             last = f"{ratio / own:7.1f}x" if ratio else ""
-            print(f"{name:<38} {x.numel() * 4 / own / 1e9:6.1f} {' '.join(shares)} {last:>8}")
+            parts = ""
+            if name in ROTATED:
+                length, alone = ROTATED[name]
+                parts = f"{own / max(best[f'Hadamard {length}'], best[alone]):6.2f}"
+            print(f"{name:<38} {rate} {clone} {copy} {last:>8} {parts}")
             peers = quant_peers.calls(x, name)
             times = seconds({"ours": fast[name], **peers}, 1, few) if peers else {}
             for peer in peers:

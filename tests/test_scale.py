@@ -61,6 +61,32 @@ def test_power_of_two_rules_give_powers_of_two() -> None:
         assert (mantissa == 0.5).all(), rule
 
 
+def test_quest_scales_are_the_powers_of_two_nearest_to_and_below_the_clip() -> None:
+    """2505.14669: 2.92247856 rms / 6, its logarithm rounded, or floored as the repository does.
+
+    By logarithms in double; of 4,096 blocks none lies within 1e-5 of where the exponent changes.
+    """
+    x = torch.randn(4096, 48, generator=torch.Generator().manual_seed(1))
+    x = x * 2.0 ** torch.linspace(-20, 20, 4096)[:, None]
+    wanted = (x.double().square().mean(-1, keepdim=True).sqrt() * (2.92247856 / 6)).log2()
+    for rule, exponent in ((S.QUEST, wanted.round()), (S.QUEST_FLOOR, wanted.floor())):
+        apart = (wanted - (0.5 if rule is S.QUEST else 0.0)).remainder(1.0)
+        assert (torch.minimum(apart, 1 - apart) > 1e-5).all()
+        assert torch.equal(block_scale(x, E2M1, rule), (2.0**exponent).float())
+
+
+@pytest.mark.parametrize("rule", [S.QUEST, S.QUEST_FLOOR])
+def test_quest_scales_follow_the_data_down_to_the_smallest_and_up_to_the_largest(rule: S) -> None:
+    """A square of 2^100 is infinite, one of 2^-100 zero, and the scale right all the same."""
+    x = torch.randn(1, 32, generator=torch.Generator().manual_seed(2)).clamp(-3.9, 3.9)
+    unit = block_scale(x, E2M1, rule)
+    for exponent in (-110, -100, 100, 125):
+        got = block_scale(torch.ldexp(x, torch.tensor(exponent)), E2M1, rule)
+        assert torch.equal(got, torch.ldexp(unit, torch.tensor(exponent)))
+    assert block_scale(torch.zeros(1, 32), E2M1, rule) == 2.0**-127
+    assert block_scale(torch.full((1, 32), 2.0**-149), E2M1, rule) == 2.0**-127
+
+
 def test_nvfp4_scales_are_the_reports() -> None:
     """2509.25149: amax 2688 = 6 * 448 has tensor scale 1; block scales are E4M3 numbers."""
     blocks = torch.tensor([[2688.0], [6.0], [7.0], [0.01]])

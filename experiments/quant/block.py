@@ -14,7 +14,7 @@ from experiments.quant.hadamard import check_rotation, rotate, rotate_plain
 from experiments.quant.kernels import cpu, gpu
 from experiments.quant.kernels.noise import uniform
 from experiments.quant.rounding import ROUNDINGS, round_stochastic, round_to
-from experiments.quant.scale import block_scale, four_over_six_scale
+from experiments.quant.scale import block_scale, four_over_six_scale, pairwise_sum
 
 
 def backend(precision: Precision, device: str = "cpu") -> str:
@@ -166,16 +166,8 @@ def _round_scaled(
 
 
 def _squared_error(values: Tensor, blocks: Tensor) -> Tensor:
-    """Sum of squares, [..., K] to [..., 1], in a fixed order, so that every backend decides alike.
-
-    Neighbours are added until one value is left; zeros fill up to a power of two.
-    """
-    squares = (values - blocks).square()
-    size = 1 << (squares.shape[-1] - 1).bit_length()
-    squares = torch.nn.functional.pad(squares, (0, size - squares.shape[-1]))
-    while squares.shape[-1] > 1:
-        squares = squares[..., ::2] + squares[..., 1::2]
-    return squares
+    """[..., K] to [..., 1]."""
+    return pairwise_sum((values - blocks).square())
 
 
 def _check(x: Tensor, noise: Tensor | int | None, rounding: str) -> None:

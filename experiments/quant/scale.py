@@ -71,13 +71,10 @@ def block_scale(
     if scale is ScaleFormat.FP32:
         result = _fp32(amax, element)
     elif scale.two_level:
-        stored, tensor_scale = two_level(amax, tensor_amax, *_two_level_parts(element, scale))
+        stored, tensor_scale = two_level(amax, tensor_amax, *two_level_parts(element, scale))
         result = stored * tensor_scale
     elif scale in (ScaleFormat.QUEST, ScaleFormat.QUEST_FLOOR):
-        rms = blocks.square().mean(dim=-1, keepdim=True).sqrt()
-        exponent = torch.log2(rms * (_GAUSSIAN_CLIP / element.max))
-        exponent = exponent.floor() if scale is ScaleFormat.QUEST_FLOOR else exponent.round()
-        result = _power_of_two(exponent.nan_to_num(0.0, 0.0, -127.0))
+        result = _quest(blocks, amax, element, nearest=scale is ScaleFormat.QUEST)
     else:
         result = _E8M0_RULES[scale](amax, element)
     return torch.where(own_amax.isfinite(), result, torch.nan)
@@ -157,9 +154,35 @@ _E8M0_RULES: dict[ScaleFormat, Callable[[Tensor, ElementFormat], Tensor]] = {
 }
 
 
-def _two_level_parts(
-    element: ElementFormat, scale: ScaleFormat
-) -> tuple[float, FloatFormat, float]:
+def _quest(blocks: Tensor, amax: Tensor, element: ElementFormat, nearest: bool) -> Tensor:
+    # In units of a power of two near amax no square leaves float32.
+    unit = torch.frexp(amax).exponent.clamp(-126, 126)
+    squares = torch.ldexp(blocks, -unit).square()
+    rms = (pairwise_sum(squares) / blocks.shape[-1]).sqrt()
+    # wanted = m * 2^e with m in [0.5, 1), so log2(wanted) is nearer to e from m = sqrt(1/2) on.
+    significand, exponent = torch.frexp(rms * quest_clip(element))
+    exponent = exponent - 1 + (nearest & (significand >= 0.5**0.5)).int() + unit
+    return _power_of_two(torch.where(amax > 0, exponent, -127))
+
+
+def quest_clip(element: ElementFormat) -> float:
+    """What QUEST wants a scale to be where a block's root mean square is 1."""
+    return _GAUSSIAN_CLIP / element.max
+
+
+def pairwise_sum(values: Tensor) -> Tensor:
+    """[..., K] to [..., 1], in a fixed order, so that every backend has the same bits.
+
+    Neighbours are added until one value is left; zeros fill up to a power of two.
+    """
+    size = 1 << (values.shape[-1] - 1).bit_length()
+    values = torch.nn.functional.pad(values, (0, size - values.shape[-1]))
+    while values.shape[-1] > 1:
+        values = values[..., ::2] + values[..., 1::2]
+    return values
+
+
+def two_level_parts(element: ElementFormat, scale: ScaleFormat) -> tuple[float, FloatFormat, float]:
     """What `two_level` takes after the data."""
     if scale is ScaleFormat.E4M3_4_6:
         return element.max, E4M3, _FOUR_OVER_SIX_TOP

@@ -131,6 +131,8 @@ def check_nodes(ray: Any, folder: Path) -> None:
         for host, reference in asked:
             try:
                 there = ray.get(reference, timeout=120)
+            except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
+                continue  # it has just left
             except Exception as error:
                 lines = [line for line in str(error).splitlines() if line.strip()] or [""]
                 found.append(f"node {host}: cannot run lowbit-scaling ({lines[-1].strip()})")

@@ -18,7 +18,7 @@ from torch import Tensor
 from experiments.quant.formats import ElementFormat, FloatFormat, Precision, ScaleFormat
 from experiments.quant.kernels.noise import mix
 from experiments.quant.rounding import ROUNDINGS
-from experiments.quant.scale import E4M3, _two_level_parts, reach
+from experiments.quant.scale import E4M3, quest_clip, reach, two_level_parts
 
 _LIBRARY_PATH = Path(__file__).with_name("_quantize" + sysconfig.get_config_var("EXT_SUFFIX"))
 _ROUNDINGS = {  # the enum in quantize.c; the other ones are _DIRECTED
@@ -29,9 +29,10 @@ _ROUNDINGS = {  # the enum in quantize.c; the other ones are _DIRECTED
 }
 _DIRECTED = 4
 _TWO_LEVEL = 5
-_FOUR_OVER_SIX = 6
 _UNSCALED = 7
-_MOST_CHOICES = 256
+_BY_ALL_VALUES = (ScaleFormat.E4M3_4_6, ScaleFormat.QUEST, ScaleFormat.QUEST_FLOOR)
+"""Rules that go by more than amax; the kernel knows them for contiguous blocks of at most 256."""
+_MOST_VALUES = 256
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 ROTATIONS = (16, 32, 64, 128, 256, 512, 1024)
 SCALES = {  # rules it knows; the enum in quantize.c
@@ -43,7 +44,9 @@ SCALES = {  # rules it knows; the enum in quantize.c
     ScaleFormat.E4M3: _TWO_LEVEL,
     ScaleFormat.UE5M3: _TWO_LEVEL,
     ScaleFormat.E4M3_16_17: _TWO_LEVEL,
-    ScaleFormat.E4M3_4_6: _FOUR_OVER_SIX,
+    ScaleFormat.E4M3_4_6: 6,
+    ScaleFormat.QUEST: 8,
+    ScaleFormat.QUEST_FLOOR: 9,
 }
 
 
@@ -69,6 +72,7 @@ class _Format(ctypes.Structure):
         ("stored_mantissa", ctypes.c_int32),
         ("stored_emin_bits", ctypes.c_int32),
         ("stored_max", ctypes.c_float),
+        ("clip", ctypes.c_float),
         ("key_low", ctypes.c_uint32),  # the call fills it in
         ("key_high", ctypes.c_uint32),
     )
@@ -139,13 +143,13 @@ def supports(x: Tensor, precision: Precision, hadamard: int = 0) -> bool:
         and precision.granularity != "tile"
         and (precision.granularity != "block" or max(block, hadamard) % min(block, hadamard) == 0)
     )
-    choosable = precision.granularity == "block" and block <= _MOST_CHOICES
+    small = precision.granularity == "block" and block <= _MOST_VALUES
     return (
         _library is not None
         and x.device.type == "cpu"
         and precision.scale in SCALES
         and (element.exponent < 8 or precision.scale in (ScaleFormat.FP32, ScaleFormat.E8M0))
-        and (precision.scale is not ScaleFormat.E4M3_4_6 or choosable)
+        and (precision.scale not in _BY_ALL_VALUES or small)
         and fused
         and x.numel() < 2**32
     )
@@ -164,7 +168,7 @@ def quantize(
 
     Args:
         x: [..., K], any floating dtype of the plain way.  The transpose of a contiguous matrix is
-            read as it lies, unless it is to be rotated or its scales to be chosen.
+            read as it lies, unless it is to be rotated or a scale depends on more than amax.
         precision: As there.
         noise: As there, or a key: rounds with `noise.uniform(key, x.shape)` without making it.
         rounding: As there.
@@ -175,7 +179,7 @@ def quantize(
     assert _library is not None
     values = x if x.dtype is torch.float32 else x.float()
     transposed = values.ndim == 2 and not values.is_contiguous() and values.t().is_contiguous()
-    if hadamard or precision.scale is ScaleFormat.E4M3_4_6 or not transposed:
+    if hadamard or precision.scale in _BY_ALL_VALUES or not transposed:
         values, transposed = values.contiguous(), False
     n, columns, tiles = values.numel(), x.shape[-1], precision.granularity == "tile"
     block = {"row": columns, "tensor": n}.get(precision.granularity, precision.block_size)
@@ -302,7 +306,7 @@ def _format(element: ElementFormat, scale: ScaleFormat | None, rounding: str) ->
     largest, emax = reach(element)
     stored, top = E4M3, 1.0
     if scale is not None and scale.two_level:
-        largest, stored, top = _two_level_parts(element, scale)
+        largest, stored, top = two_level_parts(element, scale)
     exact = scale is None or (scale.power_of_two and scale is not ScaleFormat.E8M0_4_3)
     return _Format(
         rounding=_ROUNDINGS.get(rounding, _DIRECTED),
@@ -323,4 +327,5 @@ def _format(element: ElementFormat, scale: ScaleFormat | None, rounding: str) ->
         stored_mantissa=stored.mantissa,
         stored_emin_bits=(stored.emin + 127) << 23,
         stored_max=stored.max,
+        clip=quest_clip(element),
     )

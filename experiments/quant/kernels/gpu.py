@@ -17,7 +17,7 @@ from torch import Tensor
 from experiments.quant.formats import ElementFormat, FloatFormat, Precision, ScaleFormat
 from experiments.quant.kernels.noise import mix
 from experiments.quant.rounding import ROUNDINGS
-from experiments.quant.scale import E4M3, _two_level_parts, reach
+from experiments.quant.scale import E4M3, reach, two_level_parts
 
 NAME: str | None = "triton" if find_spec("triton") else None
 """What a run record calls this backend; None where Triton is not installed."""
@@ -235,7 +235,7 @@ def _constants(element: ElementFormat, scale: ScaleFormat | None) -> tuple[Rule,
         rule = Rule("none", False, True, reached, emax, top)
         return rule, Grid.of(element), Grid.of(stored)
     if scale.two_level:
-        reached, stored, top = _two_level_parts(element, scale)
+        reached, stored, top = two_level_parts(element, scale)
     exact_inverse = scale.power_of_two and scale is not ScaleFormat.E8M0_4_3
     rule = Rule(scale.value, scale.two_level, exact_inverse, reached, emax, top)
     return rule, Grid.of(element), Grid.of(stored)

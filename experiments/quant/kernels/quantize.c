@@ -18,8 +18,18 @@ enum { /* lowbit_format.rounding; cpu.py has the same lists */
     DIRECTED,           /* as ties_away, up and down say; toward zero if none is set */
 };
 
-/* lowbit_format.scale; UNSCALED rounds x itself */
-enum { FP32, E8M0, E8M0_CEIL, E8M0_NEAREST, E8M0_4_3, TWO_LEVEL, FOUR_OVER_SIX, UNSCALED };
+enum { /* lowbit_format.scale */
+    FP32,
+    E8M0,
+    E8M0_CEIL,
+    E8M0_NEAREST,
+    E8M0_4_3,
+    TWO_LEVEL,
+    FOUR_OVER_SIX,
+    UNSCALED, /* rounds x itself */
+    QUEST,
+    QUEST_FLOOR,
+};
 
 enum { BY_NOTHING, BY_DIVISION, BY_MULTIPLICATION, BY_CORRECTION };
 
@@ -42,6 +52,7 @@ typedef struct {
     int32_t stored_mantissa; /* two levels: format of a block's scale */
     int32_t stored_emin_bits;
     float stored_max;
+    float clip;       /* QUEST: what a root mean square of 1 is mapped to */
     uint32_t key_low; /* STOCHASTIC_COUNTER */
     uint32_t key_high;
 } lowbit_format;
@@ -54,7 +65,7 @@ typedef struct { /* of every `size` values, before all else; size 0: none */
 } lowbit_rotation;
 
 enum {
-    MOST_CHOICES = 256, /* values in a block of FOUR_OVER_SIX */
+    MOST_VALUES = 256,  /* in a block of FOUR_OVER_SIX or QUEST */
     CACHED = 1 << 13,   /* values read twice: 32 KiB stay in the first cache */
     CHUNK = 1 << 15,    /* that one thread takes at a time: 128 KiB stay in its cache */
     PIECE = 1 << 10,    /* that pass through a buffer at a time */
@@ -76,6 +87,8 @@ enum {
  * ACROSS(a, h) swaps lanes h apart. */
 #define FIRST_LANE(i, h) ((i) & (h) ? LANES + (i) - (h) : (i))
 #define SECOND_LANE(i, h) ((i) & (h) ? LANES + (i) : (i) + (h))
+#define EVEN_LANE(i, h) ((i) & ~1)
+#define ODD_LANE(i, h) ((i) | 1)
 #define LANE_ACROSS(i, h) ((i) ^ (h))
 #define PLUS_OR_MINUS(i, h) ((i) & (h) ? -1.0f : 1.0f)
 #define FIRST(a, b, h) SHUFFLE(a, b, FIRST_LANE, h)
@@ -187,6 +200,8 @@ static inline float block_scale(const lowbit_format *f, int32_t amax_bits, float
 #define HAS_FMA 1
 #define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define MAX(a, b) _mm512_max_epi32((__m512i)(a), (__m512i)(b))
+#define EVEN(a) _mm512_moveldup_ps(a)
+#define ODD(a) _mm512_movehdup_ps(a)
 #define STREAM(to, a) _mm512_stream_ps(to, a)
 #include "quantize.h"
 #define TARGET __attribute__((target("avx2,fma")))
@@ -195,6 +210,8 @@ static inline float block_scale(const lowbit_format *f, int32_t amax_bits, float
 #define HAS_FMA 1
 #define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define MAX(a, b) _mm256_max_epi32((__m256i)(a), (__m256i)(b))
+#define EVEN(a) _mm256_moveldup_ps(a)
+#define ODD(a) _mm256_movehdup_ps(a)
 #define STREAM(to, a) _mm256_stream_ps(to, a)
 #include "quantize.h"
 #else
@@ -207,6 +224,8 @@ static inline float block_scale(const lowbit_format *f, int32_t amax_bits, float
 #define HAS_FMA 0
 #define FMA(a, b, c) ((a) * (b) + (c))
 #define MAX(a, b) (((a) & ((a) > (b))) | ((b) & ~((a) > (b))))
+#define EVEN(a) SHUFFLE(a, a, EVEN_LANE, 1)
+#define ODD(a) SHUFFLE(a, a, ODD_LANE, 1)
 #if X86
 #define STREAM(to, a) _mm_stream_ps(to, a)
 #else
@@ -285,15 +304,49 @@ static const float *values(const job *j, int64_t first, int64_t n, float *own) {
     return own;
 }
 
+/* The next PIECE values, which would otherwise be waited for while nothing is written. */
+static inline void fetch(const float *x) {
+    for (int64_t i = 0; i < PIECE; i += 16)
+        __builtin_prefetch(x + i, 0, 2);
+}
+
 static int32_t amax_of(const job *j, int64_t first, int64_t n) {
     int32_t amax = 0;
     const int64_t step = j->rotation ? PIECE : CHUNK;
 #pragma omp parallel for num_threads(j->threads) if (j->threads > 1) reduction(max : amax)
     for (int64_t i = 0; i < n; i += step) {
-        float own[PIECE];
+        _Alignas(64) float own[PIECE];
         const int64_t length = n - i < step ? n - i : step;
+        if (j->rotation)
+            fetch(j->x + first + i + step);
         const int32_t part = active->amax(values(j, first + i, length, own), length);
         amax = part > amax ? part : amax;
+    }
+    return amax;
+}
+
+/* out = x rotated, all n values; returns their amax if that is `wanted`, else 0. */
+static int32_t rotate_all(const job *j, int64_t n, int wanted) {
+    int32_t amax = 0;
+#pragma omp parallel for num_threads(j->threads) if (j->threads > 1) reduction(max : amax)
+    for (int64_t i = 0; i < n; i += CHUNK) {
+        const int64_t end = n - i < CHUNK ? n : i + CHUNK;
+        for (int64_t k = i; k < end; k += PIECE) {
+            const int64_t length = end - k < PIECE ? end - k : PIECE;
+            _Alignas(64) float own[PIECE];
+            float *rotated = j->streamed ? own : j->out + k;
+            active->rotate(j->rotation, j->x + k, rotated, k, length);
+            if (wanted) {
+                const int32_t part = active->amax(rotated, length);
+                amax = part > amax ? part : amax;
+            }
+            if (j->streamed) {
+                fetch(j->x + k + PIECE);
+                active->stream(own, j->out + k, length);
+            }
+        }
+        if (j->streamed)
+            FENCE();
     }
     return amax;
 }
@@ -309,17 +362,11 @@ static float two_level_scale(const lowbit_format *f, int32_t amax_bits) {
     return scale > SMALLEST_NORMAL ? scale : SMALLEST_NORMAL;
 }
 
-/* The next PIECE values, which would otherwise be waited for while nothing is written. */
-static inline void fetch(const float *x) {
-    for (int64_t i = 0; i < PIECE; i += 16)
-        __builtin_prefetch(x + i, 0, 2);
-}
-
 /* n <= CHUNK values, a multiple of `unit`, which share `scale`; or, if block is not 0, every
  * `block` of them a scale of their own, on top of this one. */
 static void quantize_chunk(const job *j, int64_t first, int64_t n, int64_t unit, int64_t block,
                            float scale) {
-    float own[CHUNK], result[CHUNK];
+    _Alignas(64) float own[CHUNK], result[CHUNK];
     const int64_t buffered = unit < PIECE ? PIECE / unit * unit : unit;
     const int64_t step = j->rotation || j->streamed ? buffered : n;
     for (int64_t i = first; i < first + n; i += step) {
@@ -363,21 +410,32 @@ void lowbit_quantize(const lowbit_format *format, const float *x, float *out, co
                      uint64_t key, int64_t n, int64_t block, const float *signs, int64_t columns,
                      float factor, int hadamard, int threads) {
     const lowbit_rotation rotation = {signs, columns, factor, hadamard};
-    const job j = {with_key(format, key), hadamard ? &rotation : NULL, x, out, noise,
-                   n >= STREAMED, threads};
+    job j = {with_key(format, key), hadamard ? &rotation : NULL, x, out, noise,
+             n >= STREAMED, threads};
     const lowbit_format *f = &j.format;
     const int64_t size = hadamard ? hadamard : 1, unit = block < size ? size : block;
     if (f->scale == UNSCALED) {
         quantize_all(&j, 0, n, size, 0, 1.0f);
         return;
     }
-    const float tensor_scale = two_levels(f) ? two_level_scale(f, amax_of(&j, 0, n)) : 0.0f;
-    if (n / block >= threads && unit <= CHUNK) {
+    const int apart = block <= MOST_VALUES || (n / block >= threads && unit <= CHUNK);
+    const int overall = two_levels(f) || (!apart && block == n);
+    int32_t amax = 0;
+    if (hadamard && (overall || !apart) && !j.streamed) { /* not twice: from here on in place */
+        amax = rotate_all(&j, n, overall);
+        j.rotation = NULL;
+        j.x = out;
+    } else if (overall) {
+        amax = amax_of(&j, 0, n);
+    }
+    const float tensor_scale = two_levels(f) ? two_level_scale(f, amax) : 0.0f;
+    if (apart) {
         quantize_all(&j, 0, n, unit, block, tensor_scale);
         return;
     }
     for (int64_t first = 0; first < n; first += block) {
-        const int32_t amax = amax_of(&j, first, block);
+        if (block < n)
+            amax = amax_of(&j, first, block);
         float scale, inverse;
         active->scales(f, &amax, 1, tensor_scale, &scale, &inverse);
         quantize_all(&j, first, block, size, 0, scale);
@@ -472,20 +530,7 @@ int lowbit_quantize_transposed(const lowbit_format *format, const float *x, floa
 void lowbit_rotate(const float *x, float *out, int64_t n, const float *signs, int64_t columns,
                    float factor, int hadamard, int threads) {
     const lowbit_rotation rotation = {signs, columns, factor, hadamard};
-    const int streamed = n >= STREAMED;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t i = 0; i < n; i += CHUNK) {
-        const int64_t end = n - i < CHUNK ? n : i + CHUNK;
-        for (int64_t k = i; k < end; k += PIECE) {
-            const int64_t length = end - k < PIECE ? end - k : PIECE;
-            float own[PIECE];
-            active->rotate(&rotation, x + k, streamed ? own : out + k, k, length);
-            if (streamed) {
-                fetch(x + k + PIECE);
-                active->stream(own, out + k, length);
-            }
-        }
-        if (streamed)
-            FENCE();
-    }
+    const job j = {.rotation = &rotation, .x = x, .out = out, .streamed = n >= STREAMED,
+                   .threads = threads};
+    rotate_all(&j, n, 0);
 }

@@ -2,8 +2,9 @@
  *
  * The including file sets NAME(f), which adds the instruction set's suffix, TARGET, the function
  * attribute that selects it, LANES, the floats in a register, HAS_FMA, and for registers
- * FMA(a, b, c), MAX(a, b) and STREAM(to, a).  Most loops are plain C that the compiler vectorises; parameters called `const` are constants after inlining,
- * so that every combination becomes a loop without branches.
+ * FMA(a, b, c), MAX(a, b), EVEN(a) and ODD(a), each of which has those lanes of a twice, and
+ * STREAM(to, a).  Most loops are plain C that the compiler vectorises; parameters called `const`
+ * are constants after inlining, so that every combination becomes a loop without branches.
  */
 
 #define INLINE TARGET static inline __attribute__((always_inline))
@@ -21,14 +22,15 @@ typedef int32_t NAME(ints) __attribute__((vector_size(4 * LANES)));
 #define EACH_LANE(F, h)                                                                            \
     F(0, h), F(1, h), F(2, h), F(3, h), F(4, h), F(5, h), F(6, h), F(7, h), F(8, h), F(9, h),      \
         F(10, h), F(11, h), F(12, h), F(13, h), F(14, h), F(15, h)
-#define FOR_DISTANCES(F) F(1) F(2) F(4) F(8)
+#define FOR_LONG_DISTANCES(F) F(2) F(4) F(8)
 #elif LANES == 8
 #define EACH_LANE(F, h) F(0, h), F(1, h), F(2, h), F(3, h), F(4, h), F(5, h), F(6, h), F(7, h)
-#define FOR_DISTANCES(F) F(1) F(2) F(4)
+#define FOR_LONG_DISTANCES(F) F(2) F(4)
 #else
 #define EACH_LANE(F, h) F(0, h), F(1, h), F(2, h), F(3, h)
-#define FOR_DISTANCES(F) F(1) F(2)
+#define FOR_LONG_DISTANCES(F) F(2)
 #endif
+#define FOR_DISTANCES(F) F(1) FOR_LONG_DISTANCES(F)
 #ifdef __clang__
 #define SHUFFLE(a, b, LANE, h) __builtin_shufflevector(a, b, EACH_LANE(LANE, h))
 #else
@@ -59,7 +61,8 @@ INLINE float NAME(round)(const lowbit_format *f, float scaled, int32_t sign, flo
     const float steps = magnitude * float_of(2 * ONE_BITS - ulp_bits); /* magnitude / ulp < 2^11 */
     const float lower = (float)(int32_t)steps;
     const int inexact = lower * ulp != magnitude;
-    return (lower + (float)rounds_up(f, steps - lower, inexact, sign, draw, rounding)) * ulp;
+    const float upper = lower + 1.0f;
+    return (rounds_up(f, steps - lower, inexact, sign, draw, rounding) ? upper : lower) * ulp;
 }
 
 /* The same for 8 exponent bits.  Such a format has float32's exponents, so its numbers are the
@@ -106,13 +109,13 @@ INLINE float NAME(value)(const lowbit_format *f, float x, float scale, float inv
     return scaling == BY_NOTHING ? result : result * scale;
 }
 
-/* n values that share a scale.  Here as below, `first` is the place of the first one in the
- * tensor, as its draw has it. */
-INLINE void NAME(run)(const lowbit_format *f, const float *restrict x, float *restrict out,
+/* n values that share a scale; out may be x.  Here as below, `first` is the place of the first one
+ * in the tensor, as its draw has it. */
+INLINE void NAME(run)(const lowbit_format *f, const float *x, float *out,
                       const float *restrict noise, int64_t first, int64_t n, float scale,
                       float inverse, const int rounding, const int scaling, const int wide) {
     const uint32_t weyl = (uint32_t)first * WEYL + f->key_low;
-    for (int i = 0; i < n; i++) {
+    _Pragma("GCC ivdep") for (int i = 0; i < n; i++) {
         const float draw = rounding == STOCHASTIC ? noise[i]
                            : rounding == STOCHASTIC_COUNTER
                                ? uniform(weyl + (uint32_t)i * WEYL, f->key_high)
@@ -131,16 +134,6 @@ INLINE int32_t NAME(amax_of)(const float *restrict x, int64_t n) {
     return amax;
 }
 
-/* The same of each of `width` columns, down `length` rows; adds to what amax holds. */
-TARGET static void NAME(column_amax)(const float *restrict x, int64_t length, int64_t stride,
-                                     int64_t width, int32_t *restrict amax) {
-    for (int64_t i = 0; i < length; i++)
-        for (int64_t j = 0; j < width; j++) {
-            const int32_t magnitude = bits_of(x[i * stride + j]) & ~SIGN_BIT;
-            amax[j] = magnitude > amax[j] ? magnitude : amax[j];
-        }
-}
-
 /* The same, each quarter on its own: four streams keep more of the memory's reads in flight. */
 TARGET static int32_t NAME(amax)(const float *restrict x, int64_t n) {
     const int64_t quarter = n / 4;
@@ -153,8 +146,8 @@ TARGET static int32_t NAME(amax)(const float *restrict x, int64_t n) {
     return amax;
 }
 
-/* amax of LANES tiles next to each other, `rows` x `width`, width a multiple of LANES: two registers
- * become one, its lanes in turn from either, until each lane is a tile. */
+/* amax of LANES tiles next to each other, `rows` x `width`, width a multiple of LANES: two
+ * registers become one, its lanes in turn from either, until each lane is a tile. */
 INLINE void NAME(group_amax)(const float *x, int64_t width, int64_t rows, int64_t stride,
                              int32_t *amax) {
     NAME(ints) v[LANES];
@@ -195,7 +188,7 @@ INLINE void NAME(tile_amax)(const float *x, int64_t n, int64_t width, int64_t ro
     }
 }
 
-/* Scales of n blocks and their reciprocals. *//* Scales of n blocks and their reciprocals. */
+/* Scales of n blocks and their reciprocals. */
 TARGET static void NAME(scales)(const lowbit_format *f, const int32_t *restrict amax, int64_t n,
                                 float tensor_scale, float *restrict scale,
                                 float *restrict inverse) {
@@ -216,6 +209,63 @@ TARGET static void NAME(scales)(const lowbit_format *f, const int32_t *restrict 
         SCALES(FOUR_OVER_SIX)
     }
 #undef SCALES
+}
+
+/* Sum of n <= MOST_VALUES squares: neighbours are added until one is left, zeros standing in up to
+ * a power of two. */
+INLINE float NAME(sum_of_squares)(const float *restrict x, int64_t n) {
+    float square[MOST_VALUES]; /* then, from its beginning, the sums */
+    int64_t sums = 1;
+    while (sums * LANES < n)
+        sums *= 2;
+    for (int64_t i = 0; i < n; i++)
+        square[i] = x[i] * x[i];
+    for (int64_t i = n; i < sums * LANES; i++)
+        square[i] = 0.0f;
+    for (int64_t k = 0; k < sums; k++) {
+        NAME(vector) v;
+        memcpy(&v, square + k * LANES, sizeof v);
+#define STEP(h) v += ACROSS(v, h);
+        FOR_DISTANCES(STEP)
+#undef STEP
+        square[k] = v[0];
+    }
+    for (; sums > 1; sums /= 2)
+        for (int64_t k = 0; k < sums / 2; k++)
+            square[k] = square[2 * k] + square[2 * k + 1];
+    return square[0];
+}
+
+/* The same by a block's root mean square: QUEST, QUEST_FLOOR.  Its values are taken in units of a
+ * power of two near amax, so that no square leaves float32. */
+TARGET static void NAME(quest_scales)(const lowbit_format *f, const float *x, const int32_t *amax,
+                                      int64_t n, int64_t width, float *scale, float *inverse) {
+    const int nearest = f->scale == QUEST;
+    for (int64_t i = 0; i < n; i++) {
+        int unit = floor_log2(amax[i]) + 1;
+        unit = unit < -126 ? -126 : unit > 126 ? 126 : unit;
+        float own[MOST_VALUES];
+        for (int64_t k = 0; k < width; k++)
+            own[k] = x[i * width + k] * power_of_two(-unit);
+        const float square = NAME(sum_of_squares)(own, width) / (float)width;
+        const int32_t wanted = bits_of(sqrtf(square) * f->clip);
+        const float significand = float_of((wanted & (HALF_BIT * 2 - 1)) | ONE_BITS);
+        const int exponent = (wanted >> 23) - 127 + (nearest && significand >= SQRT_2);
+        scale[i] = amax[i] >= EXPONENT_BITS ? NAN : e8m0(unit + exponent);
+        inverse[i] = 1.0f / scale[i];
+    }
+}
+
+/* Scales of n <= LANES tiles next to each other. */
+INLINE void NAME(tile_scales)(const lowbit_format *f, const float *x, int64_t n, int64_t width,
+                              int64_t rows, int64_t stride, float tensor_scale, float *scale,
+                              float *inverse) {
+    int32_t amax[LANES] = {0};
+    NAME(tile_amax)(x, n, width, rows, stride, amax);
+    if (f->scale == QUEST || f->scale == QUEST_FLOOR)
+        NAME(quest_scales)(f, x, amax, n, width, scale, inverse);
+    else
+        NAME(scales)(f, amax, n, tensor_scale, scale, inverse);
 }
 
 /* How to divide by these scales: the fastest way that is exact. */
@@ -244,20 +294,25 @@ INLINE int NAME(scaling)(const lowbit_format *f, const float *scale, int64_t n) 
     }
 #endif
 
-/* `count` tiles next to each other, `rows` x `width`, in groups whose scales are found together and
- * that stay in the first cache. */
+/* `count` tiles next to each other, `rows` x `width`, in groups that stay in the first cache. Their
+ * scales are found together, and one group ahead: that is a long chain of operations, and the
+ * processor fills its gaps with the rounding of the group before. */
 INLINE void NAME(tiles_as)(const lowbit_format *f, const float *x, float *out, const float *noise,
                            int64_t first, int64_t count, int64_t width, int64_t rows,
                            int64_t stride, float tensor_scale, const int rounding,
                            const int wide) {
     const int64_t fitting = CACHED / (width * rows);
     const int64_t group = fitting < 1 ? 1 : fitting < LANES ? fitting : LANES;
+    float scales[2][LANES], inverses[2][LANES];
+#define PREPARE(b)                                                                                 \
+    if ((b) < count)                                                                               \
+    NAME(tile_scales)(f, x + (b) * width, count - (b) < group ? count - (b) : group, width, rows,  \
+                      stride, tensor_scale, scales[(b) / group % 2], inverses[(b) / group % 2])
+    PREPARE(0);
     for (int64_t b = 0; b < count; b += group) {
         const int64_t n = count - b < group ? count - b : group;
-        int32_t amax[LANES];
-        float scale[LANES], inverse[LANES];
-        NAME(tile_amax)(x + b * width, n, width, rows, stride, amax);
-        NAME(scales)(f, amax, n, tensor_scale, scale, inverse);
+        const float *scale = scales[b / group % 2], *inverse = inverses[b / group % 2];
+        PREPARE(b + group);
         const int scaling = NAME(scaling)(f, scale, n);
 #define RUN(SCALING)                                                                               \
     for (int64_t row = 0; row < rows; row++)                                                       \
@@ -269,6 +324,7 @@ INLINE void NAME(tiles_as)(const lowbit_format *f, const float *x, float *out, c
         FOR_SCALING(RUN, scaling, rounding, wide)
 #undef RUN
     }
+#undef PREPARE
 }
 
 /* Calls CASE(rounding, wide) with constants. */
@@ -280,31 +336,6 @@ INLINE void NAME(tiles_as)(const lowbit_format *f, const float *x, float *out, c
     case STOCHASTIC_COUNTER: CASE(STOCHASTIC_COUNTER, WIDE); break;                                \
     case DIRECTED: CASE(DIRECTED, WIDE); break;                                                    \
     }
-
-/* Sum of (a - b)^2 of n <= MOST_CHOICES values: neighbours are added until one is left, zeros
- * standing in up to a power of two. */
-INLINE float NAME(squared_error)(const float *restrict a, const float *restrict b, int64_t n) {
-    float square[MOST_CHOICES], sum[MOST_CHOICES / LANES];
-    int64_t sums = 1;
-    while (sums * LANES < n)
-        sums *= 2;
-    for (int64_t i = 0; i < n; i++)
-        square[i] = (a[i] - b[i]) * (a[i] - b[i]);
-    for (int64_t i = n; i < sums * LANES; i++)
-        square[i] = 0.0f;
-    for (int64_t k = 0; k < sums; k++) {
-        NAME(vector) v;
-        memcpy(&v, square + k * LANES, sizeof v);
-#define STEP(h) v += ACROSS(v, h);
-        FOR_DISTANCES(STEP)
-#undef STEP
-        sum[k] = v[0];
-    }
-    for (; sums > 1; sums /= 2)
-        for (int64_t k = 0; k < sums / 2; k++)
-            sum[k] = sum[2 * k] + sum[2 * k + 1];
-    return sum[0];
-}
 
 /* FOUR_OVER_SIX: blocks are rounded with two scales; the second result stays where it errs less. */
 INLINE void NAME(choices_as)(const lowbit_format *f, const float *x, float *out,
@@ -324,11 +355,13 @@ INLINE void NAME(choices_as)(const lowbit_format *f, const float *x, float *out,
     for (int64_t i = 0; i < n; i++) {                                                              \
         const int64_t at = (b + i) * width;                                                        \
         const float *draws = noise ? noise + at : noise;                                           \
-        float tried[2][MOST_CHOICES], error[2];                                                    \
+        float tried[2][MOST_VALUES], difference[MOST_VALUES], error[2];                          \
         for (int k = 0; k < 2; k++) {                                                              \
             NAME(run)(f, x + at, tried[k], draws, first + at, width, scale[k * n + i],             \
                       inverse[k * n + i], rounding, SCALING, 0);                                   \
-            error[k] = NAME(squared_error)(tried[k], x + at, width);                               \
+            for (int64_t l = 0; l < width; l++)                                                    \
+                difference[l] = tried[k][l] - x[at + l];                                           \
+            error[k] = NAME(sum_of_squares)(difference, width);                                    \
         }                                                                                          \
         memcpy(out + at, tried[error[1] < error[0]], (size_t)width * sizeof *out);                 \
     }
@@ -413,175 +446,10 @@ TARGET static void NAME(stream)(const float *from, float *to, int64_t n) {
         to[i] = from[i];
 }
 
-/* LANES x LANES: single values, then pairs, then fours, ... change places. */
-INLINE void NAME(transpose)(const float *from, int64_t from_stride, float *to, int64_t to_stride) {
-    NAME(vector) v[LANES];
-    _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++)
-        memcpy(v + i, from + i * from_stride, sizeof *v);
-#define SWAP(h)                                                                                    \
-    _Pragma("GCC unroll 16") for (int k = 0; k < LANES / 2; k++) {                                 \
-        const int i = k / (h) * 2 * (h) + k % (h);                                                 \
-        const NAME(vector) a = v[i], b = v[i + (h)];                                               \
-        v[i] = FIRST(a, b, h);                                                                     \
-        v[i + (h)] = SECOND(a, b, h);                                                              \
-    }
-    FOR_DISTANCES(SWAP)
-#undef SWAP
-    _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++)
-        memcpy(to + i * to_stride, v + i, sizeof *v);
-}
+#include "transpose.h"
+#include "rotate.h"
 
-enum { NAME(WIDE_TILE) = 32, NAME(LONG_TILE) = 32 };
-
-/* `length` <= LONG_TILE rows from `row`, `width` <= WIDE_TILE columns from `column` of x, each
- * column with its own scale, into the transposed out, by way of a tile that stays in cache. */
-INLINE void NAME(tile_as)(const lowbit_format *f, const float *restrict x, float *restrict out,
-                          const float *restrict noise, int64_t rows, int64_t columns, int64_t row,
-                          int64_t column, int length, int width, const float *restrict scale,
-                          const float *restrict inverse, const int rounding, const int scaling,
-                          const int wide) {
-    float tile[NAME(LONG_TILE)][NAME(WIDE_TILE)];
-    const uint32_t stride = (uint32_t)rows * WEYL;
-    for (int i = 0; i < length; i++) {
-        const int64_t first = column * rows + row + i; /* index of the first one in out */
-        const uint32_t weyl = (uint32_t)first * WEYL + f->key_low;
-        const float *from = x + (row + i) * columns + column;
-        for (int j = 0; j < width; j++) {
-            const float draw = rounding == STOCHASTIC ? noise[first + j * rows]
-                               : rounding == STOCHASTIC_COUNTER
-                                   ? uniform(weyl + (uint32_t)j * stride, f->key_high)
-                                   : 0.0f;
-            tile[i][j] = NAME(value)(f, from[j], scale[j], inverse[j], draw, rounding, scaling, wide);
-        }
-    }
-    float *to = out + column * rows + row;
-    const int square = length % LANES == 0 && width % LANES == 0;
-    for (int j = 0; j < (square ? width : 0); j += LANES)
-        for (int i = 0; i < length; i += LANES)
-            NAME(transpose)(&tile[i][j], NAME(WIDE_TILE), to + j * rows + i, rows);
-    for (int j = 0; j < (square ? 0 : width); j++)
-        for (int i = 0; i < length; i++)
-            to[j * rows + i] = tile[i][j];
-}
-
-/* `block` rows of a few columns: scales unless given, then tile by tile. */
-INLINE void NAME(strip_as)(const lowbit_format *f, const float *x, float *out, const float *noise,
-                           int64_t rows, int64_t columns, int64_t row, int64_t column,
-                           int64_t block, const int width, const float *scale,
-                           const float *inverse, const int scaling, const int rounding,
-                           const int wide) {
-    for (int64_t i = 0; i < block; i += NAME(LONG_TILE)) {
-        const int length = block - i < NAME(LONG_TILE) ? (int)(block - i) : NAME(LONG_TILE);
-#define TILE(SCALING)                                                                              \
-    NAME(tile_as)(f, x, out, noise, rows, columns, row + i, column, length, width, scale, inverse, \
-                  rounding, SCALING, wide)
-        FOR_SCALING(TILE, scaling, rounding, wide)
-#undef TILE
-    }
-}
-
-/* A rectangle of x [rows, columns] into out [columns, rows]; every `block` consecutive rows of a
- * column share a scale, or all of them those given per column if not NULL. */
-TARGET static void NAME(rectangle)(const lowbit_format *f, const float *x, float *out,
-                                   const float *noise, int64_t rows, int64_t columns,
-                                   const int64_t at[4], int64_t block, float tensor_scale,
-                                   const float *given, const float *given_inverse) {
-    const int64_t row_begin = at[0], row_end = at[1], column_begin = at[2], column_end = at[3];
-    for (int64_t row = row_begin; row < row_end; row += block)
-        for (int64_t column = column_begin; column < column_end; column += NAME(WIDE_TILE)) {
-            const int64_t rest = column_end - column;
-            const int width = rest < NAME(WIDE_TILE) ? (int)rest : NAME(WIDE_TILE);
-            int32_t amax[NAME(WIDE_TILE)] = {0};
-            float own[NAME(WIDE_TILE)], own_inverse[NAME(WIDE_TILE)];
-            const float *scale = given ? given + column : own;
-            const float *inverse = given ? given_inverse + column : own_inverse;
-            if (!given) {
-                NAME(column_amax)(x + row * columns + column, block, columns, width, amax);
-                NAME(scales)(f, amax, width, tensor_scale, own, own_inverse);
-            }
-            const int scaling = NAME(scaling)(f, scale, width);
-#define STRIP(ROUNDING, WIDE)                                                                      \
-    if (width == NAME(WIDE_TILE) && (ROUNDING) != DIRECTED && !(WIDE))                          \
-        NAME(strip_as)(f, x, out, noise, rows, columns, row, column, block, NAME(WIDE_TILE),       \
-                       scale, inverse, scaling, ROUNDING, WIDE);                                   \
-    else                                                                                           \
-        NAME(strip_as)(f, x, out, noise, rows, columns, row, column, block, width, scale, inverse, \
-                       scaling, ROUNDING, WIDE)
-            if (f->wide)
-                FOR_ROUNDING(f, STRIP, 1)
-            else
-                FOR_ROUNDING(f, STRIP, 0)
-#undef STRIP
-        }
-}
 #undef FOR_ROUNDING
-
-INLINE void NAME(butterfly)(NAME(vector) *v, int h) {
-    const NAME(vector) a = v[0], b = v[h];
-    v[0] = a + b;
-    v[h] = a - b;
-}
-
-INLINE void NAME(rotate_as)(const float *restrict x, float *restrict out,
-                            const float *restrict signs, float factor, const int size) {
-    NAME(vector) v[1024 / LANES];
-    const int n = size / LANES, in_registers = __builtin_constant_p(size);
-    _Pragma("GCC unroll 16") for (int i = 0; i < n; i++) {
-        NAME(vector) a;
-        memcpy(&a, x + LANES * i, sizeof a);
-        if (signs) {
-            NAME(vector) s;
-            memcpy(&s, signs + LANES * i, sizeof s);
-            a *= s;
-        }
-        /* Of a, b at distance h within the register: a + b and a - b.  The product is exact. */
-#define STEP(h) a = FMA(a, (NAME(vector)){EACH_LANE(PLUS_OR_MINUS, h)}, ACROSS(a, h));
-        FOR_DISTANCES(STEP)
-#undef STEP
-        v[i] = a;
-    }
-    if (in_registers) {
-        _Pragma("GCC unroll 8") for (int h = 1; h < n; h *= 2)
-            _Pragma("GCC unroll 16") for (int k = 0; k < n / 2; k++)
-                NAME(butterfly)(v + k / h * 2 * h + k % h, h);
-    } else {
-        for (int h = 1; h < n; h *= 2)
-            for (int i = 0; i < n; i += 2 * h)
-                for (int j = i; j < i + h; j++)
-                    NAME(butterfly)(v + j, h);
-    }
-    _Pragma("GCC unroll 16") for (int i = 0; i < n; i++) {
-        const NAME(vector) a = v[i] * factor;
-        memcpy(out + LANES * i, &a, sizeof a);
-    }
-}
-
-/* n values, blocks of `size`; `first` is the place of the first one in the tensor. */
-TARGET static void NAME(rotate)(const lowbit_rotation *r, const float *restrict x,
-                                float *restrict out, int64_t first, int64_t n) {
-    const float *signs = r->signs;
-    int64_t column = first % r->columns;
-#define ROTATE(SIZE, SIGNS)                                                                        \
-    for (int64_t i = 0; i < n; i += (SIZE)) {                                                      \
-        NAME(rotate_as)(x + i, out + i, SIGNS, r->factor, SIZE);                                   \
-        column = column + (SIZE) == r->columns ? 0 : column + (SIZE);                              \
-    }
-#define CASE(SIZE)                                                                                 \
-    if (signs)                                                                                     \
-        ROTATE(SIZE, signs + column)                                                               \
-    else                                                                                           \
-        ROTATE(SIZE, NULL)
-    switch (r->size) {
-    case 16: CASE(16) break;
-    case 32: CASE(32) break;
-    case 64: CASE(64) break;
-    case 128: CASE(128) break;
-    default: CASE(r->size)
-    }
-#undef CASE
-#undef ROTATE
-}
-
 #undef INLINE
 #undef TARGET
 #undef NAME
@@ -590,7 +458,10 @@ TARGET static void NAME(rotate)(const lowbit_rotation *r, const float *restrict 
 #undef MULTIPLY_ADD
 #undef FMA
 #undef MAX
+#undef EVEN
+#undef ODD
 #undef STREAM
 #undef EACH_LANE
 #undef FOR_DISTANCES
+#undef FOR_LONG_DISTANCES
 #undef SHUFFLE

@@ -1,0 +1,76 @@
+/* The Walsh-Hadamard transform, once per instruction set: quantize.h includes it. */
+
+INLINE void NAME(butterfly)(NAME(vector) *v, int h) {
+    const NAME(vector) a = v[0], b = v[h];
+    v[0] = a + b;
+    v[h] = a - b;
+}
+
+INLINE void NAME(rotate_as)(const float *restrict x, float *restrict out,
+                            const float *restrict signs, float factor, const int size) {
+    NAME(vector) v[1024 / LANES];
+    const int n = size / LANES, in_registers = __builtin_constant_p(size);
+    _Pragma("GCC unroll 16") for (int i = 0; i < n; i++) {
+        NAME(vector) a;
+        memcpy(&a, x + LANES * i, sizeof a);
+        /* Of a, b at distance h within the register: a + b and a - b.  The product is exact. */
+#define SUM_AND_DIFFERENCE(a, b, h) FMA(a, (NAME(vector)){EACH_LANE(PLUS_OR_MINUS, h)}, b)
+        if (signs) {
+            NAME(vector) s;
+            memcpy(&s, signs + LANES * i, sizeof s);
+            a *= s;
+            a = SUM_AND_DIFFERENCE(a, ACROSS(a, 1), 1);
+        } else { /* a load can double lanes at no cost, but the compiler must not see one load */
+            NAME(vector) b;
+            const float *again = x + LANES * i;
+            __asm__("" : "+r"(again));
+            memcpy(&b, again, sizeof b);
+            a = SUM_AND_DIFFERENCE(ODD(b), EVEN(a), 1);
+        }
+#define STEP(h) a = SUM_AND_DIFFERENCE(a, ACROSS(a, h), h);
+        FOR_LONG_DISTANCES(STEP)
+#undef STEP
+#undef SUM_AND_DIFFERENCE
+        v[i] = a;
+    }
+    if (in_registers) {
+        _Pragma("GCC unroll 8") for (int h = 1; h < n; h *= 2)
+            _Pragma("GCC unroll 16") for (int k = 0; k < n / 2; k++)
+                NAME(butterfly)(v + k / h * 2 * h + k % h, h);
+    } else {
+        for (int h = 1; h < n; h *= 2)
+            for (int i = 0; i < n; i += 2 * h)
+                for (int j = i; j < i + h; j++)
+                    NAME(butterfly)(v + j, h);
+    }
+    _Pragma("GCC unroll 16") for (int i = 0; i < n; i++) {
+        const NAME(vector) a = v[i] * factor;
+        memcpy(out + LANES * i, &a, sizeof a);
+    }
+}
+
+/* n values, blocks of `size`; `first` is the place of the first one in the tensor. */
+TARGET static void NAME(rotate)(const lowbit_rotation *r, const float *restrict x,
+                                float *restrict out, int64_t first, int64_t n) {
+    const float *signs = r->signs;
+    int64_t column = first % r->columns;
+#define ROTATE(SIZE, SIGNS)                                                                        \
+    for (int64_t i = 0; i < n; i += (SIZE)) {                                                      \
+        NAME(rotate_as)(x + i, out + i, SIGNS, r->factor, SIZE);                                   \
+        column = column + (SIZE) == r->columns ? 0 : column + (SIZE);                              \
+    }
+#define CASE(SIZE)                                                                                 \
+    if (signs)                                                                                     \
+        ROTATE(SIZE, signs + column)                                                               \
+    else                                                                                           \
+        ROTATE(SIZE, NULL)
+    switch (r->size) {
+    case 16: CASE(16) break;
+    case 32: CASE(32) break;
+    case 64: CASE(64) break;
+    case 128: CASE(128) break;
+    default: CASE(r->size)
+    }
+#undef CASE
+#undef ROTATE
+}
