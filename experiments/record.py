@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import platform
@@ -189,6 +190,7 @@ def provenance(config: TrainConfig, started: datetime) -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _git_state() -> tuple[str, bool]:
     """Commit and dirty flag of the checkout this code runs from; ("", False) for a wheel."""
     here = Path(__file__).parent
