@@ -4,6 +4,9 @@ Whatever W&B does, a run goes on: a server that is not there, slow or refuses th
 `tracking.mode=online` into offline (nothing is lost: `lowbit-sync` pushes it later), a mirror that
 breaks is dropped, and both ends of a run take a bounded time.
 
+W&B's own process is kept between runs, for to start it takes longer than a run's rows; it ends with
+this one, or as soon as it did not do what it was asked.
+
 A resumed run continues its curve.  Every attempt has its own file under the same id.  Online, what
 the server lacks of earlier attempts is sent first, and rows that it has are not sent again; so the
 number of rows that it has says which they are.
@@ -13,8 +16,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -141,16 +146,21 @@ def log(mirror: Mirror | None, row: dict[str, float]) -> None:
 
 
 def finish(exit_code: int) -> bool:
-    """End the W&B run of this process, if there is one, and W&B's own process.
+    """End the W&B run of this process, if there is one.
 
     Returns:
         Whether all rows are known to be on the server.
     """
     global _current, _avoid_until
+    import wandb
+
     mirror, _current = _current, None
     if mirror is None:
         return False
-    closed = _close(exit_code, mirror.finish_seconds + _CLOSE_SECONDS)
+    seconds = mirror.finish_seconds + _CLOSE_SECONDS
+    closed = _within(seconds, lambda: wandb.finish(exit_code=exit_code))
+    if not closed or mirror.broken:
+        shut_down()
     if not mirror.online:
         return False
     arrived = closed and not mirror.broken and _uploaded(mirror.run.settings)
@@ -185,6 +195,9 @@ def _init(
     import wandb
 
     online = mode == "online"
+    kept = _process()
+    if kept is not None and kept.poll() is not None:
+        shut_down()
     try:
         # Before anything else, or W&B says whose key it found, and asks for one on a terminal.
         wandb.setup(wandb.Settings(silent=True, console="off"))
@@ -213,48 +226,52 @@ def _init(
                 disable_git=True,
             ),
         )
+        # W&B's process is this one's alone: a child would find it in the environment, and share it.
+        os.environ.pop(wandb.env.SERVICE, None)
         run.define_metric("tokens")
         run.define_metric("*", step_metric="tokens")
     except Exception as error:
-        _close(1, _CLOSE_SECONDS)
+        shut_down()
         raise TrackingError(f"W&B did not start ({_line(error)})") from error
     _current = Mirror(run, online, finish_seconds)
     return _current
 
 
-def _close(exit_code: int, seconds: float) -> bool:
-    """End W&B's run and process within `seconds`, by force if need be.
-
-    Returns:
-        Whether it went without force or error.
-    """
+def shut_down() -> None:
+    """End W&B's own process, by force if need be; the next run starts another."""
     import wandb
+
+    process = _process()
+    _within(_CLOSE_SECONDS, lambda: wandb.teardown(exit_code=1))
+    if process is not None:
+        process.kill()
+        process.wait()
+
+
+def _process() -> Any:
+    """W&B's own process, if it runs; there is no public way to it."""
     from wandb.sdk import wandb_setup
 
-    done = threading.Event()
     process: Any = wandb_setup.singleton()
-    for name in ("_connection", "_proc", "_process"):  # there is no public way to it
+    for name in ("_connection", "_proc", "_process"):
         process = getattr(process, name, None)
+    return process
 
-    def close() -> None:
+
+def _within(seconds: float, do: Callable[[], object]) -> bool:
+    """Whether W&B did something in time, and without an error."""
+    done = threading.Event()
+
+    def attempt() -> None:
         try:
-            wandb.finish(exit_code=exit_code)
+            do()
             done.set()
-        except Exception as error:
-            _LOG.debug("W&B did not finish: %s", error)
-        with contextlib.suppress(Exception):
-            wandb.teardown(exit_code=exit_code)
+        except (Exception, SystemExit) as error:  # it exits where its process was killed
+            _LOG.debug("W&B: %s", error)
 
-    closing = threading.Thread(target=close, name="wandb-finish", daemon=True)
-    closing.start()
-    try:
-        closing.join(seconds)
-    finally:  # Ctrl-C while waiting included
-        if process is not None and process.poll() is None:
-            done.clear()
-            process.kill()
-            process.wait()
-            closing.join(_CLOSE_SECONDS)
+    attempting = threading.Thread(target=attempt, name="wandb-close", daemon=True)
+    attempting.start()
+    attempting.join(seconds)
     return done.is_set()
 
 

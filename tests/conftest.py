@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,19 @@ for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "HYDRA_FULL_ERROR"
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
-from experiments import commands  # puts the Hydra plugins on sys.path
+from experiments import commands, tracking  # the first puts the Hydra plugins on sys.path
 from experiments.config import TrainConfig, from_hydra
 from experiments.paths import conf_dir
 
 assert commands
+
+
+@pytest.fixture(autouse=True)
+def _wandb_of_its_own() -> Iterator[None]:
+    """No test finds W&B's process of another one, with the settings that held there."""
+    yield
+    if "wandb" in sys.modules:
+        tracking.shut_down()
 
 
 @pytest.fixture

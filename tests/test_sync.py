@@ -45,6 +45,7 @@ def study(
         for step in steps:
             tracking.log(mirror, {"step": step, "tokens": 10 * step, "train/loss": 1 / (step + 1)})
         tracking.finish(exit_code)
+        tracking.shut_down()  # its settings are not those of lowbit-sync's process
         if torn:
             newest = run_files(folder)[-1]
             newest.write_bytes(newest.read_bytes()[:-torn])

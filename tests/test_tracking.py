@@ -46,6 +46,7 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(tracking, "_avoid_until", 0.0)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     yield
+    tracking.shut_down()  # here, and not in the end, to see what is left
     assert not children("wandb-core")
 
 
@@ -243,6 +244,44 @@ def test_a_hanging_wandb_is_killed_in_the_end(
     assert not any(is_synced(file) for file in run_files(result.folder))
     again = train(small(f"tracking={mode}", "seed=1"))
     assert mirrored(again.folder) == curve(again), "the next run has a W&B again"
+
+
+def test_runs_of_one_process_share_one_process_of_wandb(small: Compose) -> None:
+    found: list[int] = []
+    for seed in (1, 2):
+        config = small("tracking=offline", f"seed={seed}")
+        result = train(config, at(8, lambda: found.extend(children("wandb-core"))))
+        assert mirrored(result.folder) == curve(result)
+    assert len(found) == 2 and len(set(found)) == 1
+    assert "WANDB_SERVICE" not in os.environ, "a child process would use it too"
+
+
+def test_a_wandb_that_died_between_two_runs_is_started_again(small: Compose) -> None:
+    train(small("tracking=offline"))
+    [core] = children("wandb-core")
+    os.kill(core, signal.SIGKILL)
+    result = train(small("tracking=offline", "seed=1"))
+    assert mirrored(result.folder) == curve(result)
+
+
+def test_wandb_ends_with_the_process_it_belongs_to(small: Compose, tmp_path: Path) -> None:
+    """Killed, as Ray kills a worker: no hook of Python's runs."""
+    code = (
+        "import os, signal; from experiments import tracking; from experiments.wandb_files import "
+        "WandbRun; from pathlib import Path; tracking._init(WandbRun(run_id='r', group='g', "
+        "job_type='train', project='p', tags=[], config={}), Path('.'), 'offline', 20.0, 5.0); "
+        "tracking.finish(0); print(tracking._process().pid, flush=True); "
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
+    status = Path(f"/proc/{int(done.stdout)}/status")
+    for _ in range(100):
+        if not status.exists() or "State:\tZ" in status.read_text():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it lives on")
 
 
 def test_a_dead_wandb_is_named_once_and_the_run_goes_on(
