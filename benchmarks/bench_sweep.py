@@ -9,6 +9,7 @@ is work that was asked for, yet not training, and would pass for overhead.
     make bench-sweep
     python benchmarks/bench_sweep.py --runs 6 --only lowbit-train
     python benchmarks/bench_sweep.py --plan
+    python benchmarks/bench_sweep.py --many 1000
 """
 
 from __future__ import annotations
@@ -232,6 +233,24 @@ def plan(choices: dict[str, list[str]]) -> None:
     )
 
 
+def many(number: int, settings: list[str]) -> None:
+    """Print what the driver of so many runs needs while they execute, each a single step."""
+    step = ["model=ladder/a", "data.seq_len=64", "batch_size=4", "tokens=256", "tracking=none"]
+    with tempfile.TemporaryDirectory(prefix="bench-sweep-") as scratch:
+        command = [*LAUNCHERS["lowbit-train"].command, "data.validation_windows=1", *step]
+        command += [*settings, f"seed={','.join(str(seed) for seed in range(number))}"]
+        log, busy = Path(scratch) / "many.log", busy_cores()
+        seconds, mebibytes = execute([*command, f"runs={scratch}/runs"], log)
+        found = len(records(Path(scratch) / "runs"))
+    if found != number:
+        raise BenchmarkError(f"{found} results of {number} runs")
+    print(
+        f"{number:,} runs of one step on {SLOTS} slots: {seconds:.0f} s, "
+        f"{SLOTS * seconds / number:.2f} s a run and slot; peak memory of the driver "
+        f"{mebibytes:.0f} MiB; {busy:.1f} of {os.cpu_count()} cores busy before"
+    )
+
+
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
@@ -252,6 +271,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--plan", action="store_true", help="time the planning of 1 run and of 1,000 instead"
     )
+    parser.add_argument(
+        "--many", type=int, metavar="N", help="execute N runs of one step each instead"
+    )
     return parser.parse_args()
 
 
@@ -264,6 +286,9 @@ def main() -> None:
         if given.plan:
             plan({key: values[:1] for key, values in PLANNED.items()})
             plan(PLANNED)
+            return
+        if given.many:
+            many(given.many, given.set)
             return
         names = given.only or list(LAUNCHERS)
         if "hydra-ray-launcher" in names and not OTHER_PYTHON.exists():

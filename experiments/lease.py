@@ -59,7 +59,9 @@ class Holder:
 
 
 def holder(folder: Path) -> Holder | None:
-    """The latest lease in a run's folder, alive or not."""
+    """The latest lease in a run's folder, alive or not; None where there is no folder yet."""
+    if not folder.exists():
+        return None
     for number in sorted(_numbers(folder), reverse=True):
         try:
             return Holder(**json.loads(_path(folder, number).read_text(encoding="utf-8")))
@@ -77,6 +79,12 @@ def is_alive(folder: Path, who: Holder) -> bool:
     except FileNotFoundError:
         return False
     return _store_time(folder) - beat <= who.ttl
+
+
+def at_work(folder: Path) -> Holder | None:
+    """Who works on a run now."""
+    who = holder(folder)
+    return who if who is not None and is_alive(folder, who) else None
 
 
 def break_lease(folder: Path, token: str) -> None:
@@ -103,8 +111,8 @@ class Lease:
         # The number follows from what is seen before it is known that nobody is alive: whoever
         # comes in between takes that very number, and creating it again fails.
         self.number = 1 + max(_attempts(folder), *_numbers(folder), 0)
-        earlier = holder(folder)
-        if earlier is not None and is_alive(folder, earlier):
+        earlier = at_work(folder)
+        if earlier is not None:
             raise Held(
                 f"{folder.name} is being trained by process {earlier.pid} on {earlier.host} "
                 f"(attempt {earlier.number})"

@@ -222,6 +222,18 @@ class Transformer(nn.Module):
         logits: Tensor = self.head(self.norm(x))
         return logits
 
+    def loss(self, batch: Tensor, reduction: str = "mean") -> Tensor:
+        """Cross-entropy in nats of each position's next token, in float32.
+
+        Args:
+            batch: [B, T + 1] token ids.
+            reduction: As `torch.nn.functional.cross_entropy` takes it.
+        """
+        logits = self(batch[:, :-1])
+        return F.cross_entropy(
+            logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction=reduction
+        )
+
 
 def rope_tables(length: int, head_size: int, base: float) -> tuple[Tensor, Tensor]:
     """Cosine and sine of position times frequency, each [T, K]; Su et al. 2104.09864, Eq. 34."""

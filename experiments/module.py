@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.config import OptimConfig, TrainConfig
@@ -31,19 +30,12 @@ class LanguageModel(L.LightningModule):
         self.validation_loss = math.nan
         self._validation_sum, self._validation_tokens = 0.0, 0
 
-    def loss(self, batch: Tensor, reduction: str = "mean") -> Tensor:
-        """Cross-entropy in nats of each position's next token, in float32."""
-        logits = self.model(batch[:, :-1])
-        return F.cross_entropy(
-            logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction=reduction
-        )
-
     def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
         """The mean loss of one batch."""
         # Each process of a run has noise of its own; where there is one, this is the step.
         self.model.clock.counter = self.global_step + _RANK_COUNTERS * self.global_rank
         self.model.clock.quantizing = quantizes(self.global_step, self.config)
-        return self.loss(batch)
+        return self.model.loss(batch)
 
     def on_validation_epoch_start(self) -> None:
         """Start the sum anew."""
@@ -53,7 +45,7 @@ class LanguageModel(L.LightningModule):
         """Add one batch to the sum; every token weighs the same, whatever its batch's size."""
         self.model.clock.counter = _VALIDATION_COUNTER + batch_index
         self.model.clock.quantizing = quantizes(self.global_step, self.config)
-        self._validation_sum += self.loss(batch, reduction="sum").double().item()
+        self._validation_sum += self.model.loss(batch, reduction="sum").double().item()
         self._validation_tokens += batch.shape[0] * (batch.shape[1] - 1)
 
     def on_validation_epoch_end(self) -> None:

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
-from experiments.lease import holder, is_alive
+from experiments.lease import at_work
 from experiments.progress import duration, last_row
 from fitting.results import STUDY, ResultsError, RunRecord, read_record
 
@@ -101,12 +101,12 @@ def read_status(folder: Path) -> Status:
 def _state(run: Path, work: float) -> State:
     if not run.is_dir():
         return State(run.name, "waiting", work)
-    who = holder(run)
+    who = at_work(run)
     record = read_record(run)
     row = last_row(run)
     if record is None or record.status == "failed":
         share, rate = _progress(run, row)
-        if who is not None and is_alive(run, who):
+        if who is not None:
             loss = f"loss {row['train/loss']:.4f}, " if "train/loss" in row else ""
             text = f"{share:4.0%}  {loss}process {who.pid} on {who.host}, attempt {who.number}"
             return State(run.name, "running", work, share, rate, text)

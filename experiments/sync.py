@@ -304,11 +304,12 @@ def _answers(url: str) -> bool:
 
 
 def _without_pushing(folder: Path) -> Outcome | None:
-    from experiments import lease  # brings pandas, which the processes of `push` can do without
+    from experiments.lease import (
+        at_work,
+    )  # brings pandas, which the processes of `push` can do without
 
-    holder = lease.holder(folder)
-    if holder is not None and lease.is_alive(folder, holder):
-        return Outcome("running", f"on {holder.host}; left alone")
+    if (who := at_work(folder)) is not None:
+        return Outcome("running", f"on {who.host}; left alone")
     if all(is_synced(file) for file in run_files(folder)):
         return Outcome("already pushed")
     return None

@@ -14,7 +14,6 @@ number of rows that it has says which they are.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading

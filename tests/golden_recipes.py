@@ -61,7 +61,7 @@ def losses(recipe: str, steps: int = STEPS) -> list[float]:
         start = torch.randint(256, (4, 1), generator=generator)
         stride = torch.randint(1, 4, (4, 65), generator=generator)
         module.model.clock.counter = step
-        loss = module.loss((start + stride.cumsum(1)) % 256)
+        loss = module.model.loss((start + stride.cumsum(1)) % 256)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from experiments.lease import ATTEMPTS, holder, is_alive
+from experiments.lease import ATTEMPTS, at_work
 from experiments.progress import METRICS
 from experiments.recorder import CHECKPOINTS
 from experiments.sweep.work import LOG
@@ -43,9 +43,11 @@ SMALL = [
 ]
 
 
-def driver(folder: Path, text: Path, *arguments: str) -> subprocess.Popen[bytes]:
+def driver(
+    folder: Path, text: Path, *arguments: str, study: str = f"study.grids={GRIDS}"
+) -> subprocess.Popen[bytes]:
     """`lowbit-train` as a process of its own, what it says in <folder>/driver.txt."""
-    command = [*SMALL, f"data.path={text}", f"runs={folder}", "-m", f"study.grids={GRIDS}"]
+    command = [*SMALL, f"data.path={text}", f"runs={folder}", "-m", study]
     with open(folder / "driver.txt", "ab") as out:
         return subprocess.Popen(
             [*COMMAND, *command, "study.name=s", *arguments],
@@ -175,6 +177,39 @@ def test_a_sweep_that_is_killed_a_dozen_times_gives_the_same_bits(
     assert processes_below(stormy) == []
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore:.*socket.*")  # Ray's own, left open by its test cluster
+def test_the_smoke_study_ends_right_on_a_cluster_that_loses_a_node(
+    tmp_path: Path, text: Path
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    for folder in (alone, together):
+        folder.mkdir()
+    assert driver(alone, text, study="study=smoke").wait(timeout=300) == 0
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    process = None
+    try:
+        node = cluster.add_node(num_cpus=1)
+        address = f"hydra.launcher.address={cluster.address}"
+        process = driver(together, text, address, study="study=smoke")
+        while len(wait_for_workers(together, process)) < 2:
+            assert process.poll() is None, (together / "driver.txt").read_text()
+        cluster.remove_node(node, allow_graceful=False)
+        assert process.wait(timeout=300) == 0
+    finally:
+        if process is not None and process.poll() is None:
+            process.kill()
+            process.wait()
+        cluster.shutdown()
+    assert "retry" in (together / "driver.txt").read_text()
+    assert len(summary(alone)) == 10
+    assert summary(together) == summary(alone)
+    assert strays(together) == []
+
+
 def summary_so_far(folder: Path) -> list[str]:
     """Runs that have a record."""
     return [p.parent.name for name in (RESULT, FAILURE) for p in folder.glob(f"s/*/{name}")]
@@ -185,8 +220,7 @@ def wait_for_workers(folder: Path, process: subprocess.Popen[bytes]) -> list[int
     while process.poll() is None:
         found = []
         for run in (folder / "s").glob("*-*"):
-            who = holder(run)
-            if who is not None and is_alive(run, who):
+            if (who := at_work(run)) is not None:
                 found.append(who.pid)
         if found:
             return found

@@ -252,7 +252,8 @@ def test_runs_of_one_process_share_one_process_of_wandb(small: Compose) -> None:
         config = small("tracking=offline", f"seed={seed}")
         result = train(config, at(8, lambda: found.extend(children("wandb-core"))))
         assert mirrored(result.folder) == curve(result)
-    assert len(found) == 2 and len(set(found)) == 1
+    assert len(found) == 2
+    assert len(set(found)) == 1
     assert "WANDB_SERVICE" not in os.environ, "a child process would use it too"
 
 

@@ -71,7 +71,7 @@ def bare_loop(config: TrainConfig) -> float:
         module.model.clock.counter = step
         batch = data.batch(step, config.batch_size, config.seed)
         optimizer.zero_grad()
-        module.loss(batch).backward()
+        module.model.loss(batch).backward()
         torch.nn.utils.clip_grad_norm_(decayed + others, optim.clip_norm)
         optimizer.step()
     module.eval()
@@ -79,7 +79,7 @@ def bare_loop(config: TrainConfig) -> float:
     with torch.no_grad():
         for index, batch in enumerate(data.validation_batches(4_096 // 64)):
             module.model.clock.counter = 2**40 + index
-            total += module.loss(batch, reduction="sum").double().item()
+            total += module.model.loss(batch, reduction="sum").double().item()
             count += batch[:, 1:].numel()
     return total / count
 

@@ -60,11 +60,12 @@ def _kinds(config: TrainConfig) -> tuple[Kind, ...]:
 def probe(configs: Iterable[TrainConfig], speeds: Speeds) -> None:
     """Run a few steps of each kind of run, the quickest kinds first, for a few seconds in all.
 
-    Takes place in this process, on its first core; kinds for another device are left out.
+    Takes place in this process, on its first core; kinds for another device are left out.  Forward
+    and backward only: torch's optimizers take longer to import than a probe, and little of a step.
     """
     import torch
 
-    from experiments.module import LanguageModel  # takes seconds: only where it is needed
+    from experiments.model import Transformer  # without Lightning, which takes seconds to import
 
     kinds = {_kinds(config)[0]: config for config in configs}
     began, threads = time.monotonic(), torch.get_num_threads()
@@ -78,15 +79,14 @@ def probe(configs: Iterable[TrainConfig], speeds: Speeds) -> None:
                 continue
             if time.monotonic() - began > _PROBE_SECONDS:
                 return
-            module, data = LanguageModel(config), TokenData(config.data)
-            optimizer = module.configure_optimizers()["optimizer"]
+            model = Transformer(config.model, config.recipe, config.precision.build())
+            model.initialize(config.seed)
+            data = TokenData(config.data)
             seconds = []
             for step in range(4):  # the first pays for what the others find ready
                 start = time.perf_counter()
-                loss = module.loss(data.batch(step, config.batch_size, config.seed))
+                loss = model.loss(data.batch(step, config.batch_size, config.seed))
                 torch.autograd.backward(loss)
-                optimizer.step()
-                optimizer.zero_grad()
                 seconds.append(time.perf_counter() - start)
             speeds.learn(config, flops / min(seconds[1:]), "measured on a few steps")
     finally:

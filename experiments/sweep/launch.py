@@ -16,7 +16,7 @@ import uuid
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from experiments.lease import break_lease, holder, is_alive
+from experiments.lease import at_work, break_lease, holder
 from experiments.progress import last_row
 from experiments.sweep.cluster import LOCAL, check_nodes, machines, ray_session, this_machine
 from experiments.sweep.plan import Plan, PlannedRun, Resources, write_study
@@ -199,12 +199,11 @@ class _Driver:
         self.last_look = now
         self.capacity = self._capacity()
         for run in list(self.elsewhere):
-            who = holder(run.folder) if run.folder.exists() else None
-            if (run.folder / RESULT).exists() or who is None or not is_alive(run.folder, who):
+            if (run.folder / RESULT).exists() or at_work(run.folder) is None:
                 self.elsewhere.remove(run)
                 self.waiting.insert(0, run)
         for reference, task in self.running.items():
-            who = holder(task.run.folder) if task.run.folder.exists() else None
+            who = holder(task.run.folder)
             if task.began is None and who is not None and who.token == task.token:
                 task.began = now
             given = task.run.config.timeout_seconds
@@ -225,11 +224,10 @@ class _Driver:
                 continue
             if now < self.not_before.get(run.run_id, 0.0) or not self._free.holds(run.takes):
                 continue
-            who = holder(run.folder) if run.folder.exists() else None
-            if who is not None and is_alive(run.folder, who):
+            if (who := at_work(run.folder)) is not None:
                 self.waiting.remove(run)
                 self.elsewhere.append(run)
-                self.display.elsewhere(run, who.host)
+                self.display.elsewhere(run, f"process {who.pid} on {who.host} is at work on it")
                 continue
             if budget and self.spent_hours + self._hours(run) > budget:
                 self.display.say(
@@ -272,8 +270,7 @@ class _Driver:
         try:
             how, why = self.ray.get(reference)
         except self.ray.exceptions.RayError as error:  # the worker is gone, not the run
-            if run.folder.exists():
-                break_lease(run.folder, task.token)
+            break_lease(run.folder, task.token)
             why = _reason(self.ray, error)
             deaths = self.deaths[run.run_id] = self.deaths.get(run.run_id, 0) + 1
             if deaths < _MAX_DEATHS:
@@ -304,8 +301,7 @@ class _Driver:
             self.ray.wait(list(self.running), num_returns=len(self.running), timeout=_GRACE_SECONDS)
         for reference, task in self.running.items():
             self.ray.cancel(reference, force=True)
-            if task.run.folder.exists():
-                break_lease(task.run.folder, task.token)
+            break_lease(task.run.folder, task.token)
 
 
 def _reason(ray: Any, error: Exception) -> str:
