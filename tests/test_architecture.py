@@ -27,6 +27,8 @@ FLOORS = {
     "experiments.quant.error": 6,
     "experiments.quant.command": 7,
     "experiments.model": 7,
+    "experiments.optim": 7,
+    "experiments.loss_scale": 0,
     "experiments.data": 4,
     "experiments.accounting": 8,
     "experiments.lease": 0,
