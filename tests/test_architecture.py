@@ -16,6 +16,7 @@ FLOORS = {
     "experiments.quant.scale": 2,
     "experiments.quant.eden": 3,
     "experiments.quant.gradient": 3,
+    "experiments.quant.lmul": 0,
     "experiments.quant.theory": 1,
     "experiments.quant.kernels.noise": 0,
     "experiments.quant.kernels.cpu": 3,
