@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.data import DataConfig
 from experiments.model import ModelConfig, block_linears
+from experiments.optim import OptimConfig
 from experiments.quant.formats import (
     ElementFormat,
     FloatFormat,
@@ -88,22 +89,6 @@ class PrecisionConfig:
     def label(self) -> str:
         """Short and readable, e.g. E2M1-block32-e8m0."""
         return str(self.build())
-
-
-@dataclass
-class OptimConfig:
-    """AdamW with a linear warm-up and a cosine to `final_lr` times the peak."""
-
-    lr: float = 4e-3
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
-    warmup: float = 0.1
-    """Share of the steps."""
-    final_lr: float = 0.0
-    """Share of the peak reached at the last step."""
 
 
 @dataclass
@@ -266,7 +251,12 @@ def check(config: TrainConfig) -> None:
     Raises:
         ConfigError: One line a problem, joined by newlines.
     """
-    found = [*config.model.problems(), *config.recipe.problems(), *_scalar_problems(config)]
+    found = [
+        *config.model.problems(),
+        *config.recipe.problems(),
+        *config.optim.problems(),
+        *_scalar_problems(config),
+    ]
     if not found and config.recipe.quantized:
         try:
             config.precision.build()
@@ -284,7 +274,7 @@ def _scalar_problems(config: TrainConfig) -> list[str]:
         if not holds:
             found.append(f"{key}={value}: {right}")
 
-    optim, tracking, resources = config.optim, config.tracking, config.resources
+    tracking, resources = config.tracking, config.resources
     demand(config.batch_size >= 1, "batch_size", config.batch_size, "must be 1 or more")
     demand(config.data.seq_len >= 2, "data.seq_len", config.data.seq_len, "must be 2 or more")
     if not found:
@@ -323,11 +313,6 @@ def _scalar_problems(config: TrainConfig) -> list[str]:
         workers,
         f"must be 1 or more and divide batch_size={config.batch_size}",
     )
-    for key in ("lr", "eps", "clip_norm"):
-        demand(getattr(optim, key) > 0, f"optim.{key}", getattr(optim, key), "must be positive")
-    for key in ("warmup", "final_lr", "beta1", "beta2"):
-        value = getattr(optim, key)
-        demand(0 <= value <= 1, f"optim.{key}", value, "must be from 0 to 1")
     demand(
         bool(re.fullmatch(r"[\w.-]+", config.study.name)),
         "study.name",

@@ -12,6 +12,7 @@ from typing import Any
 
 from experiments.config import TrainConfig
 from experiments.data import corpus_sha256
+from experiments.optim import OptimConfig
 
 NUMERICS_VERSION = 1
 """Raised by hand when a change alters losses: it is part of every run's address."""
@@ -31,7 +32,7 @@ def science(config: TrainConfig) -> dict[str, Any]:
     identity = {
         "model": model,
         "data": {**data, "sha256": corpus_sha256(config.data)},
-        "optim": asdict(config.optim),
+        "optim": _optim(config.optim),
         "steps": config.steps,
         "batch_size": config.batch_size,
         "compute_dtype": config.compute_dtype,
@@ -48,6 +49,24 @@ def science(config: TrainConfig) -> dict[str, Any]:
             del precision["kind"]
         identity["precision"] = precision
     return identity
+
+
+_FIRST_OPTIM_KEYS = "lr beta1 beta2 eps weight_decay clip_norm warmup final_lr".split()
+
+
+def _optim(optim: OptimConfig) -> dict[str, Any]:
+    """Of the keys younger than the addresses those off their default that have an effect."""
+    effect = {
+        "weights_rounding": optim.weights != "",
+        "state_rounding": optim.state != "",
+        "loss_scale_interval": optim.loss_scale == "dynamic",
+    }
+    return {
+        f.name: getattr(optim, f.name)
+        for f in fields(optim)
+        if f.name in _FIRST_OPTIM_KEYS
+        or (getattr(optim, f.name) != f.default and effect.get(f.name, True))
+    }
 
 
 _FIRST_RECIPE_KEYS = (

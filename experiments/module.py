@@ -9,8 +9,11 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from experiments.config import OptimConfig, TrainConfig
+from experiments.config import TrainConfig
+from experiments.loss_scale import LossScale
 from experiments.model import Transformer
+from experiments.optim import lr_factor as lr_factor
+from experiments.optim import make_optimizer, round_weights
 
 # Where the noise counter of validation starts: far from every training step's.
 _VALIDATION_COUNTER = 2**40
@@ -27,6 +30,8 @@ class LanguageModel(L.LightningModule):
             config.model, config.recipe, config.precision.build(), seed=config.seed
         )
         self.model.initialize(config.seed)
+        round_weights(self.model, config.optim, config.seed)
+        self.loss_scale = LossScale(config.optim.loss_scale, config.optim.loss_scale_interval)
         self.validation_loss = math.nan
         self._validation_sum, self._validation_tokens = 0.0, 0
 
@@ -52,17 +57,28 @@ class LanguageModel(L.LightningModule):
         """Nats a token over the whole stream."""
         self.validation_loss = self._validation_sum / self._validation_tokens
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Gradients of the loss times the loss scale."""
+        super().backward(loss * self.loss_scale.value, *args, **kwargs)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Gradients of the loss itself, before they are clipped."""
+        self.loss_scale.unscale(self.parameters())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the weights and the optimizer do not hold."""
+        if self.loss_scale.dynamic:
+            checkpoint["loss_scale"] = self.loss_scale.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Back to where the checkpoint was written."""
+        if self.loss_scale.dynamic:
+            self.loss_scale.load_state_dict(checkpoint["loss_scale"])
+
     def configure_optimizers(self) -> Any:
-        """AdamW, no weight decay on norms; the schedule steps with the optimizer."""
+        """The optimizer; its schedule steps with it."""
         optim = self.config.optim
-        parameters = list(self.model.parameters())
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": optim.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(
-            groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps
-        )
+        optimizer = make_optimizer(self.model, optim, self.config.seed)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: lr_factor(step, self.config.steps, optim)
         )
@@ -79,18 +95,3 @@ def quantizes(step: int, config: TrainConfig) -> bool:
     """
     share = config.recipe.high_precision_share
     return share == 0 or step < round((1 - share) * config.steps)
-
-
-def lr_factor(step: int, steps: int, optim: OptimConfig) -> float:
-    """Share of the peak learning rate at `step` of `steps`: linear up, cosine down.
-
-    The first step already learns, and the last one ends at `final_lr`.
-
-    >>> [round(lr_factor(s, 10, OptimConfig(warmup=0.2)), 3) for s in (0, 1, 5, 9)]
-    [0.5, 1.0, 0.5, 0.0]
-    """
-    warmup = round(optim.warmup * steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = min(1.0, (step - max(warmup - 1, 0)) / max(1, steps - max(warmup, 1)))
-    return optim.final_lr + (1 - optim.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -407,6 +407,28 @@ def tetrajet(case: Case) -> Any:
     return gemms(xq, wq, *rounded)
 
 
+def lmul_product(left: Tensor, right: Tensor, mantissa: int) -> Tensor:
+    """2410.00907, Eq. 1, one product at a time: sums over k of [i, k] and [j, k] to [i, j]."""
+    low = {1: 1, 2: 2, 3: 3, 4: 3}.get(mantissa, 4)
+    x, y = left[:, None, :], right[None, :, :]
+    (fx, ex), (fy, ey) = torch.frexp(x.abs()), torch.frexp(y.abs())  # |x| = fx 2^ex, fx below 1
+    xm, ym = 2 * fx - 1, 2 * fy - 1
+    product = (1 + xm + ym + 2.0**-low) * 2.0 ** (ex + ey - 2).double()
+    return torch.where((x == 0) | (y == 0), 0.0, product * x.sign() * y.sign()).sum(-1)
+
+
+def lmul_recipe(case: Case) -> Any:
+    wanted = six(case, lambda t: scaled(t, t.numel(), e4m3_ceil_scale, E4M3))
+    for name, left, right in (("y", "P1", "P2"), ("dx", "P3", "P4"), ("dw", "P5", "P6")):
+        wanted[name] = lmul_product(wanted[left], wanted[right], 3)
+    return wanted
+
+
+def e4m3_ceil_scale(blocks: Tensor) -> Tensor:
+    """The smallest power of two with which 448 clips nothing."""
+    return 2.0 ** (amax(blocks) / 448).log2().ceil()
+
+
 TRANSCRIPTIONS: dict[str, Callable[[Case], Any]] = {
     "none": none,
     "nearest": partial(six, q=run_precision),
@@ -430,4 +452,5 @@ TRANSCRIPTIONS: dict[str, Callable[[Case], Any]] = {
     "halo2": partial(halo, level=2),
     "dge": dge,
     "tetrajet": tetrajet,
+    "lmul": lmul_recipe,
 }

@@ -23,10 +23,12 @@ from experiments.quant.formats import Precision
 from experiments.quant.gradient import rounding_gradient
 from experiments.quant.hadamard import rotate, unrotate
 from experiments.quant.kernels.noise import mix, uniform
+from experiments.quant.lmul import lmul
 from experiments.quant.recipe import GemmConfig, OperandConfig, RecipeConfig
 from experiments.quant.rounding import few_bits
 
 _SIGNS_STREAM = {"output": 7, "grad_input": 8, "grad_weight": 9}  # 1..6 are the operands
+_LEFT = {"output": "P1", "grad_input": "P3", "grad_weight": "P5"}
 _SHARED = -1
 """Stands for the counter and the layer of signs that do not depend on either."""
 
@@ -121,6 +123,12 @@ class QuantLinear(nn.Linear):
             prepared.append(values)
         return prepared[0], prepared[1]
 
+    def product(self, gemm_name: str, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+        """[rows, K] times [columns, K] transposed, as the recipe multiplies, in `dtype`."""
+        if self.recipe.gemms()[gemm_name].product == "lmul":
+            return lmul(left, right, self.precisions[_LEFT[gemm_name]].element.mantissa, dtype)
+        return left.to(dtype) @ right.to(dtype).t()
+
     def _rounded(
         self,
         label: str,
@@ -213,7 +221,7 @@ class _QuantizedGemms(torch.autograd.Function):
             left if _of_forward(recipe.grad_weight.input) else None,
             right if _of_forward(recipe.grad_input.weight) else None,
         )
-        output = left.to(compute_dtype) @ right.to(compute_dtype).t()
+        output = layer.product("output", left, right, compute_dtype)
         return output.view(*input.shape[:-1], -1)
 
     @staticmethod
@@ -233,7 +241,7 @@ class _QuantizedGemms(torch.autograd.Function):
                 ("P4", into_input.weight, right.t()),
                 ctx.counter,
             )
-            grad_input = left.to(ctx.compute_dtype) @ right.to(ctx.compute_dtype).t()
+            grad_input = layer.product("grad_input", left, right, ctx.compute_dtype)
             grad_input = _rotate_rows(grad_input, into_input.row_hadamard)
             grad_input = layer.through_rounding(grad_input, "P1", rows, ctx.counter, reused)
             grad_input = grad_input.reshape(ctx.shape).to(ctx.dtype)
@@ -248,7 +256,7 @@ class _QuantizedGemms(torch.autograd.Function):
                 ("P6", into_weight.input, right.t()),
                 ctx.counter,
             )
-            grad_weight = left.to(ctx.compute_dtype) @ right.to(ctx.compute_dtype).t()
+            grad_weight = layer.product("grad_weight", left, right, ctx.compute_dtype)
             grad_weight = layer.through_rounding(grad_weight, "P2", weight, ctx.counter, reused)
             grad_weight = grad_weight.to(weight.dtype)
         return grad_input, grad_weight, None

@@ -17,10 +17,17 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from experiments.quant.formats import PRECISIONS, FormatError, Precision, ScaleFormat
+from experiments.quant.formats import (
+    PRECISIONS,
+    FloatFormat,
+    FormatError,
+    Precision,
+    ScaleFormat,
+)
 
 ROUNDINGS = ("nearest_even", "nearest_away", "toward_zero", "up", "down", "stochastic")
 SIGNS = ("fixed", "random", "shared")
+PRODUCTS = ("exact", "lmul")
 GRADIENTS = ("straight_through", "masked", "dge_<k>")
 _ROUNDING_CHOICES = (*ROUNDINGS, "stochastic_<bits>", "ms_eden", "none")
 _FORWARD_OF = {"P4": "P2", "P6": "P1"}
@@ -69,6 +76,8 @@ class OutputConfig:
     signs: str = "fixed"
     """fixed (all +1), random (drawn anew at every use) or shared (drawn once: one block's signs
     for every use in every layer)."""
+    product: str = "exact"
+    """exact, or lmul: by addition of mantissas (`experiments.quant.lmul`)."""
 
 
 @dataclass
@@ -82,6 +91,7 @@ class GradInputConfig:
     row_hadamard: int = 0
     """Block length of a rotation of grad_output along its rows (batch x sequence), undone on the
     product: the "left" case of 2501.02625."""
+    product: str = "exact"
 
 
 @dataclass
@@ -92,6 +102,7 @@ class GradWeightConfig:
     input: OperandConfig | None = None
     hadamard: int = 0
     signs: str = "fixed"
+    product: str = "exact"
 
 
 GemmConfig = OutputConfig | GradInputConfig | GradWeightConfig
@@ -200,6 +211,14 @@ class RecipeConfig:
                     found.append(f"{key}.{name}={size}: must be 0 (none) or a power of two")
             if gemm.signs not in SIGNS:
                 found.append(f"{key}.signs={gemm.signs}: must be one of {', '.join(SIGNS)}")
+            if gemm.product not in PRODUCTS:
+                found.append(f"{key}.product={gemm.product}: must be one of {', '.join(PRODUCTS)}")
+            elif gemm.product == "lmul":
+                found += [
+                    f"{key}.product=lmul: needs {gemm_name}.{part} to be quantized"
+                    for label, (name, part) in _SLOTS.items()
+                    if name == gemm_name and self.slots()[label] is None
+                ]
             for label, operand in self.slots().items():
                 if operand is not None and _SLOTS[label][0] == gemm_name:
                     found += self._operand_problems(label, operand)
@@ -263,4 +282,22 @@ class RecipeConfig:
                     f"{key}.gradient={operand.gradient}: needs one scale rule along the summed "
                     f"axis, which {precision} has not"
                 )
+        for name, gemm in self.gemms().items():
+            if gemm.product == "lmul":
+                both = [precisions[label] for label, slot in _SLOTS.items() if slot[0] == name]
+                found += _lmul_problems(f"recipe.{name}.product=lmul", *both)
         return found
+
+
+def _lmul_problems(key: str, left: Precision, right: Precision) -> list[str]:
+    """L-Mul adds the mantissas of the elements, and a scale must not change those."""
+    found = []
+    for precision in dict.fromkeys((left, right)):
+        element = precision.element
+        if not (isinstance(element, FloatFormat) and element.exponent and element.mantissa):
+            found.append(f"{key}: needs elements with exponent and mantissa bits, not {precision}")
+        if not precision.scale.power_of_two or precision.scale is ScaleFormat.E8M0_4_3:
+            found.append(f"{key}: needs scales that are powers of two, not {precision}")
+    if left.element.mantissa != right.element.mantissa:
+        found.append(f"{key}: needs as many mantissa bits left and right, not {left} and {right}")
+    return found
