@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.config import OptimConfig, TrainConfig
+from experiments.diagnostics import measure
 from experiments.model import Transformer
+from experiments.quant.linear import QuantLinear
 
 # Where the noise counter of validation starts: far from every training step's.
 _VALIDATION_COUNTER = 2**40
@@ -40,10 +42,27 @@ class LanguageModel(L.LightningModule):
 
     def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
         """The mean loss of one batch."""
+        self._set_clock()
+        return self.loss(batch)
+
+    def _set_clock(self) -> None:
         # Each process of a run has noise of its own; where there is one, this is the step.
         self.model.clock.counter = self.global_step + _RANK_COUNTERS * self.global_rank
         self.model.clock.quantizing = quantizes(self.global_step, self.config)
-        return self.loss(batch)
+
+    def measure(self, batch: Tensor) -> dict[str, float]:
+        """`experiments.diagnostics.measure` of the training step on `batch` that comes next."""
+        self._set_clock()
+        return measure(self.model, self.model.clock, lambda: self.loss(batch))
+
+    def quantizable(self) -> list[QuantLinear]:
+        """The layers that the recipe does not keep in high precision."""
+        recipe, blocks = self.config.recipe, self.config.model.layers
+        return [
+            layer
+            for name, layer in self.model.named_modules()
+            if isinstance(layer, QuantLinear) and not recipe.keeps(name, blocks)
+        ]
 
     def on_validation_epoch_start(self) -> None:
         """Start the sum anew."""
@@ -85,8 +104,19 @@ def quantizes(step: int, config: TrainConfig) -> bool:
 
     Step `config.steps` is the validation after training.
     """
-    share = config.recipe.high_precision_share
-    return share == 0 or step < round((1 - share) * config.steps)
+    return config.recipe.high_precision_share == 0 or step < quantized_steps(config)
+
+
+def quantized_steps(config: TrainConfig) -> int:
+    """How many steps are quantized, where the recipe quantizes any operand."""
+    return round((1 - config.recipe.high_precision_share) * config.steps)
+
+
+def measured_steps(config: TrainConfig) -> frozenset[int]:
+    """Before which steps diagnostics are measured: quantized ones."""
+    if not config.recipe.quantized:
+        return frozenset()
+    return frozenset(config.diagnostics.steps(quantized_steps(config)))
 
 
 def lr_factor(step: int, steps: int, optim: OptimConfig) -> float:

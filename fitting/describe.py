@@ -45,7 +45,8 @@ def run_fit(options: FitOptions) -> dict[str, Any]:
     law = get(options.law)
     laws = list({name: get(name) for name in (options.law, *options.compare)}.values())
     needed = [column for each in laws for column in each.columns]
-    table = _numeric(results.load(options.results, options.columns), needed, options.results)
+    table = results.load(options.results, options.columns, ptq="bits_post" in needed)
+    table = _numeric(table, needed, options.results)
     kept = _where(table, options.where)
     for rival in laws[1:]:
         require_columns(kept, ("loss", *rival.columns, *rival.schemes), f"compare={rival.name}")

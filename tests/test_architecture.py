@@ -26,6 +26,8 @@ FLOORS = {
     "experiments.quant.linear": 6,
     "experiments.quant.error": 6,
     "experiments.quant.command": 7,
+    "experiments.diagnostics": 7,
+    "experiments.ptq": 7,
     "experiments.model": 7,
     "experiments.data": 4,
     "experiments.accounting": 8,
