@@ -30,6 +30,8 @@ class LanguageModel(L.LightningModule):
             config.model, config.recipe, config.precision.build(), seed=config.seed
         )
         self.model.initialize(config.seed)
+        # At once: several processes compare their buffers before the first of them is used.
+        self.model.extend_tables(config.data.seq_len)
         self.validation_loss = math.nan
         self._validation_sum, self._validation_tokens = 0.0, 0
 

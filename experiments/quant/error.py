@@ -105,7 +105,10 @@ def operand_error(
     blocks = _to_blocks(x, precision)
     amax = blocks.abs().amax(-1)
     nonzero = amax > 0
-    rms = torch.linalg.vector_norm(blocks, dim=-1) / blocks.shape[-1] ** 0.5
+    # In units of a power of two near the largest value no square leaves float32 unnoticed.
+    unit = torch.ldexp(amax.new_ones(()), torch.frexp(amax.amax()).exponent)
+    scaled = x / unit
+    rms = torch.linalg.vector_norm(_to_blocks(scaled, precision), dim=-1) / blocks.shape[-1] ** 0.5
     clipped = scale_range = math.nan
     if scales:
         element, beyond = precision.element, 1.0 + _ROUNDING_OF_THE_SCALE
@@ -115,11 +118,11 @@ def operand_error(
         outside = (values > limit * element.max) | (values < limit * element.lowest)
         clipped = outside.sum().item() / x.numel()
         scale_range = (_largest(scale[nonzero]) / -_largest(-scale[nonzero])).log2().item()
-    noise = _energy(x - quantized)
-    qsnr = 10.0 * (_energy(x) / noise).log10().item() if noise else math.inf
+    noise = _energy((x - quantized).div_(unit))
+    qsnr = 10.0 * (_energy(scaled) / noise).log10().item() if noise else math.inf
     # What is not zero was not zero before.
     left = quantized.count_nonzero() / x.count_nonzero()
-    crest = (amax / rms)[nonzero].mean().item()
+    crest = (amax / unit / rms)[rms > 0].mean().item()
     return OperandError(qsnr, crest, clipped, 1.0 - left.item(), scale_range)
 
 
