@@ -96,9 +96,8 @@ def load_study(results: Path, fit_dir: Path) -> Study:
         about = read_json(results / STUDY) or {}
         folders = [folder for folder in sorted(results.iterdir()) if folder.is_dir()]
         records = [record for folder in folders if (record := read_record(folder))]
-        table = pd.DataFrame(columns=list(COLUMNS))
-        if records:
-            table = load(results, ptq=fit is not None and fit.get("law") == "ptq")
+        ptq = fit is not None and fit.get("law") == "ptq"
+        table = load(results, ptq=ptq) if records else pd.DataFrame(columns=list(COLUMNS))
         for key in PROVENANCE:
             values = {str(r.provenance[key]) for r in records if key in r.provenance}
             if values:
