@@ -17,8 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.data import DataConfig
+from experiments.diagnostics import DiagnosticsConfig
 from experiments.model import ModelConfig, block_linears
 from experiments.optim import OptimConfig
+from experiments.ptq import PtqConfig
 from experiments.quant.formats import (
     ElementFormat,
     FloatFormat,
@@ -161,6 +163,8 @@ class TrainConfig:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    ptq: PtqConfig = field(default_factory=PtqConfig)
+    diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -255,8 +259,19 @@ def check(config: TrainConfig) -> None:
         *config.model.problems(),
         *config.recipe.problems(),
         *config.optim.problems(),
+        *config.diagnostics.problems(),
         *_scalar_problems(config),
     ]
+    if not found and config.ptq.formats and not config.recipe.quantized:
+        found += _keep_problems(config)
+    if not found:
+        found += config.ptq.problems(
+            {
+                "model.hidden": config.model.hidden,
+                "model.ffn": config.model.ffn,
+                "data.seq_len": config.data.seq_len,
+            }
+        )
     if not found and config.recipe.quantized:
         try:
             config.precision.build()

@@ -48,6 +48,12 @@ def science(config: TrainConfig) -> dict[str, Any]:
         if config.precision.kind == "float":  # the key is younger than the addresses
             del precision["kind"]
         identity["precision"] = precision
+    if config.ptq.formats:
+        scored = {"formats": sorted(config.ptq.precisions()), "operands": config.ptq.operands}
+        if not config.recipe.quantized:  # otherwise the layers that it keeps are named above
+            named = _recipe(config.recipe)
+            scored |= {key: named[key] for key in named if key.startswith("keep")}
+        identity["ptq"] = scored
     return identity
 
 

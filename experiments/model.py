@@ -207,14 +207,17 @@ class Transformer(nn.Module):
                 std /= (2 * self.config.layers) ** 0.5
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
 
+    def extend_tables(self, length: int) -> None:
+        """Make the tables of the rotary positions long enough for sequences of `length`."""
+        if self.cos.shape[0] < length:
+            config, device = self.config, self.cos.device
+            cos, sin = rope_tables(length, config.hidden // config.heads, config.rope_base)
+            self.cos, self.sin = cos.to(device), sin.to(device)
+
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, T] int64 to [B, T, V] logits."""
         length = tokens.shape[1]
-        if self.cos.shape[0] < length:
-            self.cos, self.sin = rope_tables(
-                length, self.config.hidden // self.config.heads, self.config.rope_base
-            )
-            self.cos, self.sin = self.cos.to(tokens.device), self.sin.to(tokens.device)
+        self.extend_tables(length)
         cos, sin = self.cos[:length], self.sin[:length]
         x = self.embedding(tokens)
         for block in self.blocks:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from experiments.config import TrainConfig
+from experiments.diagnostics import measure
 from experiments.loss_scale import LossScale
 from experiments.model import Transformer
-from experiments.optim import lr_factor as lr_factor
-from experiments.optim import make_optimizer, round_weights
+from experiments.optim import lr_factor, make_optimizer, round_weights
+from experiments.quant.linear import QuantLinear
 
 # Where the noise counter of validation starts: far from every training step's.
 _VALIDATION_COUNTER = 2**40
@@ -32,15 +33,34 @@ class LanguageModel(L.LightningModule):
         self.model.initialize(config.seed)
         round_weights(self.model, config.optim, config.seed)
         self.loss_scale = LossScale(config.optim.loss_scale, config.optim.loss_scale_interval)
+        # At once: several processes compare their buffers before the first of them is used.
+        self.model.extend_tables(config.data.seq_len)
         self.validation_loss = math.nan
         self._validation_sum, self._validation_tokens = 0.0, 0
 
     def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
         """The mean loss of one batch."""
+        self._set_clock()
+        return self.model.loss(batch)
+
+    def _set_clock(self) -> None:
         # Each process of a run has noise of its own; where there is one, this is the step.
         self.model.clock.counter = self.global_step + _RANK_COUNTERS * self.global_rank
         self.model.clock.quantizing = quantizes(self.global_step, self.config)
-        return self.model.loss(batch)
+
+    def measure(self, batch: Tensor) -> dict[str, float]:
+        """`experiments.diagnostics.measure` of the training step on `batch` that comes next."""
+        self._set_clock()
+        return measure(self.model, self.model.clock, lambda: self.model.loss(batch))
+
+    def quantizable(self) -> list[QuantLinear]:
+        """The layers that the recipe does not keep in high precision."""
+        recipe, blocks = self.config.recipe, self.config.model.layers
+        return [
+            layer
+            for name, layer in self.model.named_modules()
+            if isinstance(layer, QuantLinear) and not recipe.keeps(name, blocks)
+        ]
 
     def on_validation_epoch_start(self) -> None:
         """Start the sum anew."""
@@ -93,5 +113,16 @@ def quantizes(step: int, config: TrainConfig) -> bool:
 
     Step `config.steps` is the validation after training.
     """
-    share = config.recipe.high_precision_share
-    return share == 0 or step < round((1 - share) * config.steps)
+    return config.recipe.high_precision_share == 0 or step < quantized_steps(config)
+
+
+def quantized_steps(config: TrainConfig) -> int:
+    """How many steps are quantized, where the recipe quantizes any operand."""
+    return round((1 - config.recipe.high_precision_share) * config.steps)
+
+
+def measured_steps(config: TrainConfig) -> frozenset[int]:
+    """Before which steps diagnostics are measured: quantized ones."""
+    if not config.recipe.quantized:
+        return frozenset()
+    return frozenset(config.diagnostics.steps(quantized_steps(config)))

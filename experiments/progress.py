@@ -9,24 +9,30 @@ from pathlib import Path
 from typing import Any
 
 METRICS = "metrics.jsonl"
-"""The loss curve in a run's folder: one JSON object a line, with `step`, `tokens`, `train/loss`."""
+"""The loss curve in a run's folder: one JSON object a line, with `step`, `tokens`, `train/loss`.
+
+Rows of diagnostics and of the validation loss have other columns than `train/loss`.
+"""
+_CHUNK = 1024
 
 
 def last_row(folder: Path) -> dict[str, Any]:
-    """The last whole row of a run's loss curve; empty if there is none."""
+    """The last whole row with a training loss of a run's loss curve; empty if there is none."""
     path = folder / METRICS
     if not path.is_file():
         return {}
     with open(path, "rb") as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - 1024))
-        lines = file.read().splitlines()
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError, TypeError):
-            row: dict[str, Any] = json.loads(line)
-            if "tokens" in row:
-                return row
-    return {}
+        end, length = file.seek(0, os.SEEK_END), _CHUNK
+        while True:  # a row of diagnostics has tens of kilobytes
+            file.seek(max(0, end - length))
+            for line in reversed(file.read().splitlines()):
+                with contextlib.suppress(ValueError, TypeError):
+                    row: dict[str, Any] = json.loads(line)
+                    if "train/loss" in row:
+                        return row
+            if length >= end:
+                return {}
+            length *= 16
 
 
 def duration(seconds: float) -> str:

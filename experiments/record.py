@@ -41,6 +41,8 @@ def make_record(
     metrics: Path,
     weights_sha256: str,
     started: datetime,
+    diagnostics: dict[str, Any],
+    ptq: dict[str, float | None],
 ) -> RunRecord:
     """The record of one run.
 
@@ -58,6 +60,8 @@ def make_record(
         metrics: The loss curve's file.
         weights_sha256: Of the trained weights; "" where there are none.
         started: Of the last attempt.
+        diagnostics: Their summary.
+        ptq: Validation loss by format of the weights; None where it is not finite.
     """
     model = config.model
     count = count_parameters(model)
@@ -101,6 +105,16 @@ def make_record(
         if metrics.is_file()
         else "",
         weights_sha256=weights_sha256,
+        diagnostics=diagnostics,
+        ptq={
+            name: {
+                "loss": ptq[name],
+                "bits": precision.element.bits,
+                "operands": config.ptq.operands,
+            }
+            for name, precision in config.ptq.precisions().items()
+            if name in ptq
+        },
         provenance=provenance(config, started),
         config=asdict(config),
     )

@@ -11,7 +11,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from torch import Tensor
 
 from experiments import tracking
 from experiments.config import TrainConfig
+from experiments.diagnostics import summary
 from experiments.lease import Lease
-from experiments.module import lr_factor
+from experiments.module import LanguageModel, measured_steps
+from experiments.optim import lr_factor
 from experiments.progress import METRICS
 from fitting.results import write_atomic
 
@@ -83,6 +85,7 @@ class Recorder(L.Callback):
         self._losses: list[Tensor] = []  # of the steps since the last row
         self._rows: list[dict[str, Any]] = []
         self._file = folder / METRICS
+        self._measured = measured_steps(config)
         self._clock = self._last_row = self._last_checkpoint = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
@@ -100,6 +103,18 @@ class Recorder(L.Callback):
         self.step = trainer.global_step
         self.write_curve()
         self._clock = self._last_row = self._last_checkpoint = time.monotonic()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Tensor, batch_index: int
+    ) -> None:
+        """Diagnostics before some steps, in the run's first process, of its share of the batch."""
+        if self.lease is None or trainer.global_step not in self._measured:
+            return
+        assert isinstance(module, LanguageModel)
+        with trainer.precision_plugin.train_step_context():
+            measured = module.measure(batch)
+        step = trainer.global_step
+        self._write({"step": step, "tokens": step * self.config.batch_tokens, **measured})
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any
@@ -161,15 +176,20 @@ class Recorder(L.Callback):
         if self.report:
             self.report(Progress(self.step, config.steps, speed, loss))
 
-    def final(self, loss: float) -> None:
-        """The last row: the validation loss."""
+    def final(self, loss: float, ptq: Mapping[str, float]) -> None:
+        """The last row: the validation loss, and by format that of the quantized weights."""
         self._write(
             {
                 "step": self.step,
                 "tokens": self.step * self.config.batch_tokens,
                 "validation/loss": loss,
             }
+            | {f"ptq/{name}": value for name, value in ptq.items()}
         )
+
+    def diagnostics(self) -> dict[str, Any]:
+        """A summary of what was measured, for the run's record."""
+        return summary(self._rows)
 
     def train_loss(self) -> float | None:
         """Mean over the rows of the last tenth of the run."""

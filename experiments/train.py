@@ -36,6 +36,7 @@ from experiments.identity import run_folder, run_id
 from experiments.lease import Fenced, Lease
 from experiments.module import LanguageModel
 from experiments.progress import METRICS
+from experiments.ptq import quantized
 from experiments.record import make_record
 from experiments.recorder import CHECKPOINTS, Diverged, Recorder, Report, Stopped
 from fitting.results import FAILURE, RESULT, RunRecord, read_record, write_atomic, write_exclusive
@@ -193,6 +194,8 @@ class _Run:
         self.started = datetime.now(UTC)
         self.recorder = Recorder(config, folder, lease, report)
         self.weights_sha256 = ""
+        self.ptq: dict[str, float | None] = {}
+        """Validation loss by format of the weights after training."""
         torch.set_num_threads(config.resources.cpus)
         self.module = LanguageModel(config)
 
@@ -208,15 +211,16 @@ class _Run:
         recorder.mirror = tracking.start(self.config, identity, self.folder, attempt)
         exit_code = 1
         try:
-            status, reason = "finished", ""
+            status, reason, loss = "finished", "", None
             try:
                 self.fit(recorder.newest_checkpoint())
-                self._validate()
+                loss = self._score()
+                self._check_that_it_learned(loss)
+                self._score_quantized()
             except Diverged as error:
                 status, reason = "diverged", str(error)
-            loss = module.validation_loss if math.isfinite(module.validation_loss) else None
             if loss is not None:
-                recorder.final(loss)
+                recorder.final(loss, {k: v for k, v in self.ptq.items() if v is not None})
             recorder.write_curve()
             self.weights_sha256 = _sha256(module)
             record = self.record(status, loss, reason)
@@ -258,18 +262,29 @@ class _Run:
                 self.module, loader, ckpt_path=checkpoint, weights_only=True
             )
 
-    def _validate(self) -> None:
-        """In the run's first process alone: the score does not depend on their number."""
+    def _score(self) -> float | None:
+        """Validation loss; in the run's first process alone: it does not depend on their number."""
         size = max(1, _VALIDATION_BATCH_TOKENS // self.config.data.seq_len)
         batches = self.data.validation_batches(size)
         with _lightning_quiet():
             self._trainer(1).validate(self.module, batches, verbose=False)
+        loss = self.module.validation_loss
+        return loss if math.isfinite(loss) else None
+
+    def _score_quantized(self) -> None:
+        """The same with the weights quantized after training, to each format that was asked for."""
+        ptq, layers = self.config.ptq, self.module.quantizable()
+        for name, precision in ptq.precisions().items():
+            with quantized(layers, precision, ptq.operands):
+                self.ptq[name] = self._score()
+
+    def _check_that_it_learned(self, loss: float | None) -> None:
         # No knowledge at all costs log(vocabulary) nats; a model above that learned nothing.
         ceiling = math.log(self.config.model.vocab_size)
-        if not self.module.validation_loss < ceiling:
+        if loss is None or not loss < ceiling:
+            found = self.module.validation_loss
             raise Diverged(
-                f"validation loss {self.module.validation_loss:.4g} is not below {ceiling:.4g}, "
-                "that of a uniform guess"
+                f"validation loss {found:.4g} is not below {ceiling:.4g}, that of a uniform guess"
             )
 
     def _trainer(self, world: int, max_steps: int = -1) -> L.Trainer:
@@ -316,6 +331,8 @@ class _Run:
             metrics=self.folder / METRICS,
             weights_sha256=self.weights_sha256,
             started=self.started,
+            diagnostics=self.recorder.diagnostics(),
+            ptq=self.ptq,
         )
 
 

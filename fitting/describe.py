@@ -45,7 +45,8 @@ def run_fit(options: FitOptions) -> dict[str, Any]:
     law = get(options.law)
     laws = list({name: get(name) for name in (options.law, *options.compare)}.values())
     needed = [column for each in laws for column in each.columns]
-    table = _numeric(results.load(options.results, options.columns), needed, options.results)
+    table = results.load(options.results, options.columns, ptq="bits_post" in needed)
+    table = _numeric(table, needed, options.results)
     kept = _where(table, options.where)
     for rival in laws[1:]:
         require_columns(kept, ("loss", *rival.columns, *rival.schemes), f"compare={rival.name}")
@@ -69,7 +70,7 @@ def run_fit(options: FitOptions) -> dict[str, Any]:
         draws = bootstrap(kept, fitted, options.bootstrap, options.seed, cluster)
     speedups = (options.speedup_forward, options.speedup_backward)
     report = describe(fitted, draws, kept, table, speedups, options.cost_k)
-    report["warnings"] += few
+    report["warnings"] += few + _shared_runs(kept, options.cluster)
     report |= _strict(evidence(kept, fitted))
     report |= {"where": options.where or None, "seed": options.seed}
     report["cluster"] = options.cluster or None
@@ -132,6 +133,13 @@ def _few_clusters(table: pd.DataFrame, column: str) -> list[str]:
     if count >= FEW_CLUSTERS:
         return []
     return [f"{column} has {count} values: intervals from resampling so few are too narrow"]
+
+
+def _shared_runs(table: pd.DataFrame, cluster: str) -> list[str]:
+    """Whether rows are of the same runs, as those of `fitting.results.load` with `ptq` are."""
+    if cluster or "run_id" not in table or not table["run_id"].duplicated().any():
+        return []
+    return ["rows of one run share its noise: cluster=run_id draws all of them or none"]
 
 
 def _line(error: Exception) -> str:

@@ -35,7 +35,9 @@ as key=value:
                        (loss in nats per token, params, tokens; floating_point also
                        exponent, mantissa, block_size; quartet forward and backward, names of
                        schemes; precision bits_w, bits_a, bits_kv; ptq bits_post; qat
-                       block_size; compressed gmse)
+                       block_size; compressed gmse).  For ptq a folder of runs made with
+                       ptq.formats=[...] gives a row for each run and format, with format_post;
+                       the run itself has format_post none and the bits of its compute dtype
   where=EXPRESSION     keep the rows for which it holds (a pandas query)
   objective=huber      of log residuals, summed over rows; or lad, least_squares
   objective.delta=1e-3 Huber's threshold in log loss

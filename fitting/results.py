@@ -92,6 +92,13 @@ class RunRecord:
     metrics_sha256: str = ""
     weights_sha256: str = ""
     """Of the trained weights, in the order of their names: what "the same bits" is checked by."""
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+    """What was measured in training, summarised: by operand P1..P6 and measure the `mean` over
+    layers and time and the `worst`, with its `layer`; `gradient`, by start, middle and end."""
+    ptq: dict[str, Any] = field(default_factory=dict)
+    """By the name of a format to which the trained weights were quantized: `loss` (validation,
+    nats per token; None where it is not finite), `bits` of an element, `operands` (weights or
+    weights_and_inputs)."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """git_sha, git_dirty, versions, host, device, threads, compute_dtype, started, finished."""
     config: dict[str, Any] = field(default_factory=dict)
@@ -120,7 +127,8 @@ class RunRecord:
         return json.dumps(asdict(self), indent=1, sort_keys=False, allow_nan=False) + "\n"
 
 
-COLUMNS = tuple(f.name for f in fields(RunRecord) if f.name not in ("provenance", "config"))
+_NO_COLUMNS = ("diagnostics", "ptq", "provenance", "config")
+COLUMNS = tuple(f.name for f in fields(RunRecord) if f.name not in _NO_COLUMNS)
 NUMERIC_COLUMNS = (
     "exponent mantissa bits bits_with_scales block_size params params_head params_embedding "
     "params_total params_quantized tokens unique_tokens flops seed loss train_loss bits_per_byte "
@@ -209,12 +217,18 @@ def read_record(folder: Path) -> RunRecord | None:
     return None
 
 
-def load(path: str | Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
+def load(
+    path: str | Path, columns: Mapping[str, str] | None = None, ptq: bool = False
+) -> pd.DataFrame:
     """Read a results table: a folder of runs, a CSV or a parquet file.
 
     Args:
         path: `runs/<study>` (each `*/result.json` or `*/failure.json`), `*.csv` or `*.parquet`.
         columns: Our name -> the table's name, e.g. {"params": "N", "tokens": "D"}.
+        ptq: Of a folder in which runs were scored with quantized weights, behind each of these
+            runs a row for each format, with that loss.  All rows then have `bits_post`, bits of an
+            element, and `format_post` and `operands_post`; of a run as it was trained these are
+            its compute dtype's, 32 or 16, and "none" twice.
 
     Returns:
         One row a run, sorted by `run_id` where there is one; a foreign table keeps its other
@@ -230,7 +244,8 @@ def load(path: str | Path, columns: Mapping[str, str] | None = None) -> pd.DataF
         records = [r for d in sorted(path.iterdir()) if d.is_dir() and (r := read_record(d))]
         if not records:
             raise ResultsError(f"results={path}: no */{RESULT} in this folder")
-        table = pd.DataFrame([{c: getattr(r, c) for c in COLUMNS} for r in records])
+        rows = _with_ptq if ptq and any(r.ptq for r in records) else _alone
+        table = pd.DataFrame([row for record in records for row in rows(record)])
     elif not path.exists():
         raise ResultsError(f"results={path}: no such file or folder")
     elif path.suffix in (".csv", ".parquet"):
@@ -256,7 +271,24 @@ def load(path: str | Path, columns: Mapping[str, str] | None = None) -> pd.DataF
                 table[name] = pd.to_numeric(table[name])
             except (ValueError, TypeError) as error:
                 raise ResultsError(f"column {name!r} of {path} is not numeric: {error}") from error
-    return table.sort_values("run_id", ignore_index=True) if "run_id" in table.columns else table
+    if "run_id" not in table.columns:
+        return table
+    return table.sort_values("run_id", ignore_index=True, kind="stable")
+
+
+def _alone(record: RunRecord) -> list[dict[str, Any]]:
+    return [{column: getattr(record, column) for column in COLUMNS}]
+
+
+def _with_ptq(record: RunRecord) -> list[dict[str, Any]]:
+    """A run's row as it was trained, then one for each format of its weights after training."""
+    [row] = _alone(record)
+    bits = 16 if record.config.get("compute_dtype") == "bfloat16" else 32
+    rows = [row | {"bits_post": bits, "format_post": "none", "operands_post": "none"}]
+    for name, scored in record.ptq.items():
+        post = {"format_post": name, "operands_post": scored["operands"]}
+        rows.append(row | post | {"loss": scored["loss"], "bits_post": scored["bits"]})
+    return rows
 
 
 def require_columns(table: pd.DataFrame, names: tuple[str, ...], source: str) -> None:

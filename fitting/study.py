@@ -50,7 +50,7 @@ class Study:
 
     results: Path
     table: pd.DataFrame
-    """One row a run, with `format` in words."""
+    """One row a run, as it was trained, with `format` in words."""
     about: Mapping[str, Any]
     """study.json: name, title, description, planned, notes; all optional."""
     fit: Mapping[str, Any] | None
@@ -63,6 +63,8 @@ class Study:
     noise: NoiseFloor
     order: list[str]
     colours: dict[str, str]
+    scored: pd.DataFrame
+    """`table`, and where the fit is of losses after post-training quantization those rows too."""
     provenance: dict[str, list[str]]
     inputs: dict[str, str] = field(default_factory=dict)
     """Input file -> SHA-256."""
@@ -76,6 +78,9 @@ class Study:
 def load_study(results: Path, fit_dir: Path) -> Study:
     """Read results, fit and description.
 
+    Rows of runs whose weights were quantized after training (`format_post`) are for the fit alone:
+    whatever else a page says is of the runs as they were trained.
+
     Args:
         results: A folder of runs, a CSV or a parquet file (`fitting.results.load`).
         fit_dir: Where `fit.json` lies, if there is one.
@@ -86,11 +91,13 @@ def load_study(results: Path, fit_dir: Path) -> Study:
     inputs: dict[str, str] = {}
     about: dict[str, Any] = {}
     provenance: dict[str, list[str]] = {}
+    fit = read_json(fit_dir / FIT)
     if results.is_dir():
         about = read_json(results / STUDY) or {}
         folders = [folder for folder in sorted(results.iterdir()) if folder.is_dir()]
         records = [record for folder in folders if (record := read_record(folder))]
-        table = load(results) if records else pd.DataFrame(columns=list(COLUMNS))
+        ptq = fit is not None and fit.get("law") == "ptq"
+        table = load(results, ptq=ptq) if records else pd.DataFrame(columns=list(COLUMNS))
         for key in PROVENANCE:
             values = {str(r.provenance[key]) for r in records if key in r.provenance}
             if values:
@@ -101,7 +108,6 @@ def load_study(results: Path, fit_dir: Path) -> Study:
         table = load(results)
         inputs[results.name] = sha256_of(results)
     require_columns(table, ("loss", "params", "tokens"), "the report")
-    fit = read_json(fit_dir / FIT)
     if fit is not None:
         inputs[FIT] = sha256_of(fit_dir / FIT)
         missing = [key for key in FIT_KEYS if key not in fit]
@@ -129,13 +135,16 @@ def _study(
     inputs: dict[str, str],
 ) -> Study:
     """Name the formats, pool the seeds' noise and compare cells, or say why that cannot be."""
-    table = table.copy()
-    if set(FORMAT_COLUMNS) <= set(table):
-        table["format"] = format_names(table, among=table)
-        order = format_order(table)
+    scored = table.copy()
+    if set(FORMAT_COLUMNS) <= set(scored):
+        scored["format"] = format_names(scored, among=scored)
+        order = format_order(scored)
     else:
-        table["format"] = _kinds(table, fit)
-        order = sorted(table["format"].unique())
+        scored["format"] = _kinds(scored, fit)
+        order = sorted(scored["format"].unique())
+    table = scored
+    if "format_post" in scored:
+        table = scored[scored["format_post"] == "none"].reset_index(drop=True)
     done = select_rows(table)[0]
     noise = NoiseFloor(std_log=np.nan, std_loss=np.nan, dof=0, cells=0)
     if len(done):
@@ -162,7 +171,7 @@ def _study(
         layouts = compare_layouts(table)
     return Study(
         results, table, about, fit, cells, no_cells, layouts, noise, order,
-        format_colours(order), provenance, inputs,
+        format_colours(order), scored, provenance, inputs,
     )  # fmt: skip
 
 
@@ -211,9 +220,9 @@ def fitted_runs(study: Study) -> pd.DataFrame | None:
 
 
 def used_runs(study: Study) -> pd.DataFrame:
-    """The runs of the fit, where fit.json names them; else all that have a loss."""
+    """The rows of the fit's runs, where fit.json names them; else all that have a loss."""
     run_ids = (study.fit or {}).get("run_ids")
-    rows = study.done
+    rows = select_rows(study.scored)[0]
     return rows[rows["run_id"].isin(run_ids)] if run_ids and "run_id" in rows else rows
 
 

@@ -27,6 +27,8 @@ FLOORS = {
     "experiments.quant.linear": 6,
     "experiments.quant.error": 6,
     "experiments.quant.command": 7,
+    "experiments.diagnostics": 7,
+    "experiments.ptq": 7,
     "experiments.model": 7,
     "experiments.optim": 7,
     "experiments.loss_scale": 0,

@@ -12,8 +12,8 @@ from torch import nn
 from experiments.config import TrainConfig
 from experiments.data import TokenData
 from experiments.loss_scale import LossScale
-from experiments.module import LanguageModel, lr_factor
-from experiments.optim import make_optimizer
+from experiments.module import LanguageModel
+from experiments.optim import lr_factor, make_optimizer
 from experiments.train import train
 
 Compose = Callable[..., TrainConfig]
@@ -51,7 +51,7 @@ def with_torchs_scaler(config: TrainConfig) -> tuple[list[nn.Parameter], int]:
         module.model.clock.counter = step
         optimizer.zero_grad()
         batch = data.batch(step, config.batch_size, config.seed)
-        scaler.scale(module.loss(batch)).backward()  # type: ignore[no-untyped-call]
+        scaler.scale(module.model.loss(batch)).backward()  # type: ignore[no-untyped-call]
         scaler.unscale_(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(parameters, optim.clip_norm)

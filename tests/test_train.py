@@ -20,7 +20,8 @@ import torch
 from experiments.config import ConfigError, TrainConfig
 from experiments.data import TokenData
 from experiments.identity import run_folder
-from experiments.module import LanguageModel, lr_factor
+from experiments.module import LanguageModel
+from experiments.optim import lr_factor
 from experiments.progress import METRICS
 from experiments.quant.block import backend
 from experiments.quant.kernels import cpu

@@ -67,6 +67,77 @@ def clipped_share(x: Tensor, precision: Precision) -> float:
 
 
 @dataclass(frozen=True)
+class OperandError:
+    """What rounding did to one tensor.
+
+    A measure that the tensor does not have is NaN: crest factor and scales of nothing but zeros,
+    clipping under scales that the rule alone does not give.  QSNR is infinite where Q(x) = x.
+    """
+
+    qsnr: float
+    """In dB."""
+    crest: float
+    """Mean crest factor of the values that share a scale, blocks of zeros aside."""
+    clipped: float
+    """Share of the values beyond the largest number of their block."""
+    underflown: float
+    """Share of the non-zero values that became zero."""
+    scale_range: float
+    """log2 of the largest over the smallest scale of a block, blocks of zeros aside."""
+
+
+def operand_error(
+    x: Tensor, quantized: Tensor, precision: Precision, scales: bool = True
+) -> OperandError:
+    """All measures of one tensor in few passes over it.
+
+    Args:
+        x: [rows, K], float32, as it was rounded: rotated, if it was.
+        quantized: What it was rounded to.
+        precision: The format.
+        scales: Whether `precision` gives the scales; False for ms_eden, which moves them.
+
+    >>> x = torch.tensor([[7.0] + [1.0] * 31, [0.1] + [0.0] * 31])
+    >>> mxfp4 = Precision.parse("mxfp4")
+    >>> operand_error(x, quantize(x, mxfp4), mxfp4).scale_range
+    6.0
+    """
+    blocks = _to_blocks(x, precision)
+    amax = blocks.abs().amax(-1)
+    nonzero = amax > 0
+    # In units of a power of two near the largest value no square leaves float32 unnoticed.
+    unit = torch.ldexp(amax.new_ones(()), torch.frexp(amax.amax()).exponent)
+    scaled = x / unit
+    rms = torch.linalg.vector_norm(_to_blocks(scaled, precision), dim=-1) / blocks.shape[-1] ** 0.5
+    clipped = scale_range = math.nan
+    if scales:
+        element, beyond = precision.element, 1.0 + _ROUNDING_OF_THE_SCALE
+        scale = block_scale(blocks, element, precision.scale).squeeze(-1)
+        some = amax > scale * (min(element.max, -element.lowest) * beyond)
+        values, limit = blocks[some], scale[some].unsqueeze(-1) * beyond
+        outside = (values > limit * element.max) | (values < limit * element.lowest)
+        clipped = outside.sum().item() / x.numel()
+        scale_range = (_largest(scale[nonzero]) / -_largest(-scale[nonzero])).log2().item()
+    noise = _energy((x - quantized).div_(unit))
+    qsnr = 10.0 * (_energy(scaled) / noise).log10().item() if noise else math.inf
+    # What is not zero was not zero before.
+    left = quantized.count_nonzero() / x.count_nonzero()
+    crest = (amax / unit / rms)[rms > 0].mean().item()
+    return OperandError(qsnr, crest, clipped, 1.0 - left.item(), scale_range)
+
+
+def _energy(x: Tensor) -> Tensor:
+    """Sum of squares: float32 along a row, float64 over the rows."""
+    rows: Tensor = torch.linalg.vector_norm(x, dim=-1)
+    return rows.double().square().sum()
+
+
+def _largest(x: Tensor) -> Tensor:
+    """The largest value; NaN where there is none."""
+    return x.amax() if x.numel() else x.new_tensor(math.nan)
+
+
+@dataclass(frozen=True)
 class GaussianError:
     """What a quantizer does to independent normal values."""
 

@@ -10,8 +10,9 @@ gradient that comes out, which is then rotated back (Quartet 2505.14669, Algorit
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,9 @@ _LEFT = {"output": "P1", "grad_input": "P3", "grad_weight": "P5"}
 _SHARED = -1
 """Stands for the counter and the layer of signs that do not depend on either."""
 
+Watch: TypeAlias = Callable[["QuantLinear", str, Tensor, int, Tensor | None, Tensor], None]
+"""Layer, label, values, block length and signs of their rotation, and what they were rounded to."""
+
 
 @dataclass
 class NoiseClock:
@@ -45,6 +49,8 @@ class NoiseClock:
     counter: int = 0
     quantizing: bool = True
     """False: this pass is in high precision, whatever the recipe."""
+    watch: Watch | None = None
+    """Told of every operand that is rounded; it must change none of what it is told."""
 
     def key(self, counter: int, layer: int, stream: int) -> int:
         """Of one tensor's draws (`experiments.quant.kernels.noise`)."""
@@ -119,7 +125,10 @@ class QuantLinear(nn.Linear):
                 values = rotate(values, gemm.hadamard, signs) if gemm.hadamard else values
             else:
                 key = self.clock.key(counter, self.layer, int(label[1]))
-                values = self._rounded(label, operand, values, key, gemm.hadamard, signs)
+                rounded = self._rounded(label, operand, values, key, gemm.hadamard, signs)
+                if self.clock.watch is not None:
+                    self.clock.watch(self, label, values, gemm.hadamard, signs, rounded)
+                values = rounded
             prepared.append(values)
         return prepared[0], prepared[1]
 

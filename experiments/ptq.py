@@ -1,0 +1,107 @@
+"""Post-training quantization (PTQ): what the trained model loses when its weights lose bits.
+
+After validation the trained weights are rounded to each of some formats, to nearest and along the
+axis that the forward product sums, and the same validation stream is scored again.  Everything
+else of the forward pass is as it was: a recipe that quantizes weights forward rounds them a second
+time, so the curves of the literature (Kumar et al. 2411.04330) are those of recipe=none.  Layers
+that the recipe keeps stay in high precision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments.quant.block import quantize
+from experiments.quant.formats import FormatError, Precision
+from experiments.quant.linear import QuantLinear
+
+OPERANDS = ("weights", "weights_and_inputs")
+
+
+@dataclass
+class PtqConfig:
+    """To what the trained model is quantized; part of a run's identity where there is a format."""
+
+    formats: list[str] = field(default_factory=list)
+    """Names that `Precision.parse` reads: [int2_row, int4_row, mxfp4, E4M3-ocp-row, ...]."""
+    operands: str = "weights"
+    """weights, or weights_and_inputs of every quantized layer."""
+
+    def precisions(self) -> dict[str, Precision]:
+        """The formats by the name that all their spellings share, e.g. E2M1-block32-e8m0.
+
+        Raises:
+            FormatError: A name that no format has; `problems` says so first.
+        """
+        return {str(precision): precision for precision in map(Precision.parse, self.formats)}
+
+    def problems(self, axes: dict[str, int]) -> list[str]:
+        """What is wrong, each as "key=value: what would be right".
+
+        Args:
+            axes: Sizes that blocks must divide, by key: those of the summed axes, for tiles also
+                of the others.
+        """
+        found = []
+        if self.operands not in OPERANDS:
+            right = f"must be one of {', '.join(OPERANDS)}"
+            found.append(f"ptq.operands={self.operands}: {right}")
+        seen: set[Precision] = set()
+        for name in self.formats:
+            try:
+                precision = Precision.parse(name)
+            except FormatError as error:
+                found.append(f"ptq.formats={name}: {error}")
+                continue
+            if precision in seen:
+                found.append(f"ptq.formats={name}: {precision} is there already")
+            seen.add(precision)
+            if precision.granularity not in ("block", "tile"):
+                continue
+            for axis, size in axes.items():
+                if size % precision.block_size and (
+                    precision.granularity == "tile" or axis.startswith("model.")
+                ):
+                    found.append(
+                        f"ptq.formats={name}: its block size {precision.block_size} must divide "
+                        f"{axis}={size}"
+                    )
+        return found
+
+
+@contextlib.contextmanager
+def quantized(layers: Iterable[QuantLinear], precision: Precision, operands: str) -> Iterator[None]:
+    """Have some layers' weights, or weights and inputs, quantized; weights come back bit for bit.
+
+    Args:
+        layers: Which.
+        precision: To what, rounded to nearest even.
+        operands: One of `OPERANDS`.  An input of several sequences is one tensor: a scale of the
+            whole tensor is shared by all that are scored together.
+    """
+    chosen = list(layers)
+    saved = [layer.weight.detach().clone() for layer in chosen]
+    hooks = []
+
+    def quantize_input(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor]:
+        return (quantize(inputs[0], precision),)
+
+    try:
+        with torch.no_grad():
+            for layer in chosen:
+                layer.weight.copy_(quantize(layer.weight, precision))
+        if operands == "weights_and_inputs":
+            hooks = [layer.register_forward_pre_hook(quantize_input) for layer in chosen]
+        yield
+    finally:
+        with torch.no_grad():
+            for layer, weight in zip(chosen, saved, strict=True):
+                layer.weight.copy_(weight)
+        for hook in hooks:
+            hook.remove()
