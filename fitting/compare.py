@@ -111,8 +111,9 @@ def _figures(
     if not cells.empty:
         colours = format_colours(order)
         drawn["curves"] = compare_figures.curves(cells, names, order, colours)
-        if np.isfinite(cells["standard_error"]).any():
-            drawn["differences"] = compare_figures.differences(cells, names, order, colours)
+        others = cells[(cells["verdict"] != SAME) & np.isfinite(cells["standard_error"])]
+        if len(others):
+            drawn["differences"] = compare_figures.differences(others, names, order, colours)
     if a.fit is not None and b.fit is not None and a.fit["law"] == b.fit["law"]:
         drawn["parameters"] = compare_figures.ratios(a.fit, b.fit, names)
     return {name: panels for name, panels in drawn.items() if panels}

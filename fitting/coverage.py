@@ -87,8 +87,8 @@ def outcomes(table: pd.DataFrame) -> View | None:
     """
     if table.empty:
         return None
-    reason = table["reason"].fillna("") if "reason" in table else ""
-    table = table.assign(reason=reason)
+    given = table.get("reason", pd.Series("", index=table.index))
+    table = table.assign(reason=["" if pd.isna(word) else str(word) for word in given])
     entries: list[dict[str, Any]] = []
     key: Any
     for key, group in table.groupby(["status", "reason"], sort=True):

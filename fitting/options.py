@@ -70,8 +70,8 @@ page's path.  Options, as key=value:
                 whose columns have our names
   out=FOLDER    where the page goes; else beside fit.json
   figures=svg   which files to write of each figure; else svg,pdf (PDF takes most of the time)
-  --compare A B two studies side by side, each a study's name or, with a slash in it, the folder
-                of its report; goes to out, else to reports/A-vs-B
+  compare=A,B   (or --compare A B) two studies side by side, each a study's name or, with a slash in
+                it, the folder of its report; goes to out, else to reports/A-vs-B
 """
 
 
@@ -114,7 +114,7 @@ class ReportOptions:
     out: str = ""
     figures: tuple[str, ...] = FIGURE_FILES
     compare: tuple[str, ...] = ()
-    """Two studies, typed as --compare A B."""
+    """Two studies, also typed as --compare A B."""
 
 
 Options = TypeVar("Options", FitOptions, ReportOptions)
@@ -161,13 +161,16 @@ def report_options(arguments: Sequence[str]) -> ReportOptions:
     """
     others, compared = _compared(arguments)
     options = parse(_pairs(others), ReportOptions())
+    compared = compared or options.compare
     if unknown := [name for name in options.figures if name not in FIGURE_FILES]:
         raise UsageError(f"figures={unknown[0]}: must be {', '.join(FIGURE_FILES)} or both")
     if compared:
+        if len(compared) != 2:
+            raise UsageError(f"compare={','.join(compared)}: name two studies, compare=A,B")
         options.compare = compared
         for key in ("study", "results", "fit"):
             if getattr(options, key):
-                raise UsageError(f"{key}={getattr(options, key)}: --compare names its studies")
+                raise UsageError(f"{key}={getattr(options, key)}: compare names its studies")
         options.out = options.out or "reports/" + "-vs-".join(Path(n).name for n in compared)
         return options
     if options.study:

@@ -72,8 +72,10 @@ class Page:
             self.events.append(self._message())
 
     def run(self, script: str) -> Any:
-        """The value of an expression on the page."""
-        found = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        """The value of an expression on the page, also of one that it takes time to fulfil."""
+        found = self.call(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
         if "exceptionDetails" in found:
             raise RuntimeError(json.dumps(found["exceptionDetails"]))
         return found["result"].get("value")
@@ -84,6 +86,7 @@ class Page:
             "Emulation.setDeviceMetricsOverride", width=width, height=height,
             deviceScaleFactor=2 if width < 500 else 1, mobile=width < 500,
         )  # fmt: skip
+        self.call("Emulation.setTouchEmulationEnabled", enabled=width < 500)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
 
@@ -98,6 +101,12 @@ class Page:
                 self.call(
                     "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=count
                 )
+
+    def tap(self, x: float, y: float) -> None:
+        """A finger on a place of the window, and off again."""
+        point = {"x": x, "y": y}
+        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[point])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
         """A PNG of the window, or of the whole page."""

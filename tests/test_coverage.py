@@ -55,6 +55,12 @@ def test_a_foreign_table_has_no_cost_and_an_empty_one_no_outcome() -> None:
     assert coverage.outcomes(TABLE.iloc[:0]) is None
 
 
+def test_a_column_without_reasons_is_read_as_numbers_and_means_none() -> None:
+    view = coverage.outcomes(TABLE.iloc[[2]].assign(reason=float("nan")))
+    assert view is not None
+    assert view.rows[0][1][-2:] == ["–", "E2M1"]
+
+
 def test_many_reasons_are_left_to_the_file() -> None:
     table = pd.DataFrame([a_run("failed", f"reason {i}") for i in range(20)])
     view = coverage.outcomes(table)
