@@ -35,6 +35,8 @@ from fitting.svg import tag
 from fitting.verdicts import WORSE
 
 KIND = ("granularity", "block_size", "scale", "recipe", "operands")
+CLEAR = 0.3
+"""Of a cell: so far from the law's line a number is not touched by it."""
 MOST_SIZES = 3
 """Sizes drawn as small multiples: two panels each."""
 
@@ -83,6 +85,12 @@ def cost_map(cells: pd.DataFrame, layouts: Sequence[Mapping[str, Any]]) -> list[
     """
     top = float(cells["difference"].max())
     columns, rows = (_range(cells[name]) for name in ("exponent", "mantissa"))
+    best = [
+        row
+        for row in layouts
+        if columns[0] - 0.5 <= row["exponent_opt"] <= columns[-1] + 0.5
+        and rows[0] - 0.5 <= row["mantissa_opt"] <= rows[-1] + 0.5
+    ]
     viridis = mpl.colormaps["viridis"]
     panels = []
     for size in sizes(cells):
@@ -97,14 +105,17 @@ def cost_map(cells: pd.DataFrame, layouts: Sequence[Mapping[str, Any]]) -> list[
                 box = Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, facecolor=colour, linewidth=0)
                 axes.add_patch(box)
                 tag(box, "", [cell_words(cell)])
+                side, level = _free_corner(x, y, best)
                 axes.text(
-                    x + 0.43, y - 0.27, signed(cell.difference, 3), ha="right", va="center",
-                    fontsize=9.0, color="#111111" if np.sqrt(share) > 0.6 else "#ffffff",
+                    x + 0.43 * side, y + 0.27 * level, signed(cell.difference, 3),
+                    ha="right" if side > 0 else "left", va="center", fontsize=9.0,
+                    color="#111111" if np.sqrt(share) > 0.6 else "#ffffff",
                     fontstyle="normal" if cell.verdict == WORSE else "italic",
                 )  # fmt: skip
             axes.set_xlim(columns[0] - 0.5, columns[-1] + 0.5)
             axes.set_ylim(rows[0] - 0.5, rows[-1] + 0.5)
-            _best_line(axes, layouts)
+            if best:
+                _best_line(axes, best)
             axes.set_xticks(columns)
             axes.set_yticks(rows)
             axes.grid(visible=False)
@@ -123,29 +134,32 @@ def _range(values: pd.Series) -> list[int]:
     return list(range(int(values.min()), int(values.max()) + 1))
 
 
-def _best_line(axes: Any, layouts: Sequence[Mapping[str, Any]]) -> None:
-    """The law's best split by bits, real numbers of bits, as far as the map reaches."""
-    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    inside = [
-        row
-        for row in layouts
-        if left <= row["exponent_opt"] <= right and low <= row["mantissa_opt"] <= high
+def _free_corner(x: float, y: float, best: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """In which corner of a cell a number stands clear of the line: right or left, up or down."""
+    corners = [(1, -1), (1, 1), (-1, 1), (-1, -1)]
+    if not best:
+        return corners[0]
+    steps = np.linspace(0, len(best) - 1, 20 * len(best))
+    line_x, line_y = (
+        np.interp(steps, range(len(best)), [row[f"{name}_opt"] for row in best])
+        for name in ("exponent", "mantissa")
+    )
+    clear = [
+        float(np.hypot(line_x - (x + 0.22 * side), line_y - (y + 0.27 * level)).min())
+        for side, level in corners
     ]
-    if not inside:
-        return
+    enough = [corner for corner, room in zip(corners, clear, strict=True) if room >= CLEAR]
+    return enough[0] if enough else corners[int(np.argmax(clear))]
+
+
+def _best_line(axes: Any, inside: Sequence[Mapping[str, Any]]) -> None:
+    """The law's best split by bits, real numbers of bits."""
     x = [row["exponent_opt"] for row in inside]
     y = [row["mantissa_opt"] for row in inside]
     axes.plot(x, y, color="#ffffff", linewidth=2.4, alpha=0.7)
     axes.plot(x, y, color="#111111", linewidth=1.0)
     (marks,) = axes.plot(
-        x,
-        y,
-        "o",
-        color="#ffffff",
-        markeredgecolor="#111111",
-        markeredgewidth=1.0,
-        markersize=5,
-        linestyle="",
+        x, y, "o", color="#ffffff", markeredgecolor="#111111", markeredgewidth=1.0, markersize=5
     )
     tips = [
         f"{row['bits']} bits: the law's best split\n"

@@ -74,6 +74,19 @@ def test_the_laws_best_split_is_drawn_as_far_as_the_map_reaches() -> None:
     assert "9 bits" not in panel.svg
 
 
+def test_no_number_stands_on_the_laws_line() -> None:
+    """The line of equal widths runs through the middle of every cell on the diagonal."""
+    layouts = [a_layout(1 + 2 * k, float(k), float(k)) for k in (1, 2, 3)]
+    cells = pd.DataFrame([a_cell(k, k, 0.1 * k) for k in (1, 2, 3)])
+    (panel,) = layout_figures.cost_map(cells, layouts)
+    (axes,) = panel.figure.axes
+    panel.figure.draw_without_rendering()
+    for text in axes.texts:
+        box = axes.transData.inverted().transform(text.get_window_extent().get_points())
+        (left, low), (right, high) = box
+        assert low > right or left > high, text.get_text()
+
+
 def test_each_cell_is_in_both_small_multiples_under_its_other_width() -> None:
     along_exponent, along_mantissa = layout_figures.cost_by_split(CELLS, None, NOISE)
     for panel, entries in (
