@@ -79,13 +79,14 @@ def counts(study: Study) -> list[tuple[str, int]]:
 
 
 def outcomes(table: pd.DataFrame) -> View | None:
-    """Runs, device time and FLOPs by outcome and its reason; None without runs.
+    """Runs, device time and FLOPs by outcome and its reason; None where only runs were to count.
 
     Args:
         table: A results table; `wall_seconds`, `flops`, `reason`, `format` as far as there are
             such columns.
     """
-    if table.empty:
+    costs = {"wall_seconds", "flops"} & set(table)
+    if table.empty or (not costs and (table["status"] == "finished").all()):
         return None
     given = table.get("reason", pd.Series("", index=table.index))
     table = table.assign(reason=["" if pd.isna(word) else str(word) for word in given])

@@ -49,9 +49,10 @@ def test_where_all_finished_no_reason_is_asked_for() -> None:
 
 
 def test_a_foreign_table_has_no_cost_and_an_empty_one_no_outcome() -> None:
-    view = coverage.outcomes(TABLE.iloc[:2][["status", "format"]])
+    view = coverage.outcomes(TABLE.iloc[:3][["status", "format"]])
     assert view is not None
-    assert view.rows[0][1] == ["finished", "2", "–", "–"]
+    assert view.rows[0][1] == ["finished", "2", "–", "–", "–", "–"]
+    assert coverage.outcomes(TABLE.iloc[:2][["status", "format"]]) is None
     assert coverage.outcomes(TABLE.iloc[:0]) is None
 
 
