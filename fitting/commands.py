@@ -15,6 +15,7 @@ from fitting.options import (
     UsageError,
     asks_for_help,
     fit_options,
+    place,
     report_options,
 )
 
@@ -65,7 +66,14 @@ def _report_command(arguments: Sequence[str]) -> None:
         sys.stdout.write(REPORT_HELP)
         return
     options = report_options(arguments)
-    from fitting.report import write_report
+    out, figures = Path(options.out), options.figures
+    if options.compare:
+        from fitting.compare import Place, write_comparison
 
-    page = write_report(Path(options.results), Path(options.fit), Path(options.out))
+        first, second = (Place(name, *place(name)) for name in options.compare)
+        page = write_comparison(first, second, out, figures)
+    else:
+        from fitting.report import write_report
+
+        page = write_report(Path(options.results), Path(options.fit), out, figures)
     sys.stdout.write(f"{page}\n")

@@ -13,45 +13,47 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap, to_rgba
+from matplotlib.colors import to_rgba
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fitting.conclusions import BEYOND, cost_formula
-from fitting.efficiency import CHOICES, budget_losses, gains
+from fitting.efficiency_figures import efficiencies, precision_map
+from fitting.findings import number
 from fitting.naming import count_label, whole
 from fitting.style import (
+    BLUE,
     INK,
     MARKERS,
+    ORANGE,
     PANEL_WIDTH,
     STYLE,
     Panel,
+    count_axis,
     format_colours,
     legend_below,
     legend_inches,
     new_figure,
     panel,
 )
+from fitting.svg import tag
+from fitting.tables import open_interval
 
-BLUE, ORANGE = "#3b7dd8", "#D55E00"
-CHOICE_COLOURS = ("#8a8f96", "#56B4E9", "#E69F00", "#009E73")
-"""Of `efficiency.CHOICES`."""
 MOST_LINES = 6
 """Formats drawn in one panel."""
 LEAST_PERCENT = 0.1
 """What more is needed than that is drawn."""
-GRID = 60
-"""Points of the map on either axis."""
-WIDER = 4.0
-"""How far the map reaches beyond the data, either way."""
 
 
-def conclusions(fit: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, list[Panel]]:
+def conclusions(
+    fit: Mapping[str, Any], rows: pd.DataFrame, colours: Mapping[str, str]
+) -> dict[str, list[Panel]]:
     """The figures that a fit supports, by the name of the table they stand beside.
 
     Args:
         fit: fit.json as read.
         rows: The runs of the page that have a loss.
+        colours: Format -> colour, as in the other figures of the page.
     """
     derived = fit.get("derived", {})
     drawn: dict[str, list[Panel]] = {}
@@ -60,9 +62,11 @@ def conclusions(fit: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, list[Pa
         drawn["layouts"] = layout_shares(shares)
     if derived.get("cost_of_bits"):
         drawn["cost_of_bits"] = cost_of_bits(derived["cost_of_bits"])
+    if derived.get("efficiencies"):
+        drawn["efficiencies"] = efficiencies(derived["efficiencies"])
     critical = _lines([row for row in derived.get("critical_tokens", []) if row["tokens"]])
     if critical:
-        drawn["critical_tokens"] = critical_tokens(critical, float(rows["tokens"].max()))
+        drawn["critical_tokens"] = critical_tokens(critical, float(rows["tokens"].max()), colours)
     optimal = derived.get("optimal_precision", {})
     for name, key, axis in (
         ("bits_for_tokens", "fixed_tokens", "tokens"),
@@ -92,7 +96,8 @@ def layout_shares(layouts: Sequence[Mapping[str, Any]]) -> list[Panel]:
             ranked = sorted(row["shares"].items(), key=lambda item: (-item[1], item[0]))
             for rank, (name, share) in enumerate(ranked):
                 shade = (0.95, 0.55, 0.33, 0.2)[min(rank, 3)] * (0.45 if row["extrapolated"] else 1)
-                axes.barh(y, share, left=left, height=0.72, color=BLUE, alpha=shade)
+                [bar] = axes.barh(y, share, left=left, height=0.72, color=BLUE, alpha=shade)
+                tag(bar, "", [f"{row['bits']} bits: {name}\nwins {100 * share:.1f} % of draws"])
                 if share >= 0.09:
                     text = f"{name} {100 * share:.0f}%"
                     white = shade > 0.6
@@ -139,7 +144,12 @@ def cost_of_bits(entries: Sequence[Mapping[str, Any]]) -> list[Panel]:
                 (e["bits"] + 0.12 * (i - 0.5), e[key], e[f"{key}_interval"], e["extrapolated"])
                 for e in some
             ]
-            _points(axes, points, MARKERS[i], colour, what, lambda factor: 100 * (factor - 1))
+            tips = [
+                f"{e['bits']} bits: {100 * (e[key] - 1):,.3g} % more {what}\n"
+                f"(factor {open_interval(e[f'{key}_interval'])})"
+                for e in some
+            ]
+            _points(axes, points, tips, MARKERS[i], colour, what, lambda f: 100 * (f - 1))
         axes.set_yscale("log")
         axes.set_ylim(bottom=LEAST_PERCENT)  # intervals may reach further down
         _plain_logs(axes, "%")
@@ -168,16 +178,17 @@ def _lines(entries: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, 
 
 
 def critical_tokens(
-    lines: Mapping[str, Sequence[Mapping[str, Any]]], longest: float
+    lines: Mapping[str, Sequence[Mapping[str, Any]]], longest: float, known: Mapping[str, str]
 ) -> list[Panel]:
     """Critical data size against model size, a line a format, beyond the longest run hatched.
 
     Args:
         lines: Format -> its rows of fit.json's `derived.critical_tokens`, those that are finite.
         longest: The largest token count that was trained.
+        known: Colours of the formats of the study; used where it has them all.
     """
     names = list(lines)
-    colours = format_colours(names)
+    colours = known if set(names) <= set(known) else format_colours(names)
     with mpl.rc_context(STYLE):
         figure = new_figure(PANEL_WIDTH, 3.4 + legend_inches([*names, BEYOND]))
         axes = figure.add_subplot()
@@ -186,18 +197,25 @@ def critical_tokens(
             x, y = [p[0] for p in points], [p[1] for p in points]
             beyond = any(p[3] for p in points)
             style = (0, (4, 2)) if beyond else "-"
-            axes.plot(x, y, color=colours[name], linewidth=1.2, linestyle=style)
-            _points(axes, points, MARKERS[i % len(MARKERS)], colours[name], name, float, False)
+            (line,) = axes.plot(x, y, color=colours[name], linewidth=1.2, linestyle=style)
+            tag(line, name)
+            tips = [
+                f"{name}, {count_label(r['params'])} parameters\ncritical at "
+                f"{count_label(r['tokens'])} tokens ({_counts(r['interval'])})"
+                for r in rows
+            ]
+            marker = MARKERS[i % len(MARKERS)]
+            _points(axes, points, tips, marker, colours[name], name, float, False)
         axes.set_xscale("log")
         axes.set_yscale("log")
         low, high = axes.get_ylim()
         if high > longest:
             axes.axhspan(
                 max(longest, low), high, facecolor="none", edgecolor=to_rgba(INK, 0.16),
-                hatch="///", linewidth=0, label=f"{BEYOND}: longer than any run",
+                hatch="///", linewidth=0, label=BEYOND,
             )  # fmt: skip
         axes.set_ylim(low, high)
-        _count_axis(
+        count_axis(
             axes.xaxis, sorted({float(row["params"]) for rows in lines.values() for row in rows})
         )
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: count_label(value)))
@@ -229,10 +247,18 @@ def optimal_bits(
                 [left[0], right[0]], [left[1], right[1]], color=BLUE, linewidth=1.2,
                 linestyle=(0, (4, 2)) if beyond else "-",
             )  # fmt: skip
-        _points(axes, points, "o", BLUE, "within the data", float)
+        at = [
+            f"{count_label(e[axis])} tokens" if axis == "tokens" else f"cost {number(e[axis], 3)}"
+            for e in entries
+        ]
+        tips = [
+            f"{where}\n{e['bits']:.2f} bits ({open_interval(e['bits_interval'])})"
+            for where, e in zip(at, entries, strict=True)
+        ]
+        _points(axes, points, tips, "o", BLUE, "within the data", float)
         axes.set_xscale("log")
         if axis == "tokens":
-            _count_axis(axes.xaxis, [p[0] for p in points])
+            count_axis(axes.xaxis, [p[0] for p in points])
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("training tokens" if axis == "tokens" else f"cost {cost}")
         axes.set_ylabel("best bits")
@@ -241,70 +267,13 @@ def optimal_bits(
         return [panel(figure, name, f"Compute-optimal bits {title}")]
 
 
-def precision_map(fit: Mapping[str, Any], rows: pd.DataFrame) -> list[Panel]:
-    """Which forward:backward precision has the lowest loss, over sizes and tokens per parameter.
-
-    Hatched where what the winner then trains is larger than any run, or has more or fewer tokens
-    per parameter.
-
-    Args:
-        fit: fit.json of the law `quartet`.
-        rows: The runs of the page that have a loss: `params` and `tokens`.
-    """
-    derived, p = fit["derived"], fit["parameters"]
-    speedups = derived["speedups"]["forward"], derived["speedups"]["backward"]
-    ratio = rows["tokens"] / rows["params"]
-    spans = [(float(v.min()), float(v.max())) for v in (rows["params"], ratio)]
-    x, y = (np.geomspace(low / WIDER, high * WIDER, GRID) for low, high in spans)
-    n, r = np.meshgrid(x, y)
-    eff = p[f"eff_N[{derived['forward']}]"], p[f"eff_D[{derived['backward']}]"]
-    losses = np.stack(list(budget_losses(p, *eff, n, n * r, *speedups).values()))
-    best = losses.argmin(axis=0)
-    larger, longer = (
-        np.array(v)[best] for v in zip(*(gains(c, *speedups) for c in CHOICES), strict=True)
-    )
-    trained = n * larger, r * longer / larger
-    inside = np.all(
-        [(v >= low) & (v <= high) for v, (low, high) in zip(trained, spans, strict=True)], axis=0
-    )
-    present = [i for i in range(len(CHOICES)) if (best == i).any()]
-    with mpl.rc_context(STYLE):
-        figure = new_figure(PANEL_WIDTH * 1.15, 3.7 + 2 * legend_inches(list(CHOICES)))
-        axes = figure.add_subplot()
-        axes.pcolormesh(
-            n, r, best, cmap=ListedColormap(list(CHOICE_COLOURS)), vmin=-0.5, vmax=3.5,
-            shading="nearest", alpha=0.75, rasterized=True,
-        )  # fmt: skip
-        axes.contourf(
-            n, r, inside.astype(float), levels=[-0.5, 0.5], colors="none", hatches=["///"],
-        )  # fmt: skip
-        axes.contour(n, r, inside.astype(float), levels=[0.5], colors=[INK], linewidths=0.8)
-        budgets = rows[["params", "tokens"]].drop_duplicates()
-        axes.scatter(
-            budgets["params"], budgets["tokens"] / budgets["params"], s=9, c=INK, linewidths=0
-        )
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.grid(visible=False)
-        _count_axis(axes.xaxis, sorted({float(v) for v in rows["params"]}))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set_xlabel("parameters of the FP8:FP8 budget")
-        axes.set_ylabel("tokens per parameter")
-        handles = [
-            Patch(facecolor=CHOICE_COLOURS[i], alpha=0.75, label=CHOICES[i]) for i in present
-        ]
-        handles.append(Patch(facecolor="none", edgecolor=INK, hatch="///", label=BEYOND))
-        figure.legend(handles=handles, loc="outside lower left", ncols=3)
-        title = "Which forward:backward precision wins by size and tokens per parameter"
-        return [panel(figure, "map", title)]
-
-
 # --- pieces -----------------------------------------------------------------------------------
 
 
 def _points(
     axes: Axes,
     points: Sequence[tuple[float, float, Sequence[float | None], bool]],
+    tips: Sequence[str],
     marker: str,
     colour: str,
     label: str,
@@ -316,6 +285,7 @@ def _points(
     Args:
         axes: Drawn on.
         points: (x, y, interval or Nones, extrapolated).
+        tips: What a pointer over each shows.
         marker: As matplotlib names it.
         colour: Of the marks.
         label: In the legend, with the word for extrapolated where name_beyond is set.
@@ -328,19 +298,28 @@ def _points(
             continue
         for x, _, (low, high), _ in some:
             if low is not None and high is not None and scale(low) > 0:
-                axes.plot(
+                (bar,) = axes.plot(
                     [x, x], [scale(low), scale(high)], color=colour, linewidth=1.1,
                     linestyle=(0, (2, 1.5)) if beyond else "-",
                 )  # fmt: skip
+                tag(bar, label)
         text = f"{label}, {BEYOND}" if beyond and name_beyond else label
         if label == "within the data":
             text = BEYOND if beyond else label
         if beyond and not name_beyond and len(some) < len(points):
             text = "_"
-        axes.plot(
-            [p[0] for p in some], [scale(p[1]) for p in some], marker, color=colour, markersize=6,
-            markerfacecolor="none" if beyond else colour, linestyle="", label=text,
+        (marks,) = axes.plot(
+            [p[0] for p in some], [scale(p[1]) for p in some], marker, color=colour, markersize=7,
+            markerfacecolor="none" if beyond else colour, markeredgewidth=1.2 * beyond,
+            linestyle="", label=text,
         )  # fmt: skip
+        tag(marks, label, [tip for p, tip in zip(points, tips, strict=True) if p[3] is beyond])
+
+
+def _counts(bounds: Sequence[float | None]) -> str:
+    """An interval of counts, open where it is infinite."""
+    low, high = ("∞" if bound is None else count_label(bound) for bound in bounds)
+    return "no interval" if bounds[0] is None else f"{low} to {high}"
 
 
 def _plain_logs(axes: Axes, unit: str) -> None:
@@ -350,17 +329,3 @@ def _plain_logs(axes: Axes, unit: str) -> None:
         FuncFormatter(lambda value, _: f"{value:,.0f}{unit}" if value >= 1 else f"{value:g}{unit}")
     )
     axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _count_axis(axis: Any, counts: Sequence[float]) -> None:
-    """Ticks at counts that were run, as many as fit."""
-    ticks: list[float] = []
-    low, high = axis.get_view_interval()
-    room = np.log(high / low) / 7
-    for count in counts:
-        if not ticks or np.log(count / ticks[-1]) >= room:
-            ticks.append(count)
-    axis.set_ticks(ticks)
-    axis.set_major_formatter(FuncFormatter(lambda value, _: count_label(value)))
-    axis.set_minor_formatter(NullFormatter())
-    axis.set_minor_locator(mpl.ticker.NullLocator())

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 LAW_NAMES = ("chinchilla", "floating_point", "quartet", "precision", "ptq", "qat", "compressed")
 """Of `fitting.laws.LAWS`: help must not wait for its import."""
+FIGURE_FILES = ("svg", "pdf")
+"""As what a figure can be written beside the page."""
 
 FIT_HELP = f"""\
 lowbit-fit: fit a scaling law to a table of losses.
@@ -59,14 +61,19 @@ lowbit-report: make one self-contained HTML page of a study.
   lowbit-report study=demo
   lowbit-report fit=fits/mine
   lowbit-report results=losses.csv fit=fits/mine out=reports/mine
+  lowbit-report --compare demo precision_grid
 
-Writes <out>/index.html and prints its path.  Options, as key=value:
+Writes <out>/index.html, its figures as SVG and PDF, its tables as CSV and LaTeX, and prints the
+page's path.  Options, as key=value:
 
   study=NAME    stands for results=runs/NAME fit=reports/NAME out=reports/NAME
   fit=FOLDER    where lowbit-fit wrote fit.json
   results=PATH  a folder of runs, a .csv or a .parquet file; else the results.csv beside fit.json,
                 whose columns have our names
   out=FOLDER    where the page goes; else beside fit.json
+  figures=svg   which files to write of each figure; else svg,pdf (PDF takes most of the time)
+  compare=A,B   (or --compare A B) two studies side by side, each a study's name or, with a slash in
+                it, the folder of its report; goes to out, else to reports/A-vs-B
 """
 
 
@@ -107,6 +114,9 @@ class ReportOptions:
     results: str = ""
     fit: str = ""
     out: str = ""
+    figures: tuple[str, ...] = FIGURE_FILES
+    compare: tuple[str, ...] = ()
+    """Two studies, also typed as --compare A B."""
 
 
 Options = TypeVar("Options", FitOptions, ReportOptions)
@@ -149,9 +159,22 @@ def report_options(arguments: Sequence[str]) -> ReportOptions:
     """Options as typed; what is not is in the study's places, or beside the fit.
 
     Raises:
-        UsageError: An unknown option, or neither a study nor a fit.
+        UsageError: An unknown option, neither a study nor a fit, or not two to compare.
     """
-    options = parse(_pairs(arguments), ReportOptions())
+    others, compared = _compared(arguments)
+    options = parse(_pairs(others), ReportOptions())
+    compared = compared or options.compare
+    if unknown := [name for name in options.figures if name not in FIGURE_FILES]:
+        raise UsageError(f"figures={unknown[0]}: must be {', '.join(FIGURE_FILES)} or both")
+    if compared:
+        if len(compared) != 2:
+            raise UsageError(f"compare={','.join(compared)}: name two studies, compare=A,B")
+        options.compare = compared
+        for key in ("study", "results", "fit"):
+            if getattr(options, key):
+                raise UsageError(f"{key}={getattr(options, key)}: compare names its studies")
+        options.out = options.out or "reports/" + "-vs-".join(Path(n).name for n in compared)
+        return options
     if options.study:
         options.results = options.results or f"runs/{options.study}"
         options.fit = options.fit or f"reports/{options.study}"
@@ -161,6 +184,25 @@ def report_options(arguments: Sequence[str]) -> ReportOptions:
     options.results = options.results or f"{options.fit}/results.csv"
     options.out = options.out or options.fit
     return options
+
+
+def _compared(arguments: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The arguments without `--compare A B`, and A and B."""
+    others = list(arguments)
+    if "--compare" not in others:
+        return others, ()
+    start = others.index("--compare")
+    names = others[start + 1 : start + 3]
+    if len(names) < 2 or any("=" in name or name.startswith("-") for name in names):
+        raise UsageError("--compare: name two studies or folders of reports, e.g. demo grid")
+    return others[:start] + others[start + 3 :], tuple(names)
+
+
+def place(name: str) -> tuple[Path, Path]:
+    """Where the results and the fit of a study to compare are: a name, or with a slash a folder."""
+    folder = Path(name) if "/" in name else Path("reports", name)
+    runs = Path("runs", name)
+    return (runs if "/" not in name and runs.is_dir() else folder / "results.csv"), folder
 
 
 def _pairs(arguments: Sequence[str]) -> dict[str, str]:

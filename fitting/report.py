@@ -1,89 +1,109 @@
 """The report: a study's runs and its fit as one self-contained HTML page.
 
 `write_report` reads the results, `fit.json` and `study.json`, and writes `index.html` with its
-figures inline (also as files), the tables as CSV and a MANIFEST of SHA-256 sums.  The same inputs
-give the same bytes: no time, no path and no random id gets into a file.  What a study cannot show
-(no fit, one run, all diverged, foreign columns) becomes a sentence on the page, not an error.
+figures inline, the figures and tables as files for papers, and a MANIFEST of SHA-256 sums.  The
+same inputs give the same bytes.  What a study cannot show (no fit, one run, all diverged, foreign
+columns) becomes a sentence on the page, not an error.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
-import platform
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping
-from importlib import resources
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 
-from fitting import conclusions, figures, findings, law_figures, tables
+from fitting import (
+    conclusions,
+    coverage,
+    figures,
+    findings,
+    fit_figures,
+    law_figures,
+    layout_figures,
+    page,
+    qsnr,
+    tables,
+)
 from fitting.findings import number, plural
-from fitting.naming import UNQUANTIZED, count_label, sizes
-from fitting.results import write_atomic
+from fitting.naming import UNQUANTIZED, sizes
+from fitting.options import FIGURE_FILES
 from fitting.study import (
     Study,
     fitted_runs,
     load_study,
     predict,
-    read_json,
-    sha256_of,
     used_runs,
 )
 from fitting.style import Panel
 from fitting.tables import View
 from fitting.uncertainty import NoiseFloor
 
-PAGE = "index.html"
-HEADLINE = "headline.png"
-MANIFEST = "MANIFEST.json"
-LISTED = 24
-"""Values that are listed one by one; of more the page says how many and the range."""
 PANELS_ON_PAGE = 6
 """Model sizes drawn; a study of more has them all in its tables."""
-PACKAGES = ("lowbit-scaling", "numpy", "scipy", "pandas", "matplotlib", "jinja2")
+CURVE = 24
+"""Points of a fitted curve."""
 
 
 # --- figures -----------------------------------------------------------------------------------
 
 
-def _figures(study: Study) -> dict[str, list[Panel]]:
-    """All panels of the page by figure."""
+def _figures(study: Study, measured: pd.DataFrame) -> dict[str, list[Panel]]:
+    """All panels of the page by figure.
+
+    Args:
+        study: The study.
+        measured: Its `qsnr.of_study`.
+    """
     drawn: dict[str, list[Panel]] = {}
     done = study.done
+    if not study.table.empty:
+        drawn["grid"] = coverage.grid(study.table, study.order)
     if done.empty:
         return drawn
-    keys = ["format", "params", "tokens"]
-    means: pd.DataFrame = done.groupby(keys)["loss"].mean().reset_index()
+    grouped = done.groupby(["format", "params", "tokens"])["loss"]
+    means: pd.DataFrame = grouped.agg(loss="mean", seeds="size").reset_index()
     chosen = _spaced(sizes(done))
     means = means[means["params"].isin(chosen)]
-    if study.cells is not None:
-        cells = study.cells[np.isfinite(study.cells["difference"].astype(float))]
-        cells = cells[cells["params"].isin(chosen)]
-        base = means[means["format"] == UNQUANTIZED]
-        drawn["cost"] = figures.cost_by_format(
-            cells, study.order, study.colours, study.noise.std_loss
-        )
-        drawn["bits"] = figures.loss_by_bits(cells, base, study.colours)
-        if cells["exponent"].nunique() > 1 and cells["mantissa"].nunique() > 1:
-            drawn["layout"] = figures.cost_by_layout(cells)
     fitted = fitted_runs(study)
-    if means["tokens"].nunique() > 1 and means["format"].nunique() <= LISTED:
+    if means["tokens"].nunique() > 1 and means["format"].nunique() <= coverage.LISTED:
         curves = _curves(study, means) if fitted is not None else None
         drawn["tokens"] = figures.loss_by_tokens(means, study.order, study.colours, curves)
-    if fitted is not None:
-        drawn["fit"] = figures.predicted_v_observed(
-            fitted, study.order, study.colours, study.noise.std_log
-        )
+    cells = _judged(study)
+    shown = cells[cells["params"].isin(chosen)] if cells is not None else pd.DataFrame()
+    if len(shown):
+        base = means[means["format"] == UNQUANTIZED]
+        noise = study.noise.std_loss
+        drawn["cost"] = figures.cost_by_format(shown, study.order, study.colours, noise)
+        drawn["bits"] = figures.loss_by_bits(shown, base, study.colours)
+        one_kind = layout_figures.of_one_kind(shown)
+        if layout_figures.has_map(one_kind):
+            layouts = (study.fit or {}).get("derived", {}).get("layouts", [])
+            splits = _split_curves(study, one_kind)
+            drawn["layout"] = layout_figures.cost_map(one_kind, layouts)
+            drawn["split"] = layout_figures.cost_by_split(one_kind, splits, noise)
     if study.fit is not None:
-        drawn |= law_figures.conclusions(study.fit, study.done)
-    return drawn
+        if fitted is not None:
+            drawn["fit"] = fit_figures.predicted_v_observed(
+                fitted, study.order, study.colours, study.noise.std_log
+            )
+        held = study.fit.get("held_out") or {}
+        drawn["held_out"] = fit_figures.held_out(held, study.noise.std_log)
+        drawn["parameters"] = fit_figures.beside_published(study.fit)
+        drawn |= law_figures.conclusions(study.fit, done, study.colours)
+    drawn["qsnr"] = qsnr.over_training(measured, study.order, study.colours)
+    drawn["qsnr_layers"] = qsnr.by_layer(measured, study.order)
+    return {name: panels for name, panels in drawn.items() if panels}
+
+
+def _judged(study: Study) -> pd.DataFrame | None:
+    """The cells with a difference to none; None where there are none."""
+    if study.cells is None:
+        return None
+    return study.cells[np.isfinite(study.cells["difference"].astype(float))]
 
 
 def _spaced(values: list[float]) -> list[float]:
@@ -95,20 +115,44 @@ def _spaced(values: list[float]) -> list[float]:
 
 
 def _curves(study: Study, means: pd.DataFrame) -> pd.DataFrame:
-    """The law along tokens, within the study's range, for each format and size that was run."""
+    """The law along tokens, as far as a size was trained, for each of its formats."""
     assert study.fit is not None
     rows = study.done.drop_duplicates(["format", "params"])
     rows = rows[rows["params"].isin(means["params"])]
-    grid = np.geomspace(means["tokens"].min(), means["tokens"].max(), 24)
-    rows = rows.drop(columns="tokens").merge(pd.DataFrame({"tokens": grid}), how="cross")
+    ends = means.groupby("params")["tokens"].agg(["min", "max"])
+    grid = [np.geomspace(low, high, CURVE) for low, high in ends.to_numpy(dtype=float)]
+    steps = pd.DataFrame({"params": np.repeat(ends.index, CURVE), "tokens": np.concatenate(grid)})
+    rows = rows.drop(columns="tokens").merge(steps, on="params")
     rows["predicted"] = predict(study.fit, rows)
     return rows.sort_values(["format", "params", "tokens"], ignore_index=True)
+
+
+def _split_curves(study: Study, cells: pd.DataFrame) -> pd.DataFrame | None:
+    """The law's difference to none along exponent and along mantissa, each for each of the other.
+
+    Args:
+        study: With a fit of a law of exponent and mantissa, else there are no curves.
+        cells: `layout_figures.of_one_kind`.
+    """
+    if study.fit is None or study.fit["law"] != "floating_point":
+        return None
+    keys = ["params", "tokens", "model"]
+    none = study.done[study.done["format"] == UNQUANTIZED].drop_duplicates(keys)
+    none = none.assign(none=predict(study.fit, none))[[*keys, "none"]]
+    parts = []
+    for along, each in (("exponent", "mantissa"), ("mantissa", "exponent")):
+        rows = cells.drop_duplicates([*keys, each]).merge(none, on=keys).drop(columns=along)
+        steps = np.linspace(cells[along].min(), cells[along].max(), CURVE)
+        rows = rows.merge(pd.DataFrame({along: steps}), how="cross")
+        rows["difference"] = predict(study.fit, rows) - rows["none"]
+        parts.append(rows.assign(along=along))
+    return pd.concat(parts, ignore_index=True)
 
 
 # --- words -------------------------------------------------------------------------------------
 
 
-def _headline(study: Study) -> tuple[str, list[str]]:
+def headline_words(study: Study) -> tuple[str, list[str]]:
     """The lead paragraph and the findings below it."""
     if study.table.empty:
         return "This study has no finished run yet: there is nothing to report.", []
@@ -123,7 +167,8 @@ def _headline(study: Study) -> tuple[str, list[str]]:
             runs = plural(study.fit["rows"]["used"], "run")
             lead = f"The law {study.fit['law']} was fitted to {runs}. {study.no_cells}"
     else:
-        cells = study.cells[np.isfinite(study.cells["difference"].astype(float))]
+        cells = _judged(study)
+        assert cells is not None
         means, details = findings.lowest_bits(cells)
         lead = " ".join(means)
         points += details
@@ -178,61 +223,6 @@ def _scale_words(order: Iterable[str]) -> str:
     return ", ".join(said.values()) + "." if said else ""
 
 
-def _facts(study: Study) -> list[tuple[str, str]]:
-    """What was run, as terms and values."""
-    table = study.table
-    facts: list[tuple[str, str]] = []
-    if table.empty:
-        return facts
-
-    def distinct(column: str, words: Callable[[Any], str] = str) -> str | None:
-        if column not in table:
-            return None
-        values = sorted(set(table[column].dropna()) - {""})
-        if len(values) > LISTED:
-            return f"{len(values):,} values, {words(values[0])} to {words(values[-1])}"
-        return ", ".join(words(value) for value in values) if values else None
-
-    for term, value in (
-        ("Model sizes", distinct("params", count_label)),
-        ("Training tokens", distinct("tokens", count_label)),
-        ("Formats", ", ".join(study.order)),
-        ("Recipes", distinct("recipe")),
-        ("Operands quantized", distinct("operands")),
-        ("Seeds", distinct("seed", lambda value: number(value, 12))),
-        ("Compute", _total(table, "flops", lambda value: f"{number(value, 3)} FLOPs")),
-        ("Wall time", _total(table, "wall_seconds", findings.duration)),
-        ("Corpus", distinct("corpus")),
-        ("Quantizer", distinct("quantize_backend")),
-    ):
-        if value:
-            facts.append((term, value))
-    for key, values in study.provenance.items():
-        if key == "git_dirty":
-            said = {"True": "yes", "False": "no"}
-            facts.append(("Uncommitted changes", ", ".join(said.get(v, v) for v in values)))
-        else:
-            facts.append((key.replace("_", " ").capitalize(), ", ".join(values)))
-    return facts
-
-
-def _total(table: pd.DataFrame, column: str, words: Callable[[float], str]) -> str | None:
-    if column not in table:
-        return None
-    return f"{words(float(table[column].sum()))}, all runs together"
-
-
-def _counts(study: Study) -> list[tuple[str, int]]:
-    """Runs by outcome; missing = planned, but neither result nor failure is there."""
-    status = study.table["status"].value_counts()
-    counts = [(name, int(status.get(name, 0))) for name in ("finished", "diverged", "failed")]
-    planned = study.about.get("planned")
-    if planned:
-        there = set(study.table["run_id"]) if "run_id" in study.table else set()
-        counts.append(("missing", len(set(planned) - there)))
-    return counts
-
-
 def _commands(study: Study) -> list[str]:
     """What to type to get this page again."""
     fit_where = report_where = f"study={study.results.name}"
@@ -267,28 +257,21 @@ def _ends(low: float | None, high: float | None) -> str:
     return f"{'-inf' if low is None else low}..{'inf' if high is None else high}"
 
 
-def _versions() -> list[str]:
-    versions = [f"python {platform.python_version()}"]
-    for name in PACKAGES:
-        try:
-            versions.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:  # ours, run from a checkout
-            versions.append(f"{name} not installed")
-    return versions
-
-
 # --- writing -----------------------------------------------------------------------------------
 
 
-def write_report(results: Path, fit_dir: Path, out: Path) -> Path:
+def write_report(
+    results: Path, fit_dir: Path, out: Path, figure_files: Sequence[str] = FIGURE_FILES
+) -> Path:
     """Write the page, its figures, tables and MANIFEST.
 
     Args:
         results: A folder of runs (with `study.json` if it has one), a CSV or a parquet file.
         fit_dir: Where `fit.json` lies; without one the page says that there is no fit.
         out: Folder to write `index.html`, `headline.png` (the difference to `none` by format,
-            where there is one), `figures/*.svg`, `tables/*.csv`, `MANIFEST.json` into; made if
-            absent.  Files that an earlier report left there, unchanged since, are removed.
+            where there is one), `figures/*`, `tables/*.csv` and `*.tex`, `MANIFEST.json` into;
+            made if absent.  Files that an earlier report left there, unchanged since, are removed.
+        figure_files: As what each figure is written beside the page: svg, pdf.
 
     Returns:
         The path of `index.html`.
@@ -297,98 +280,92 @@ def write_report(results: Path, fit_dir: Path, out: Path) -> Path:
         ResultsError: `results` or a JSON file cannot be used.
     """
     study = load_study(results, fit_dir)
-    drawn = _figures(study)
-    made: list[View | None] = [tables.runs(study.table)]
+    measured, inputs = qsnr.read(results)
+    measured = qsnr.of_study(measured, study.table)
+    drawn = _figures(study, measured)
+    views = _views(study, measured)
+    inputs = {**study.inputs, **inputs}
+    cells = _judged(study)
+    headline = None
+    if cells is not None and not cells.empty:
+        noise = study.noise.std_loss
+        headline = figures.headline(cells, study.order, study.colours, noise)
+    text = _render(study, drawn, views, inputs)
+    return page.write(out, text, drawn, views, inputs, figure_files, headline)
+
+
+def _views(study: Study, measured: pd.DataFrame) -> dict[str, View]:
+    """All tables by name; those without a row are left out."""
+    made: list[View | None] = [tables.runs(study.table), coverage.outcomes(study.table)]
     if study.cells is not None:
         made.append(tables.losses(study.cells, study.done))
     if study.fit is not None:
         made += [tables.parameters(study.fit), tables.held_out(study.fit)]
         made += [tables.comparison(study.fit), *conclusions.views(study.fit)]
-    views = {view.name: view for view in made if view is not None and view.rows}
-    files = {f"figures/{p.name}.svg": p.svg for panels in drawn.values() for p in panels}
-    for view in views.values():
-        files[f"tables/{view.name}.csv"] = view.data.to_csv(index=False, lineterminator="\n")
-    files[PAGE] = _render(study, drawn, views)
-    content = {name: text.encode() for name, text in files.items()}
-    if study.cells is not None:
-        cells = study.cells[np.isfinite(study.cells["difference"].astype(float))]
-        if not cells.empty:
-            content[HEADLINE] = figures.headline(
-                cells, study.order, study.colours, study.noise.std_loss
-            )
-    _write(content, study.inputs, out)
-    return out / PAGE
+    made.append(qsnr.summary(measured, study.order))
+    return {view.name: view for view in made if view is not None and view.rows}
 
 
-def _render(study: Study, drawn: Mapping[str, list[Panel]], views: Mapping[str, View]) -> str:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["number"] = number
-    environment.filters["tied"] = _tied
-    source = resources.files("fitting").joinpath("report.html").read_text(encoding="utf-8")
-    lead, points = _headline(study)
-    concluded = {view.name for view in conclusions.views(study.fit)} if study.fit else set()
-    size_count = study.done["params"].nunique()
-    return environment.from_string(source).render(
-        title=study.about.get("title") or study.about.get("name") or _name(study.results),
+def _render(
+    study: Study,
+    drawn: Mapping[str, list[Panel]],
+    views: Mapping[str, View],
+    inputs: Mapping[str, str],
+) -> str:
+    lead, points = headline_words(study)
+    concluded = [view.name for view in conclusions.views(study.fit)] if study.fit else []
+    follows = [views[name] for name in concluded]
+    cells = _judged(study)
+    split = layout_figures.of_one_kind(cells) if "layout" in drawn and cells is not None else None
+    return page.render(
+        "report.html",
+        title=name_of(study),
         description=study.about.get("description", ""),
         notes=study.about.get("notes", []),
         lead=lead,
         points=points,
-        counts=_counts(study),
+        counts=coverage.counts(study),
         planned=len(study.about.get("planned") or []),
-        facts=_facts(study),
+        facts=coverage.facts(study),
         small=findings.small_model(study.done) if len(study.done) else None,
         noise=_noise_words(study.noise, study.cells) if len(study.done) else "",
         no_cells=study.no_cells,
         verdict=findings.verdict_words(study.cells) if study.cells is not None else "",
         measured_layouts=findings.measured_layouts(study.layouts),
         scale_words=_scale_words(study.order),
-        sizes_left_out=max(0, size_count - PANELS_ON_PAGE),
+        kind=layout_figures.kind_words(split) if split is not None else "",
+        sizes_left_out=max(0, study.done["params"].nunique() - PANELS_ON_PAGE),
         figures=drawn,
         views=views,
         not_concluded=findings.not_concluded(study.fit),
-        conclusions=[view for name, view in views.items() if name in concluded],
+        conclusions=follows,
+        beyond=_beyond(follows),
         fit=study.fit,
         fitted_runs=len(used_runs(study)),
         fit_status=findings.status_words(study.fit.get("status")) if study.fit else "",
         commands=_commands(study),
-        versions=_versions(),
-        inputs=hashlib.sha256(json.dumps(study.inputs, sort_keys=True).encode()).hexdigest(),
-        input_count=len(study.inputs),
+        inputs=page.sum_of(inputs),
+        input_count=len(inputs),
     )
 
 
-def _name(results: Path) -> str:
-    """What a study without a name is called: as its table, or as its fit for lowbit-fit's table."""
+def _beyond(follows: Iterable[View]) -> list[str]:
+    """The conclusions that go beyond the data, each with how many of its rows do."""
+    found = []
+    for view in follows:
+        if view.header[-1] == conclusions.BEYOND_COLUMN:
+            rows = [cells[-1] for kind, cells in view.rows if kind != "group"]
+            beyond = rows.count(conclusions.BEYOND)
+            if beyond:
+                found.append(f"{view.title}: {beyond} of {plural(len(rows), 'row')}")
+    return found
+
+
+def name_of(study: Study) -> str:
+    """A study's title; else it is called as its table, or as its fit for lowbit-fit's table."""
+    told = study.about.get("title") or study.about.get("name")
+    if told:
+        return str(told)
+    results = study.results
     written = results.name == "results.csv"
     return results.resolve().parent.name if written else results.stem
-
-
-def _tied(text: str) -> str:
-    """No line break inside a number with its sign or unit."""
-    for mark in (" = ", " ± "):
-        text = text.replace(mark, mark.replace(" ", "\u00a0"))
-    return text.replace(" %", "\u00a0%")
-
-
-def _write(files: Mapping[str, bytes], inputs: Mapping[str, str], out: Path) -> None:
-    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    _remove_stale(out, keep=files)
-    for name, content in files.items():
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(content, out / name)
-    manifest = {"files": sums, "inputs": dict(inputs)}
-    write_atomic(json.dumps(manifest, indent=1, sort_keys=True) + "\n", out / MANIFEST)
-
-
-def _remove_stale(out: Path, keep: Iterable[str]) -> None:
-    """Remove figures and tables of the previous report, if they are as it wrote them."""
-    previous = (read_json(out / MANIFEST) or {}).get("files", {})
-    for name in sorted(set(previous) - set(keep)):
-        path = out / name
-        known = name == HEADLINE or path.parent in (out / "figures", out / "tables")
-        ours = known and path.is_file()
-        if ours and sha256_of(path) == previous[name]:
-            path.unlink()

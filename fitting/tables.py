@@ -14,7 +14,7 @@ from fitting.findings import interval, number, pinned, signed, z_score
 from fitting.laws import BESIROGLU_2024, KUMAR_2024, KUMAR_2024_PTQ, QUARTET_2025, SUN_2025
 from fitting.naming import UNQUANTIZED, count_label, records
 
-ROWS_ON_PAGE = 800
+ROWS_ON_PAGE = 600
 """A table longer than this goes on in its CSV file only: the page stays below 1 MB."""
 PUBLISHED: Mapping[str, Mapping[str, float]] = {
     "floating_point": SUN_2025,

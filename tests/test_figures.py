@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from fitting import figures
-from fitting.style import INK, format_colours
+from fitting.style import INK, format_colours, span
 
 
 def a_cell(name: str, difference: float, error: float, **more: float) -> dict[str, object]:
@@ -35,9 +35,9 @@ def test_bars_reach_one_standard_error_and_what_a_verdict_needs() -> None:
     axes = Figure().add_subplot()
     figures.draw_cost(axes, CELLS, ORDER[:3], COLOURS, noise=0.03)
     bars = [c for c in axes.collections if hasattr(c, "get_segments")]
-    ends = [sorted(tuple(segment[:, 0]) for segment in c.get_segments()) for c in bars]
-    assert len(ends) == 2
-    for found, times in zip(ends, (NEEDED, 1), strict=True):
+    ends = [tuple(segment[:, 0]) for c in bars for segment in c.get_segments()]
+    assert len(ends) == 6
+    for found, times in ((sorted(ends[::2]), NEEDED), (sorted(ends[1::2]), 1)):
         expected = sorted(
             (d - times * e, d + times * e)
             for d, e in zip(CELLS["difference"], CELLS["standard_error"], strict=True)
@@ -84,15 +84,42 @@ def test_a_format_keeps_its_colour_whatever_is_drawn() -> None:
     assert COLOURS["E1M1"].lower() not in alone[0].svg.lower()
 
 
-def test_the_heat_map_prints_each_difference() -> None:
-    (panel,) = figures.cost_by_layout(CELLS)
-    for text in ("+0.250", "+0.062", "+0.125"):
-        assert f">{text}<" in panel.svg
+def test_a_pointer_finds_the_numbers_of_each_cell() -> None:
+    (cost,) = figures.cost_by_format(CELLS, ORDER, COLOURS, 0.03)
+    (bits,) = figures.loss_by_bits(CELLS, CELLS.iloc[:0], COLOURS)
+    words = "E2M1&#10;100k parameters and 1M tokens&#10;+0.0625 ± 0.02 nats above none&#10;"
+    for panel in (cost, bits):
+        assert panel.svg.count(f'data-tip="{words}mean loss 3.0625"') == 1
+        assert panel.svg.count("data-tip=") == 3
 
 
-def test_ten_thousand_runs_stay_a_small_picture() -> None:
-    rng = np.random.default_rng(0)
-    predicted = rng.uniform(2, 4, 10_000)
-    rows = pd.DataFrame({"predicted": predicted, "loss": predicted * 1.01, "format": "E1M1"})
-    for panel in figures.predicted_v_observed(rows, ORDER, COLOURS, 0.005):
-        assert len(panel.svg) < 200_000
+def test_a_click_on_a_formats_name_hides_what_belongs_to_it() -> None:
+    (cost,) = figures.cost_by_format(CELLS, ORDER, COLOURS, 0.03)
+    for name in ORDER[:3]:
+        assert cost.svg.count(f'data-entry="{name}"') == 1
+        assert cost.svg.count(f'data-series="{name}"') == 3  # two bars and a mark
+    assert 'data-entry="none"' not in cost.svg
+
+
+def test_means_over_seeds_say_of_how_many() -> None:
+    means = pd.DataFrame(
+        [("E1M1", 1e5, 1e6, 2.5, 3), ("E1M1", 1e5, 2e6, 2.25, 1)],
+        columns=["format", "params", "tokens", "loss", "seeds"],
+    )
+    (panel,) = figures.loss_by_tokens(means, ORDER, COLOURS, None)
+    assert "1M tokens&#10;loss 2.5000, mean of 3 seeds" in panel.svg
+    assert "2M tokens&#10;loss 2.2500, 1 seed" in panel.svg
+
+
+def test_small_differences_keep_room_beside_a_huge_one() -> None:
+    """Else a difference of half the noise would be a 2,000th of the axis away from zero."""
+    huge = pd.concat([CELLS, pd.DataFrame([a_cell("E1M0", 5.0, 0.01, bits=2)])])
+    for noise, share in ((0.005, 0.05), (float("nan"), 0.0)):
+        axes = Figure().add_subplot()
+        figures.draw_cost(axes, huge, ["E1M0", *ORDER[:3]], COLOURS | {"E1M0": "#000000"}, noise)
+        span(axes.xaxis, 0.0, 5.0, noise)
+        low, high = axes.transAxes.inverted().transform(
+            axes.transData.transform([(0.0, 0.0), (0.0025, 0.0)])
+        )[:, 0]
+        assert high - low > share
+        assert (axes.get_xscale() == "symlog") == (share > 0)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from fitting import law_figures
-from fitting.efficiency import best_precision
-from fitting.laws import QUARTET_2025
 from fitting.style import INK
 
 
@@ -42,19 +38,11 @@ def an_optimum(tokens: float, bits: float, extrapolated: bool) -> dict[str, Any]
 
 
 RUNS = pd.DataFrame({"params": [3e7, 3e7, 2e8, 2e8], "tokens": [7.5e8, 2.4e10, 5e9, 1.6e11]})
-QUARTET = {
-    "law": "quartet",
-    "parameters": QUARTET_2025,
-    "derived": {
-        "forward": "Quartet", "backward": "Quartet", "map": [{}],
-        "speedups": {"forward": 2.0, "backward": 2.0},
-    },
-}  # fmt: skip
 
 
 def drawn(**derived: Any) -> dict[str, str]:
     """The figures of such conclusions, by name."""
-    found = law_figures.conclusions({"derived": derived}, RUNS)
+    found = law_figures.conclusions({"derived": derived}, RUNS, {})
     return {name: panels[0].svg for name, panels in found.items()}
 
 
@@ -92,36 +80,35 @@ def test_one_size_gives_no_line_of_critical_data() -> None:
 
 
 def test_a_fit_without_conclusions_has_no_figures() -> None:
-    assert law_figures.conclusions({}, RUNS) == {}
+    assert law_figures.conclusions({}, RUNS, {}) == {}
     assert drawn(layouts=[a_layout(4, False) | {"shares": {}}]) == {}
 
 
-def test_the_map_names_the_choices_that_win_and_hatches_what_no_run_tested() -> None:
-    [panel] = law_figures.conclusions(QUARTET, RUNS)["map"]
-    winners = {
-        best_precision(QUARTET_2025, 0.65, 0.95, n, n * ratio)
-        for n in np.geomspace(7.5e6, 8e8, 20)
-        for ratio in np.geomspace(25 / 4, 800 * 4, 20)
-    }
-    named = set(re.findall(r">(FP[48]:FP[48])<", panel.svg))
-    assert named == winners == {"FP4:FP4", "FP8:FP4"}
-    assert "pattern" in panel.svg
-    assert ">extrapolated<" in panel.svg
-
-
-def test_the_map_follows_the_speeds() -> None:
-    speeds = {"forward": 1.0, "backward": 1.0}
-    slow = {**QUARTET, "derived": {**QUARTET["derived"], "speedups": speeds}}  # type: ignore[dict-item]
-    [panel] = law_figures.conclusions(slow, RUNS)["map"]
-    assert set(re.findall(r">(FP[48]:FP[48])<", panel.svg)) == {"FP8:FP8"}
-
-
-def test_figures_have_stable_bytes_and_the_inks_of_either_theme() -> None:
-    for _ in range(2):
-        [one] = law_figures.conclusions(QUARTET, RUNS)["map"]
-        [two] = law_figures.conclusions(QUARTET, RUNS)["map"]
-        assert one == two
-    assert INK not in one.svg
+def test_figures_have_the_inks_of_either_theme() -> None:
     for svg in drawn(layouts=[a_layout(5, True)], cost_of_bits=[a_cost(5, 1.1, True)]).values():
         assert INK not in svg
         assert "currentColor" in svg
+
+
+def test_marks_give_the_numbers_with_their_intervals() -> None:
+    figures = drawn(
+        layouts=[a_layout(4, False)],
+        cost_of_bits=[a_cost(4, 1.3, False)],
+        critical_tokens=[a_limit(3e7, 1e11, False), a_limit(2e8, 1.2e11, False)],
+        optimal_precision={"fixed_tokens": [an_optimum(1e9, 4, False), an_optimum(1e10, 5, False)]},
+    )
+    for name, words in (
+        ("layouts", "4 bits: E2M1&#10;wins 75.0 % of draws"),
+        ("cost_of_bits", "4 bits: 30 % more parameters&#10;(factor 1.05 to 1.6)"),
+        ("critical_tokens", "E2M1, 30M parameters&#10;critical at 100B tokens (1B to ∞)"),
+        ("bits_for_tokens", "10B tokens&#10;5.00 bits (4 to 6)"),
+    ):
+        assert f'data-tip="{words}"' in figures[name], name
+
+
+def test_formats_keep_the_colours_of_the_study_where_it_has_them_all() -> None:
+    limits = [a_limit(3e7, 1e11, False), a_limit(2e8, 1.2e11, False)]
+    fit = {"derived": {"critical_tokens": limits}}
+    for known, colour in (({"E2M1": "#123456"}, "#123456"), ({"E2M1 row": "#123456"}, "#d55e00")):
+        [panel] = law_figures.conclusions(fit, RUNS, known)["critical_tokens"]
+        assert colour in panel.svg

@@ -16,6 +16,7 @@ from fitting.options import (
     UsageError,
     asks_for_help,
     fit_options,
+    place,
     report_options,
 )
 
@@ -96,3 +97,29 @@ def test_a_page_finds_its_fits_table_and_its_place() -> None:
     assert (options.results, options.fit, options.out) == ("runs/demo", *["reports/demo"] * 2)
     options = report_options(["study=demo", "out=elsewhere"])
     assert (options.fit, options.out) == ("reports/demo", "elsewhere")
+
+
+def test_two_studies_are_compared_by_name_or_folder() -> None:
+    options = report_options(["--compare", "demo", "somewhere/grid"])
+    assert options.compare == ("demo", "somewhere/grid")
+    assert (options.out, options.figures) == ("reports/demo-vs-grid", ("svg", "pdf"))
+    options = report_options(["figures=svg", "--compare", "a", "b", "out=c"])
+    assert (options.compare, options.out, options.figures) == (("a", "b"), "c", ("svg",))
+    assert report_options(["compare=a,b"]).out == "reports/a-vs-b"
+    with pytest.raises(UsageError, match="^compare=a: name two studies, compare=A,B$"):
+        report_options(["compare=a"])
+    for wrong in (["--compare", "demo"], ["--compare", "demo", "out=c"], ["--compare"]):
+        with pytest.raises(UsageError, match="^--compare: name two studies"):
+            report_options(wrong)
+    with pytest.raises(UsageError, match="^study=demo: compare names its studies$"):
+        report_options(["study=demo", "--compare", "a", "b"])
+    with pytest.raises(UsageError, match="^figures=png: must be svg, pdf or both$"):
+        report_options(["study=demo", "figures=png"])
+
+
+def test_the_places_of_a_study_to_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert place("a") == (Path("reports/a/results.csv"), Path("reports/a"))
+    assert place("./a") == (Path("a/results.csv"), Path("a"))
+    Path("runs/a").mkdir(parents=True)
+    assert place("a") == (Path("runs/a"), Path("reports/a"))

@@ -1,6 +1,8 @@
 """The report page: what is on it, what it says when little is there, and that it is one file."""
 
+import functools
 import hashlib
+import html
 import json
 import os
 import re
@@ -21,10 +23,12 @@ from fitting import conclusions
 from fitting.describe import run_fit
 from fitting.laws import LAWS, QUARTET_2025
 from fitting.options import FitOptions, report_options
-from fitting.report import write_report
+from fitting.report import write_report as write_everything
 from fitting.results import ResultsError, RunRecord, load, write_exclusive
 from fitting.synthetic import make_table, sun_design
 
+write_report = functools.partial(write_everything, figure_files=("svg",))
+"""PDFs take most of the time; one test looks at them."""
 TRUTH = {
     "n": 9.0, "alpha": 0.16, "d": 900.0, "beta": 0.5, "epsilon": 0.35, "gamma": 2500.0,
     "delta": 1.9, "nu": 1.8,
@@ -146,7 +150,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self._style = tag == "style"
+        self._style = tag in ("style", "script")
         for name, value in attrs:
             if name in ("src", "srcset", "href", "xlink:href", "data", "action", "poster"):
                 (self.links if tag == "a" else self.loads).append(value or "")
@@ -184,8 +188,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def out(study: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of its report."""
-    return write_report(*study, tmp_path_factory.mktemp("report")).parent
+    """The folder of its report, with every kind of file."""
+    return write_everything(*study, tmp_path_factory.mktemp("report")).parent
 
 
 @pytest.fixture(scope="module")
@@ -208,12 +212,14 @@ def test_every_loss_is_followed_from_its_record_to_the_page(
 
 
 def test_the_page_loads_nothing_and_links_only_to_itself_and_papers(page: Page) -> None:
+    """Both scripts are in the page, one of them data: a source would be among what it loads."""
     assert page.loads
     assert all(target.startswith("#") for target in page.loads)
+    assert page.tags.count("script") == 2
     outside = [link for link in page.links if not link.startswith("#")]
     assert outside
     assert all(link.startswith("https://arxiv.org/abs/") for link in outside)
-    assert not {"script", "iframe", "link", "img", "object", "embed", "base"} & set(page.tags)
+    assert not {"iframe", "link", "img", "object", "embed", "base"} & set(page.tags)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -254,9 +260,42 @@ def test_the_manifest_holds_the_sum_of_every_file_and_input(
     assert manifest["inputs"]["fit.json"] == fit_sum
 
 
+def test_every_figure_and_table_is_there_for_a_paper(out: Path) -> None:
+    files = set(files_of(out))
+    for folder, kinds in (("figures", ("svg", "pdf")), ("tables", ("csv", "tex"))):
+        names = {name.rpartition(".")[0] for name in files if name.startswith(folder)}
+        assert len(names) >= 4
+        assert {f"{name}.{kind}" for name in names for kind in kinds} == {
+            name for name in files if name.startswith(folder)
+        }
+
+
+def test_what_marks_say_on_the_page_is_what_they_say_in_the_figures(out: Path) -> None:
+    source = (out / "index.html").read_text()
+    match = re.search(r'<script type="application/json" id="tips">(.*?)</script>', source)
+    assert match
+    tips = json.loads(match[1])
+    assert len(tips) == len(set(tips))
+    figure = (out / "figures" / "residuals.svg").read_text()
+    drawn = source[source.index('aria-label="Residuals') :]
+    drawn = drawn[: drawn.index("</svg>")]
+    said = [html.unescape(words) for words in re.findall(r'data-tip="([^"]*)"', figure)]
+    assert [tips[int(i)] for i in re.findall(r'data-tip="(\d+)"', drawn)] == said
+    assert len(said) == 46
+
+
 def test_runs_are_counted_by_outcome(page: Page) -> None:
     for words in ("46 finished", "2 diverged", "0 failed", "1 missing", "49 runs were planned"):
         assert words in page.text
+    (lost,) = [row for row in page.rows if row[:2] == ["diverged", "2"]]
+    assert lost[2] == "12 s"
+    assert lost[-2:] == ["loss is NaN at step 9", "E1M1"]
+
+
+def test_what_goes_beyond_the_data_is_listed(page: Page) -> None:
+    beyond = page.text[page.text.index("Where this page goes beyond the data") :]
+    assert "Best exponent/mantissa split: 1 of 2 rows" in beyond
+    assert "Critical data size: 1 of 1 row" in beyond
 
 
 def test_the_headline_says_what_the_losses_say(study: tuple[Path, Path], page: Page) -> None:
@@ -378,12 +417,17 @@ def test_a_table_of_schemes_is_drawn_by_scheme_and_its_map_is_on_the_page(tmp_pa
 
 def test_a_hostile_title_stays_text(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>\"'&<img src=x onerror=y>"
-    runs = [replace(run, recipe="<b>bold" if run.bits < 16 else "none") for run in the_runs()[:8]]
+    recipes = {1: "<b>bold", 2: "plain", 4: "plain", 8: "none"}
+    runs = [replace(run, recipe=recipes[run.exponent]) for run in the_runs()[:8]]
     results = write_runs(tmp_path / "evil", runs, title=evil, notes=[evil], description=evil)
     fit = write_fit(tmp_path / "fit", a_fit(warnings=[evil]))
     page = Page(write_report(results, fit, tmp_path / "out"))
-    assert not {"script", "img", "b"} & set(page.tags)
+    assert not {"img", "b"} & set(page.tags)
+    assert page.tags.count("script") == 2
     assert page.text.count("<script>alert(1)</script>") >= 4
+    source = (tmp_path / "out" / "index.html").read_text()
+    assert "<script>alert(1)" not in source
+    assert "\\u003cb>bold" in source, "a recipe in the words of a mark"
     assert "<b>bold" in page.text
 
 
@@ -497,9 +541,7 @@ def test_a_broken_fit_leaves_no_page_behind(study: tuple[Path, Path], tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
-def test_the_first_caption_says_who_shares_a_scale_where_names_do(
-    page: Page, tmp_path: Path
-) -> None:
+def test_it_is_said_who_shares_a_scale_where_names_do(page: Page, tmp_path: Path) -> None:
     """The names hold a block size only where a study has several."""
     assert "shares a scale per" not in page.text
     blocks = [
@@ -544,3 +586,18 @@ def test_a_study_with_nothing_to_compare_has_no_headline_figure(tmp_path: Path) 
     page = write_report(results, tmp_path / "nowhere", out)
     assert not (out / "headline.png").exists()
     assert "nothing to compare" in Page(page).text
+
+
+def test_diagnostics_have_a_section_only_where_there_are_some(
+    study: tuple[Path, Path], page: Page, tmp_path: Path
+) -> None:
+    assert "QSNR" not in page.text
+    runs = Path(shutil.copytree(study[0], tmp_path / "tiny"))
+    some = next(run.run_id for run in the_runs() if run.bits == 4)
+    rows = [{"step": s, "qsnr_P2/blocks.0.mlp.down": 20.0 - s / 100} for s in (0, 100)]
+    (runs / some / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    found = Page(write_report(runs, study[1], tmp_path / "out"))
+    assert ["E2M1", "P2", "1", "20", "19", "blocks.0.mlp.down", "19.5"] in found.rows
+    assert (tmp_path / "out" / "figures" / "qsnr_P2.svg").exists()
+    manifest = json.loads((tmp_path / "out" / "MANIFEST.json").read_text())
+    assert f"{some}/metrics.jsonl" in manifest["inputs"]

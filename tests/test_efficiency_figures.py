@@ -1,0 +1,69 @@
+"""Figures of the law `quartet`: the map follows the law, efficiencies have intervals."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fitting import efficiency_figures
+from fitting.efficiency import best_precision
+from fitting.laws import QUARTET_2025
+from fitting.style import INK
+
+RUNS = pd.DataFrame({"params": [3e7, 3e7, 2e8, 2e8], "tokens": [7.5e8, 2.4e10, 5e9, 1.6e11]})
+QUARTET = {
+    "law": "quartet",
+    "parameters": QUARTET_2025,
+    "derived": {
+        "forward": "Quartet", "backward": "Quartet", "map": [{}],
+        "speedups": {"forward": 2.0, "backward": 2.0},
+    },
+}  # fmt: skip
+
+
+def test_the_map_names_the_choices_that_win_and_hatches_what_no_run_tested() -> None:
+    [panel] = efficiency_figures.precision_map(QUARTET, RUNS)
+    winners = {
+        best_precision(QUARTET_2025, 0.65, 0.95, n, n * ratio)
+        for n in np.geomspace(7.5e6, 8e8, 20)
+        for ratio in np.geomspace(25 / 4, 800 * 4, 20)
+    }
+    named = set(re.findall(r">(FP[48]:FP[48])<", panel.svg))
+    assert named == winners == {"FP4:FP4", "FP8:FP4"}
+    assert "pattern" in panel.svg
+    assert ">extrapolated<" in panel.svg
+
+
+def test_the_map_follows_the_speeds() -> None:
+    speeds = {"forward": 1.0, "backward": 1.0}
+    slow = {**QUARTET, "derived": {**QUARTET["derived"], "speedups": speeds}}  # type: ignore[dict-item]
+    [panel] = efficiency_figures.precision_map(slow, RUNS)
+    assert set(re.findall(r">(FP[48]:FP[48])<", panel.svg)) == {"FP8:FP8"}
+
+
+def test_the_map_has_stable_bytes_and_the_inks_of_either_theme() -> None:
+    [one] = efficiency_figures.precision_map(QUARTET, RUNS)
+    [two] = efficiency_figures.precision_map(QUARTET, RUNS)
+    assert one == two
+    assert INK not in one.svg
+
+
+def an_efficiency(scheme: str, of: str, value: float, low: float | None) -> dict[str, Any]:
+    interval = [low, None if low is None else 0.99]
+    return {"scheme": scheme, "pass": of, "efficiency": value, "efficiency_interval": interval}
+
+
+def test_efficiencies_stand_by_scheme_and_pass_with_their_intervals() -> None:
+    entries = [
+        an_efficiency("QuEST", "forward", 0.69, 0.65),
+        an_efficiency("QuEST", "backward", 0.9, None),
+        an_efficiency("LUQ", "backward", 0.5, 0.4),
+    ]
+    [panel] = efficiency_figures.efficiencies(entries)
+    assert "QuEST, forward pass&#10;0.690 (0.65 to 0.99) of its parameters, eff_N" in panel.svg
+    assert "LUQ, backward pass&#10;0.500 (0.4 to 0.99) of its tokens, eff_D" in panel.svg
+    assert panel.svg.count("data-tip=") == 3
+    assert panel.svg.count('data-series="tokens, eff_D"') == 2, "one interval, two marks"
