@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo smoke test test-slow test-all lint format bench-quant bench-fit bench-sweep clean
+.PHONY: help install demo smoke test test-slow test-all lint format bench-quant bench-train bench-fit bench-sweep clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ $(PEERS)/installed: $(VENV)/installed-dev
 
 bench-quant: $(PEERS)/installed ## Time the quantizers against a copy, the plain way and other libraries
 	@PATH="$(abspath $(PEERS))/bin:$$PATH" $(PEERS)/bin/python benchmarks/bench_quant.py
+
+bench-train: $(VENV)/installed-dev ## Time training by recipe beside the unquantized
+	@$(BIN)/python benchmarks/bench_train.py --profile
 
 bench-fit: $(VENV)/installed ## Time fits and bootstraps against the standard procedure (half a minute)
 	@$(BIN)/python benchmarks/bench_fit.py

@@ -155,7 +155,11 @@ def test_the_key_is_no_part_of_a_runs_identity(small: Compose) -> None:
 def one_measurement(config: TrainConfig) -> tuple[LanguageModel, Tensor, dict[str, float]]:
     module = LanguageModel(config)
     batch = TokenData(config.data).batch(0, config.batch_size, config.seed)
-    return module, batch, measure(module.model, module.model.clock, lambda: module.model.loss(batch))
+    return (
+        module,
+        batch,
+        measure(module.model, module.model.clock, lambda: module.model.loss(batch)),
+    )
 
 
 @pytest.mark.parametrize("recipe", ["hadamard", "quartet_v4", "stochastic"])

@@ -104,6 +104,16 @@ def test_a_study_is_the_union_of_its_grids_and_the_command_line_wins(
     assert not (here / "runs").exists(), "plan_only starts nothing and writes nothing"
 
 
+def test_a_grid_may_take_an_operand_out_of_a_recipe(
+    monkeypatch: pytest.MonkeyPatch, here: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`null` in a grid is the command line's null."""
+    grids = "study.grids=[{recipe.output.input: [null], recipe.name: [no_input], seed: [0, 1]}]"
+    common = [*SMALL, f"data.path={text}", "-m", "study.name=s", "plan_only=true", grids]
+    assert lowbit_train(monkeypatch, *common) == 0
+    assert len(re.findall(r"no-input-\S+-s[01]-", capsys.readouterr().out)) == 2
+
+
 @pytest.mark.ray
 def test_a_failure_stays_alone_and_only_what_is_missing_is_run_again(
     here: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -40,10 +40,15 @@ class GridSweeper(BasicSweeper):
         grids: Any = OmegaConf.to_container(self.config.study.grids)
         jobs = []
         for grid in grids or [{}]:
-            swept = [f"{key}={','.join(map(str, values))}" for key, values in grid.items()]
+            swept = [f"{key}={','.join(map(_written, values))}" for key, values in grid.items()]
             product = {**_choices(parser, swept), **typed}
             jobs += [list(choice) for choice in itertools.product(*product.values())]
         return [self.launcher.launch(jobs, initial_job_idx=0)]
+
+
+def _written(value: object) -> str:
+    """A value of a grid as the command line has it."""
+    return "null" if value is None else str(value)
 
 
 def _choices(parser: OverridesParser, arguments: Sequence[str]) -> dict[str, list[str]]:
