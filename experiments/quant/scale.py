@@ -107,8 +107,10 @@ def _fp32(amax: Tensor, element: ElementFormat) -> Tensor:
 
 def _power_of_two(exponent: Tensor) -> Tensor:
     """2^exponent, the exponent cut to E8M0's -127..127; exact."""
+    # By its bits: torch.ldexp calls pow for each, which took half of a scale's time.
     whole = exponent.clamp(-127, 127).int()
-    return torch.ldexp(torch.ones_like(whole, dtype=torch.float32), whole)
+    bits = torch.where(whole > -127, (whole + 127) << 23, 1 << 22)
+    return bits.view(torch.float32)
 
 
 def _floor_exponent(amax: Tensor, element: ElementFormat) -> Tensor:
@@ -157,7 +159,7 @@ _E8M0_RULES: dict[ScaleFormat, Callable[[Tensor, ElementFormat], Tensor]] = {
 def _quest(blocks: Tensor, amax: Tensor, element: ElementFormat, nearest: bool) -> Tensor:
     # In units of a power of two near amax no square leaves float32.
     unit = torch.frexp(amax).exponent.clamp(-126, 126)
-    squares = torch.ldexp(blocks, -unit).square()
+    squares = (blocks * _power_of_two(-unit)).square()
     rms = (pairwise_sum(squares) / blocks.shape[-1]).sqrt()
     # wanted = m * 2^e with m in [0.5, 1), so log2(wanted) is nearer to e from m = sqrt(1/2) on.
     significand, exponent = torch.frexp(rms * quest_clip(element))
