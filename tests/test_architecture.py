@@ -15,7 +15,7 @@ FLOORS = {
     "experiments.quant.hadamard": 4,
     "experiments.quant.scale": 2,
     "experiments.quant.eden": 3,
-    "experiments.quant.gradient": 3,
+    "experiments.quant.gradient": 5,
     "experiments.quant.lmul": 0,
     "experiments.quant.theory": 1,
     "experiments.quant.kernels.noise": 0,

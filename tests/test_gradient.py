@@ -6,6 +6,9 @@ import torch
 from experiments.quant.block import quantize
 from experiments.quant.formats import FloatFormat, Precision
 from experiments.quant.gradient import rounding_gradient, staircase_slope
+from experiments.quant.hadamard import rotate_plain
+from experiments.quant.kernels import cpu
+from experiments.quant.scale import CLIPPED_BEYOND, block_scale
 
 E2M1 = FloatFormat(2, 1)
 
@@ -44,7 +47,8 @@ def test_masked_values_are_the_clipped_ones(name: str) -> None:
     precision = Precision.parse(name)
     x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)) * 3
     mask = rounding_gradient(x, precision, "masked")
-    assert mask.dtype is torch.bool
+    assert set(mask.unique().tolist()) == {0.0, 1.0}
+    mask = mask.bool()
     assert 0.8 < mask.double().mean() < 1
     size = precision.block_size
     blocks, kept = x.abs().reshape(-1, size), mask.reshape(-1, size)
@@ -52,6 +56,30 @@ def test_masked_values_are_the_clipped_ones(name: str) -> None:
     clipped = ~kept.all(-1)
     assert clipped.any()
     assert torch.equal(kept[clipped], (blocks <= bound * (1 + 2**-20))[clipped])
+
+
+@pytest.mark.parametrize("hadamard", [0, 32])
+@pytest.mark.parametrize(
+    "name",
+    ["mxfp4", "mxfp4_quest", "nvfp4", "INT4-asymmetric-block16-e8m0", "E2M1-row-e8m0", "E1M0"],
+)
+def test_the_compiled_mask_is_the_defined_one(name: str, hadamard: int) -> None:
+    """Zeros, infinities, a NaN and values on the bound and beside it among the random ones."""
+    precision = Precision.parse(name)
+    if not cpu.masks(torch.zeros(1, 32), precision, hadamard):
+        pytest.skip("no compiled kernel for it here")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 64, generator=generator) * 3
+    x[0, :32], x[1, 3], x[2, 5] = 0.0, float("inf"), float("nan")
+    x[3, :4] = torch.tensor([7.0, 6.0, 6.0 * (1 + 2.0**-20), 6.0 * (1 + 2.0**-19)])
+    signs = torch.where(torch.rand(64, generator=generator) < 0.5, -1.0, 1.0) if hadamard else None
+    values = rotate_plain(x, hadamard, signs) if hadamard else x
+    blocks = values.reshape(-1, 64 if precision.granularity == "row" else precision.block_size)
+    scale, element = block_scale(blocks, precision.element, precision.scale), precision.element
+    bound = torch.where(blocks < 0, -element.lowest, element.max) * CLIPPED_BEYOND
+    expected = (blocks.abs() <= scale * bound).reshape(x.shape)
+    found = rounding_gradient(x, precision, "masked", hadamard, signs)
+    assert torch.equal(found, expected.float())
 
 
 @pytest.mark.parametrize("name", ["E2M1-row-fp32", "fp8_e4m3", "mxfp4_4_3", "mxfp4_ceil", "mxint8"])

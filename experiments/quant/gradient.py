@@ -10,39 +10,51 @@ import torch
 from torch import Tensor
 
 from experiments.quant.formats import ElementFormat, Precision
+from experiments.quant.hadamard import rotate
+from experiments.quant.kernels import cpu
 from experiments.quant.rounding import ulp
-from experiments.quant.scale import block_scale
+from experiments.quant.scale import CLIPPED_BEYOND, block_scale
 
 _STEEPEST = 3.0
 """At the middle of a step the derivative of the power staircase is infinite; cut there."""
-_REACH = 1 + 2.0**-20
-"""Beyond the largest element by less, a value was not clipped: its scale was rounded."""
 
 
-def rounding_gradient(x: Tensor, precision: Precision, estimator: str) -> Tensor:
+def rounding_gradient(
+    x: Tensor,
+    precision: Precision,
+    estimator: str,
+    hadamard: int = 0,
+    signs: Tensor | None = None,
+) -> Tensor:
     """The factor of each value's gradient.
 
     Args:
-        x: What was quantized, [..., K], float32.
+        x: What was quantized, or rotated and then quantized, [..., K], float32.
         precision: To what; granularity block, row or tensor, and one scale rule.
         estimator: "masked": 1, or 0 for a value that was clipped, because it lies beyond its
             scale times the largest element.  "dge_<k>": `staircase_slope` of the scaled value.
 
+        hadamard: Block length of that rotation; 0 for none.
+        signs: Of it, as `experiments.quant.hadamard.rotate` takes them.
+
     Returns:
-        The shape of `x`; boolean for masked, float32 for dge.
+        The shape of `x`, float32; of the rotated values where there is a rotation.
 
     Source:
         Masked: the trust mask of QuEST (2502.05003) and Quartet (2505.14669, Algorithm 1), which
         drops a value of exactly scale * max, too.  DGE: 2501.17116, section 3.1.
     """
+    if estimator == "masked" and cpu.masks(x, precision, hadamard):
+        return cpu.unclipped(x, precision, hadamard, signs)
+    if hadamard:
+        x = rotate(x, hadamard, signs)
     size = {"block": precision.block_size, "row": x.shape[-1], "tensor": x.numel()}
     blocks = x.reshape(-1, size[precision.granularity])
     element = precision.element
     scale = block_scale(blocks, element, precision.scale)
     if estimator == "masked":
-        factor = blocks.abs() <= scale * (element.max * _REACH)
-        if element.lowest != -element.max:
-            factor |= (blocks < 0) & (blocks >= scale * (element.lowest * _REACH))
+        low, high = element.lowest * CLIPPED_BEYOND, element.max * CLIPPED_BEYOND
+        factor = ((blocks >= scale * low) & (blocks <= scale * high)).float()
     else:
         factor = staircase_slope(blocks / scale, element, float(estimator.removeprefix("dge_")))
     return factor.reshape(x.shape)
@@ -69,4 +81,4 @@ def staircase_slope(x: Tensor, element: ElementFormat, k: float) -> Tensor:
     steps = x.abs() / ulp(x, element)
     from_middle = (2 * (steps - steps.floor()) - 1).abs()
     slope = (from_middle.pow(1 / k - 1) / k).clamp(max=_STEEPEST)
-    return torch.where(x.abs() <= element.max * _REACH, slope, 0.0)
+    return torch.where(x.abs() <= element.max * CLIPPED_BEYOND, slope, 0.0)

@@ -187,13 +187,13 @@ class QuantLinear(nn.Linear):
         signs = self.signs("output", gradient, counter)
         if operand is not None and operand.gradient != "straight_through":
             assert values is not None
-            values = values.float()
-            if gemm.hadamard:
-                values = rotate(values, gemm.hadamard, signs)
-                if not rotated:
-                    gradient = rotate(gradient.float(), gemm.hadamard, signs)
-                    rotated = True
-            factor = rounding_gradient(values, self.precisions[label], operand.gradient)
+            if gemm.hadamard and not rotated:
+                gradient = rotate(gradient.float(), gemm.hadamard, signs)
+                rotated = True
+            precision = self.precisions[label]
+            factor = rounding_gradient(
+                values.float(), precision, operand.gradient, gemm.hadamard, signs
+            )
             gradient = gradient.mul_(factor)
         if rotated and gemm.hadamard:
             gradient = unrotate(gradient.float(), gemm.hadamard, signs)

@@ -25,6 +25,8 @@ _FOUR_OVER_SIX_TOP = 6.0 * 256.0
 """So that the scale for 4, 1.5 times as large, still fits E4M3."""
 _E4M3_HEADROOM = 16 / 17
 """E4M3 rounds a scale down by at most 1/17 of it (1.0625 to 1), so amax then still fits."""
+CLIPPED_BEYOND = 1 + 2.0**-20
+"""Of scale times the largest element: what lies nearer was not clipped, its scale was rounded."""
 _GAUSSIAN_CLIP = 2.92247856
 """Standard deviations at which clipping E2M1 errs least on Gaussian data (2505.14669)."""
 

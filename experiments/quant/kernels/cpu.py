@@ -18,7 +18,7 @@ from torch import Tensor
 from experiments.quant.formats import ElementFormat, FloatFormat, Precision, ScaleFormat
 from experiments.quant.kernels.noise import mix
 from experiments.quant.rounding import ROUNDINGS
-from experiments.quant.scale import E4M3, quest_clip, reach, two_level_parts
+from experiments.quant.scale import CLIPPED_BEYOND, E4M3, quest_clip, reach, two_level_parts
 
 _LIBRARY_PATH = Path(__file__).with_name("_quantize" + sysconfig.get_config_var("EXT_SUFFIX"))
 _ROUNDINGS = {  # the enum in quantize.c; the other ones are _DIRECTED
@@ -26,6 +26,7 @@ _ROUNDINGS = {  # the enum in quantize.c; the other ones are _DIRECTED
     "nearest_even_code": 1,
     "stochastic": 2,
     "stochastic_counter": 3,
+    "unclipped": 5,
 }
 _DIRECTED = 4
 _TWO_LEVEL = 5
@@ -203,6 +204,18 @@ def quantize(
     return result if x.dtype is torch.float32 else result.to(x.dtype)
 
 
+def masks(x: Tensor, precision: Precision, hadamard: int = 0) -> bool:
+    """Whether `unclipped` takes `x` and does what `precision` says, after this rotation."""
+    return supports(x, precision, hadamard) and precision.element.exponent < 8
+
+
+def unclipped(
+    x: Tensor, precision: Precision, hadamard: int = 0, signs: Tensor | None = None
+) -> Tensor:
+    """The masked `experiments.quant.gradient.rounding_gradient`; only where `masks` says so."""
+    return quantize(x, precision, None, "unclipped", hadamard, signs)
+
+
 def rounds(x: Tensor) -> bool:
     """Whether `round_elements` takes `x`."""
     return _library is not None and x.device.type == "cpu" and x.numel() < 2**32
@@ -307,6 +320,7 @@ def _format(element: ElementFormat, scale: ScaleFormat | None, rounding: str) ->
     stored, top = E4M3, 1.0
     if scale is not None and scale.two_level:
         largest, stored, top = two_level_parts(element, scale)
+    beyond = CLIPPED_BEYOND if rounding == "unclipped" else 1.0
     exact = scale is None or (scale.power_of_two and scale is not ScaleFormat.E8M0_4_3)
     return _Format(
         rounding=_ROUNDINGS.get(rounding, _DIRECTED),
@@ -321,8 +335,8 @@ def _format(element: ElementFormat, scale: ScaleFormat | None, rounding: str) ->
         exact_inverse=exact,
         max=largest,
         other_max=4.0,
-        limit=min(element.max, _FLOAT32_MAX),
-        lowest=max(element.lowest, -_FLOAT32_MAX),
+        limit=min(element.max * beyond, _FLOAT32_MAX),
+        lowest=max(element.lowest * beyond, -_FLOAT32_MAX),
         top=top,
         stored_mantissa=stored.mantissa,
         stored_emin_bits=(stored.emin + 127) << 23,

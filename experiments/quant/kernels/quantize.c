@@ -16,6 +16,7 @@ enum { /* lowbit_format.rounding; cpu.py has the same lists */
     STOCHASTIC,         /* draws from an array */
     STOCHASTIC_COUNTER, /* draws computed from a key and the index */
     DIRECTED,           /* as ties_away, up and down say; toward zero if none is set */
+    UNCLIPPED,          /* 1 for what lies between lowest and limit times its scale, 0 for the rest */
 };
 
 enum { /* lowbit_format.scale */

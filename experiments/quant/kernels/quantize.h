@@ -88,6 +88,8 @@ INLINE float NAME(round_wide)(const lowbit_format *f, float scaled, int32_t sign
 /* scale * round(x / scale), the sign of zero kept. */
 INLINE float NAME(value)(const lowbit_format *f, float x, float scale, float inverse, float draw,
                          const int rounding, const int scaling, const int wide) {
+    if (rounding == UNCLIPPED)
+        return (float)((x >= scale * f->lowest) & (x <= scale * f->limit));
     float scaled;
     if (scaling == BY_NOTHING) {
         scaled = x;
@@ -335,6 +337,7 @@ INLINE void NAME(tiles_as)(const lowbit_format *f, const float *x, float *out, c
     case STOCHASTIC: CASE(STOCHASTIC, WIDE); break;                                                \
     case STOCHASTIC_COUNTER: CASE(STOCHASTIC_COUNTER, WIDE); break;                                \
     case DIRECTED: CASE(DIRECTED, WIDE); break;                                                    \
+    case UNCLIPPED: CASE(UNCLIPPED, WIDE); break;                                                  \
     }
 
 /* FOUR_OVER_SIX: blocks are rounded with two scales; the second result stays where it errs less. */

@@ -99,7 +99,7 @@ TARGET static void NAME(rectangle)(const lowbit_format *f, const float *x, float
             }
             const int scaling = NAME(scaling)(f, scale, width);
 #define STRIP(ROUNDING, WIDE)                                                                      \
-    if (width == NAME(WIDE_TILE) && (ROUNDING) != DIRECTED && !(WIDE))                          \
+    if (width == NAME(WIDE_TILE) && (ROUNDING) < DIRECTED && !(WIDE))                          \
         NAME(strip_as)(f, x, out, noise, rows, columns, row, column, block, NAME(WIDE_TILE),       \
                        scale, inverse, scaling, ROUNDING, WIDE);                                   \
     else                                                                                           \
