@@ -6,6 +6,9 @@ over a run whose holder is dead is to create number n + 1, which exactly one of 
 A holder that was taken for dead and lives (a zombie) finds a higher number, or its own file gone,
 at the next `check` and stops: the number is a fencing token, checked before anything is written.
 
+The one who started an attempt may ask it to stop: a file beside the lease, which its holder looks
+for all the while, and which reaches any machine and any thread that a signal would not.
+
 A holder is dead if its process is gone (known at once on the same machine) or if its heartbeat is
 older than its time to live.  Ages are differences of two times of the store's own clock, never of a
 machine's, so a clock an hour off does no harm.
@@ -19,6 +22,7 @@ import os
 import platform
 import re
 import threading
+import time
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +34,8 @@ from fitting.results import create_exclusive, write_atomic
 _NAME = re.compile(r"lease\.(\d+)\.json")
 ATTEMPTS = "attempts.json"
 _BEATS_PER_LIFE = 4
+_LOOK_SECONDS = 0.25
+"""Between two looks whether the attempt is asked to stop."""
 
 
 class Held(Exception):
@@ -94,6 +100,17 @@ def break_lease(folder: Path, token: str) -> None:
         _path(folder, who.number).unlink(missing_ok=True)
 
 
+def ask_to_stop(folder: Path, token: str) -> None:
+    """Ask an attempt, begun or about to begin, to write a checkpoint and end."""
+    with contextlib.suppress(FileNotFoundError):  # not begun, and no folder yet
+        _stop(folder, token).touch()
+
+
+def unask(folder: Path, token: str) -> None:
+    """Take the request back, or away."""
+    _stop(folder, token).unlink(missing_ok=True)
+
+
 class Lease:
     """The right to work on the run in `folder`, for as long as the `with` block lasts.
 
@@ -136,9 +153,13 @@ class Lease:
         for number in _numbers(folder):
             if number < self.number:
                 _path(folder, number).unlink(missing_ok=True)
+        for path in set(folder.glob("stop.*")) - {_stop(folder, self.token)}:
+            path.unlink(missing_ok=True)  # of attempts that are no more
+        self.stop = threading.Event()
+        """Set when this attempt is to stop: by whoever started it, or by its own process."""
         self._ended = threading.Event()
         self._heart = threading.Thread(
-            target=self._beat, args=(ttl / _BEATS_PER_LIFE,), name="lease", daemon=True
+            target=self._live, args=(ttl / _BEATS_PER_LIFE,), name="lease", daemon=True
         )
 
     def __enter__(self) -> Self:
@@ -156,6 +177,7 @@ class Lease:
         self._ended.set()
         self._heart.join()
         self._path.unlink(missing_ok=True)
+        unask(self.folder, self.token)
 
     def check(self) -> None:
         """Make sure that this is still the latest attempt.
@@ -166,15 +188,24 @@ class Lease:
         if max(_numbers(self.folder), default=0) != self.number:
             raise Fenced(f"attempt {self.number} of {self.folder.name} was taken over")
 
-    def _beat(self, every: float) -> None:
-        while not self._ended.wait(every):
+    def _live(self, beat_seconds: float) -> None:
+        last = time.monotonic()
+        while not self._ended.wait(min(_LOOK_SECONDS, beat_seconds)):
             # A store that does not answer for a moment is no reason to stop the run.
             with contextlib.suppress(OSError):
-                os.utime(self._path)
+                if _stop(self.folder, self.token).exists():
+                    self.stop.set()
+                if time.monotonic() - last >= beat_seconds:
+                    os.utime(self._path)
+                    last = time.monotonic()
 
 
 def _path(folder: Path, number: int) -> Path:
     return folder / f"lease.{number}.json"
+
+
+def _stop(folder: Path, token: str) -> Path:
+    return folder / f"stop.{token}"
 
 
 def _numbers(folder: Path) -> list[int]:

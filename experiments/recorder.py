@@ -75,7 +75,7 @@ class Recorder(L.Callback):
         self, config: TrainConfig, folder: Path, lease: Lease | None, report: Report | None
     ) -> None:
         self.config, self.folder, self.lease, self.report = config, folder, lease, report
-        self.stop = threading.Event()
+        self.stop = lease.stop if lease else threading.Event()
         """Set to end the attempt after the step at work, with a checkpoint."""
         self.mirror: Any | None = None
         """The W&B run, if there is one."""
@@ -133,14 +133,14 @@ class Recorder(L.Callback):
         if last or (trainer.world_size > 1 and not row):
             return  # several processes meet at the rows only
         given = config.timeout_seconds
-        timed_out, checkpoint = _first_decides(
+        timed_out, checkpoint, stopped = _first_decides(
             trainer,
             bool(given and self.seconds > given),
             now - self._last_checkpoint >= config.checkpoint_seconds,
+            self.stop.is_set(),
         )
         # Only here, between two steps: in the middle of one a batch is drawn and not yet learned
         # from, or half of the weights are updated.
-        stopped = self.stop.is_set() and trainer.world_size == 1
         if timed_out or checkpoint or stopped:
             self.save_checkpoint(trainer)
             self._last_checkpoint = time.monotonic()

@@ -73,8 +73,8 @@ def train(config: TrainConfig, report: Report | None = None, token: str = "") ->
     Raises:
         ConfigError: The configuration cannot be run; nothing was written.
         DataError: The data cannot be had; nothing was written.
-        KeyboardInterrupt: On SIGINT (Ctrl-C) or SIGTERM in the main thread, after a checkpoint
-            behind the step at work; at once on a second one.
+        KeyboardInterrupt: On SIGINT (Ctrl-C) or SIGTERM in the main thread, or as asked through
+            the lease, after a checkpoint behind the step at work; at once on a second signal.
         Held: Somebody else is training this run; nothing was written.
         Fenced: Somebody else took it over meanwhile; nothing more was written.
         Exception: Whatever else goes wrong, after `failure.json` was written.
@@ -137,7 +137,7 @@ def _politely(stop: threading.Event) -> Iterator[None]:
 def follow(config: TrainConfig) -> None:
     """Take part in a run on several processes as one that is not its first: writes nothing."""
     check(config)
-    with contextlib.suppress(Diverged):
+    with contextlib.suppress(Diverged, Stopped):
         _Run(config, TokenData(config.data), run_folder(config), None, None).fit(None)
 
 

@@ -153,7 +153,8 @@ def test_a_signal_ends_a_sweep_politely(
     driver.send_signal(number)
     said(driver, code)
     assert len(list(runs.glob("*/checkpoints/*.ckpt"))) == 2
-    assert not list(runs.glob("*/lease.*")), "others may go on at once"
+    left = [*runs.glob("*/lease.*"), *runs.glob("*/stop.*")]
+    assert not left, "others may go on at once"
     assert not list(runs.glob(f"*/{FAILURE}"))
 
 
@@ -228,6 +229,24 @@ def test_a_killed_process_of_several_is_a_retry_from_the_checkpoint(
     [who] = [who for run in runs.glob("*-*") if (who := holder(run))]
     os.kill(who.pid, signal.SIGKILL)
     assert "retry " in said(driver, 0)
+    assert load(runs)["attempts"].tolist() == [2]
+
+
+@pytest.mark.slow
+def test_a_signal_stops_a_run_on_two_nodes_behind_a_checkpoint_and_it_goes_on(
+    launch: Launch, tmp_path: Path
+) -> None:
+    two = ["trainer.num_workers=2", "trainer.spread=true", "tokens=102400", "optim.lr=0.001"]
+    driver = launch("pair", *two)
+    runs = tmp_path / "runs" / "pair"
+    wait_for(lambda: [c for c in runs.glob("*/metrics.jsonl") if c.stat().st_size], driver)
+    driver.send_signal(signal.SIGTERM)
+    said(driver, 143)
+    assert len(list(runs.glob("*/checkpoints/*.ckpt"))) == 1
+    assert not [*runs.glob("*/lease.*"), *runs.glob("*/stop.*"), *runs.glob(f"*/{FAILURE}")]
+    said(launch("pair", *two), 0)
+    [log] = runs.glob(f"*/{LOG}")
+    assert len(re.findall("stopped", log.read_text())) == 1
     assert load(runs)["attempts"].tolist() == [2]
 
 

@@ -13,7 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from experiments.lease import ATTEMPTS, Fenced, Held, Lease, break_lease, holder, is_alive
+from experiments.lease import (
+    ATTEMPTS,
+    Fenced,
+    Held,
+    Lease,
+    ask_to_stop,
+    break_lease,
+    holder,
+    is_alive,
+    unask,
+)
 
 HOLD = """
 import sys, time
@@ -149,6 +159,23 @@ def test_only_the_starter_of_an_attempt_can_break_its_lease(tmp_path: Path) -> N
         break_lease(tmp_path, "secret")
         with pytest.raises(Fenced):
             lease.check()
+
+
+def test_only_the_starter_of_an_attempt_can_ask_it_to_stop(tmp_path: Path) -> None:
+    ask_to_stop(tmp_path / "not begun", "secret")
+    with Lease(tmp_path, ttl=3600, token="secret") as lease:
+        ask_to_stop(tmp_path, "guess")
+        assert not lease.stop.wait(0.6)
+        ask_to_stop(tmp_path, "secret")
+        assert lease.stop.wait(5)
+    assert leases(tmp_path) == ["stop.guess"]
+    ask_to_stop(tmp_path, "next")
+    with Lease(tmp_path, ttl=3600, token="next") as lease:
+        assert leases(tmp_path) == ["lease.2.json", "stop.next"], "what is stale is tidied up"
+        assert lease.stop.wait(5), "asked before it began"
+    ask_to_stop(tmp_path, "third")
+    unask(tmp_path, "third")
+    assert leases(tmp_path) == []
 
 
 def test_the_heart_beats_while_the_main_thread_is_busy(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import uuid
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from experiments.lease import at_work, break_lease, holder
+from experiments.lease import ask_to_stop, at_work, break_lease, holder, unask
 from experiments.progress import last_row
 from experiments.sweep.cluster import LOCAL, check_nodes, machines, ray_session, this_machine
 from experiments.sweep.plan import Plan, PlannedRun, Resources, write_study
@@ -294,14 +294,23 @@ class _Driver:
             self.stopping = True
 
     def _stop_running(self) -> None:
-        """Let running runs write a checkpoint; what does not end in time is killed with Ray."""
-        for reference in self.running:
-            self.ray.cancel(reference, force=False)  # SIGINT in the worker: it checkpoints
-        if self.running:
-            self.ray.wait(list(self.running), num_returns=len(self.running), timeout=_GRACE_SECONDS)
+        """Let running runs write a checkpoint; what does not end in time dies with our Ray session.
+
+        Not by `ray.cancel`: where a task ends at the moment of its cancellation, as it does if the
+        signal reached its worker too, Ray 2.60 aborts the driver (task_manager.cc, "Tried to
+        complete task that was not pending").
+        """
+        busy = []
         for reference, task in self.running.items():
-            self.ray.cancel(reference, force=True)
+            ask_to_stop(task.run.folder, task.token)
+            who = holder(task.run.folder)
+            if who is not None and who.token == task.token:  # else it has nothing to lose
+                busy.append(reference)
+        if busy:
+            self.ray.wait(busy, num_returns=len(busy), timeout=_GRACE_SECONDS)
+        for task in self.running.values():
             break_lease(task.run.folder, task.token)
+            unask(task.run.folder, task.token)
 
 
 def _reason(ray: Any, error: Exception) -> str:

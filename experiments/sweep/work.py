@@ -54,7 +54,7 @@ def execute(config: dict[str, Any], token: str) -> tuple[str, str]:
         except (Held, Fenced) as error:
             note(str(error))
             return ELSEWHERE, str(error)
-        except KeyboardInterrupt:  # how Ray cancels
+        except KeyboardInterrupt:
             note("stopped")
             return STOPPED, "stopped from outside"
         except Exception as error:
