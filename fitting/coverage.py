@@ -58,7 +58,7 @@ def facts(study: Study) -> list[tuple[str, str]]:
     ):
         if value:
             found.append((term, value))
-    for key, values in study.provenance.items():
+    for key, values in study.about.get("provenance", {}).items():
         if key == "git_dirty":
             said = {"True": "yes", "False": "no"}
             found.append(("Uncommitted changes", ", ".join(said.get(v, v) for v in values)))

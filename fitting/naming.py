@@ -43,6 +43,8 @@ def format_names(table: pd.DataFrame, among: pd.DataFrame) -> pd.Series:
     Returns:
         Strings on `table`'s index, "none" for rows that are not quantized.
     """
+    if table.empty:  # a file's columns without a row have no type
+        return pd.Series(index=table.index, dtype=str)
     quantized = among[is_quantized(among)]
     names = "E" + table["exponent"].map(whole) + "M" + table["mantissa"].map(whole)
     if quantized["block_size"].nunique() > 1:

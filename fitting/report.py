@@ -31,6 +31,7 @@ from fitting import (
 from fitting.findings import number, plural
 from fitting.naming import UNQUANTIZED, sizes
 from fitting.options import FIGURE_FILES
+from fitting.publish import RESULTS, publish
 from fitting.study import (
     Study,
     fitted_runs,
@@ -225,10 +226,9 @@ def _scale_words(order: Iterable[str]) -> str:
 
 def _commands(study: Study) -> list[str]:
     """What to type to get this page again."""
-    fit_where = report_where = f"study={study.results.name}"
-    if not study.results.is_dir():
-        fit_where = f"results={study.results.name} out=."
-        report_where = f"results={study.results.name} fit=."
+    name = study.about.get("name")
+    fit_where = f"study={name}" if name else f"results={study.results.name} out=."
+    report_where = f"study={name}" if name else f"results={study.results.name} fit=."
     if study.fit is None:
         return [f"lowbit-report {report_where}"]
     fit, objective = study.fit, study.fit["objective"]
@@ -266,7 +266,8 @@ def write_report(
     """Write the page, its figures, tables and MANIFEST.
 
     Args:
-        results: A folder of runs (with `study.json` if it has one), a CSV or a parquet file.
+        results: A folder of runs, which is published into `out` first (`fitting.publish`), a CSV
+            or a parquet file, with `study.json` and `diagnostics.csv` beside it if it has them.
         fit_dir: Where `fit.json` lies; without one the page says that there is no fit.
         out: Folder to write `index.html`, `headline.png` (the difference to `none` by format,
             where there is one), `figures/*`, `tables/*.csv` and `*.tex`, `MANIFEST.json` into;
@@ -279,6 +280,8 @@ def write_report(
     Raises:
         ResultsError: `results` or a JSON file cannot be used.
     """
+    if results.is_dir():
+        results = publish(results, fit_dir, out)
     study = load_study(results, fit_dir)
     measured, inputs = qsnr.read(results)
     measured = qsnr.of_study(measured, study.table)
@@ -367,5 +370,4 @@ def name_of(study: Study) -> str:
     if told:
         return str(told)
     results = study.results
-    written = results.name == "results.csv"
-    return results.resolve().parent.name if written else results.stem
+    return results.resolve().parent.name if results.name == RESULTS else results.stem

@@ -127,6 +127,7 @@ class RunRecord:
         return json.dumps(asdict(self), indent=1, sort_keys=False, allow_nan=False) + "\n"
 
 
+_MAYBE_EMPTY = {"operands", "reason", "metrics_sha256", "weights_sha256"}
 _NO_COLUMNS = ("diagnostics", "ptq", "provenance", "config")
 COLUMNS = tuple(f.name for f in fields(RunRecord) if f.name not in _NO_COLUMNS)
 NUMERIC_COLUMNS = (
@@ -265,6 +266,8 @@ def load(
         table[ours] = table[theirs]
     if "status" not in table.columns:
         table["status"] = "finished"
+    for name in _MAYBE_EMPTY & set(table.columns):  # which a CSV file cannot tell from missing
+        table[name] = table[name].astype(object).fillna("")
     for name in NUMERIC_COLUMNS:
         if name in table.columns:
             try:

@@ -52,7 +52,7 @@ class Study:
     table: pd.DataFrame
     """One row a run, as it was trained, with `format` in words."""
     about: Mapping[str, Any]
-    """study.json: name, title, description, planned, notes; all optional."""
+    """study.json: name, title, description, planned, notes, provenance; all optional."""
     fit: Mapping[str, Any] | None
     cells: pd.DataFrame | None
     """Quantized cells against `none` (`uncertainty.compare_cells`) with `format`, `params`."""
@@ -65,7 +65,6 @@ class Study:
     colours: dict[str, str]
     scored: pd.DataFrame
     """`table`, and where the fit is of losses after post-training quantization those rows too."""
-    provenance: dict[str, list[str]]
     inputs: dict[str, str] = field(default_factory=dict)
     """Input file -> SHA-256."""
 
@@ -82,31 +81,23 @@ def load_study(results: Path, fit_dir: Path) -> Study:
     whatever else a page says is of the runs as they were trained.
 
     Args:
-        results: A folder of runs, a CSV or a parquet file (`fitting.results.load`).
+        results: A folder of runs, a CSV or a parquet file (`fitting.results.load`), these with
+            `study.json` beside them if they have one.
         fit_dir: Where `fit.json` lies, if there is one.
 
     Raises:
         ResultsError: Nothing at `results`, a broken file, or a table without loss, params, tokens.
     """
-    inputs: dict[str, str] = {}
-    about: dict[str, Any] = {}
-    provenance: dict[str, list[str]] = {}
     fit = read_json(fit_dir / FIT)
     if results.is_dir():
-        about = read_json(results / STUDY) or {}
+        table, about = read_runs(results, ptq=fit is not None and fit.get("law") == "ptq")
         folders = [folder for folder in sorted(results.iterdir()) if folder.is_dir()]
-        records = [record for folder in folders if (record := read_record(folder))]
-        ptq = fit is not None and fit.get("law") == "ptq"
-        table = load(results, ptq=ptq) if records else pd.DataFrame(columns=list(COLUMNS))
-        for key in PROVENANCE:
-            values = {str(r.provenance[key]) for r in records if key in r.provenance}
-            if values:
-                provenance[key] = sorted(values)
         read = [STUDY, *(f"{d.name}/{name}" for d in folders for name in (RESULT, FAILURE))]
-        inputs = {name: sha256_of(results / name) for name in read if (results / name).exists()}
     else:
-        table = load(results)
-        inputs[results.name] = sha256_of(results)
+        table, about = load(results), read_json(results.with_name(STUDY)) or {}
+        read = [results.name, STUDY]
+    place = results if results.is_dir() else results.parent
+    inputs = {name: sha256_of(place / name) for name in read if (place / name).exists()}
     require_columns(table, ("loss", "params", "tokens"), "the report")
     if fit is not None:
         inputs[FIT] = sha256_of(fit_dir / FIT)
@@ -123,7 +114,30 @@ def load_study(results: Path, fit_dir: Path) -> Study:
                 f"has {', '.join(law.parameters)}"
             )
         fit["parameters"] = {name: fit["parameters"][name] for name in law.parameters}
-    return _study(results, table, about, fit, provenance, inputs)
+    return _study(results, table, about, fit, inputs)
+
+
+def read_runs(folder: Path, ptq: bool = False) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The results table of a folder of runs, maybe without a row, and what else its page says.
+
+    Args:
+        folder: `runs/<study>`.
+        ptq: As `fitting.results.load` takes it.
+
+    Returns:
+        The table, and what study.json holds but the planned runs' work, with `name` and
+        `provenance`: of what the runs' records know of commit and device, the different values.
+    """
+    about = {"name": folder.name} | (read_json(folder / STUDY) or {})
+    about.pop("work", None)
+    records = [r for d in sorted(folder.iterdir()) if d.is_dir() and (r := read_record(d))]
+    table = load(folder, ptq=ptq) if records else pd.DataFrame(columns=list(COLUMNS))
+    values = {
+        key: sorted({str(r.provenance[key]) for r in records if key in r.provenance})
+        for key in PROVENANCE
+    }
+    about["provenance"] = {key: found for key, found in values.items() if found}
+    return table, about
 
 
 def _study(
@@ -131,7 +145,6 @@ def _study(
     table: pd.DataFrame,
     about: Mapping[str, Any],
     fit: Mapping[str, Any] | None,
-    provenance: dict[str, list[str]],
     inputs: dict[str, str],
 ) -> Study:
     """Name the formats, pool the seeds' noise and compare cells, or say why that cannot be."""
@@ -171,7 +184,7 @@ def _study(
         layouts = compare_layouts(table)
     return Study(
         results, table, about, fit, cells, no_cells, layouts, noise, order,
-        format_colours(order), scored, provenance, inputs,
+        format_colours(order), scored, inputs,
     )  # fmt: skip
 
 

@@ -91,6 +91,7 @@ FLOORS = {
     "fitting.law_figures": 9,
     "fitting.coverage": 7,
     "fitting.qsnr": 7,
+    "fitting.publish": 8,
     "fitting.report": 10,
     "fitting.compare_figures": 7,
     "fitting.compare": 11,

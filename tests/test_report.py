@@ -246,16 +246,37 @@ def test_the_same_inputs_give_the_same_bytes_in_another_process(
     assert files_of(out) == files_of(tmp_path)
 
 
+def test_a_page_comes_back_to_the_byte_from_what_is_published_beside_it(
+    study: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """From the folder of runs, with diagnostics; then from the files alone, elsewhere."""
+    runs = Path(shutil.copytree(study[0], tmp_path / "runs" / "tiny"))
+    some = next(run.run_id for run in the_runs() if run.bits == 4)
+    row = {"step": 1, "qsnr_P2/blocks.0.mlp.down": 0.1 + 0.2, "qsnr_P4/blocks.0.mlp.up": 1 / 3}
+    (runs / some / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    there, here = tmp_path / "there", Path(shutil.copytree(study[1], tmp_path / "here"))
+    write_report(runs, here, here)
+    there.mkdir()
+    for name in ("results.csv", "study.json", "diagnostics.csv", "fit.json"):
+        shutil.copy(here / name, there)
+    shutil.rmtree(runs)
+    page = write_report(there / "results.csv", there, there)
+    assert "QSNR" in page.read_text()
+    assert files_of(there) == files_of(here)
+
+
 def test_the_manifest_holds_the_sum_of_every_file_and_input(
     study: tuple[Path, Path], out: Path
 ) -> None:
-    files = files_of(out)
+    files = {k: v for k, v in files_of(out).items() if k not in ("results.csv", "study.json")}
     manifest = json.loads(files.pop("MANIFEST.json"))
     assert manifest["files"] == {k: hashlib.sha256(v).hexdigest() for k, v in files.items()}
     parts = {name.split("/")[0] for name in manifest["files"]}
     assert parts == {"index.html", "headline.png", "figures", "tables"}
-    runs = {f"{run_id}/result.json" for run_id in load(study[0])["run_id"]}
-    assert set(manifest["inputs"]) == runs | {"study.json", "fit.json"}
+    assert set(manifest["inputs"]) == {"results.csv", "study.json", "fit.json"}
+    for name, digest in manifest["inputs"].items():
+        where = study[1] if name == "fit.json" else out
+        assert digest == hashlib.sha256((where / name).read_bytes()).hexdigest()
     fit_sum = hashlib.sha256((study[1] / "fit.json").read_bytes()).hexdigest()
     assert manifest["inputs"]["fit.json"] == fit_sum
 
@@ -600,4 +621,4 @@ def test_diagnostics_have_a_section_only_where_there_are_some(
     assert ["E2M1", "P2", "1", "20", "19", "blocks.0.mlp.down", "19.5"] in found.rows
     assert (tmp_path / "out" / "figures" / "qsnr_P2.svg").exists()
     manifest = json.loads((tmp_path / "out" / "MANIFEST.json").read_text())
-    assert f"{some}/metrics.jsonl" in manifest["inputs"]
+    assert "diagnostics.csv" in manifest["inputs"]

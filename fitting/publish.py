@@ -1,0 +1,46 @@
+"""What a page is made of, beside it: results.csv, study.json, diagnostics.csv.
+
+With fit.json they are all that a page needs.  A page of a folder of runs is made of these files too,
+so that it comes back to the same bytes from them where the runs, a thousand times larger, are not.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fitting import qsnr
+from fitting.results import STUDY, write_atomic
+from fitting.study import FIT, load_study, read_json, read_runs
+
+RESULTS = "results.csv"
+
+
+def publish(runs: Path, fit_dir: Path, out: Path) -> Path:
+    """Write what the page of a folder of runs is made of.
+
+    Args:
+        runs: `runs/<study>`.
+        fit_dir: Where `fit.json` lies, if there is one.
+        out: Folder for `results.csv`, `study.json` and, where runs were measured while they
+            trained, `diagnostics.csv` with one run a format; made if absent.
+
+    Returns:
+        The path of `results.csv`.
+
+    Raises:
+        ResultsError: A file cannot be used.
+    """
+    fit = read_json(fit_dir / FIT) or {}
+    table, about = read_runs(runs, ptq=fit.get("law") == "ptq")
+    out.mkdir(parents=True, exist_ok=True)
+    results = out / RESULTS
+    write_atomic(table.to_csv(index=False, lineterminator="\n"), results)
+    write_atomic(json.dumps(about, indent=1) + "\n", out / STUDY)
+    measured = qsnr.of_study(qsnr.read(runs)[0], load_study(results, fit_dir).table)
+    if measured.empty:
+        (out / qsnr.FILE).unlink(missing_ok=True)
+    else:
+        rows = measured[list(qsnr.COLUMNS)]
+        write_atomic(rows.to_csv(index=False, lineterminator="\n"), out / qsnr.FILE)
+    return results
