@@ -184,6 +184,8 @@ class TrainConfig:
     timeout_seconds: float = 0.0
     """Of training after which a run has failed; 0: none."""
     plan_only: bool = False
+    plan_file: str = ""
+    """Where the plan goes as a table of runs without losses; "": nowhere."""
     retry_failed: bool = False
     on_failure: str = "continue"
     """stop: once a run failed start no other, and let those that run write a checkpoint."""

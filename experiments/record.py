@@ -63,34 +63,12 @@ def make_record(
         diagnostics: Their summary.
         ptq: Validation loss by format of the weights; None where it is not finite.
     """
-    model = config.model
-    count = count_parameters(model)
     tokens = steps * config.batch_tokens
-    formats = _format_of(config)
     bytes_per_token = data.bytes_per_token
     return RunRecord(
         run_id=run_id,
-        study=config.study.name,
         status=status,
-        model=model.name,
-        recipe=config.recipe.name,
-        exponent=formats.exponent,
-        mantissa=formats.mantissa,
-        bits=1 + formats.exponent + formats.mantissa,
-        bits_with_scales=formats.bits_with_scales,
-        block_size=formats.sharing,
-        granularity=formats.granularity,
-        scale=formats.scale,
-        operands=" ".join(config.recipe.quantized),
-        params=count.block,
-        params_head=count.head,
-        params_embedding=count.embedding,
-        params_total=count.total,
-        params_quantized=formats.params,
-        tokens=tokens,
         unique_tokens=data.unique_tokens(steps, config.batch_size),
-        flops=tokens * flops_per_token(model, config.data.seq_len),
-        seed=config.seed,
         loss=loss,
         train_loss=train_loss,
         bits_per_byte=loss / math.log(2) / bytes_per_token if loss and bytes_per_token else None,
@@ -98,7 +76,6 @@ def make_record(
         tokens_per_second=tokens / wall_seconds if wall_seconds else 0.0,
         attempts=attempts,
         corpus=data.label,
-        quantize_backend=formats.backend,
         numerics_version=NUMERICS_VERSION,
         reason=reason,
         metrics_sha256=hashlib.sha256(metrics.read_bytes()).hexdigest()
@@ -117,7 +94,43 @@ def make_record(
         },
         provenance=provenance(config, started),
         config=asdict(config),
+        **design(config, steps),
     )
+
+
+def design(config: TrainConfig, steps: int) -> dict[str, Any]:
+    """The columns of a run's record that are known before it is run.
+
+    Args:
+        config: What is asked for.
+        steps: Optimizer steps taken, or to take.
+    """
+    model = config.model
+    count = count_parameters(model)
+    tokens = steps * config.batch_tokens
+    formats = _format_of(config)
+    return {
+        "study": config.study.name,
+        "model": model.name,
+        "recipe": config.recipe.name,
+        "exponent": formats.exponent,
+        "mantissa": formats.mantissa,
+        "bits": 1 + formats.exponent + formats.mantissa,
+        "bits_with_scales": formats.bits_with_scales,
+        "block_size": formats.sharing,
+        "granularity": formats.granularity,
+        "scale": formats.scale,
+        "operands": " ".join(config.recipe.quantized),
+        "params": count.block,
+        "params_head": count.head,
+        "params_embedding": count.embedding,
+        "params_total": count.total,
+        "params_quantized": formats.params,
+        "tokens": tokens,
+        "flops": tokens * flops_per_token(model, config.data.seq_len),
+        "seed": config.seed,
+        "quantize_backend": formats.backend,
+    }
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,14 @@ def _fit_command(arguments: Sequence[str]) -> None:
         sys.stdout.write(FIT_HELP)
         return
     options = fit_options(arguments)
+    from fitting.show import show, show_expected
+
+    if options.expect:
+        from fitting.expected import run_expected
+
+        show_expected(run_expected(options), Path(options.out))
+        return
     from fitting.describe import run_fit
-    from fitting.show import show
 
     show(run_fit(options), Path(options.out))
 

@@ -50,6 +50,11 @@ as key=value:
   cluster=COLUMN       draw its values instead of runs, each with all its runs: cluster=seed
   starts=64            points the search begins from
   seed=0               of the starts and the bootstrap
+  expect=FIT.JSON      fit nothing, but say which intervals the runs of results= (a plan, from
+                       lowbit-train -m ... plan_only=true plan_file=plan.csv) can be hoped to give
+                       if this fit of a pilot is the truth; writes <out>/expected.json
+  noise=0.01           with expect: standard deviation of log loss between seeds; else the pilot's
+  tables=100           with expect: how many tables are made up and fitted
   cost.k=0.375         of the cost C = k P N D of a run with P bits; 6/16 is 6 N D at 16 bits
   speedup.forward=2    how much faster an FP4 forward pass is than FP8, for quartet's map of
   speedup.backward=2   which precision pays where; and a backward pass
@@ -104,6 +109,9 @@ class FitOptions:
     cost_k: float = 0.375
     speedup_forward: float = 2.0
     speedup_backward: float = 2.0
+    expect: str = ""
+    noise: float = 0.0
+    tables: int = 100
 
 
 @dataclass
@@ -143,6 +151,10 @@ def fit_options(arguments: Sequence[str]) -> FitOptions:
         if not getattr(options, key):
             raise UsageError(f"{key}: missing; give study=<name> or {example}")
     options = parse({**_study_defaults(Path(options.results)), **typed}, FitOptions())
+    if options.noise < 0 or options.tables < 2:
+        raise UsageError(f"noise={options.noise:g} tables={options.tables}: at least 0, and 2")
+    if options.expect:
+        return options
     options.law = options.law or next(iter(options.compare), "")
     if not options.law:
         raise UsageError(f"law: missing; give law={' or law='.join(LAW_NAMES)}")

@@ -1,7 +1,7 @@
 """What a page is made of, beside it: results.csv, study.json, diagnostics.csv.
 
-With fit.json they are all that a page needs.  A page of a folder of runs is made of these files too,
-so that it comes back to the same bytes from them where the runs, a thousand times larger, are not.
+With fit.json they are all that a page needs.  A page of a folder of runs is made of them too, so
+that it comes back to the same bytes where the runs themselves, a thousand times larger, are not.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -13,7 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from fitting.conclusions import views
+from fitting.expected import FILE
 from fitting.tables import View, comparison, held_out, open_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FILE_WIDTH = 150
 MOST_ROWS = 16
@@ -73,6 +77,21 @@ def show(report: Mapping[str, Any], out: Path) -> None:
     for warning in report["warnings"]:
         console.print(f"warning: {warning}", style="yellow", markup=False)
     console.print(f"wrote {out / 'fit.json'}", markup=False, soft_wrap=True)
+
+
+def show_expected(expected: pd.DataFrame, out: Path) -> None:
+    """Print what `fitting.expected.expected_intervals` gives."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("parameter")
+    for header in ("assumed", "expected 95 % interval"):
+        table.add_column(header, justify="right")
+    for name, row in expected.iterrows():
+        ends = f"{_figure(row['low'])} to {_figure(row['high'])}"
+        table.add_row(str(name), _figure(row["assumed"]), ends)
+    console.print(table)
+    fits = int(expected["fits"].iloc[0])
+    console.print(f"of {fits} fits to made-up losses; wrote {out / FILE}", soft_wrap=True)
 
 
 def _parameters(report: Mapping[str, Any]) -> Table:

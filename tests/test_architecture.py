@@ -96,6 +96,7 @@ FLOORS = {
     "fitting.compare_figures": 7,
     "fitting.compare": 11,
     "fitting.options": 1,
+    "fitting.expected": 6,
     "fitting.describe": 8,
     "fitting.show": 8,
     "fitting.commands": 12,

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from experiments import commands
@@ -119,7 +120,7 @@ def test_a_failure_stays_alone_and_only_what_is_missing_is_run_again(
     here: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [*SMALL, f"data.path={text}", "-m", "study.name=s", "recipe=none,nearest", "seed=0,1"]
-    assert lowbit_train(monkeypatch, *command, "plan_only=true") == 0
+    assert lowbit_train(monkeypatch, *command, "plan_only=true", "plan_file=plan.csv") == 0
     victim = here / "runs" / "s" / planned(capsys.readouterr().out)[0]
     (victim / "metrics.jsonl").mkdir(parents=True)  # its loss curve cannot be written
 
@@ -130,6 +131,12 @@ def test_a_failure_stays_alone_and_only_what_is_missing_is_run_again(
     table = load(here / "runs" / "s")
     assert table["status"].value_counts().to_dict() == {"finished": 3, "failed": 1}
     assert len(json.loads((here / "runs" / "s" / STUDY).read_text())["planned"]) == 4
+
+    plan, runs = load("plan.csv"), table[table["status"] == "finished"]
+    columns = [c for c in plan.columns if c != "status"]
+    kept = plan[plan["run_id"].isin(runs["run_id"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept[columns], runs[columns].reset_index(drop=True))
+    assert len(plan) == 4
 
     finished = {p: p.stat().st_mtime_ns for p in (here / "runs" / "s").glob(f"*/{RESULT}")}
     (victim / "metrics.jsonl").rmdir()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ from experiments.accounting import count_parameters, flops_per_token, training_b
 from experiments.config import ConfigError, TrainConfig
 from experiments.data import TokenData
 from experiments.identity import run_folder, run_id
+from experiments.record import design
 from experiments.sweep.estimate import Speeds
 from fitting.results import STUDY, RunRecord, read_record, write_atomic
 
@@ -235,6 +238,23 @@ def make_plan(configs: Sequence[TrainConfig]) -> Plan:
             speed = record.flops / record.wall_seconds / cores
             plan.speeds.learn(run.config, speed, "measured on finished runs")
     return plan
+
+
+def write_table(plan: Plan, path: Path) -> None:
+    """Write the planned runs as a results table without losses (CSV), one row a run.
+
+    Raises:
+        ConfigError: It cannot be written.
+    """
+    rows = [{"run_id": run.run_id, **design(run.config, run.config.steps)} for run in plan.runs]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    try:
+        write_atomic(text.getvalue(), path)
+    except OSError as error:
+        raise ConfigError(f"plan_file={path}: cannot be written ({error.strerror})") from error
 
 
 def write_study(plan: Plan) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -19,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.sweep.compose import Composer, compose_all
 from experiments.sweep.estimate import probe
-from experiments.sweep.plan import make_plan
+from experiments.sweep.plan import make_plan, write_table
 from experiments.sweep.show import console, show_plan, show_results
 
 
@@ -94,6 +95,8 @@ class RayLauncher(Launcher):
         from experiments.sweep.launch import launch
 
         show_plan(plan, capacity(self.address), self.max_parallel, full=configs[0].plan_only)
+        if configs[0].plan_file:
+            write_table(plan, Path(configs[0].plan_file))
         plan.refuse_over_budget()
         if configs[0].plan_only:
             return []
