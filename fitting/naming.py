@@ -25,6 +25,9 @@ def count_label(value: float) -> str:
     return f"{value:.3g}"
 
 
+_FORMAT = ("exponent", "mantissa", "block_size", "granularity", "scale")
+
+
 def is_quantized(table: pd.DataFrame) -> pd.Series:
     """Which rows are quantized: by `granularity`, in a foreign table by `block_size` above 1."""
     if "granularity" in table:
@@ -41,11 +44,17 @@ def format_names(table: pd.DataFrame, among: pd.DataFrame) -> pd.Series:
         among: The whole study.  A part is written only if it differs between its quantized rows.
 
     Returns:
-        Strings on `table`'s index, "none" for rows that are not quantized.
+        Strings on `table`'s index, "none" for rows that are not quantized.  Of a study of several
+        recipes in which each has one format, the names of the recipes.
     """
     if table.empty:  # a file's columns without a row have no type
         return pd.Series(index=table.index, dtype=str)
     quantized = among[is_quantized(among)]
+    told = [c for c in (*_FORMAT, "recipe") if c in among and c in table]
+    if "recipe" in told:
+        recipes = quantized["recipe"].nunique()
+        if 1 < recipes == len(quantized.drop_duplicates(told)):  # a study of recipes
+            return table["recipe"].where(is_quantized(table), UNQUANTIZED).astype(str)
     names = "E" + table["exponent"].map(whole) + "M" + table["mantissa"].map(whole)
     if quantized["block_size"].nunique() > 1:
         block = table["block_size"].map(whole).radd("/")

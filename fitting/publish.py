@@ -42,5 +42,6 @@ def publish(runs: Path, fit_dir: Path, out: Path) -> Path:
         (out / qsnr.FILE).unlink(missing_ok=True)
     else:
         rows = measured[list(qsnr.COLUMNS)]
-        write_atomic(rows.to_csv(index=False, lineterminator="\n"), out / qsnr.FILE)
+        text = rows.to_csv(index=False, lineterminator="\n", float_format="%.4g")
+        write_atomic(text, out / qsnr.FILE)
     return results

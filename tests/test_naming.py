@@ -19,8 +19,10 @@ def test_format_names_say_only_what_differs() -> None:
     assert list(format_names(plain, plain)) == ["none", "E2M1"]
     blocks = runs((2, 1, 32, "block", "a"), (2, 1, 64, "block", "a"), (2, 1, 700.5, "row", "a"))
     assert list(format_names(blocks, blocks)) == ["E2M1/32", "E2M1/64", "E2M1 row"]
-    recipes = runs((2, 1, 32, "block", "nearest"), (2, 1, 32, "block", "hadamard"))
-    assert list(format_names(recipes, recipes)) == ["E2M1 nearest", "E2M1 hadamard"]
+    recipes = runs((2, 1, 32, "block", "nearest"), (4, 3, 32, "block", "hadamard"))
+    assert list(format_names(recipes, recipes)) == ["nearest", "hadamard"], "a study of recipes"
+    both = pd.concat([recipes, runs((4, 3, 32, "block", "nearest"))])
+    assert list(format_names(both, both)) == ["E2M1 nearest", "E4M3 hadamard", "E4M3 nearest"]
 
 
 def test_formats_are_listed_by_bits_and_none_comes_last() -> None:
