@@ -47,7 +47,7 @@ Columns: bits per value with its share of the scales; rMSE = ||x - Q(x)||^2 / ||
 shares a scale; shares of values beyond the largest number, and of values that became zero.
 
   lowbit-error recipe=quartet_v4,nearest
-  lowbit-error recipe=nearest,hadamard source=normal,trained precision=nvfp4
+  lowbit-error recipe=nearest,hadamard source=trained precision=nvfp4
   lowbit-error recipe=all source=normal,trained out=errors.csv
   lowbit-error recipe=mine --config-dir=. recipe.output.hadamard=32
 
