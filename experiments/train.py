@@ -18,7 +18,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class RunResult:
     folder: Path
     already_done: bool = False
     """The result was there before; nothing was trained."""
+    module: LanguageModel | None = field(default=None, repr=False, compare=False)
+    """The model with its last weights; None where nothing was trained."""
 
 
 class OutOfMemory(Exception):
@@ -99,7 +101,7 @@ def train(config: TrainConfig, report: Report | None = None, token: str = "") ->
         run = _Run(config, data, folder, lease, report)
         try:
             with _politely(run.recorder.stop):
-                return RunResult(run.lead(), folder)
+                return RunResult(run.lead(), folder, module=run.module)
         except Stopped:
             raise KeyboardInterrupt from None
         except Fenced:

@@ -17,9 +17,11 @@ from experiments.quant.block import quantize
 from experiments.quant.command import error
 from experiments.quant.error import (
     clipped_share,
+    cosine,
     crest_factor,
     gaussian_error,
     misalignment,
+    norm_ratio,
     qsnr,
     relative_mse,
     underflown_share,
@@ -42,6 +44,20 @@ def test_misalignment_is_what_is_lost_along_x() -> None:
     q = torch.tensor([[3.0, -3.0], [1.0, 7.0]])
     assert misalignment(x, q) == pytest.approx(1 - (21 / 25 + 1) / 2)
     assert misalignment(x, x) == 0.0
+
+
+def test_rows_of_zeros_have_no_alignment() -> None:
+    x = torch.tensor([[3.0, -4.0], [0.0, 0.0]])
+    assert misalignment(x, torch.tensor([[3.0, -3.0], [0.0, 0.0]])) == pytest.approx(1 - 21 / 25)
+
+
+def test_cosine_and_norm_ratio_by_hand_and_exactly_one_of_the_same() -> None:
+    x, q = torch.tensor([[3.0], [-4.0]]), torch.tensor([[4.0], [-3.0]])
+    assert cosine(x, 7 * q) == pytest.approx(24 / 25)
+    assert norm_ratio(x, 7 * q) == pytest.approx(7.0)
+    noise = 1e-9 * torch.randn(64, 33, generator=torch.Generator().manual_seed(0))
+    assert cosine(noise, noise) == norm_ratio(noise, noise) == 1.0
+    assert math.isnan(cosine(x, 0 * q))
 
 
 def test_crest_factor_is_peak_over_root_mean_square() -> None:
@@ -224,7 +240,7 @@ def test_the_command_prints_a_row_a_precision_and_a_table_a_rounding(
     [
         (["precison=mxfp4"], "precison=mxfp4: no such key; did you mean precision?"),
         (["precision=mxfp5"], "precision 'mxfp5': format 'mxfp5'"),
-        (["rounding=up"], "precision: is missing, e.g. precision=mxfp4"),
+        (["rounding=up"], "precision: is missing, e.g. precision=mxfp4, or recipe="),
         (["precision=mxfp4", "rows"], "rows: write it as rows=value"),
         (["precision=mxfp4", "rows=many"], "rows=many: must be a whole number, 1 or more"),
         (["precision=mxfp4", "sigma=-1"], "sigma=-1: must be octave or a number from"),
@@ -253,7 +269,8 @@ def test_help_shows_examples_that_run(
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 100
     assert set(PRECISIONS) <= set(printed.replace(",", " ").split())
-    examples = [line.split()[1:] for line in printed.splitlines() if line.startswith("  lowbit-")]
+    lines = [line.strip() for line in printed.splitlines()]
+    examples = [line.split()[1:] for line in lines if line.startswith("lowbit-error precision=")]
     assert len(examples) == 4
     for words in examples:
         run(monkeypatch, *words, "rows=16")

@@ -1,23 +1,30 @@
-"""The console script `lowbit-error`: what a precision does to Gaussian data, as a table."""
+"""The console script `lowbit-error`: what precisions and recipes do to tensors, as tables."""
 
 from __future__ import annotations
 
 import difflib
 import sys
 import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from experiments.paths import conf_dir
 from experiments.quant.formats import PRECISIONS, FormatError, Precision
 
-_NAMES = textwrap.fill(
-    ", ".join(PRECISIONS), 96, initial_indent=" " * 13, subsequent_indent=" " * 13
-)
 
-HELP = f"""lowbit-error: the error of number formats on normal data.
+def _indented(names: Iterable[str]) -> str:
+    indent = " " * 13
+    return textwrap.fill(", ".join(names), 96, initial_indent=indent, subsequent_indent=indent)
+
+
+_NAMES = _indented(PRECISIONS)
+_RECIPES = _indented(sorted(path.stem for path in (conf_dir() / "recipe").glob("*.yaml")))
+
+HELP = f"""lowbit-error: the error of number formats on normal data, and of recipes on layers.
 
   lowbit-error precision=mxfp4
   lowbit-error precision=mxfp4,nvfp4,mxint8,INT4-row rounding=nearest_even,stochastic
@@ -37,7 +44,28 @@ Keys (default), lists separated by commas:
 
 Columns: bits per value with its share of the scales; rMSE = ||x - Q(x)||^2 / ||x||^2; QSNR =
 -10 log10 rMSE; misalignment = 1 - E[<x, Q(x)> / <x, x>]; crest = mean of max |x| / rms of what
-shares a scale; shares of values beyond the largest number, and of values that became zero."""
+shares a scale; shares of values beyond the largest number, and of values that became zero.
+
+  lowbit-error recipe=quartet_v4,nearest
+  lowbit-error recipe=nearest,hadamard source=trained precision=nvfp4
+  lowbit-error recipe=all source=normal,trained out=errors.csv
+  lowbit-error recipe=mine --config-dir=. recipe.output.hadamard=32
+
+Keys (default), lists separated by commas:
+  recipe     all, a file of yours in --config-dir, or
+{_RECIPES}
+  source     (normal) values in the shapes of a model's layers, their standard deviations over an
+             octave; trained: inputs, weights and output gradients of that model, trained
+             unquantized, on the batch that comes next
+  draws      (16) passes of a recipe that is random; 3 or more
+  out        a .csv file for all numbers, with standard errors over the draws
+  and any of lowbit-train; (precision=mxfp4 model=ladder/b tokens=262144 data.seq_len=128): the
+  model and its training, and to what operands are quantized without a format of their own
+
+Columns: rMSE and misalignment of what the products multiply (P1 input, P2 weight; P3 output
+gradient, P4 weight; P5 output gradient, P6 input), rotations undone; cosine and norm ratio of each
+layer's output Y and gradients dX, dW; cosine of the mean gradient over draws, without its noise.
+Means over the layers.  Layers that a recipe keeps are quantized here."""
 
 _DEFAULTS = {
     "precision": "",
@@ -48,6 +76,7 @@ _DEFAULTS = {
     "columns": "1024",
     "seed": "0",
 }
+_OF_RECIPES = ("source", "draws", "out", "--config-dir")
 
 
 def error() -> None:
@@ -57,10 +86,19 @@ def error() -> None:
         print(HELP)
         return
     try:
-        _show(_read(words))
+        if any(word.startswith("recipe=") for word in words):
+            from experiments.recipe_table import show  # Hydra and the models: only where needed
+
+            show(words)
+        else:
+            _show(_read(words))
     except ValueError as problem:
-        print(f"lowbit-error: {problem}", file=sys.stderr)
+        for line in str(problem).splitlines():
+            print(f"lowbit-error: {line}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("lowbit-error: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def _read(words: list[str]) -> dict[str, str]:
@@ -69,13 +107,15 @@ def _read(words: list[str]) -> dict[str, str]:
     for word in words:
         key, equals, value = word.partition("=")
         if key not in _DEFAULTS:
-            near = difflib.get_close_matches(key, _DEFAULTS, n=1)
+            if key in _OF_RECIPES:
+                raise ValueError(f"{word}: needs recipe=..., e.g. recipe=quartet_v4")
+            near = difflib.get_close_matches(key, (*_DEFAULTS, "recipe"), n=1)
             raise ValueError(f"{word}: no such key{f'; did you mean {near[0]}?' if near else ''}")
         if not equals or not value:
             raise ValueError(f"{word}: write it as {key}=value")
         request[key] = value
     if not request["precision"]:
-        raise ValueError("precision: is missing, e.g. precision=mxfp4; --help lists them")
+        raise ValueError("precision: is missing, e.g. precision=mxfp4, or recipe=...; see --help")
     return request
 
 

@@ -34,11 +34,26 @@ def qsnr(x: Tensor, quantized: Tensor) -> float:
 def misalignment(x: Tensor, quantized: Tensor) -> float:
     """1 - E[1 / S], S = <x, x> / <x, Q(x)>, over the rows of x (2505.14669, section 4.3).
 
-    Zero where Q is unbiased; positive where it shrinks what it quantizes.
+    Zero where Q is unbiased; positive where it shrinks what it quantizes.  Rows of zeros, which
+    have no direction, do not count.
     """
     exact = x.double()
-    projections = (exact * quantized.double()).sum(-1) / exact.square().sum(-1)
+    squares = exact.square().sum(-1)
+    some = squares > 0
+    projections = (exact * quantized.double()).sum(-1)[some] / squares[some]
     return 1.0 - projections.mean().item()
+
+
+def cosine(x: Tensor, quantized: Tensor) -> float:
+    """<x, Q(x)> / (||x|| ||Q(x)||) of all values as one vector, in float64; NaN if one is zero."""
+    a, b = x.double(), quantized.double()
+    product = (a * b).sum()
+    return (product / (a.square().sum() * b.square().sum()).sqrt()).item()
+
+
+def norm_ratio(x: Tensor, quantized: Tensor) -> float:
+    """||Q(x)|| / ||x||, in float64."""
+    return (quantized.double().square().sum() / x.double().square().sum()).sqrt().item()
 
 
 def crest_factor(x: Tensor) -> Tensor:
