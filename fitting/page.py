@@ -50,7 +50,7 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters["number"] = number
     environment.filters["tied"] = _tied
-    text = environment.get_template(template).render(versions=_versions(), **values)
+    text = environment.get_template(template).render(versions=versions(), **values)
     return _share_tips(text)
 
 
@@ -73,7 +73,8 @@ def _tied(text: str) -> str:
     return text.replace(" %", "\u00a0%")
 
 
-def _versions() -> list[str]:
+def versions() -> list[str]:
+    """What made this page, which its bytes depend on."""
     versions = [f"python {platform.python_version()}"]
     for name in PACKAGES:
         try:

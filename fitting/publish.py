@@ -41,7 +41,5 @@ def publish(runs: Path, fit_dir: Path, out: Path) -> Path:
     if measured.empty:
         (out / qsnr.FILE).unlink(missing_ok=True)
     else:
-        rows = measured[list(qsnr.COLUMNS)]
-        text = rows.to_csv(index=False, lineterminator="\n", float_format="%.4g")
-        write_atomic(text, out / qsnr.FILE)
+        write_atomic(qsnr.to_file(measured), out / qsnr.FILE)
     return results

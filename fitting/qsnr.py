@@ -1,8 +1,8 @@
 """Quantization diagnostics on the page: QSNR per layer and operand over training.
 
 A run leaves them in its `metrics.jsonl`: rows with the keys "qsnr_<operand>/<layer>", in dB.  A
-results file may have a `diagnostics.csv` beside it that holds the same.  As a table they have the
-columns `COLUMNS`; everything here takes that table.
+results file may have a `diagnostics.csv` beside it that holds the same, with a column for each layer.
+As a table they have the columns `COLUMNS`; everything here takes that table.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from fitting.tables import View
 
 COLUMNS = ("run_id", "step", "layer", "operand", "value")
 """`step` in optimizer steps, `operand` one of P1..P6, `value` the QSNR in dB."""
+_KEYS = ("run_id", "step", "operand")
 METRICS = "metrics.jsonl"
 FILE = "diagnostics.csv"
 KEY = re.compile(r"qsnr_(?P<operand>P[1-6])/(?P<layer>.+)")
@@ -59,8 +60,9 @@ def read(results: Path) -> tuple[pd.DataFrame, dict[str, str]]:
             table = pd.read_csv(path)
         except ValueError as error:
             raise ResultsError(f"{path}: cannot be read ({error})") from error
-        require_columns(table, COLUMNS, str(path))
-        return table, {FILE: sha256_of(path)}
+        require_columns(table, _KEYS, str(path))
+        long = table.melt(list(_KEYS), var_name="layer").dropna(subset="value")
+        return long[list(COLUMNS)].reset_index(drop=True), {FILE: sha256_of(path)}
     sums: dict[str, str] = {}
     rows: list[tuple[str, int, str, str, float]] = []
     for path in sorted(results.glob(f"*/{METRICS}")):
@@ -78,6 +80,17 @@ def read(results: Path) -> tuple[pd.DataFrame, dict[str, str]]:
         if rows and rows[-1][0] == path.parent.name:
             sums[f"{path.parent.name}/{METRICS}"] = sha256_of(path)
     return pd.DataFrame(rows, columns=list(COLUMNS)), sums
+
+
+def to_file(table: pd.DataFrame) -> str:
+    """The text of a `diagnostics.csv`, values to four digits.
+
+    Args:
+        table: `COLUMNS`.
+    """
+    wide = table.pivot(index=list(_KEYS), columns="layer", values="value").sort_index()
+    text: str = wide.to_csv(lineterminator="\n", float_format="%.4g")
+    return text
 
 
 def of_study(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:

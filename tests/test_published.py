@@ -1,0 +1,35 @@
+"""The reports in this repository come back, to the byte, from the tables beside them."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fitting.page import versions
+from fitting.report import write_report
+
+REPORTS = Path(__file__).parents[1] / "reports"
+PUBLISHED = sorted(path.parent.name for path in REPORTS.glob("*/results.csv"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", PUBLISHED)
+def test_a_published_page_is_rebuilt_from_its_tables(study: str, tmp_path: Path) -> None:
+    folder = REPORTS / study
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    others = [version for version in versions() if version not in text]
+    if others:
+        pytest.skip(f"the page was made with others than {', '.join(others)}")
+    page = write_report(folder / "results.csv", folder, tmp_path, figure_files=("svg",))
+    assert page.read_text(encoding="utf-8") == text
+    for table in sorted((tmp_path / "tables").iterdir()):
+        assert table.read_bytes() == (folder / "tables" / table.name).read_bytes(), table.name
+    figures = {path.name for path in (folder / "figures").glob("*.svg")}
+    assert figures == {path.name for path in (tmp_path / "figures").iterdir()}
+
+
+def test_what_the_readme_shows_is_published() -> None:
+    readme = (REPORTS.parent / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"\]?\((reports/[^)]+)\)", readme)
+    assert named
+    assert all((REPORTS.parent / path).exists() for path in named)
