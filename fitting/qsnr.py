@@ -1,7 +1,7 @@
 """Quantization diagnostics on the page: QSNR per layer and operand over training.
 
 A run leaves them in its `metrics.jsonl`: rows with the keys "qsnr_<operand>/<layer>", in dB.  A
-results file may have a `diagnostics.csv` beside it that holds the same, a column for each layer.  As
+results file may have a `diagnostics.csv` beside it with the same, a column for each layer.  As
 a table they have the columns `COLUMNS`; everything here takes that table.
 """
 

@@ -371,14 +371,14 @@ def one_of_two(rank: int, config: dict[str, Any], folder: Path) -> None:
     data, weights = TokenData(checked.data), []
     for measuring in (False, rank == 0):
         module = LanguageModel(checked)
-        module.forward = module.loss  # type: ignore[method-assign]
+        module.forward = module.model.loss  # type: ignore[method-assign]
         together = DistributedDataParallel(module)
         optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
         for step in range(3):
             batch = data.batch(step, checked.batch_size, 0, rank, 2)
             module.model.clock.counter = step
             if measuring:
-                loss = functools.partial(module.loss, batch)
+                loss = functools.partial(module.model.loss, batch)
                 assert is_measured(measure(module.model, module.model.clock, loss))
             optimizer.zero_grad()
             together(batch).backward()
