@@ -18,7 +18,7 @@ import torch
 from experiments.accounting import count_parameters, flops_per_token
 from experiments.config import TrainConfig
 from experiments.data import TokenData
-from experiments.identity import NUMERICS_VERSION
+from experiments.identity import NUMERICS_VERSION, quantization
 from experiments.model import block_linears
 from experiments.quant.block import backend
 from fitting.results import RunRecord
@@ -118,6 +118,23 @@ def make_record(
         provenance=provenance(config, started),
         config=asdict(config),
     )
+
+
+def columns(config: TrainConfig) -> dict[str, int | str]:
+    """What one groups and sorts runs by in W&B, named by the letters of the papers.
+
+    E, M, bits and N are the record's exponent, mantissa, bits and params; D is its tokens, once the
+    run is through.
+    """
+    formats = _format_of(config)
+    return {
+        "quantization": quantization(config),
+        "E": formats.exponent,
+        "M": formats.mantissa,
+        "bits": 1 + formats.exponent + formats.mantissa,
+        "N": count_parameters(config.model).block,
+        "D": config.steps * config.batch_tokens,
+    }
 
 
 @dataclass(frozen=True)
