@@ -1,16 +1,20 @@
 """Workspace and report name what runs log and nothing else, and a push makes each of them once."""
 
+import fcntl
 import json
 import os
 import pty
 import re
 import select
 import shlex
+import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,6 @@ from typing import Any
 import pytest
 
 from experiments import dashboard, panels, sync
-from experiments.config import TrainConfig
 from experiments.diagnostics import MEASURES
 from experiments.sync import UsageError
 from experiments.train import train
@@ -34,6 +37,20 @@ RUNS = (
     ("recipe=none", "model=ladder/a", "seed=1"),
     ("recipe=nearest", "model=ladder/b", "precision=e2m1", "ptq.formats=[int4_row]"),
 )
+
+
+def in_a_process(main: str, *words: str, **environment: str) -> str:
+    """What a console script prints; it must end well."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"from {main}; main()", *words],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def write_study(folder: Path, planned: list[str], **about: str) -> None:
@@ -182,31 +199,26 @@ def test_the_librarys_models_take_both_back(logged: panels.Logged) -> None:
     assert not {kind.__name__ for kind in kinds} & {"UnknownPanel", "dict"}
     blocks = internal.Spec.model_validate_json(json.dumps(text.spec)).blocks
     assert "UnknownBlock" not in {type(block).__name__ for block in blocks}
-    sizes = [r.name for b in blocks if isinstance(b, internal.PanelGrid) for r in b.metadata.run_sets]
+    sizes = [
+        r.name for b in blocks if isinstance(b, internal.PanelGrid) for r in b.metadata.run_sets
+    ]
     assert sizes[:2] == ["ladder-a", "ladder-b"]
 
 
 def test_same_runs_same_bytes(study: Path) -> None:
-    """Also in another process, with another seed of Python's hashes."""
-    program = "from experiments.dashboard import run; run(['study=s'])"
-    written = []
-    for seed in ("1", "2"):
-        subprocess.run(
-            [sys.executable, "-c", program],
-            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
-            check=True,
-            capture_output=True,
-        )
-        written.append([(study / "dashboard" / f).read_bytes() for f in dashboard.FILES.values()])
-    assert written[0] == written[1]
-    for content in written[0]:
-        assert str(study).encode() not in content, "nothing of this machine"
+    """Also in another process, whose sets have another order."""
+    files = [study / "dashboard" / name for name in dashboard.FILES.values()]
+    dashboard.run(["study=s"])
+    written = [file.read_bytes() for file in files]
+    assert all(str(study).encode() not in content for content in written), "not of this machine"
+    in_a_process("experiments.dashboard import main", "study=s", PYTHONHASHSEED="7")
+    assert [file.read_bytes() for file in files] == written
 
 
 def test_a_pushed_dashboard_is_made_once_and_then_kept_up_to_date(
     study: Path, server: WandbServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sync.run(["study=s"]) == 0
+    assert sync.run(["study=s", "timeout=300"]) == 0
     capsys.readouterr()
     assert {run.summary.keys() >= {"validation/loss"} for run in server.runs.values()} == {True}
     dashboard.run(["push", "study=s"])
@@ -257,38 +269,42 @@ def test_a_server_that_does_not_take_it_costs_one_line_and_little_time(
         assert KEY not in str(caught.value)
 
 
-def command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    program = "from experiments.dashboard import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", program, *words],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=60,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,
-    )
-
-
-def test_a_dead_server_and_a_missing_key_end_the_command(study: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "key", "code", "message"),
+    [
+        (["push", "study=s", "timeout=3"], KEY, 1, "{dead} does not answer; nothing was lost"),
+        (["push", "study=s"], "", 2, "no W&B key: log in with `wandb login`, or set WANDB_API_KEY"),
+        (["study=nowhere"], "", 2, "study=nowhere: there is no runs/nowhere/study.json"),
+        (["push"], "", 2, "study=: which study? e.g. study=demo"),
+    ],
+)
+def test_what_cannot_be_done_ends_the_command_with_one_line(
+    study: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    key: str,
+    code: int,
+    message: str,
+) -> None:
     dead = "http://127.0.0.1:9"
-    words = ("push", "study=s", "timeout=3")
-    done = command(*words, WANDB_BASE_URL=dead, WANDB_API_KEY=KEY)
-    assert done.returncode == 1
-    said = f"lowbit-dashboard: {dead} does not answer; nothing was lost, try again\n"
-    assert done.stderr == said
-    keyless = command(*words, WANDB_BASE_URL=dead, HOME=str(tmp_path), NETRC=str(tmp_path / "n"))
-    assert keyless.returncode == 2
-    assert keyless.stderr.startswith("lowbit-dashboard: no W&B key: log in with `wandb login`")
-    assert keyless.stderr.count("\n") == 1
+    monkeypatch.setenv("WANDB_BASE_URL", dead)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NETRC", raising=False)
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    monkeypatch.setattr(sys, "argv", ["lowbit-dashboard", *words])
+    with pytest.raises(SystemExit) as ended:
+        dashboard.main()
+    assert ended.value.code == code
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"lowbit-dashboard: {message.format(dead=dead)}")
 
 
-def test_help_teaches_and_a_wrong_request_exits_with_2() -> None:
-    helped = command("--help")
-    assert (helped.returncode, helped.stderr) == (0, "")
-    assert "lowbit-dashboard push study=demo" in helped.stdout
-    wrong = command("study=nowhere")
-    assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert wrong.stderr.startswith("lowbit-dashboard: study=nowhere: there is no runs/nowhere")
+def test_help_teaches() -> None:
+    said = in_a_process("experiments.dashboard import main", "--help")
+    assert "lowbit-dashboard push study=demo" in said
 
 
 @pytest.mark.parametrize(
@@ -296,7 +312,6 @@ def test_help_teaches_and_a_wrong_request_exits_with_2() -> None:
     [
         (["pull", "study=s"], "pull: must be push, study=NAME"),
         (["study=s", "colour=red"], "colour=red: must be push, study=NAME"),
-        (["push"], "study=: which study"),
         (["study=s", "timeout=inf"], "timeout=inf: must be a number of seconds, more than 0"),
         (["study=bare"], "study=bare: no run of it has W&B files; was it trained with"),
         (["push", "study=two"], "project=: the runs were logged to a and b; which one"),
@@ -315,50 +330,67 @@ def test_a_wrong_request_is_one_line(
         dashboard.run(words)
 
 
-def test_runs_that_cannot_be_grouped_are_counted(
-    study: Path, logged: panels.Logged, capsys: pytest.CaptureFixture[str]
+def test_runs_of_an_older_version_are_counted(
+    study: Path,
+    logged: panels.Logged,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Their panels stay; what they lack is said."""
     dashboard.run(["study=s"])
     assert "older version" not in capsys.readouterr().out
-    for run in logged.runs.values():
-        del run["bits"]
-    assert logged.without_columns == len(RUNS)
+    for run in list(logged.runs.values())[:2]:
+        for name in panels.COLUMNS:
+            del run[name]
+    monkeypatch.setattr(panels, "read_logged", lambda folder: logged)
+    dashboard.run(["study=s"])
+    assert "2 of 3 runs were logged by an older version" in capsys.readouterr().out
 
 
 def test_a_study_of_any_name_and_title_can_be_shown(logged: panels.Logged) -> None:
     """W&B refuses symbols in names, and titles of more than 128 characters."""
-    odd = replace(logged, name="x>1 + α", title="Δ > 0.5 " * 40, description="")
+    odd = replace(logged, name="a.b-v_1-v", title="Δ > 0.5 € " * 40, description="")
     space, text = panels.workspace(odd), panels.report(odd)
-    assert (space.title, len(text.title)) == ("x 1   α", 128)
+    assert len(text.title) == 128
+    assert not set(text.title) & set(">€")
     assert space.name != panels.workspace(logged).name
+    for view in (space, text):
+        groups = {value for name, value in compared(view.spec) if name == "group"}
+        assert groups == {"a.b-v_1-v"}
+
+
+def compared(part: Any) -> Iterator[tuple[str, Any]]:
+    """What a specification's filters compare with what."""
+    if isinstance(part, dict) and {"key", "op", "value"} <= set(part):
+        yield part["key"]["name"], part["value"]
+    elif isinstance(part, dict | list):
+        for below in part.values() if isinstance(part, dict) else part:
+            yield from compared(below)
+
+
+def wandb() -> str:
+    return str(Path(sys.executable).with_name("wandb"))
 
 
 def leet(folder: str) -> str:
     """What `wandb leet` draws first on a terminal of 160 x 40, until it names its runs."""
     main, theirs = pty.openpty()
-    wandb = Path(sys.executable).with_name("wandb")
+    fcntl.ioctl(main, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
     process = subprocess.Popen(
-        [wandb, "leet", folder],
+        [wandb(), "leet", folder],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
-        env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "160", "LINES": "40"},
+        env=os.environ | {"TERM": "xterm-256color"},
         start_new_session=True,
     )
-    drawn, deadline = "", time.monotonic() + 30
+    drawn, deadline = "", time.monotonic() + 120
     try:
-        import fcntl
-        import struct
-        import termios
-
-        fcntl.ioctl(main, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
         while time.monotonic() < deadline and "[3 items]" not in drawn and process.poll() is None:
             if select.select([main], [], [], 0.2)[0]:
                 drawn += os.read(main, 65536).decode(errors="replace")
-        os.write(main, b"q")
-        process.wait(10)
     finally:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         os.close(main)
         os.close(theirs)
@@ -382,47 +414,55 @@ def test_leet_shows_all_runs_of_a_study_side_by_side(
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
+ALL_COMMANDS = """
+import json, sys
+from experiments import commands, dashboard, sync
+mains = {"lowbit-train": commands.train, "lowbit-sync": sync.main}
+for words in json.loads(sys.argv[1]):
+    sys.argv = words
+    try:
+        (mains | {"lowbit-dashboard": dashboard.main})[words[0]]()
+    except SystemExit as end:
+        assert not end.code, (words, end.code)
+"""
+
+
 def test_every_command_of_the_page_does_what_it_says(
-    tmp_path: Path,
-    server: WandbServer,
-    monkeypatch: pytest.MonkeyPatch,
-    composed: Callable[..., TrainConfig],
+    tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the order of docs/wandb.md; models and text smaller than the page's."""
-    folder = tmp_path / "page"
-    folder.mkdir()
-    (folder / "text.txt").write_text("the run of a model in few bits costs some loss\n" * 400)
-    smaller = ["data=tokens", f"data.path={folder / 'text.txt'}", "data.max_epochs=100"]
-    smaller += ["data.seq_len=64", "batch_size=4"]
+    """In the order of docs/wandb.md, on less text; what follows each other shares a process."""
+    (tmp_path / "text.txt").write_text("the run of a model in few bits costs some loss\n" * 400)
+    less = ["data=tokens", f"data.path={tmp_path / 'text.txt'}", "data.max_epochs=100"]
+    less += ["data.seq_len=64", "batch_size=4", "tokens=2048"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     blocks = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     asked = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
-    assert len(asked) >= 7
-    modules = {
-        "lowbit-train": "experiments.commands import train as main",
-        "lowbit-sync": "experiments.sync import main",
-        "lowbit-dashboard": "experiments.dashboard import main",
-    }
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    seen = set()
-    for words in asked:
-        seen.add(" ".join(words[:2]) if words[0] == "wandb" else words[0])
-        if words[0] == "lowbit-train":
-            words = [*(w for w in words if not w.startswith("tokens=")), *smaller, "tokens=2048"]
-        if words[:2] == ["wandb", "leet"] and words[2] != "inspect":
-            assert Path(words[2]).is_dir()
-            assert "[3 items]" in leet(words[2])
+    ours: list[list[str]] = []
+    for words in [*asked, ["end"]]:
+        if words[0].startswith("lowbit-"):
+            training = words[0] == "lowbit-train"
+            kept = [w for w in words if not (training and w.startswith("tokens="))]
+            ours.append([*kept, *less] if training else kept)
             continue
-        where = [str(p) for word in words for p in (sorted(Path().glob(word)) if "*" in word else [word])]
-        if words[0] == "wandb":
-            full = [str(Path(sys.executable).with_name("wandb")), *where[1:]]
-        else:
-            full = [sys.executable, "-c", f"from {modules[words[0]]}; main()", *where[1:]]
-        done = subprocess.run(
-            full, capture_output=True, text=True, env=environment, timeout=120, check=False
-        )
-        assert done.returncode == 0, (words, done.stdout, done.stderr)
-    assert seen == {*modules, "wandb leet"}
+        if ours:
+            done = subprocess.run(
+                [sys.executable, "-c", ALL_COMMANDS, json.dumps(ours)],
+                capture_output=True,
+                text=True,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                timeout=500,
+            )
+            assert done.returncode == 0, done.stderr
+        ours = []
+        if words[:3] == ["wandb", "leet", "inspect"]:
+            [folder] = Path().glob(words[-1])
+            text = subprocess.run([wandb(), *words[1:-1], folder], capture_output=True, text=True)
+            assert re.search(r"^  validation/loss +\d\.\d", text.stdout, re.MULTILINE)
+            assert re.search(r"^  E +2$", text.stdout, re.MULTILINE)
+        elif words[0] == "wandb":
+            assert "[3 items]" in leet(words[-1])
+    assert {tuple(words[:2]) for words in asked if words[0] == "wandb"} == {("wandb", "leet")}
+    assert len(asked) == 8
     assert len(server.runs) == 3
     assert len(server.views) == 2
