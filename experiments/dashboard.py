@@ -125,7 +125,10 @@ def run(arguments: Sequence[str]) -> None:
     if not options.push:
         print(f"\nOn a W&B server: lowbit-sync {_words(options)}, then")
         print(f"  lowbit-dashboard push {_words(options)}")
-        print(f"In this terminal, without one ({len(logged.runs)} runs; h: help, q: quit):")
+        count = f"{len(logged.runs)} runs"
+        if len(logged.files) > len(logged.runs):
+            count += f" in {len(logged.files)} attempts"
+        print(f"In this terminal, without one ({count}; h: help, q: quit):")
         print(f"  wandb leet {link(logged.files, folder / FOLDER / LEET)}")
         return
     project = options.project or _project(logged)
