@@ -91,14 +91,18 @@ def _recipe(part: Any) -> dict[str, Any]:
     return named
 
 
+def quantization(config: TrainConfig) -> str:
+    """The recipe's name, and the run's precision where it is used: "none", "sun E2M1-row-fp32"."""
+    precision = [config.precision.label] if config.recipe.uses_run_precision else []
+    return " ".join([config.recipe.name, *precision])
+
+
 def run_id(config: TrainConfig) -> str:
     """A readable slug and 12 hex digits of the SHA-256 of `science`."""
     canonical = json.dumps(science(config), sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(canonical.encode()).hexdigest()[:12]
-    parts = [config.recipe.name]
-    if config.recipe.uses_run_precision:
-        parts.append(config.precision.label)
-    parts += [config.model.name, _short(config.steps * config.batch_tokens), f"s{config.seed}"]
+    parts = [quantization(config), config.model.name]
+    parts += [_short(config.steps * config.batch_tokens), f"s{config.seed}"]
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts))
     return f"{slug}-{digest}"
 

@@ -18,7 +18,7 @@ import torch
 from experiments.accounting import count_parameters, flops_per_token
 from experiments.config import TrainConfig
 from experiments.data import TokenData
-from experiments.identity import NUMERICS_VERSION
+from experiments.identity import NUMERICS_VERSION, quantization
 from experiments.model import block_linears
 from experiments.quant.block import backend
 from fitting.results import RunRecord
@@ -130,6 +130,19 @@ def design(config: TrainConfig, steps: int) -> dict[str, Any]:
         "flops": tokens * flops_per_token(model, config.data.seq_len),
         "seed": config.seed,
         "quantize_backend": formats.backend,
+    }
+
+
+def columns(config: TrainConfig) -> dict[str, int | str]:
+    """What one groups and sorts runs by in W&B, named by the letters of the papers.
+
+    E, M, bits and N are the record's exponent, mantissa, bits and params; D is its tokens, once the
+    run is through.
+    """
+    known = design(config, config.steps)
+    letters = {"E": "exponent", "M": "mantissa", "bits": "bits", "N": "params", "D": "tokens"}
+    return {"quantization": quantization(config)} | {
+        letter: known[name] for letter, name in letters.items()
     }
 
 

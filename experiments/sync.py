@@ -53,7 +53,7 @@ _AT_ONCE = 4
 _ANSWER_SHARE = 0.7
 """Of the time limit, for the server's first answer: time is left to say what was wrong."""
 _PROBE_SECONDS = 5.0
-_NO_KEY = (
+NO_KEY = (
     "no W&B key: log in with `wandb login`, or set WANDB_API_KEY "
     "(and WANDB_BASE_URL for a server of your own)"
 )
@@ -122,7 +122,7 @@ def run(arguments: Sequence[str]) -> int:
     sys.stdout.write(", ".join(f"{count} {state}" for state, count in states.items()) + "\n")
     if ends_all:
         sys.stderr.write(f"lowbit-sync: {ends_all}\n")
-    if ends_all == _NO_KEY:
+    if ends_all == NO_KEY:
         return 2
     return 1 if states["failed"] or states["not tried"] else 0
 
@@ -284,7 +284,7 @@ def _arrived(said: dict[str, Any]) -> Outcome:
 
 def _failed(reason: str, url: str) -> Outcome:
     if "No API key" in reason:
-        return Outcome("failed", "no key", _NO_KEY)
+        return Outcome("failed", "no key", NO_KEY)
     if "error 401" in reason or "API key" in reason:
         return Outcome("failed", reason, f"{url} refuses the key: log in again with `wandb login`")
     if ("no answer" in reason or "deadline" in reason) and not _answers(url):

@@ -18,9 +18,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from experiments.wandb_files import WandbRun, mark_synced, read_run, row_key, run_files
@@ -73,8 +74,21 @@ def tags(config: TrainConfig) -> list[str]:
     return found
 
 
-def start(config: TrainConfig, run_id: str, folder: Path, attempt: int) -> Mirror | None:
+def start(
+    config: TrainConfig,
+    run_id: str,
+    folder: Path,
+    attempt: int,
+    columns: Mapping[str, int | str] = MappingProxyType({}),
+) -> Mirror | None:
     """Begin to mirror an attempt at a run; group is the study, job type "train".
+
+    Args:
+        config: What is run.
+        run_id: The run's address.
+        folder: Its folder, for W&B's files.
+        attempt: 1, 2, ...
+        columns: For W&B's table of runs, beside the configuration.
 
     Returns:
         What `log` wants; None if tracking is off or W&B cannot even write a file.
@@ -88,7 +102,7 @@ def start(config: TrainConfig, run_id: str, folder: Path, attempt: int) -> Mirro
         job_type="train",
         project=config.tracking.project,
         tags=tags(config),
-        config=asdict(config) | {"attempts": attempt},
+        config=asdict(config) | dict(columns) | {"attempts": attempt},
     )
     if config.tracking.mode == "online" and time.monotonic() >= _avoid_until:
         try:

@@ -37,7 +37,7 @@ from experiments.lease import Fenced, Lease
 from experiments.module import LanguageModel
 from experiments.progress import METRICS
 from experiments.ptq import quantized
-from experiments.record import make_record
+from experiments.record import columns, make_record
 from experiments.recorder import CHECKPOINTS, Diverged, Recorder, Report, Stopped
 from fitting.results import FAILURE, RESULT, RunRecord, read_record, write_atomic, write_exclusive
 
@@ -210,7 +210,9 @@ class _Run:
         self.lease.check()
         recorder, module = self.recorder, self.module
         attempt, identity = self.lease.number, run_id(self.config)
-        recorder.mirror = tracking.start(self.config, identity, self.folder, attempt)
+        recorder.mirror = tracking.start(
+            self.config, identity, self.folder, attempt, columns(self.config)
+        )
         exit_code = 1
         try:
             status, reason, loss = "finished", "", None

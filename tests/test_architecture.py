@@ -43,6 +43,8 @@ FLOORS = {
     "experiments.wandb_files": 0,
     "experiments.tracking": 9,
     "experiments.sync": 10,
+    "experiments.panels": 1,
+    "experiments.dashboard": 11,
     "experiments.record": 10,
     "experiments.recorder": 10,
     "experiments.train": 11,

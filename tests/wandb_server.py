@@ -1,4 +1,4 @@
-"""As much of a W&B server as `wandb.init` and `wandb sync` need, on loopback.
+"""As much of a W&B server as `wandb.init`, `wandb sync` and saved views need, on loopback.
 
 It keeps what it is sent, as W&B does: history lines by their number, the last summary, config.
 """
@@ -42,6 +42,20 @@ class StoredRun:
         return [{k: v for k, v in r.items() if not k.startswith("_")} for r in self.history]
 
 
+@dataclass
+class StoredView:
+    """One workspace or report as the server has it."""
+
+    id: str
+    entity: str
+    project: str
+    kind: str
+    name: str
+    title: str = ""
+    description: str = ""
+    spec: dict[str, Any] = field(default_factory=dict)
+
+
 class WandbServer:
     """`with WandbServer() as server:` listens on `server.url` until the block ends.
 
@@ -53,6 +67,7 @@ class WandbServer:
 
     Attributes:
         runs: What arrived, by run id.
+        views: Workspaces and reports, by the server's own id.
         requests: Operation or path of every request.
     """
 
@@ -62,6 +77,7 @@ class WandbServer:
         self.status, self.stream_status = status, stream_status
         self.delay, self.stall = delay, stall
         self.runs: dict[str, StoredRun] = {}
+        self.views: dict[str, StoredView] = {}
         self.requests: list[str] = []
         self.ended = threading.Event()
         self._lock = threading.Lock()
@@ -132,6 +148,10 @@ class WandbServer:
 
     def _graphql(self, request: dict[str, Any]) -> dict[str, Any]:
         query, given = request["query"], request.get("variables") or {}
+        if "upsertView(" in query:
+            return {"upsertView": self._upsert_view(given)}
+        if "allViews(" in query:
+            return {"project": self._views(given)}
         if "mutation UpsertBucket" in query:
             return {"upsertBucket": self._upsert(given)}
         if "query RunResumeStatus" in query:
@@ -156,6 +176,28 @@ class WandbServer:
         project = {"name": run.project, "entity": {"name": "me"}}
         bucket = {"id": name, "name": name, "displayName": name, "project": project}
         return {"bucket": bucket | {"historyLineCount": len(run.lines)}, "inserted": inserted}
+
+    def _views(self, given: dict[str, Any]) -> dict[str, Any] | None:
+        """Those of one kind and name in a project; a project is there once it has a run."""
+        if given["entity"] != "me" or given["project"] not in {
+            r.project for r in self.runs.values()
+        }:
+            return None
+        wanted = (given["entity"], given["project"], given["type"], given["name"])
+        found = [v for v in self.views.values() if (v.entity, v.project, v.kind, v.name) == wanted]
+        return {"allViews": {"edges": [{"node": {"id": view.id}} for view in found]}}
+
+    def _upsert_view(self, given: dict[str, Any]) -> dict[str, Any]:
+        """With an id that view is replaced; without, another is made, whatever its name."""
+        inserted = not given.get("id")
+        number = f"Vmlldzo{len(self.views) + 1}=" if inserted else given["id"]
+        if inserted:
+            place = (given["entityName"], given["projectName"], given["type"], given["name"])
+            self.views[number] = StoredView(number, *place)
+        view = self.views[number]
+        view.title, view.description = given["displayName"], given["description"]
+        view.spec = json.loads(given["spec"])
+        return {"view": {"id": number, "name": view.name}, "inserted": inserted}
 
     def _resume_status(self, name: str) -> dict[str, Any]:
         project = {"id": "1", "name": "lowbit-scaling", "entity": {"id": "1", "name": "me"}}
