@@ -1,4 +1,4 @@
-"""docs/tutorial.md: typed from the first line to the last in a clean copy, it does what it shows."""
+"""docs/tutorial.md: typed from first line to last in a clean copy, it does what it shows."""
 
 import os
 import re
@@ -67,7 +67,7 @@ def clean_copy(target: Path) -> Path:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_stranger_gets_to_the_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every command in one shell, with its exit code and its time; then the files, then the text."""
+    """All commands in one shell, with exit codes and times; then the files, then the text."""
     home = clean_copy(tmp_path / "clone")
     script = ["now() { date +%s.%N; }"]
     for number, step in enumerate(steps()):

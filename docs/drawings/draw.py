@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/concepts.md: `python docs/drawings/draw.py` writes them beside this file.
+"""Draw the pictures of docs/concepts.md; `python docs/drawings/draw.py` writes them beside it.
 
 Each is a plain SVG that brings its own background and follows the reader's light or dark theme.
 """
