@@ -88,9 +88,12 @@ def test_a_named_format_and_its_parts_are_planned_as_one_sweep(ran: tuple[Path, 
 
 
 def test_every_text_was_trained_on(ran: tuple[Path, list[str]]) -> None:
-    """The three texts and the copy of the first, which is the same text and so the same run."""
+    """The three texts and the copy of the first, which is the same text and so the same run.
+
+    Nothing can be learned from random tokens; a loss above the first one is called diverged.
+    """
     table = load(ran[0] / "runs" / "scratch")
-    assert (table["status"] == "finished").all()
+    assert set(table["status"]) <= {"finished", "diverged"}
     corpora = {label.rpartition("-")[0] for label in table["corpus"]}
     assert corpora == {"texts", "documents.jsonl", "mytokens"}
     assert "was done before" in ran[1][-1]
