@@ -90,7 +90,7 @@ def test_a_named_format_and_its_parts_are_planned_as_one_sweep(ran: tuple[Path, 
 def test_every_text_was_trained_on(ran: tuple[Path, list[str]]) -> None:
     """The three texts and the copy of the first, which is the same text and so the same run.
 
-    Nothing can be learned from random tokens; a loss above the first one is called diverged.
+    From random tokens nothing can be learned; a loss worse than that is called diverged.
     """
     table = load(ran[0] / "runs" / "scratch")
     assert set(table["status"]) <= {"finished", "diverged"}

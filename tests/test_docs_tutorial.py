@@ -64,6 +64,7 @@ def clean_copy(target: Path) -> Path:
     return target
 
 
+@pytest.mark.corpus
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_stranger_gets_to_the_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
