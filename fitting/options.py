@@ -22,6 +22,7 @@ lowbit-fit: fit a scaling law to a table of losses.
   lowbit-fit results=losses.csv law=chinchilla columns.params=N columns.tokens=D out=fits/mine
   lowbit-fit results=losses.csv law=chinchilla columns.params=N columns.tokens=D \\
       where="forward == 'BF16'" objective=huber objective.delta=1e-4 bootstrap=4000 out=fits/bf16
+  lowbit-fit study=demo compare=floating_point,chinchilla freeze.epsilon=1.7
 
 Writes <out>/fit.json and <out>/results.csv and prints the fit and what follows from it.  Options,
 as key=value:
