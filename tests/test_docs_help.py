@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import dashboard
 from experiments.config import TrainConfig
 from experiments.status import _read
 from experiments.sync import parse
@@ -24,6 +25,7 @@ READERS: dict[str, Callable[[list[str]], object]] = {
     "lowbit-report": report_options,
     "lowbit-status": _read,
     "lowbit-sync": parse,
+    "lowbit-dashboard": dashboard.parse,
 }
 
 
@@ -52,8 +54,9 @@ def test_help_says_what_for_and_shows_how(
     shown = examples(name, text)
     assert len(shown) >= 3
     assert all(shown), "an example has arguments"
-    for key in {word.split("=")[0].split(".")[0] for words in shown for word in words}:
-        told = text.split(name)[-1]
+    told = "\n".join(line for line in text.splitlines() if name not in line)
+    typed = {word.split("=")[0].split(".")[0] for words in shown for word in words if "=" in word}
+    for key in typed:
         assert key.startswith("-") or key[0].isupper() or "/" in key or key in told, key
 
 

@@ -37,7 +37,7 @@ def ray_session(address: str, dashboard: bool) -> Iterator[Any]:
     """A Ray of our own, ended with us, or the user's cluster, joined and left alone.
 
     Raises:
-        ConfigError: There is no cluster at that address.
+        ConfigError: There is no cluster at that address, or none could be started here.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
@@ -65,9 +65,9 @@ def ray_session(address: str, dashboard: bool) -> Iterator[Any]:
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        if address == LOCAL:
-            raise
         why = (str(error).splitlines() or [""])[0]
+        if address == LOCAL:
+            raise ConfigError(f"Ray did not start on this machine ({why}); try again") from error
         raise ConfigError(f"hydra.launcher.address={address}: no Ray cluster ({why})") from error
     try:
         yield ray
