@@ -74,7 +74,11 @@ def whole(value: float) -> str:
 
 
 def format_order(table: pd.DataFrame) -> list[str]:
-    """The values of column `format`, fewest bits first, `none` last."""
+    """The values of column `format`, `none` last: fewest bits first, recipes lowest loss first."""
+    if "recipe" in table and (table["format"] == table["recipe"]).all() and "loss" in table:
+        means = table.groupby("format")["loss"].mean().sort_values(kind="stable")
+        names = [str(name) for name in means.index]
+        return sorted(names, key=lambda name: name == UNQUANTIZED)
     bits = 1 + table["exponent"] + table["mantissa"]
     keys = table[["format", "exponent", "block_size"]].assign(
         last=table["format"] == UNQUANTIZED, bits=bits

@@ -34,6 +34,15 @@ def test_formats_are_listed_by_bits_and_none_comes_last() -> None:
     assert format_order(table) == ["E1M1", "E1M2", "E2M1", "E4M3", "none"]
 
 
+def test_recipes_are_listed_by_what_they_lose() -> None:
+    table = runs(
+        (2, 1, 32, "block", "worse"), (8, 7, 1, "none", "none"), (4, 3, 32, "block", "better")
+    )  # fmt: skip
+    table["format"] = format_names(table, table)
+    table["loss"] = [3.0, 1.0, 2.0]
+    assert format_order(table) == ["better", "worse", "none"]
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.5, "0.5"), (999.6, "1k"), (24_576, "24.6k"), (999_600, "1M"), (1.5e15, "1.5e+03T")],
