@@ -47,7 +47,7 @@ def run_fit(options: FitOptions) -> dict[str, Any]:
     needed = [column for each in laws for column in each.columns]
     table = results.load(options.results, options.columns, ptq="bits_post" in needed)
     table = _numeric(table, needed, options.results)
-    kept = _where(table, options.where)
+    kept = keep(table, options.where)
     for rival in laws[1:]:
         require_columns(kept, ("loss", *rival.columns, *rival.schemes), f"compare={rival.name}")
     few = _few_clusters(kept, options.cluster)
@@ -102,7 +102,12 @@ def _numeric(table: pd.DataFrame, columns: Any, path: str) -> pd.DataFrame:
     return table
 
 
-def _where(table: pd.DataFrame, expression: str) -> pd.DataFrame:
+def keep(table: pd.DataFrame, expression: str) -> pd.DataFrame:
+    """The rows for which an expression holds; all for "".
+
+    Raises:
+        UsageError: It cannot be evaluated, is no condition, or holds for none.
+    """
     if not expression:
         return table
     try:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fitting.describe import keep
 from fitting.fit import FitError, fit
 from fitting.law import Law
 from fitting.laws import get
@@ -44,8 +45,7 @@ def expected_intervals(
         parameters: The truth.
         design: One row a run: the law's columns.
         noise: Standard deviation of log loss between seeds.
-        tables: Synthetic tables; the ends of an interval of 95 % are the means of their outermost
-            2.5 % on either side.
+        tables: How many tables of losses are made up and fitted.
         seed: Of the noise.
         **how: As `fitting.fit.fit` takes it: objective, delta, freeze, bounds, starts.
 
@@ -80,17 +80,18 @@ def expected_intervals(
 
 
 def run_expected(options: FitOptions) -> pd.DataFrame:
-    """Load a plan and a pilot's fit; write `<out>/expected.json`, where `out` is given.
+    """Load a plan and a pilot's fit; write `<out>/expected.json`.
 
     Args:
-        options: `results` and `expect` must be set; `law` and `noise` come from the pilot's fit
-            where they are not.
+        options: `results`, `expect` and `out` must be set; `law` and `noise` come from the pilot's
+            fit where they are not.
 
     Returns:
         As `expected_intervals`.
 
     Raises:
-        UsageError: The pilot knows no noise and none is given, or `out` cannot be written.
+        UsageError: The pilot knows no noise and none is given, `where` keeps no run, or `out`
+            cannot be written.
         ResultsError: A file cannot be read, or lacks a column.
         FitError: See `expected_intervals`.
     """
@@ -103,9 +104,7 @@ def run_expected(options: FitOptions) -> pd.DataFrame:
     noise = options.noise or (pilot.get("noise_floor") or {}).get("std_log")
     if not noise:
         raise UsageError("noise: the pilot repeated no seed; give noise=0.01 for 1 % of the loss")
-    design = load(options.results, options.columns)
-    if options.where:
-        design = design.query(options.where)
+    design = keep(load(options.results, options.columns), options.where)
     expected = expected_intervals(
         law,
         pilot["parameters"],

@@ -101,9 +101,9 @@ FLOORS = {
     "fitting.compare_figures": 7,
     "fitting.compare": 11,
     "fitting.options": 1,
-    "fitting.expected": 6,
     "fitting.describe": 8,
-    "fitting.show": 8,
+    "fitting.expected": 9,
+    "fitting.show": 10,
     "fitting.commands": 12,
 }
 NO_TORCH = {"experiments.quant.formats", "experiments.quant.recipe", "experiments.accounting"}

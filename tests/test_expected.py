@@ -96,6 +96,7 @@ def test_the_command_reads_a_plan_and_a_pilots_fit(
         ((), "noise: the pilot repeated no seed; give noise=0.01"),
         (("noise=-1",), "noise=-1"),
         (("noise=.1", "law=floating_point"), "needs column"),
+        (("noise=.1", "where=params > 1e12"), "where=params > 1e12: keeps none of 32 rows"),
     ):
         with pytest.raises(SystemExit) as end:
             run("out=out", *arguments)
