@@ -57,6 +57,15 @@ class RunResult:
     """The model with its last weights; None where nothing was trained."""
 
 
+class _Trainer(L.Trainer):
+    """Leaves SIGTERM to the run: Lightning would end at a step of its choice, and save nothing."""
+
+    @property
+    def received_sigterm(self) -> bool:
+        """Never, so that it goes on to where the recorder stops it."""
+        return False
+
+
 class OutOfMemory(Exception):
     """The run needs more memory than there is, or than it was given."""
 
@@ -301,7 +310,7 @@ class _Run:
             strategy: Any = ray_lightning.RayDDPStrategy
             place: Any = ray_lightning.RayLightningEnvironment
             together = {"strategy": strategy(), "plugins": [place()]}
-        return L.Trainer(
+        return _Trainer(
             accelerator="gpu" if config.resources.device == "cuda" else "cpu",
             devices="auto" if world > 1 else 1,
             precision="bf16-mixed" if config.compute_dtype == "bfloat16" else "32-true",

@@ -152,16 +152,19 @@ def test_a_finished_run_is_not_run_again(small: Compose) -> None:
 
 
 class Stop:
-    """After some step Ctrl-C, or an error."""
+    """After some step one signal, or an error."""
 
-    def __init__(self, step: int, error: type[Exception] | None = None) -> None:
-        self.step, self.error = step, error
+    def __init__(
+        self, step: int, error: type[Exception] | None = None, number: int = signal.SIGINT
+    ) -> None:
+        self.step, self.error, self.number = step, error, number
 
     def __call__(self, progress: Progress) -> None:
         if progress.step >= self.step:
             if self.error:
                 raise self.error("stopped here")
-            os.kill(os.getpid(), signal.SIGINT)
+            number, self.number = self.number, 0  # 0 is no signal
+            os.kill(os.getpid(), number)
 
 
 @pytest.mark.parametrize("recipe", ["none", "stochastic", "hadamard"])
@@ -179,6 +182,18 @@ def test_a_run_stopped_and_resumed_gives_the_same_bits(
     assert rows(resumed.folder) == rows(undisturbed.folder)
     assert resumed.record.attempts == 3
     assert resumed.record.run_id == undisturbed.record.run_id
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_within_the_last_step_stops_like_any(
+    small: Compose, tmp_path: Path, number: int
+) -> None:
+    undisturbed = train(small(f"runs={tmp_path / 'undisturbed'}"))
+    with pytest.raises(KeyboardInterrupt):
+        train(small(), Stop(small().steps, number=number))
+    resumed = train(small())
+    assert resumed.record.attempts == 2
+    assert resumed.record.weights_sha256 == undisturbed.record.weights_sha256
 
 
 def test_signals_at_any_moment_change_no_bit(small: Compose, tmp_path: Path) -> None:
