@@ -36,8 +36,9 @@ smoke: $(VENV)/installed ## The same path in its smallest form, under a minute
 	@$(BIN)/lowbit-fit study=smoke
 	@$(BIN)/lowbit-report study=smoke
 
-test: $(VENV)/installed-dev ## Run the tests, but for the slow ones
-	@$(BIN)/python -m pytest -m "not slow"
+# Two files at a time: many tests wait for processes and servers they started.
+test: $(VENV)/installed-dev ## Run the tests, but for the slow ones (7 minutes on 2 cores)
+	@$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/installed-dev ## Run the slow ones: sweeps that are killed, coverage of intervals, Slurm
 	@$(BIN)/python -m pytest -m slow

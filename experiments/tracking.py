@@ -189,9 +189,13 @@ def _uploaded(settings: Any) -> bool:
         # W&B says nowhere else that an upload failed for good.
         if "filestream: fatal error" in Path(settings.log_internal).read_text():
             return False
+        # W&B's process closes the file when it comes to that, after the run has ended here.
+        until = time.monotonic() + _CLOSE_SECONDS
+        while read_run(Path(settings.sync_file)).exit_code is None and time.monotonic() < until:
+            time.sleep(0.01)
         for file in run_files(Path(settings.root_dir)):
             mark_synced(file, file.stat().st_size)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         _LOG.debug("not known whether W&B has the run: %s", error)
         return False
     return True
