@@ -17,7 +17,7 @@ setup(
         Extension(
             "experiments.quant.kernels._quantize",
             sources=[f"{FOLDER}/quantize.c"],
-            depends=[f"{FOLDER}/{name}.h" for name in ("quantize", "rotate", "transpose")],
+            depends=[f"{FOLDER}/{name}.h" for name in ("quantize", "rotate", "columns")],
             # Exact: no contraction to FMA.  The other two only let the compiler vectorise more.
             extra_compile_args=[
                 *("-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),

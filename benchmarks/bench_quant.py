@@ -81,11 +81,15 @@ def compiled(x: Tensor, out: Tensor) -> Calls:
 
 
 def transposed(x: Tensor, out: Tensor) -> Calls:
-    """The same of the transpose, where the library reads it as it lies."""
-    return {
-        f"{name}, transposed": partial(kernels.quantize, x.t(), precision, key, out=out)
+    """The same of the transpose: down the columns, as they lie."""
+    calls: Calls = {
+        f"{name}, transposed": partial(kernels.quantize, x.t(), precision, key, out=out.t())
         for name, (precision, key) in CASES.items()
     }
+    for both, (length, name) in ROTATED.items():
+        call = partial(kernels.quantize, x.t(), *CASES[name], hadamard=length, out=out.t())
+        calls[f"{both}, transposed"] = call
+    return calls
 
 
 def plain(x: Tensor) -> Calls:
@@ -122,7 +126,6 @@ def main() -> None:
         fast: Calls = {
             "clone": x.clone,
             "copy_": partial(out.copy_, x),
-            "copy_ of the transpose": partial(out.copy_, x.t()),
             **compiled(x, out),
             **transposed(x, out),
         }

@@ -26,6 +26,7 @@ from experiments.config import TrainConfig, from_hydra
 from experiments.model import Transformer
 from experiments.optim import make_optimizer
 from experiments.paths import conf_dir
+from experiments.process import use_cpus
 
 assert commands
 TARGETS = {"nearest": 0.75, "sun": 0.75, "nvidia_nvfp4": 0.75, "quartet_v4": 0.6}
@@ -114,7 +115,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Print a line a recipe and width."""
     given = arguments()
-    torch.set_num_threads(1)
+    use_cpus(1)
     load = os.getloadavg()[0]
     print(f"{os.cpu_count()} cores, load average {load:.1f}; {BATCH} x {LENGTH} tokens a step")
     print(f"{'recipe':<16} {'hidden':>6} {'tokens/s':>9} {'of none':>8}")

@@ -35,6 +35,7 @@ from experiments.data import StepLoader, TokenData
 from experiments.identity import run_folder, run_id
 from experiments.lease import Fenced, Lease
 from experiments.module import LanguageModel
+from experiments.process import use_cpus
 from experiments.progress import METRICS
 from experiments.ptq import quantized
 from experiments.record import columns, make_record
@@ -207,7 +208,7 @@ class _Run:
         self.weights_sha256 = ""
         self.ptq: dict[str, float | None] = {}
         """Validation loss by format of the weights after training."""
-        torch.set_num_threads(config.resources.cpus)
+        use_cpus(config.resources.cpus)
         self.module = LanguageModel(config)
 
     def lead(self) -> RunRecord:

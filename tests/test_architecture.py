@@ -36,6 +36,7 @@ FLOORS = {
     "experiments.accounting": 8,
     "experiments.lease": 0,
     "experiments.progress": 0,
+    "experiments.process": 0,
     "experiments.status": 1,
     "experiments.config": 8,
     "experiments.identity": 9,

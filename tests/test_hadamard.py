@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from experiments.quant.hadamard import rotate, rotate_plain, unrotate
+from experiments.quant.hadamard import random_signs, rotate, rotate_plain, unrotate
+from experiments.quant.kernels import cpu
 
 
 @pytest.mark.parametrize("size", [1, 2, 16, 32, 128])
@@ -23,6 +24,14 @@ def test_every_backend_adds_in_the_same_order(size: int) -> None:
     signs = torch.randint(2, (256,), generator=generator) * 2.0 - 1.0
     assert torch.equal(rotate(x, size, signs), rotate_plain(x, size, signs))
     assert torch.equal(rotate(x.t().contiguous().t(), size), rotate_plain(x, size))
+
+
+def test_every_backend_draws_the_same_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = [random_signs(key, 5000) for key in (0, -3, 2**70)]
+    monkeypatch.setattr(cpu, "_library", None)
+    assert all(map(torch.equal, drawn, [random_signs(key, 5000) for key in (0, -3, 2**70)]))
+    # Of 5,000 fair signs the mean lies beyond 5 / sqrt(5,000) once in 1.7 million times.
+    assert all(signs.mean().abs() < 5 / 5000**0.5 for signs in drawn)
 
 
 def test_rotating_both_operands_leaves_the_product() -> None:

@@ -24,6 +24,7 @@ from experiments.quant.formats import (
 )
 from experiments.quant.kernels import cpu
 from experiments.quant.rounding import ROUNDINGS, few_bits
+from tests.test_kernels import same_bits
 
 CASES = int(os.environ.get("LOWBIT_CASES", "10000"))
 KINDS = (
@@ -82,12 +83,6 @@ def values(kind: str, seed: int, shape: tuple[int, int]) -> Tensor:
     if generator.random() < 0.1:
         x[generator.random(shape) < 0.02] = generator.choice([np.nan, np.inf, -np.inf])
     return torch.from_numpy(x)
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal, zeros with their signs; all NaNs are one."""
-    canonical = [torch.where(x.isnan(), torch.nan, x).float().view(torch.int32) for x in (a, b)]
-    return torch.equal(*canonical)
 
 
 @settings(

@@ -53,9 +53,10 @@ def quantize(
         signs: Of the rotation.
 
     Returns:
-        A contiguous tensor of `x`'s shape and dtype.  Values beyond s * element.max saturate to
-        it.  A block of zeros stays zero.  A block with a NaN or an infinity becomes all NaN; with
-        a two-level scale the whole tensor does.
+        Of `x`'s shape and dtype; contiguous, but on a CPU the transpose of a contiguous matrix
+        gives another one.  Values beyond s * element.max saturate to it.  A block of zeros stays
+        zero.  A block with a NaN or an infinity becomes all NaN; with a two-level scale the whole
+        tensor does.
 
     Raises:
         ValueError: Wrong dtype, an axis no multiple of the block size or of `hadamard`, `noise` of
@@ -80,7 +81,7 @@ def quantize(
         return gpu.quantize(x, precision, noise, rounding, hadamard, signs)
     if hadamard:
         rotated = rotate(x.float(), hadamard, signs)
-        return quantize(rotated, precision, noise, rounding).to(x.dtype)
+        return cpu.lying_as(x, quantize(rotated, precision, noise, rounding).to(x.dtype))
     return quantize_plain(x, precision, noise, rounding)
 
 
@@ -104,9 +105,9 @@ def quantize_plain(
         other = _round_scaled(blocks, scale, precision, noises, rounding)
         other_is_better = _squared_error(other, blocks) < _squared_error(values, blocks)
         values = torch.where(other_is_better, other, values)
-    # Contiguous whatever x was: the layout decides in which order a GEMM adds, so it is part of
-    # what two backends must have in common.
-    return _from_blocks(values, x.shape, precision).to(x.dtype).contiguous()
+    # The layout decides in which order a GEMM adds, so it is part of what two backends must have in
+    # common.
+    return cpu.lying_as(x, _from_blocks(values, x.shape, precision).to(x.dtype))
 
 
 def round_elements(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from experiments.quant.kernels import cpu
+from experiments.quant.kernels.noise import uniform
 
 
 def rotate(x: Tensor, size: int, signs: Tensor | None = None) -> Tensor:
@@ -61,3 +62,14 @@ def unrotate(x: Tensor, size: int, signs: Tensor | None = None) -> Tensor:
     """The inverse of `rotate` with the same `size` and `signs`."""
     x = rotate(x, size)
     return x if signs is None else x * signs
+
+
+def random_signs(key: int, size: int, device: torch.device | str = "cpu") -> Tensor:
+    """Signs for a rotation, [size] of +-1, float32: -1 where draw i of `uniform(key)` is below 1/2.
+
+    >>> random_signs(0, 4)
+    tensor([-1., -1., -1.,  1.])
+    """
+    if cpu.makes_signs(device):
+        return cpu.random_signs(key, size)
+    return torch.where(uniform(key, (size,), device) < 0.5, -1.0, 1.0)

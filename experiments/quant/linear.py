@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import torch
@@ -22,7 +23,7 @@ from experiments.quant.block import quantize
 from experiments.quant.eden import ms_eden
 from experiments.quant.formats import Precision
 from experiments.quant.gradient import rounding_gradient
-from experiments.quant.hadamard import rotate, unrotate
+from experiments.quant.hadamard import random_signs, rotate, unrotate
 from experiments.quant.kernels.noise import mix, uniform
 from experiments.quant.lmul import lmul
 from experiments.quant.recipe import GemmConfig, OperandConfig, RecipeConfig
@@ -162,13 +163,11 @@ class QuantLinear(nn.Linear):
         gemm = self.recipe.gemms()[gemm_name]
         if not gemm.hadamard or gemm.signs == "fixed":
             return None
-        stream, size = _SIGNS_STREAM[gemm_name], operand.shape[-1]
+        stream, size, device = _SIGNS_STREAM[gemm_name], operand.shape[-1], operand.device
         if gemm.signs == "shared":
-            draws = uniform(self.clock.key(_SHARED, _SHARED, stream), (gemm.hadamard,))
-            draws = draws.repeat(size // gemm.hadamard).to(operand.device)
-        else:
-            draws = uniform(self.clock.key(counter, self.layer, stream), (size,), operand.device)
-        return torch.where(draws < 0.5, -1.0, 1.0)
+            key = self.clock.key(_SHARED, _SHARED, stream)
+            return _repeated_signs(key, gemm.hadamard, size, device)
+        return random_signs(self.clock.key(counter, self.layer, stream), size, device)
 
     def through_rounding(
         self, gradient: Tensor, label: str, values: Tensor | None, counter: int, rotated: bool
@@ -269,6 +268,12 @@ class _QuantizedGemms(torch.autograd.Function):
             grad_weight = layer.through_rounding(grad_weight, "P2", weight, ctx.counter, reused)
             grad_weight = grad_weight.to(weight.dtype)
         return grad_input, grad_weight, None
+
+
+@lru_cache(maxsize=64)
+def _repeated_signs(key: int, block: int, size: int, device: torch.device) -> Tensor:
+    """The same for every block, all through a run."""
+    return random_signs(key, block, device).repeat(size // block)
 
 
 def _of_forward(operand: OperandConfig | None) -> bool:

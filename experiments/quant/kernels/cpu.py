@@ -104,18 +104,20 @@ def _load() -> ctypes.CDLL | None:
         *(ctypes.c_uint64, size, size, size, ctypes.c_int),  # key, rows, columns, size, threads
     )
     library.lowbit_quantize_tiles.restype = None
-    library.lowbit_quantize_transposed.argtypes = (
+    library.lowbit_quantize_columns.argtypes = (
         *(pointer, pointer, pointer, pointer),  # format, x, out, noise
-        *(ctypes.c_uint64, size, size, size),  # key, rows, columns, block
-        *(ctypes.c_int, ctypes.c_int),  # tiles, threads
+        *(ctypes.c_uint64, size, size, size, ctypes.c_int),  # key, rows, columns, block, tiles
+        *(pointer, ctypes.c_float, ctypes.c_int, ctypes.c_int),  # signs, factor, size, threads
     )
-    library.lowbit_quantize_transposed.restype = ctypes.c_int
+    library.lowbit_quantize_columns.restype = ctypes.c_int
     library.lowbit_rotate.argtypes = (
         *(pointer, pointer, size),  # x, out, n
         *rotation,
         ctypes.c_int,  # threads
     )
     library.lowbit_rotate.restype = None
+    library.lowbit_signs.argtypes = (pointer, ctypes.c_uint64, size)  # out, key, n
+    library.lowbit_signs.restype = None
     return library
 
 
@@ -169,33 +171,38 @@ def quantize(
 
     Args:
         x: [..., K], any floating dtype of the plain way.  The transpose of a contiguous matrix is
-            read as it lies, unless it is to be rotated or a scale depends on more than amax.
+            read as it lies, unless a scale depends on more than amax.
         precision: As there.
         noise: As there, or a key: rounds with `noise.uniform(key, x.shape)` without making it.
         rounding: As there.
         hadamard: As there.
         signs: As there, float32, contiguous.
-        out: Where to write, float32, contiguous, x's shape, not overlapping x; None makes it.
+        out: Where to write, float32, x's shape, lying as the result does, not overlapping x; None
+            makes it.
     """
     assert _library is not None
+    if turned(x) and precision.scale in _BY_ALL_VALUES:
+        result = quantize(x.contiguous(), precision, noise, rounding, hadamard, signs)
+        return lying_as(x, result) if out is None else out.copy_(result)
     values = x if x.dtype is torch.float32 else x.float()
-    transposed = values.ndim == 2 and not values.is_contiguous() and values.t().is_contiguous()
-    if hadamard or precision.scale in _BY_ALL_VALUES or not transposed:
-        values, transposed = values.contiguous(), False
+    by_column = turned(values)
+    if not by_column:
+        values = values.contiguous()
     n, columns, tiles = values.numel(), x.shape[-1], precision.granularity == "tile"
     block = {"row": columns, "tensor": n}.get(precision.granularity, precision.block_size)
     assert block == n or columns % block == 0
     assert not tiles or x.shape[-2] % block == 0
-    result = _result(x, out)
+    result = _result(values, out)
     mode, draws, words = _mode(noise, rounding, x.shape)
     format = _format(precision.element, precision.scale, mode)
     common = (ctypes.byref(format), values.data_ptr(), result.data_ptr(), _address(draws), words)
     threads = _threads(n)
     if n == 0:
         pass
-    elif transposed:
-        at = (columns, n // columns, block, tiles, threads)
-        if _library.lowbit_quantize_transposed(*common, *at):
+    elif by_column:
+        signs_, _, factor, size = _rotation(x, hadamard, signs)
+        at = (columns, n // columns, block, tiles, signs_, factor, size, threads)
+        if _library.lowbit_quantize_columns(*common, *at):
             raise MemoryError(f"no memory for the scales of {tuple(x.shape)}")
     elif tiles:
         _library.lowbit_quantize_tiles(*common, n // columns, columns, block, threads)
@@ -231,7 +238,7 @@ def round_elements(
     """`experiments.quant.block.round_elements`, bit for bit; arguments as for `quantize`."""
     assert _library is not None
     values = x.float().contiguous()
-    result, n = _result(x, out), x.numel()
+    result, n = _result(values, out), x.numel()
     mode, draws, words = _mode(noise, rounding, x.shape)
     format = _format(element, None, mode)
     common = (ctypes.byref(format), values.data_ptr(), result.data_ptr(), _address(draws), words)
@@ -260,9 +267,23 @@ def rotate(x: Tensor, size: int, signs: Tensor | None = None, out: Tensor | None
     """
     assert _library is not None
     assert size in ROTATIONS
-    values, result, n = x.contiguous(), _result(x, out), x.numel()
+    values, n = x.contiguous(), x.numel()
+    result = _result(values, out)
     rotation = _rotation(x, size, signs)
     _library.lowbit_rotate(values.data_ptr(), result.data_ptr(), n, *rotation, _threads(n))
+    return result
+
+
+def makes_signs(device: torch.device | str) -> bool:
+    """Whether `random_signs` makes them where they are wanted."""
+    return _library is not None and torch.device(device).type == "cpu"
+
+
+def random_signs(key: int, size: int) -> Tensor:
+    """`experiments.quant.hadamard.random_signs`; only where `makes_signs` says so."""
+    assert _library is not None
+    result = torch.empty(size, dtype=torch.float32)
+    _library.lowbit_signs(result.data_ptr(), mix(key), size)
     return result
 
 
@@ -274,7 +295,20 @@ def _threads(n: int) -> int:
     return torch.get_num_threads() if n > _GRAIN else 1
 
 
+def turned(x: Tensor) -> bool:
+    """Whether x is the transpose of a contiguous matrix, and not contiguous itself."""
+    return x.ndim == 2 and not x.is_contiguous() and x.t().is_contiguous()
+
+
+def lying_as(x: Tensor, result: Tensor) -> Tensor:
+    """`result`, of x's shape, in memory as `turned` x is, else contiguous."""
+    return result.t().contiguous().t() if turned(x) else result.contiguous()
+
+
 def _result(x: Tensor, out: Tensor | None) -> Tensor:
+    """`out`, or a new one, lying as x does."""
+    if turned(x):
+        return _result(x.t(), None if out is None else out.t()).t()
     if out is None:
         return torch.empty(x.shape, dtype=torch.float32)
     assert (out.shape, out.dtype, out.is_contiguous()) == (x.shape, torch.float32, True)

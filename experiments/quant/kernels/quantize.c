@@ -70,7 +70,9 @@ enum {
     CACHED = 1 << 13,   /* values read twice: 32 KiB stay in the first cache */
     CHUNK = 1 << 15,    /* that one thread takes at a time: 128 KiB stay in its cache */
     PIECE = 1 << 10,    /* that pass through a buffer at a time */
-    SQUARE = 256,       /* rows and columns that one thread transposes at a time */
+    STRIP = 64,         /* columns that are quantized together */
+    TALL = 256,         /* rows of them that are read twice, at most */
+    MOST_ROTATED = 1 << 14, /* values of a strip: the largest rotation of a register of columns */
     STREAMED = 1 << 22, /* from here on a result is written past the caches */
 };
 
@@ -244,14 +246,17 @@ typedef struct {
                  float);
     void (*stream)(const float *, float *, int64_t);
     void (*column_amax)(const float *, int64_t, int64_t, int64_t, int32_t *);
-    void (*rectangle)(const lowbit_format *, const float *, float *, const float *, int64_t,
-                      int64_t, const int64_t[4], int64_t, float, const float *, const float *);
+    void (*strip)(const lowbit_format *, const lowbit_rotation *, const float *, float *,
+                  const float *, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
+                  float, const float *, const float *);
     void (*rotate)(const lowbit_rotation *, const float *, float *, int64_t, int64_t);
+    void (*rotate_columns)(const lowbit_rotation *, const float *, int64_t, float *, int64_t,
+                           int64_t, int64_t, int64_t);
 } kernels;
 
 #define KERNELS(S)                                                                                 \
-    {#S, amax_##S, scales_##S, tiles_##S, span_##S, stream_##S, column_amax_##S, rectangle_##S,   \
-     rotate_##S}
+    {#S, amax_##S, scales_##S, tiles_##S, span_##S, stream_##S, column_amax_##S, strip_##S,       \
+     rotate_##S, rotate_columns_##S}
 static const kernels ALL[] = {
 #if X86
     KERNELS(avx512),
@@ -458,42 +463,68 @@ void lowbit_quantize_tiles(const lowbit_format *format, const float *x, float *o
                       size, columns, tensor_scale);
 }
 
-/* Rows begin..end of x into out, in squares: a column's values lie on as many pages as it has
- * rows, so work down whole columns would miss the TLB at every value. */
-static void transpose_rows(const lowbit_format *f, const float *x, float *out, const float *noise,
-                           int64_t rows, int64_t columns, int64_t begin, int64_t end,
-                           int64_t block, float tensor_scale, const float *scale,
-                           const float *inverse, int threads) {
-    const int64_t height = block < SQUARE ? SQUARE / block * block : SQUARE;
-    const int64_t down = (end - begin + height - 1) / height;
-    const int64_t across = (columns + SQUARE - 1) / SQUARE;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
+/* Rows begin..end in strips of `height`, those of the same rows one after the other, as they lie in
+ * memory.  Every `block` rows of a column share a scale, or all of them those given if not NULL. */
+static void quantize_strips(const job *j, int64_t rows, int64_t columns, int64_t begin, int64_t end,
+                            int64_t height, int64_t block, float tensor_scale, const float *scale,
+                            const float *inverse) {
+    const int64_t fitting = j->rotation ? MOST_ROTATED / height : STRIP;
+    const int64_t width = fitting < STRIP ? fitting : STRIP;
+    const int64_t down = (end - begin + height - 1) / height, across = (columns + width - 1) / width;
+#pragma omp parallel for num_threads(j->threads) if (j->threads > 1)
     for (int64_t i = 0; i < down * across; i++) {
-        const int64_t row = begin + i / across * height, column = i % across * SQUARE;
-        const int64_t at[4] = {row, end - row < height ? end : row + height, column,
-                               columns - column < SQUARE ? columns : column + SQUARE};
-        active->rectangle(f, x, out, noise, rows, columns, at, scale ? at[1] - row : block,
-                          tensor_scale, scale, inverse);
+        const int64_t row = begin + i / across * height, column = i % across * width;
+        active->strip(&j->format, j->rotation, j->x, j->out, j->noise, rows, columns, row,
+                      end - row < height ? end - row : height, column,
+                      columns - column < width ? columns - column : width, block, tensor_scale,
+                      scale, inverse);
     }
 }
 
-/* out [columns, rows] = quantize of the transpose of x [rows, columns]: every `block` consecutive
- * rows of a column share a scale, or all values if block is larger than rows; with `tiles` those of
- * `block` columns, too.  The noise and the index of a draw are as out lies.  Returns 0, or 1 if
- * there is no memory for the scales. */
-int lowbit_quantize_transposed(const lowbit_format *format, const float *x, float *out,
-                               const float *noise, uint64_t key, int64_t rows, int64_t columns,
-                               int64_t block, int tiles, int threads) {
-    const job j = {with_key(format, key), NULL, x, out, noise, 0, threads};
-    const lowbit_format *f = &j.format;
-    const int whole = block > rows;
+/* out = x rotated down its columns; returns amax. */
+static int32_t rotate_strips(const job *j, int64_t rows, int64_t columns) {
+    const int64_t size = j->rotation->size, across = (columns + STRIP - 1) / STRIP;
     int32_t amax = 0;
-    if (whole || two_levels(f))
+#pragma omp parallel for num_threads(j->threads) if (j->threads > 1) reduction(max : amax)
+    for (int64_t i = 0; i < rows / size * across; i++) {
+        const int64_t row = i / across * size, column = i % across * STRIP;
+        const int64_t width = columns - column < STRIP ? columns - column : STRIP;
+        float *out = j->out + row * columns + column;
+        active->rotate_columns(j->rotation, j->x + row * columns + column, columns, out, columns,
+                               row, size, width);
+        int32_t own[STRIP] = {0};
+        active->column_amax(out, size, columns, width, own);
+        for (int64_t k = 0; k < width; k++)
+            amax = own[k] > amax ? own[k] : amax;
+    }
+    return amax;
+}
+
+/* The transpose of out = quantize of the transpose of x; both lie as [rows, columns].  Every
+ * `block` consecutive rows of a column share a scale, or all values if block is larger than rows;
+ * with `tiles` those of `block` columns, too.  Noise and the index of a draw are those of the
+ * transpose, as is a rotation, of which rows is a multiple.  Returns 0, or 1 if there is no memory
+ * for the scales. */
+int lowbit_quantize_columns(const lowbit_format *format, const float *x, float *out,
+                            const float *noise, uint64_t key, int64_t rows, int64_t columns,
+                            int64_t block, int tiles, const float *signs, float factor,
+                            int hadamard, int threads) {
+    const lowbit_rotation rotation = {signs, rows, factor, hadamard};
+    job j = {with_key(format, key), hadamard ? &rotation : NULL, x, out, noise, 0, threads};
+    const lowbit_format *f = &j.format;
+    const int whole = block > rows, at_once = block <= TALL && !whole && !tiles;
+    int32_t amax = 0;
+    if (hadamard && (!at_once || two_levels(f))) { /* not twice: from here on in place */
+        amax = rotate_strips(&j, rows, columns);
+        j.rotation = NULL;
+        j.x = out;
+    } else if (whole || two_levels(f)) {
         amax = amax_of(&j, 0, rows * columns);
+    }
     const float tensor_scale = two_levels(f) ? two_level_scale(f, amax) : 0.0f;
-    if (block <= SQUARE && !whole && !tiles) {
-        transpose_rows(f, x, out, noise, rows, columns, 0, rows, block, tensor_scale, NULL, NULL,
-                       threads);
+    if (at_once) {
+        const int64_t height = j.rotation && hadamard > block ? hadamard : block;
+        quantize_strips(&j, rows, columns, 0, rows, height, block, tensor_scale, NULL, NULL);
         return 0;
     }
     int32_t *column_amax = malloc((size_t)columns * (sizeof(int32_t) + 2 * sizeof(float)));
@@ -501,7 +532,7 @@ int lowbit_quantize_transposed(const lowbit_format *format, const float *x, floa
         return 1;
     float *scale = (float *)(column_amax + columns), *inverse = scale + columns;
     const int64_t down = whole ? rows : block, sharing = tiles ? block : 1;
-    const int64_t across = sharing < SQUARE ? SQUARE / sharing * sharing : sharing;
+    const int64_t across = sharing < STRIP ? STRIP / sharing * sharing : sharing;
     for (int64_t row = 0; row < rows; row += down) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
         for (int64_t c = 0; c < columns; c += across) {
@@ -510,7 +541,7 @@ int lowbit_quantize_transposed(const lowbit_format *format, const float *x, floa
             for (int64_t i = 0; i < width; i++)
                 own[i] = whole ? amax : 0;
             if (!whole)
-                active->column_amax(x + row * columns + c, block, columns, width, own);
+                active->column_amax(j.x + row * columns + c, block, columns, width, own);
             for (int64_t i = 0; i < width; i += sharing) {
                 for (int64_t k = i + 1; k < i + sharing; k++)
                     own[i] = own[k] > own[i] ? own[k] : own[i];
@@ -519,8 +550,7 @@ int lowbit_quantize_transposed(const lowbit_format *format, const float *x, floa
             }
             active->scales(f, own, width, tensor_scale, scale + c, inverse + c);
         }
-        transpose_rows(f, x, out, noise, rows, columns, row, row + down, down, tensor_scale, scale,
-                       inverse, threads);
+        quantize_strips(&j, rows, columns, row, row + down, 32, 32, tensor_scale, scale, inverse);
     }
     free(column_amax);
     return 0;
@@ -534,4 +564,11 @@ void lowbit_rotate(const float *x, float *out, int64_t n, const float *signs, in
     const job j = {.rotation = &rotation, .x = x, .out = out, .streamed = n >= STREAMED,
                    .threads = threads};
     rotate_all(&j, n, 0);
+}
+
+/* n random signs: -1 where the draw of kernels/noise.py is below 1/2. */
+void lowbit_signs(float *out, uint64_t key, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        out[i] = uniform((uint32_t)i * WEYL + (uint32_t)key, (uint32_t)(key >> 32)) < 0.5f ? -1.0f
+                                                                                          : 1.0f;
 }

@@ -449,8 +449,8 @@ TARGET static void NAME(stream)(const float *from, float *to, int64_t n) {
         to[i] = from[i];
 }
 
-#include "transpose.h"
 #include "rotate.h"
+#include "columns.h"
 
 #undef FOR_ROUNDING
 #undef INLINE
