@@ -15,6 +15,7 @@ from experiments.loss_scale import LossScale
 from experiments.model import Transformer
 from experiments.optim import lr_factor, make_optimizer, round_weights
 from experiments.quant.linear import QuantLinear
+from experiments.quant.word_length import WordLength
 
 # Where the noise counter of validation starts: far from every training step's.
 _VALIDATION_COUNTER = 2**40
@@ -35,6 +36,12 @@ class LanguageModel(L.LightningModule):
         self.loss_scale = LossScale(config.optim.loss_scale, config.optim.loss_scale_interval)
         # At once: several processes compare their buffers before the first of them is used.
         self.model.extend_tables(config.data.seq_len)
+        adaptive = config.recipe.word_length
+        self.word_lengths = {
+            name: WordLength(layer, adaptive)
+            for name, layer in (self._quantizable().items() if adaptive.lookback else ())
+        }
+        """By layer, of a recipe that moves them."""
         self.validation_loss = math.nan
         self._validation_sum, self._validation_tokens = 0.0, 0
 
@@ -55,12 +62,15 @@ class LanguageModel(L.LightningModule):
 
     def quantizable(self) -> list[QuantLinear]:
         """The layers that the recipe does not keep in high precision."""
+        return list(self._quantizable().values())
+
+    def _quantizable(self) -> dict[str, QuantLinear]:
         recipe, blocks = self.config.recipe, self.config.model.layers
-        return [
-            layer
+        return {
+            name: layer
             for name, layer in self.model.named_modules()
             if isinstance(layer, QuantLinear) and not recipe.keeps(name, blocks)
-        ]
+        }
 
     def on_validation_epoch_start(self) -> None:
         """Start the sum anew."""
@@ -82,18 +92,26 @@ class LanguageModel(L.LightningModule):
         super().backward(loss * self.loss_scale.value, *args, **kwargs)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Gradients of the loss itself, before they are clipped."""
+        """Gradients of the loss itself, before they are clipped; word lengths move by them."""
         self.loss_scale.unscale(self.parameters())
+        for word_length in self.word_lengths.values():
+            if (gradient := word_length.layer.weight.grad) is not None:
+                word_length.observe(gradient)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the weights and the optimizer do not hold."""
         if self.loss_scale.dynamic:
             checkpoint["loss_scale"] = self.loss_scale.state_dict()
+        if self.word_lengths:
+            states = {name: w.state_dict() for name, w in self.word_lengths.items()}
+            checkpoint["word_lengths"] = states
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Back to where the checkpoint was written."""
         if self.loss_scale.dynamic:
             self.loss_scale.load_state_dict(checkpoint["loss_scale"])
+        for name, word_length in self.word_lengths.items():
+            word_length.load_state_dict(checkpoint["word_lengths"][name])
 
     def configure_optimizers(self) -> Any:
         """The optimizer; its schedule steps with it."""

@@ -172,6 +172,9 @@ class Recorder(L.Callback):
             "train/lr": rate,
             "train/tokens_per_second": round(speed, 1),
         }
+        assert isinstance(trainer.lightning_module, LanguageModel)
+        for name, word_length in trainer.lightning_module.word_lengths.items():
+            row[f"word_length/{name}"] = word_length.bits
         self._write(row)
         if self.report:
             self.report(Progress(self.step, config.steps, speed, loss))

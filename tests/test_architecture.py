@@ -26,6 +26,7 @@ FLOORS = {
     "experiments.quant.recipe": 2,
     "experiments.quant.linear": 6,
     "experiments.quant.error": 6,
+    "experiments.quant.word_length": 7,
     "experiments.quant.recipe_error": 7,
     "experiments.diagnostics": 7,
     "experiments.ptq": 7,

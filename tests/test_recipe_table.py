@@ -110,7 +110,7 @@ def test_a_recipe_of_ones_own_and_its_options_are_measured(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["recipe=quartet"], "recipe=quartet: no such choice; there are: dge fp4_all"),
+        (["recipe=quartet"], "recipe=quartet: no such choice; there are: dge fixed_adaptive"),
         (["recipe="], "recipe=: write it as recipe=value"),
         (["recipe=nearest", "source=real"], "source=real: must be one of normal, trained"),
         (["recipe=nearest", "draws=2"], "draws=2: must be a whole number, 3 or more"),

@@ -429,6 +429,17 @@ def e4m3_ceil_scale(blocks: Tensor) -> Tensor:
     return 2.0 ** (amax(blocks) / 448).log2().ceil()
 
 
+def fixed_adaptive(case: Case) -> Any:
+    """Before any word length has moved: 8 bits, the largest value below a power of two."""
+    words = [float(k) for k in range(128)]
+    forward = partial(scaled, grid=words)
+    return same_values(
+        case,
+        lambda t: forward(t, t.numel(), lambda b: 2.0 ** (amax(b) / 127).log2().ceil()),
+        lambda t, _: t,
+    )
+
+
 TRANSCRIPTIONS: dict[str, Callable[[Case], Any]] = {
     "none": none,
     "nearest": partial(six, q=run_precision),
@@ -453,4 +464,5 @@ TRANSCRIPTIONS: dict[str, Callable[[Case], Any]] = {
     "dge": dge,
     "tetrajet": tetrajet,
     "lmul": lmul_recipe,
+    "fixed_adaptive": fixed_adaptive,
 }

@@ -31,6 +31,8 @@ PRODUCTS = ("exact", "lmul")
 GRADIENTS = ("straight_through", "masked", "dge_<k>")
 _ROUNDING_CHOICES = (*ROUNDINGS, "stochastic_<bits>", "ms_eden", "none")
 _FORWARD_OF = {"P4": "P2", "P6": "P1"}
+SHORTEST_WORD, LONGEST_WORD = 2, 11
+"""Bits of a fixed-point number, its sign included."""
 _SLOTS = {
     "P1": ("output", "input"),
     "P2": ("output", "weight"),
@@ -105,6 +107,16 @@ class GradWeightConfig:
     product: str = "exact"
 
 
+@dataclass
+class WordLengthConfig:
+    """How fixed-point word lengths move during training (`experiments.quant.word_length`)."""
+
+    lookback: int = 0
+    """Most steps between two decisions of a layer; 0: word lengths stay what they are."""
+    bins: int = 30
+    """Of the histograms by which a word length may not differ."""
+
+
 GemmConfig = OutputConfig | GradInputConfig | GradWeightConfig
 
 
@@ -124,6 +136,7 @@ class RecipeConfig:
     """Layers that do, by any run of the parts of their name: attention.qkv, mlp, blocks.3."""
     high_precision_share: float = 0.0
     """Last share of the training steps, and the validation after them, without quantization."""
+    word_length: WordLengthConfig = field(default_factory=WordLengthConfig)
 
     def slots(self) -> dict[str, OperandConfig | None]:
         """The six operands by their label in the literature."""
@@ -228,6 +241,11 @@ class RecipeConfig:
         share = self.high_precision_share
         if not 0 <= share < 1:
             found.append(f"recipe.high_precision_share={share}: must be from 0 to below 1")
+        lookback, bins = self.word_length.lookback, self.word_length.bins
+        if lookback < 0:
+            found.append(f"recipe.word_length.lookback={lookback}: must be 0 (none) or more steps")
+        if bins < 2:
+            found.append(f"recipe.word_length.bins={bins}: must be 2 or more")
         return found
 
     def _operand_problems(self, label: str, operand: OperandConfig) -> list[str]:
@@ -286,6 +304,14 @@ class RecipeConfig:
             if gemm.product == "lmul":
                 both = [precisions[label] for label, slot in _SLOTS.items() if slot[0] == name]
                 found += _lmul_problems(f"recipe.{name}.product=lmul", *both)
+        lookback, weight = self.word_length.lookback, precisions.get("P2")
+        if lookback and not (
+            weight and isinstance(weight.element, FloatFormat) and weight.element.exponent == 0
+        ):
+            found.append(
+                f"recipe.word_length.lookback={lookback}: needs output.weight in fixed point, "
+                f"E0M1 to E0M{LONGEST_WORD - 1}, not {weight or 'high precision'}"
+            )
         return found
 
 
