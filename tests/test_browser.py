@@ -15,8 +15,8 @@ import pytest
 from fitting.compare import Place, write_comparison
 from fitting.report import write_report
 from tests.browser import CHROMIUM, Page, chromium
+from tests.report_study import a_fit, the_runs, write_fit, write_runs
 from tests.test_compare import again
-from tests.test_report import a_fit, the_runs, write_fit, write_runs
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
 SCREENS: dict[str, dict[str, Any]] = {

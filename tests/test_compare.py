@@ -19,7 +19,7 @@ from fitting.compare import SAME, Place, common_cells, overlapping, write_compar
 from fitting.results import RunRecord
 from fitting.study import load_study
 from fitting.verdicts import enough
-from tests.test_report import Page, a_fit, files_of, the_runs, write_fit, write_runs
+from tests.report_study import Page, a_fit, files_of, the_runs, write_fit, write_runs
 
 SHIFT = 0.2
 """Nats by which the second study's E1M1 runs end higher."""

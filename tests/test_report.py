@@ -1,200 +1,38 @@
-"""The report page: what is on it, what it says when little is there, and that it is one file."""
+"""The report page: what is on it, and what it says when little is there."""
 
-import functools
-import hashlib
 import html
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
 from fitting import conclusions
 from fitting.describe import run_fit
-from fitting.laws import LAWS, QUARTET_2025
+from fitting.laws import QUARTET_2025
 from fitting.options import FitOptions, report_options
-from fitting.report import write_report as write_everything
-from fitting.results import ResultsError, RunRecord, load, write_exclusive
-from fitting.synthetic import make_table, sun_design
+from fitting.results import RunRecord, load
+from fitting.synthetic import make_table
+from tests.report_study import (
+    TRUTH,
+    Page,
+    a_fit,
+    all_diverged,
+    out,
+    page,
+    study,
+    the_runs,
+    write_fit,
+    write_report,
+    write_runs,
+)
 
-write_report = functools.partial(write_everything, figure_files=("svg",))
-"""PDFs take most of the time; one test looks at them."""
-TRUTH = {
-    "n": 9.0, "alpha": 0.16, "d": 900.0, "beta": 0.5, "epsilon": 0.35, "gamma": 2500.0,
-    "delta": 1.9, "nu": 1.8,
-}  # fmt: skip
-"""A floating-point law (2501.02423, Eq. 1) that gives a small model's losses, 2.2 to 3.2 nats."""
-LAYOUTS = ((8, 7), (1, 1), (2, 1), (4, 3))
-UNQUANTIZED = (8, 7)
-
-
-def a_run(params: int, tokens: int, layout: tuple[int, int], seed: int, loss: float) -> RunRecord:
-    exponent, mantissa = layout
-    quantized = layout != UNQUANTIZED
-    return RunRecord(
-        run_id=f"n{params}-t{tokens}-e{exponent}m{mantissa}-s{seed}",
-        study="tiny", status="finished", model=f"n{params}",
-        recipe="nearest" if quantized else "none", exponent=exponent, mantissa=mantissa,
-        bits=1 + exponent + mantissa, bits_with_scales=1.25 + exponent + mantissa,
-        block_size=32.0 if quantized else 1.0, granularity="block" if quantized else "none",
-        scale="e8m0" if quantized else "none", operands="P2 P4 P6" if quantized else "",
-        params=params, params_head=0, params_embedding=0, params_total=params,
-        params_quantized=params if quantized else 0, tokens=tokens, unique_tokens=tokens,
-        flops=6.0 * params * tokens, seed=seed, loss=loss, train_loss=loss, bits_per_byte=None,
-        wall_seconds=6.0, tokens_per_second=1.5e5, attempts=1, corpus="test 0123456789ab",
-        quantize_backend="eager", numerics_version=1,
-        provenance={"git_sha": "1f2e3d4c5b6a", "device": "cpu", "threads": 1},
-    )  # fmt: skip
-
-
-def the_runs(noise: float = 0.008) -> list[RunRecord]:
-    """2 sizes x 2 token counts x 4 layouts x 3 seeds, the noise mostly shared by a seed's runs."""
-    rng = np.random.default_rng(1)
-    runs = []
-    for params in (24_576, 98_304):
-        for tokens in (1_000_000, 4_000_000):
-            for seed in range(3):
-                shared = rng.standard_normal()
-                for layout in LAYOUTS:
-                    row = pd.DataFrame(
-                        {
-                            "params": [params], "tokens": [tokens], "exponent": [layout[0]],
-                            "mantissa": [layout[1]],
-                            "block_size": [1.0 if layout == UNQUANTIZED else 32.0],
-                        }
-                    )  # fmt: skip
-                    exact = LAWS["floating_point"].predict(TRUTH, row)[0]
-                    loss = exact * np.exp(noise * (shared + 0.3 * rng.standard_normal()))
-                    runs.append(a_run(params, tokens, layout, seed, float(loss)))
-    return runs
-
-
-def write_runs(folder: Path, runs: list[RunRecord], **about: Any) -> Path:
-    for run in runs:
-        (folder / run.run_id).mkdir(parents=True)
-        write_exclusive(run, folder / run.run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    if about:
-        (folder / "study.json").write_text(json.dumps(about))
-    return folder
-
-
-def a_layout(bits: int, layout: str, share: float, extrapolated: bool) -> dict[str, Any]:
-    return {
-        "bits": bits, "exponent_opt": 1.5, "mantissa_opt": 1.4, "exponent_interval": [1.3, 1.7],
-        "mantissa_interval": [1.2, 1.6], "ratio": 1.07, "ratio_interval": [0.9, 1.3],
-        "layout": layout, "shares": {layout: share, "E0M3": 1 - share}, "near_ties": [],
-        "extrapolated": extrapolated,
-    }  # fmt: skip
-
-
-def a_fit(**changes: Any) -> dict[str, Any]:
-    """fit.json of `TRUTH`, as lowbit-fit writes it."""
-    fit: dict[str, Any] = {
-        "law": "floating_point",
-        "objective": {"name": "huber", "delta": 1e-3, "value": 1.25e-4},
-        "parameters": TRUTH,
-        "intervals": {name: [0.9 * value, 1.2 * value] for name, value in TRUTH.items()},
-        "standard_errors": {name: 0.07 * value for name, value in TRUTH.items()},
-        "status": "converged",
-        "starts": {"tried": 32, "agreeing": 31},
-        "rows": {"used": 48, "excluded": {"diverged": 2}},
-        "derived": {
-            "layouts": [a_layout(4, "E2M1", 0.93, False), a_layout(16, "E8M7", 0.71, True)],
-            "critical_tokens": [
-                {
-                    "params": 24_576, "format": "E1M1", "block_size": 32.0, "tokens": 7.5e6,
-                    "interval": [5e6, None], "extrapolated": True,
-                }
-            ],
-            "identified": {name: name not in ("gamma", "delta") for name in TRUTH},
-        },
-        "warnings": ["gamma and delta move together: not identified"],
-        "inputs_sha256": "ab" * 32,
-    }  # fmt: skip
-    return {**fit, **changes}
-
-
-def write_fit(folder: Path, fit: dict[str, Any]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "fit.json").write_text(json.dumps(fit))
-    return folder
-
-
-class Page(HTMLParser):
-    """Collects what a browser would load or follow, the table rows, and the visible text."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.loads: list[str] = []
-        self.links: list[str] = []
-        self.rows: list[list[str]] = []
-        self.tags: list[str] = []
-        self.words: list[str] = []
-        self._style = False
-        self._cell = False
-        source = path.read_text(encoding="utf-8")
-        self.loads += re.findall(r"url\(([^)]*)\)", source) + re.findall(r"@import[^;]*", source)
-        self.feed(source)
-        self.text = re.sub(r"\s+", " ", " ".join(self.words))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self._style = tag in ("style", "script")
-        for name, value in attrs:
-            if name in ("src", "srcset", "href", "xlink:href", "data", "action", "poster"):
-                (self.links if tag == "a" else self.loads).append(value or "")
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-            self._cell = True
-
-    def handle_endtag(self, tag: str) -> None:
-        self._style = False
-        self._cell = self._cell and tag not in ("td", "th")
-
-    def handle_data(self, data: str) -> None:
-        if not self._style:
-            self.words.append(data)
-        if self._cell:
-            self.rows[-1][-1] += data
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A folder of runs with two diverged and one missing, and a folder with its fit."""
-    root = tmp_path_factory.mktemp("study")
-    runs = the_runs()
-    lost = [i for i, run in enumerate(runs) if (run.exponent, run.seed) == (1, 2)][:2]
-    for i in lost:
-        runs[i] = replace(runs[i], status="diverged", loss=None, reason="loss is NaN at step 9")
-    write_runs(
-        root / "tiny", runs, name="tiny", title="A tiny study", description="Two sizes.",
-        planned=[run.run_id for run in runs] + ["never-started"], notes=["Tuned once."],
-    )  # fmt: skip
-    return root / "tiny", write_fit(root / "fit", a_fit())
-
-
-@pytest.fixture(scope="module")
-def out(study: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of its report, with every kind of file."""
-    return write_everything(*study, tmp_path_factory.mktemp("report")).parent
-
-
-@pytest.fixture(scope="module")
-def page(out: Path) -> Page:
-    return Page(out / "index.html")
+__all__ = ["out", "page", "study"]  # fixtures
 
 
 def test_every_loss_is_followed_from_its_record_to_the_page(
@@ -220,75 +58,6 @@ def test_the_page_loads_nothing_and_links_only_to_itself_and_papers(page: Page) 
     assert outside
     assert all(link.startswith("https://arxiv.org/abs/") for link in outside)
     assert not {"iframe", "link", "img", "object", "embed", "base"} & set(page.tags)
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def test_the_same_inputs_give_the_same_bytes_in_another_process(
-    study: tuple[Path, Path], out: Path, tmp_path: Path
-) -> None:
-    code = (
-        "import sys; from pathlib import Path; from fitting.report import write_report; "
-        "write_report(*map(Path, sys.argv[1:]))"
-    )
-    subprocess.run(
-        [sys.executable, "-c", code, *map(str, study), str(tmp_path)],
-        check=True,
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"},
-    )
-    assert files_of(out) == files_of(tmp_path)
-
-
-def test_a_page_comes_back_to_the_byte_from_what_is_published_beside_it(
-    study: tuple[Path, Path], tmp_path: Path
-) -> None:
-    """From the folder of runs, with diagnostics; then from the files alone, elsewhere."""
-    runs = Path(shutil.copytree(study[0], tmp_path / "runs" / "tiny"))
-    some = next(run.run_id for run in the_runs() if run.bits == 4)
-    row = {"step": 1, "qsnr_P2/blocks.0.mlp.down": 0.1 + 0.2, "qsnr_P4/blocks.0.mlp.up": 1 / 3}
-    (runs / some / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    there, here = tmp_path / "there", Path(shutil.copytree(study[1], tmp_path / "here"))
-    write_report(runs, here, here)
-    there.mkdir()
-    for name in ("results.csv", "study.json", "diagnostics.csv", "fit.json"):
-        shutil.copy(here / name, there)
-    shutil.rmtree(runs)
-    page = write_report(there / "results.csv", there, there)
-    assert "QSNR" in page.read_text()
-    assert files_of(there) == files_of(here)
-
-
-def test_the_manifest_holds_the_sum_of_every_file_and_input(
-    study: tuple[Path, Path], out: Path
-) -> None:
-    files = {k: v for k, v in files_of(out).items() if k not in ("results.csv", "study.json")}
-    manifest = json.loads(files.pop("MANIFEST.json"))
-    assert manifest["files"] == {k: hashlib.sha256(v).hexdigest() for k, v in files.items()}
-    parts = {name.split("/")[0] for name in manifest["files"]}
-    assert parts == {"index.html", "headline.png", "figures", "tables"}
-    assert set(manifest["inputs"]) == {"results.csv", "study.json", "fit.json"}
-    for name, digest in manifest["inputs"].items():
-        where = study[1] if name == "fit.json" else out
-        assert digest == hashlib.sha256((where / name).read_bytes()).hexdigest()
-    fit_sum = hashlib.sha256((study[1] / "fit.json").read_bytes()).hexdigest()
-    assert manifest["inputs"]["fit.json"] == fit_sum
-
-
-def test_every_figure_and_table_is_there_for_a_paper(out: Path) -> None:
-    files = set(files_of(out))
-    for folder, kinds in (("figures", ("svg", "pdf")), ("tables", ("csv", "tex"))):
-        names = {name.rpartition(".")[0] for name in files if name.startswith(folder)}
-        assert len(names) >= 4
-        assert {f"{name}.{kind}" for name in names for kind in kinds} == {
-            name for name in files if name.startswith(folder)
-        }
 
 
 def test_what_marks_say_on_the_page_is_what_they_say_in_the_figures(out: Path) -> None:
@@ -468,10 +237,6 @@ def one_seed() -> list[RunRecord]:
     return [run for run in the_runs() if run.seed == 0]
 
 
-def all_diverged() -> list[RunRecord]:
-    return [replace(run, status="diverged", loss=None, train_loss=None) for run in the_runs()[:5]]
-
-
 def all_failed() -> list[RunRecord]:
     return [replace(run, status="failed", loss=None, train_loss=None) for run in the_runs()[:5]]
 
@@ -528,40 +293,6 @@ def test_a_foreign_table_without_formats_is_reported_as_far_as_it_goes(tmp_path:
         assert any(f"{loss:.4f}" in row for row in page.rows)
 
 
-def test_a_published_size_study_stays_below_a_megabyte(tmp_path: Path) -> None:
-    """The grid of 2501.02423 with three seeds: 1056 runs, 21 formats, 4 sizes."""
-    formats = sun_design()
-    base = formats.drop_duplicates(["params", "tokens"])
-    base = base.assign(exponent=8, mantissa=7, block_size=1.0, granularity="none")
-    design = pd.concat([formats, base, formats, base, formats, base], ignore_index=True)
-    table = make_table("floating_point", {**TRUTH, "d": 6.9e4}, design, 1e-3, seed=0)
-    table.to_csv(tmp_path / "grid.csv", index=False)
-    write_report(tmp_path / "grid.csv", write_fit(tmp_path / "fit", a_fit()), tmp_path / "out")
-    for name, content in files_of(tmp_path / "out").items():
-        assert len(content) < 1_000_000, name
-
-
-def test_figures_of_an_earlier_report_go_but_other_files_stay(
-    study: tuple[Path, Path], out: Path, tmp_path: Path
-) -> None:
-    out = Path(shutil.copytree(out, tmp_path / "out"))
-    assert (out / "figures" / "residuals.svg").exists()
-    (out / "figures" / "mine.svg").write_text("<svg/>")
-    (out / "tables" / "parameters.csv").write_text("edited by hand")
-    write_report(study[0], tmp_path / "no-fit", out)
-    left = files_of(out)
-    assert "figures/residuals.svg" not in left
-    assert left["figures/mine.svg"] == b"<svg/>"
-    assert left["tables/parameters.csv"] == b"edited by hand"
-
-
-def test_a_broken_fit_leaves_no_page_behind(study: tuple[Path, Path], tmp_path: Path) -> None:
-    (tmp_path / "fit.json").write_text("{")
-    with pytest.raises(ResultsError, match=r"fit\.json: not JSON"):
-        write_report(study[0], tmp_path, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_it_is_said_who_shares_a_scale_where_names_do(page: Page, tmp_path: Path) -> None:
     """The names hold a block size only where a study has several."""
     assert "shares a scale per" not in page.text
@@ -588,25 +319,6 @@ def test_provenance_is_in_words(tmp_path: Path) -> None:
     text = Page(write_report(results, tmp_path, tmp_path / "out")).text
     for words in ("Git sha 1f2e3d4c5b6a", "Uncommitted changes no, yes", "Device cpu", "Threads 1"):
         assert words in text
-
-
-def test_the_headline_figure_is_a_1200_by_500_png(study: tuple[Path, Path], tmp_path: Path) -> None:
-    png = (write_report(*study, tmp_path / "a").parent / "headline.png").read_bytes()
-    assert png[:8] == b"\x89PNG\r\n\x1a\n"
-    assert (int.from_bytes(png[16:20]), int.from_bytes(png[20:24])) == (1200, 500)
-    again = write_report(*study, tmp_path / "b").parent
-    assert png == (again / "headline.png").read_bytes()
-    sums = json.loads((again / "MANIFEST.json").read_text())["files"]
-    assert sums["headline.png"] == hashlib.sha256(png).hexdigest()
-
-
-def test_a_study_with_nothing_to_compare_has_no_headline_figure(tmp_path: Path) -> None:
-    results = write_runs(tmp_path / "runs", all_diverged())
-    out = tmp_path / "out"
-    (tmp_path / "nowhere").mkdir()
-    page = write_report(results, tmp_path / "nowhere", out)
-    assert not (out / "headline.png").exists()
-    assert "nothing to compare" in Page(page).text
 
 
 def test_diagnostics_have_a_section_only_where_there_are_some(

@@ -16,7 +16,7 @@ TARGET static void NAME(column_amax)(const float *restrict x, int64_t length, in
 }
 
 /* LANES columns of `size` rows, a constant that fits the registers: signs, then the sums and
- * differences of rows at distance 1, 2, 4, ... in turn, then the factor unless it is 1. */
+ * differences of rows at distance 1, 2, 4, ... in turn, then the factor. */
 INLINE void NAME(rotate_few)(const float *x, int64_t stride, float *out, int64_t out_stride,
                              const float *signs, float factor, const int size) {
     NAME(vector) v[32];
