@@ -68,6 +68,7 @@ def test_diversity_is_one_for_agreement_and_the_root_of_n_for_right_angles() -> 
     assert gradient_diversity(9.0, eye.sum(0).norm().item()) == pytest.approx(3.0)
     assert gradient_diversity(9.0, (9 * eye[0]).norm().item()) == 1.0
     assert gradient_diversity(9.0, 0.0) == math.inf
+    assert gradient_diversity(math.nan, math.nan) == math.inf
 
 
 def layer(lookback: int) -> WordLength:
@@ -124,6 +125,12 @@ def test_a_run_moves_them_says_so_and_resumes_to_the_same_bits(
     assert all(len(row) == 8 for row in lengths), "four layers a block, two blocks"
     assert set(lengths[0]) == {8}
     assert lengths[-1] != lengths[0]
+
+
+def test_a_run_that_diverges_says_so(small: Compose) -> None:
+    wild = ["optim.lr=1e20", "optim.clip_norm=1e30", "tracking.log_every=12"]
+    result = train(small("recipe=fixed_adaptive", "recipe.word_length.lookback=2", *wild))
+    assert result.record.status == "diverged"
 
 
 def test_it_is_part_of_the_address_and_what_cannot_move_is_refused(composed: Compose) -> None:

@@ -72,7 +72,10 @@ class WordLength:
         """Take in the weight's gradient of one step; at the end of a window decide."""
         self.seen += 1
         self._norms += float(gradient.norm())
-        self._sum = gradient.clone() if self._sum is None else self._sum.add_(gradient)
+        if self._sum is None:
+            self._sum = gradient.clone()
+        else:  # out of a checkpoint it lies on the CPU
+            self._sum = self._sum.to(gradient.device).add_(gradient)
         if self.seen < self.lookback:
             return
         diversity = gradient_diversity(self._norms, float(self._sum.norm()))
@@ -95,13 +98,17 @@ class WordLength:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Back from the checkpoint."""
         self.bits, self.lookback, self.seen = state["bits"], state["lookback"], state["seen"]
-        self._norms = state["norms"]
-        self._sum = None if state["sum"] is None else state["sum"].to(self.layer.weight.device)
+        self._norms, self._sum = state["norms"], state["sum"]
 
 
 def gradient_diversity(norms: float, norm_of_sum: float) -> float:
-    """Sum of the gradients' norms over the norm of their sum: 1 where they agree, else more."""
-    return max(norms / norm_of_sum, 1.0) if norm_of_sum else math.inf
+    """Sum of the gradients' norms over the norm of their sum: 1 where they agree, else more.
+
+    Infinite where nothing is left of them, or one is not finite, as in a run that diverges.
+    """
+    if not (norm_of_sum > 0 and math.isfinite(norms) and math.isfinite(norm_of_sum)):
+        return math.inf
+    return max(norms / norm_of_sum, 1.0)
 
 
 def with_word_length(precision: Precision, bits: int) -> Precision:
