@@ -183,18 +183,20 @@ def test_a_sweep_that_is_killed_a_dozen_times_gives_the_same_bits(
 def test_the_smoke_study_ends_right_on_a_cluster_that_loses_a_node(
     tmp_path: Path, text: Path
 ) -> None:
+    """Its runs made eight times as long, seconds: the node must die while one is at work on it."""
     from ray.cluster_utils import Cluster
 
+    longer = "tokens=262144"
     alone, together = tmp_path / "alone", tmp_path / "together"
     for folder in (alone, together):
         folder.mkdir()
-    assert driver(alone, text, study="study=smoke").wait(timeout=300) == 0
+    assert driver(alone, text, longer, study="study=smoke").wait(timeout=300) == 0
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     process = None
     try:
         node = cluster.add_node(num_cpus=1)
         address = f"hydra.launcher.address={cluster.address}"
-        process = driver(together, text, address, study="study=smoke")
+        process = driver(together, text, address, longer, study="study=smoke")
         while len(wait_for_workers(together, process)) < 2:
             assert process.poll() is None, (together / "driver.txt").read_text()
         cluster.remove_node(node, allow_graceful=False)
