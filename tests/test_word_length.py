@@ -103,6 +103,14 @@ def test_windows_push_down_then_up_and_get_shorter_where_gradients_disagree() ->
     assert {str(operands[label]) for label in ("P1", "P2")} == {f"E0M{least - 1}-tensor-e8m0_ceil"}
 
 
+def test_an_integer_operand_stays_what_it_is() -> None:
+    word = layer(40)
+    word.layer.precisions["P1"] = Precision.parse("INT8-asymmetric-row")
+    word.bits = 5
+    operands = {label: str(precision) for label, precision in word.layer.precisions.items()}
+    assert operands == {"P1": "INT8-asymmetric-row-fp32", "P2": "E0M4-tensor-e8m0_ceil"}
+
+
 def test_a_run_moves_them_says_so_and_resumes_to_the_same_bits(
     small: Compose, tmp_path: Path
 ) -> None:

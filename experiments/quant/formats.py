@@ -367,6 +367,11 @@ class Precision:
         size = self.block_size if self.granularity in ("block", "tile") else ""
         return f"{self.element}-{self.granularity}{size}-{self.scale}"
 
+    @property
+    def fixed_point(self) -> bool:
+        """Sign and magnitude without exponent, E0My."""
+        return isinstance(self.element, FloatFormat) and self.element.exponent == 0
+
     def sharing(self, rows: int, columns: int) -> int:
         """How many elements of a [rows, columns] operand share one scale."""
         return {

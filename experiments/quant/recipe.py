@@ -305,9 +305,7 @@ class RecipeConfig:
                 both = [precisions[label] for label, slot in _SLOTS.items() if slot[0] == name]
                 found += _lmul_problems(f"recipe.{name}.product=lmul", *both)
         lookback, weight = self.word_length.lookback, precisions.get("P2")
-        if lookback and not (
-            weight and isinstance(weight.element, FloatFormat) and weight.element.exponent == 0
-        ):
+        if lookback and not (weight and weight.fixed_point):
             found.append(
                 f"recipe.word_length.lookback={lookback}: needs output.weight in fixed point, "
                 f"E0M1 to E0M{LONGEST_WORD - 1}, not {weight or 'high precision'}"

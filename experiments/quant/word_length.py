@@ -64,7 +64,7 @@ class WordLength:
     @bits.setter
     def bits(self, bits: int) -> None:
         for label, precision in self.layer.precisions.items():
-            if precision.element.exponent == 0:
+            if precision.fixed_point:
                 self.layer.precisions[label] = with_word_length(precision, bits)
 
     @torch.no_grad()
