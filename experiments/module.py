@@ -39,7 +39,7 @@ class LanguageModel(L.LightningModule):
         adaptive = config.recipe.word_length
         self.word_lengths = {
             name: WordLength(layer, adaptive)
-            for name, layer in (self._quantizable().items() if adaptive.lookback else ())
+            for name, layer in (self.quantizable().items() if adaptive.lookback else ())
         }
         """By layer, of a recipe that moves them."""
         self.validation_loss = math.nan
@@ -60,11 +60,8 @@ class LanguageModel(L.LightningModule):
         self._set_clock()
         return measure(self.model, self.model.clock, lambda: self.model.loss(batch))
 
-    def quantizable(self) -> list[QuantLinear]:
-        """The layers that the recipe does not keep in high precision."""
-        return list(self._quantizable().values())
-
-    def _quantizable(self) -> dict[str, QuantLinear]:
+    def quantizable(self) -> dict[str, QuantLinear]:
+        """The layers that the recipe does not keep in high precision, by name."""
         recipe, blocks = self.config.recipe, self.config.model.layers
         return {
             name: layer

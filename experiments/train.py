@@ -287,7 +287,7 @@ class _Run:
 
     def _score_quantized(self) -> None:
         """The same with the weights quantized after training, to each format that was asked for."""
-        ptq, layers = self.config.ptq, self.module.quantizable()
+        ptq, layers = self.config.ptq, self.module.quantizable().values()
         for name, precision in ptq.precisions().items():
             with quantized(layers, precision, ptq.operands):
                 self.ptq[name] = self._score()

@@ -105,18 +105,18 @@ def test_an_error_while_scoring_leaves_the_weights_as_they_were(small: Compose) 
     x = torch.randint(256, (2, 65), generator=torch.Generator().manual_seed(0))
     loss = module.model.loss(x)
     for operands in ("weights", "weights_and_inputs"):
-        context = quantized(module.quantizable(), Precision.parse("int2_row"), operands)
+        context = quantized(module.quantizable().values(), Precision.parse("int2_row"), operands)
         with pytest.raises(RuntimeError, match="shape"), context:  # noqa: PT012
             state = module.state_dict()
             assert sum(not torch.equal(state[n], w) for n, w in before.items()) == 8
-            module.quantizable()[0](torch.ones(2, 64))
+            next(iter(module.quantizable().values()))(torch.ones(2, 64))
         assert all(torch.equal(w, before[n]) for n, w in module.state_dict().items())
         assert module.model.loss(x) == loss, "and no hook is left"
 
 
 def test_inputs_are_quantized_only_where_asked(small: Compose) -> None:
     """Of one layer against the product of both rounded operands."""
-    [layer, *_] = LanguageModel(small("recipe=none")).quantizable()
+    [layer, *_] = LanguageModel(small("recipe=none")).quantizable().values()
     int4 = Precision.parse("int4_row")
     x = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(0))
     weight = quantize_plain(layer.weight.detach(), int4)
