@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import resource
+from collections.abc import Iterator
 
 import torch
 
@@ -24,3 +26,25 @@ def use_cpus(count: int) -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, _HEAP_BYTES)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@contextlib.contextmanager
+def held_to(gibibytes: float) -> Iterator[None]:
+    """Hold this process to so much memory beyond what it has; 0: to none.
+
+    A run that wants more then fails alone and by name, where it would have taken its whole machine
+    into the kernel's out-of-memory killer.  An error leaves the block before it is dealt with, so
+    that this has memory again.
+    """
+    if not gibibytes:
+        yield
+        return
+    with open("/proc/self/status", encoding="ascii") as file:
+        [line] = (line for line in file if line.startswith("VmData"))
+    had = int(line.split()[1]) * 1024
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (had + int(gibibytes * 2**30), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

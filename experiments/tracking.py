@@ -165,11 +165,11 @@ def finish(exit_code: int) -> bool:
         Whether all rows are known to be on the server.
     """
     global _current, _avoid_until
-    import wandb
-
     mirror, _current = _current, None
     if mirror is None:
         return False
+    import wandb
+
     seconds = mirror.finish_seconds + _CLOSE_SECONDS
     closed = _within(seconds, lambda: wandb.finish(exit_code=exit_code))
     if not closed or mirror.broken:

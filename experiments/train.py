@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -35,7 +36,7 @@ from experiments.data import StepLoader, TokenData
 from experiments.identity import run_folder, run_id
 from experiments.lease import Fenced, Lease
 from experiments.module import LanguageModel
-from experiments.process import use_cpus
+from experiments.process import held_to, use_cpus
 from experiments.progress import METRICS
 from experiments.ptq import quantized
 from experiments.record import columns, make_record
@@ -149,8 +150,9 @@ def _politely(stop: threading.Event) -> Iterator[None]:
 def follow(config: TrainConfig) -> None:
     """Take part in a run on several processes as one that is not its first: writes nothing."""
     check(config)
-    with contextlib.suppress(Diverged, Stopped):
-        _Run(config, TokenData(config.data), run_folder(config), None, None).fit(None)
+    run = _Run(config, TokenData(config.data), run_folder(config), None, None)
+    with contextlib.suppress(Diverged, Stopped), run.held():
+        run.fit(None)
 
 
 def _result(folder: Path) -> RunResult | None:
@@ -163,9 +165,7 @@ def _result(folder: Path) -> RunResult | None:
 
 def _named(error: Exception, config: TrainConfig) -> Exception:
     """The error itself, or, where memory ran out, one that says so and what would help."""
-    texts = ("can't allocate memory", "out of memory", "Cannot allocate memory")
-    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    if not known and not any(text in str(error) for text in texts):
+    if not any(_is_want_of_memory(each) for each in _chain(error)):
         return error
     need = training_bytes(config.model, config.batch_tokens, config.data.seq_len) / 2**30
     given = config.resources.memory
@@ -175,6 +175,22 @@ def _named(error: Exception, config: TrainConfig) -> Exception:
         f"lower batch_size={config.batch_size} or data.seq_len={config.data.seq_len}"
         + (", or raise resources.memory" if given else "")
     )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it came from: where memory is short, dealing with that may fail too."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_want_of_memory(error: BaseException) -> bool:
+    texts = (
+        *("can't allocate memory", "out of memory", "Cannot allocate memory"),  # torch, system
+        *("bad_alloc", "could not create a memory", "failed to map segment"),  # C++, oneDNN, loader
+    )
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or any(text in str(error) for text in texts)
 
 
 def _of_the_machine(error: Exception) -> bool:
@@ -209,7 +225,11 @@ class _Run:
         self.ptq: dict[str, float | None] = {}
         """Validation loss by format of the weights after training."""
         use_cpus(config.resources.cpus)
-        self.module = LanguageModel(config)
+
+    @functools.cached_property
+    def module(self) -> LanguageModel:
+        """Built where it is first used: within the memory that the run may take."""
+        return LanguageModel(self.config)
 
     def lead(self) -> RunRecord:
         """As the run's first process: train, validate, write the result."""
@@ -218,8 +238,7 @@ class _Run:
             path.unlink(missing_ok=True)  # what attempts that were killed left half written
         write_atomic(json.dumps(asdict(self.config), indent=1) + "\n", self.folder / "config.json")
         self.lease.check()
-        recorder, module = self.recorder, self.module
-        attempt, identity = self.lease.number, run_id(self.config)
+        recorder, attempt, identity = self.recorder, self.lease.number, run_id(self.config)
         recorder.mirror = tracking.start(
             self.config, identity, self.folder, attempt, columns(self.config)
         )
@@ -227,16 +246,18 @@ class _Run:
         try:
             status, reason, loss = "finished", "", None
             try:
-                self.fit(recorder.newest_checkpoint())
-                loss = self._score()
-                self._check_that_it_learned(loss)
-                self._score_quantized()
+                checkpoint = recorder.newest_checkpoint()
+                with self.held():
+                    self.fit(checkpoint)
+                    loss = self._score()
+                    self._check_that_it_learned(loss)
+                    self._score_quantized()
             except Diverged as error:
                 status, reason = "diverged", str(error)
             if loss is not None:
                 recorder.final(loss, {k: v for k, v in self.ptq.items() if v is not None})
             recorder.write_curve()
-            self.weights_sha256 = _sha256(module)
+            self.weights_sha256 = _sha256(self.module)
             record = self.record(status, loss, reason)
             exit_code = 0
         finally:
@@ -257,6 +278,11 @@ class _Run:
         with contextlib.suppress(Fenced, OSError):
             self.lease.check()
             write_atomic(self.record("failed", None, reason).to_json(), self.folder / FAILURE)
+
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """What takes memory in proportion to the run belongs in here."""
+        resources = self.config.resources
+        return held_to(resources.memory if resources.device == "cpu" else 0.0)
 
     def fit(self, checkpoint: Path | None) -> None:
         """Train from the checkpoint of the run's first process, or from the start, to the end."""

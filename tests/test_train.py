@@ -201,7 +201,7 @@ def test_signals_at_any_moment_change_no_bit(small: Compose, tmp_path: Path) -> 
 
     In the middle of a step a batch is drawn and not yet learned from: to save then loses it.
     """
-    overrides = ["recipe=stochastic", "tokens=51200", "data.max_epochs=100"]
+    overrides = ["recipe=stochastic", "tokens=204800", "data.max_epochs=100"]
     undisturbed = train(small(*overrides, f"runs={tmp_path / 'undisturbed'}"))
     config, chance = small(*overrides), random.Random(5)
     late = {n: signal.signal(n, lambda *_: None) for n in (signal.SIGINT, signal.SIGTERM)}

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import resource
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
 from typing import Any
 
 from experiments.config import from_dict
@@ -45,9 +43,8 @@ def execute(config: dict[str, Any], token: str) -> tuple[str, str]:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} process {os.getpid()} {text}\n")
 
         note("start")
-        memory = checked.resources.memory if checked.resources.device == "cpu" else 0.0
         try:
-            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log), _at_most(memory):
+            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
                 result = train(checked, token=token)
             note("was done already" if result.already_done else result.record.status)
             return DONE, ""
@@ -127,24 +124,3 @@ def _process(task: dict[str, Any]) -> None:
     how, why = execute(task["config"], task["token"])
     if how != DONE:
         raise _Ended(how, why)
-
-
-@contextlib.contextmanager
-def _at_most(gibibytes: float) -> Iterator[None]:
-    """Hold this process to so much memory beyond what it has; 0: to none.
-
-    A run that wants more then fails alone and by name, where it would have taken its whole machine
-    into the kernel's out-of-memory killer.
-    """
-    if not gibibytes:
-        yield
-        return
-    with open("/proc/self/status", encoding="ascii") as file:
-        [line] = (line for line in file if line.startswith("VmData"))
-    had = int(line.split()[1]) * 1024
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (had + int(gibibytes * 2**30), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
