@@ -5,6 +5,7 @@ on, and `experiments.quant.kernels.NAME` is None: everything works, in plain PyT
 """
 
 import sys
+from glob import glob
 
 from setuptools import Extension, setup
 
@@ -17,7 +18,7 @@ setup(
         Extension(
             "experiments.quant.kernels._quantize",
             sources=[f"{FOLDER}/quantize.c"],
-            depends=[f"{FOLDER}/{name}.h" for name in ("quantize", "rotate", "columns")],
+            depends=sorted(glob(f"{FOLDER}/*.h")),
             # Exact: no contraction to FMA.  The other two only let the compiler vectorise more.
             extra_compile_args=[
                 *("-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),

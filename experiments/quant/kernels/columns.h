@@ -108,26 +108,38 @@ INLINE void NAME(rows_as)(const lowbit_format *f, const float *x, int64_t stride
                           int64_t length, const int64_t width, const float *restrict scale,
                           const float *restrict inverse, const int rounding, const int scaling,
                           const int wide) {
+    const lowbit_format own = *f;
     for (int64_t i = 0; i < length; i++) {
-        const uint32_t weyl = (uint32_t)(first + i) * WEYL + f->key_low;
         const float *from = x + i * stride;
         float *to = out + i * columns;
-        _Pragma("GCC ivdep") for (int j = 0; j < width; j++) {
-            const float draw = rounding == STOCHASTIC ? noise[first + i + j * rows]
-                               : rounding == STOCHASTIC_COUNTER
-                                   ? uniform(weyl + (uint32_t)j * ((uint32_t)rows * WEYL),
-                                             f->key_high)
-                                   : 0.0f;
-            to[j] = NAME(value)(f, from[j], scale[j], inverse[j], draw, rounding, scaling, wide);
-        }
+        NAME(words) weyl = NAME(weyl)(f->key_low, first + i, rows);
+#define REGISTER(SOME)                                                                             \
+    do {                                                                                           \
+        NAME(vector) draw = {0};                                                                   \
+        if (rounding == STOCHASTIC)                                                                \
+            for (int k = 0; k < (SOME); k++)                                                       \
+                draw[k] = noise[first + i + (j + k) * rows];                                       \
+        else if (rounding == STOCHASTIC_COUNTER)                                                   \
+            draw = NAME(uniform)(weyl, own.key_high);                                              \
+        const NAME(vector) result = NAME(value)(                                                   \
+            &own, NAME(load)(from + j, SOME), NAME(load)(scale + j, SOME),                         \
+            NAME(load)(inverse + j, SOME), draw, rounding, scaling, wide);                         \
+        NAME(store)(to + j, result, SOME);                                                         \
+    } while (0)
+        int64_t j = 0;
+        for (; j + LANES <= width; j += LANES, weyl += LANES * (uint32_t)rows * WEYL)
+            REGISTER(LANES);
+        if (j < width)
+            REGISTER((width - j) & (LANES - 1));
+#undef REGISTER
     }
 }
 
 INLINE void NAME(rows_by)(const lowbit_format *f, const float *x, int64_t stride, float *out,
                           int64_t columns, const float *noise, int64_t first, int64_t rows,
-                          int64_t length, const int64_t width, const float *scale,
-                          const float *inverse, const int rounding, const int wide) {
-    const int scaling = NAME(scaling)(f, scale, width);
+                          int64_t length, const int64_t width, float *scale, float *inverse,
+                          const int rounding, const int wide) {
+    const int scaling = NAME(scaling)(f, scale, inverse, width);
 #define ROWS(SCALING)                                                                              \
     NAME(rows_as)(f, x, stride, out, columns, noise, first, rows, length, width, scale, inverse,   \
                   rounding, SCALING, wide)
@@ -141,12 +153,11 @@ INLINE void NAME(rows_by)(const lowbit_format *f, const float *x, int64_t stride
 TARGET static void NAME(strip)(const lowbit_format *f, const lowbit_rotation *r, const float *x,
                                float *out, const float *noise, int64_t rows, int64_t columns,
                                int64_t row, int64_t length, int64_t column, int64_t width,
-                               int64_t block, float tensor_scale, const float *given,
-                               const float *given_inverse) {
+                               int64_t block, float tensor_scale, const float *given) {
     _Alignas(64) float rotated[MOST_ROTATED];
-    float own[STRIP], own_inverse[STRIP];
-    const float *scale = given ? given + column : own;
-    const float *inverse = given ? given_inverse + column : own_inverse;
+    float scale[STRIP], inverse[STRIP];
+    if (given)
+        memcpy(scale, given + column, (size_t)width * sizeof *scale);
     const float *from = x + row * columns + column;
     int64_t stride = columns;
     if (r) {
@@ -159,7 +170,7 @@ TARGET static void NAME(strip)(const lowbit_format *f, const lowbit_rotation *r,
         if (!given) {
             int32_t amax[STRIP] = {0};
             NAME(column_amax)(from, step, stride, width, amax);
-            NAME(scales)(f, amax, width, tensor_scale, own, own_inverse);
+            NAME(scales)(f, amax, width, tensor_scale, scale);
         }
         float *to = out + i * columns + column;
         const int64_t first = column * rows + i;

@@ -5,70 +5,16 @@
  * floating-point contraction (-ffp-contract=off): every operation rounds as the definition says.
  */
 
-#include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 
-enum { /* lowbit_format.rounding; cpu.py has the same lists */
-    NEAREST_EVEN,
-    NEAREST_EVEN_CODE,  /* formats without mantissa bits */
-    STOCHASTIC,         /* draws from an array */
-    STOCHASTIC_COUNTER, /* draws computed from a key and the index */
-    DIRECTED,           /* as ties_away, up and down say; toward zero if none is set */
-    UNCLIPPED,          /* 1 for what lies between lowest and limit times its scale, 0 for the rest */
-};
-
-enum { /* lowbit_format.scale */
-    FP32,
-    E8M0,
-    E8M0_CEIL,
-    E8M0_NEAREST,
-    E8M0_4_3,
-    TWO_LEVEL,
-    FOUR_OVER_SIX,
-    UNSCALED, /* rounds x itself */
-    QUEST,
-    QUEST_FLOOR,
-};
-
-enum { BY_NOTHING, BY_DIVISION, BY_MULTIPLICATION, BY_CORRECTION };
-
-typedef struct {
-    int32_t rounding;
-    int32_t ties_away; /* DIRECTED */
-    int32_t up;
-    int32_t down;
-    int32_t scale;
-    int32_t mantissa;
-    int32_t emin_bits;    /* float32 bits of 2^emin */
-    int32_t emax;         /* floor(log2(max)) */
-    int32_t wide;         /* 8 exponent bits */
-    int32_t exact_inverse; /* of every scale */
-    float max;            /* what amax is mapped to */
-    float other_max;      /* FOUR_OVER_SIX: by the other scale */
-    float limit;          /* where values saturate, and at the other end */
-    float lowest;
-    float top;            /* two levels: what the tensor's amax is mapped to */
-    int32_t stored_mantissa; /* two levels: format of a block's scale */
-    int32_t stored_emin_bits;
-    float stored_max;
-    float clip;       /* QUEST: what a root mean square of 1 is mapped to */
-    uint32_t key_low; /* STOCHASTIC_COUNTER */
-    uint32_t key_high;
-} lowbit_format;
-
-typedef struct { /* of every `size` values, before all else; size 0: none */
-    const float *signs; /* [columns], or NULL */
-    int64_t columns;
-    float factor;
-    int32_t size;
-} lowbit_rotation;
+#include "format.h"
 
 enum {
     MOST_VALUES = 256,  /* in a block of FOUR_OVER_SIX or QUEST */
     CACHED = 1 << 13,   /* values read twice: 32 KiB stay in the first cache */
+    FETCHED = 1 << 11,  /* the same, if as many more are fetched meanwhile */
     CHUNK = 1 << 15,    /* that one thread takes at a time: 128 KiB stay in its cache */
+    GROUP = 4,          /* registers of blocks whose scales are found together */
     PIECE = 1 << 10,    /* that pass through a buffer at a time */
     STRIP = 64,         /* columns that are quantized together */
     TALL = 256,         /* rows of them that are read twice, at most */
@@ -76,123 +22,31 @@ enum {
     STREAMED = 1 << 22, /* from here on a result is written past the caches */
 };
 
-#define SIGN_BIT INT32_MIN
-#define EXPONENT_BITS 0x7F800000
-#define ONE_BITS 0x3F800000
-#define HALF_BIT 0x00400000 /* of a float32's own mantissa */
-#define SUBNORMAL_POWER 0x00400000 /* 2^-127 */
-#define SMALLEST_NORMAL 0x1p-126f
-#define SQRT_2 0x1.6a09e6p+0f
-#define WEYL 0x9E3779B1u /* a prime near 2^32 / golden ratio */
-
 /* Of registers, for h = 1, 2, 4, ...: FIRST(a, b, h) has, where bit h of a lane's number is set,
  * the lane of b that is h lower, else a's own; SECOND b's own, else the lane of a that is h higher;
  * ACROSS(a, h) swaps lanes h apart. */
 #define FIRST_LANE(i, h) ((i) & (h) ? LANES + (i) - (h) : (i))
 #define SECOND_LANE(i, h) ((i) & (h) ? LANES + (i) : (i) + (h))
-#define EVEN_LANE(i, h) ((i) & ~1)
-#define ODD_LANE(i, h) ((i) | 1)
 #define LANE_ACROSS(i, h) ((i) ^ (h))
+#define NUMBER(i, h) (i)
+#define SAME(i, c) (c)
 #define PLUS_OR_MINUS(i, h) ((i) & (h) ? -1.0f : 1.0f)
 #define FIRST(a, b, h) SHUFFLE(a, b, FIRST_LANE, h)
 #define SECOND(a, b, h) SHUFFLE(a, b, SECOND_LANE, h)
 #define ACROSS(a, h) SHUFFLE(a, a, LANE_ACROSS, h)
+#define ADD_MASKED(a, b, to, more)                                                                 \
+    ((to) + (NAME(vector))((NAME(ints))((a) < (b)) & (NAME(ints))(more)))
 
-static inline int32_t bits_of(float x) {
-    int32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-static inline float float_of(int32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-/* Whether to leave the lower neighbour for the upper one.  `remainder`, exact, is in ulps; of the
- * smallest values it is rounded to zero, so the directed modes go by `inexact`. */
-static inline int rounds_up(const lowbit_format *f, float remainder, int inexact, int32_t sign,
-                            float draw, const int rounding) {
-    return rounding == DIRECTED
-               ? (f->ties_away & (remainder >= 0.5f)) | (inexact & (sign ? f->down : f->up))
-               : draw < remainder;
-}
-
-/* Uniform in [0, 1), 24 bits, from index * WEYL + key_low: kernels/noise.py. */
-static inline float uniform(uint32_t weyl, uint32_t key_high) {
-    uint32_t h = weyl ^ weyl >> 16;
-    h = (h + key_high) * 0x21F0AAADu;
-    h ^= h >> 15;
-    h *= 0x735A2D97u;
-    return (float)(int32_t)(h >> 8) * 0x1p-24f;
-}
-
-/* Whether q = x * (1 / scale), corrected once by its remainder, may stand for x / scale.
- *
- * Markstein's theorem wants q within one ulp, which one multiplication does not promise.  But the
- * corrected q errs by less than 2^-22 ulps before it is rounded, so only quotients that close to a
- * midpoint could come out wrong: of these there are 46,517,418 pairs of significands, and
- * tests/correct_division.c tries each.  The remainder is exact for x >= 2^-100; below, with this
- * range of scales, x is less than half the smallest step either way. */
-static inline int correctable(const lowbit_format *f, float scale) {
-    const int step_exponent = (f->emin_bits >> 23) - 127 - f->mantissa;
-    return step_exponent >= -28 && scale >= 0x1p-70f && scale <= 0x1p70f;
-}
-
-/* floor(log2(amax)), below -127 for zero.  A subnormal's bits, as a number, have its exponent. */
-static inline int floor_log2(int32_t amax_bits) {
-    const int subnormal = (bits_of((float)amax_bits) >> 23) - 127 - 149;
-    const int normal = (amax_bits >> 23) - 127;
-    return amax_bits >> 23 ? normal : subnormal;
-}
-
-/* 2^exponent, the exponent cut to -127..128; 2^128 is infinite. */
-static inline float power_of_two(int exponent) {
-    exponent = exponent < -127 ? -127 : exponent;
-    exponent = exponent > 128 ? 128 : exponent;
-    const int32_t bits = (exponent + 127) << 23;
-    return float_of(bits > SUBNORMAL_POWER ? bits : SUBNORMAL_POWER);
-}
-
-static inline float e8m0(int exponent) { return power_of_two(exponent > 127 ? 127 : exponent); }
-
-/* To the nearest value of the format that stores a block's scale, and at least its smallest. */
-static inline float stored_scale(const lowbit_format *f, float wanted) {
-    int32_t power = bits_of(wanted) & EXPONENT_BITS;
-    power = power > f->stored_emin_bits ? power : f->stored_emin_bits;
-    const float shift = float_of(power + ((23 - f->stored_mantissa) << 23));
-    const float smallest = float_of(f->stored_emin_bits - (f->stored_mantissa << 23));
-    float rounded = (wanted + shift) - shift;
-    rounded = rounded > f->stored_max ? f->stored_max : rounded;
-    return rounded < smallest ? smallest : rounded;
-}
-
-/* experiments/quant/scale.py, rule by rule; NaN where a block's amax is not finite.  Where an
- * exponent lies outside -127..127 the power of two is cut, but so is then the result. */
-static inline float block_scale(const lowbit_format *f, int32_t amax_bits, float tensor_scale,
-                                const int rule) {
-    const float amax = float_of(amax_bits);
-    const int exponent = floor_log2(amax_bits) - f->emax;
-    float scale;
-    if (rule == FP32) {
-        scale = amax / f->max;
-        scale = scale > SMALLEST_NORMAL ? scale : SMALLEST_NORMAL;
-    } else if (rule == E8M0) {
-        scale = e8m0(exponent);
-    } else if (rule == E8M0_CEIL) {
-        scale = e8m0(exponent + (f->max * power_of_two(exponent) < amax));
-    } else if (rule == E8M0_NEAREST) {
-        const float ratio = amax * power_of_two(-exponent) / f->max;
-        scale = e8m0(exponent + (ratio >= SQRT_2) - (ratio < SQRT_2 / 2));
-    } else if (rule == E8M0_4_3) {
-        scale = e8m0(exponent) / 0.75f;
-    } else {
-        scale = stored_scale(f, amax / f->max / tensor_scale) * tensor_scale;
-    }
-    return amax_bits >= EXPONENT_BITS ? NAN : scale;
-}
-
+/* Of an instruction set: TARGET, the function attribute that selects it; NAME(f), f with its
+ * suffix; LANES, the floats in a register; and for registers
+ *   FMA(a, b, c)             a * b + c, rounded once if HAS_FMA
+ *   MAX(a, b), MIN_WORDS     of integers, signed and not
+ *   COPY_SIGN(a, b)          a with the sign of b
+ *   CLAMP(a, lowest, limit)  a NaN stays; CUT is the same with -limit, of no NaN
+ *   TRUNCATE(a)              toward zero, |a| < 2^31
+ *   ADD_WHERE_LESS(a, b, to, more)  to + more where a < b, else to
+ *   EVERY(mask)              whether all lanes are set
+ *   STREAM(to, a)            past the caches, `to` being aligned */
 #if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
 #include <immintrin.h>
 #define X86 1
@@ -203,8 +57,16 @@ static inline float block_scale(const lowbit_format *f, int32_t amax_bits, float
 #define HAS_FMA 1
 #define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define MAX(a, b) _mm512_max_epi32((__m512i)(a), (__m512i)(b))
-#define EVEN(a) _mm512_moveldup_ps(a)
-#define ODD(a) _mm512_movehdup_ps(a)
+#define COPY_SIGN(a, b)                                                                            \
+    (NAME(vector))_mm512_ternarylogic_epi32((__m512i)(a), (__m512i)(b),                            \
+                                            _mm512_set1_epi32(SIGN_BIT), 0xD8)
+#define CUT(a, limit) _mm512_range_ps(a, limit, 2)
+#define CLAMP(a, lowest, limit) _mm512_max_ps(lowest, _mm512_min_ps(limit, a))
+#define MIN_WORDS(a, b) _mm512_min_epu32((__m512i)(a), (__m512i)ALL_INTS(b))
+#define TRUNCATE(a) _mm512_roundscale_ps(a, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC)
+#define ADD_WHERE_LESS(a, b, to, more)                                                             \
+    _mm512_mask_add_ps(to, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), to, more)
+#define EVERY(mask) (_mm512_movepi32_mask((__m512i)(mask)) == 0xFFFF)
 #define STREAM(to, a) _mm512_stream_ps(to, a)
 #include "quantize.h"
 #define TARGET __attribute__((target("avx2,fma")))
@@ -213,8 +75,13 @@ static inline float block_scale(const lowbit_format *f, int32_t amax_bits, float
 #define HAS_FMA 1
 #define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define MAX(a, b) _mm256_max_epi32((__m256i)(a), (__m256i)(b))
-#define EVEN(a) _mm256_moveldup_ps(a)
-#define ODD(a) _mm256_movehdup_ps(a)
+#define COPY_SIGN(a, b) ((NAME(vector))SELECT(ALL_INTS(SIGN_BIT), b, a))
+#define CUT(a, limit) CLAMP(a, -(limit), limit)
+#define CLAMP(a, lowest, limit) _mm256_max_ps(lowest, _mm256_min_ps(limit, a))
+#define MIN_WORDS(a, b) _mm256_min_epu32((__m256i)(a), (__m256i)ALL_INTS(b))
+#define TRUNCATE(a) _mm256_round_ps(a, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC)
+#define ADD_WHERE_LESS(a, b, to, more) ADD_MASKED(a, b, to, more)
+#define EVERY(mask) (_mm256_movemask_ps((__m256)(mask)) == 0xFF)
 #define STREAM(to, a) _mm256_stream_ps(to, a)
 #include "quantize.h"
 #else
@@ -227,8 +94,14 @@ static inline float block_scale(const lowbit_format *f, int32_t amax_bits, float
 #define HAS_FMA 0
 #define FMA(a, b, c) ((a) * (b) + (c))
 #define MAX(a, b) (((a) & ((a) > (b))) | ((b) & ~((a) > (b))))
-#define EVEN(a) SHUFFLE(a, a, EVEN_LANE, 1)
-#define ODD(a) SHUFFLE(a, a, ODD_LANE, 1)
+#define COPY_SIGN(a, b) ((NAME(vector))SELECT(ALL_INTS(SIGN_BIT), b, a))
+#define CUT(a, limit) CLAMP(a, -(limit), limit)
+#define CLAMP(a, lowest, limit)                                                                    \
+    ((NAME(vector))SELECT((a) > (limit), limit, SELECT((a) < (lowest), lowest, a)))
+#define MIN_WORDS(a, b) SELECT((NAME(ints))((a) < (b)), a, ALL_INTS((int32_t)(b)))
+#define TRUNCATE(a) __builtin_convertvector(__builtin_convertvector(a, NAME(ints)), NAME(vector))
+#define ADD_WHERE_LESS(a, b, to, more) ADD_MASKED(a, b, to, more)
+#define EVERY(mask) (((mask)[0] & (mask)[1] & (mask)[2] & (mask)[3]) != 0)
 #if X86
 #define STREAM(to, a) _mm_stream_ps(to, a)
 #else
@@ -239,24 +112,25 @@ static inline float block_scale(const lowbit_format *f, int32_t amax_bits, float
 typedef struct {
     const char *name;
     int32_t (*amax)(const float *, int64_t);
-    void (*scales)(const lowbit_format *, const int32_t *, int64_t, float, float *, float *);
-    void (*tiles)(const lowbit_format *, const float *, float *, const float *, int64_t, int64_t,
-                  int64_t, int64_t, int64_t, float);
-    void (*span)(const lowbit_format *, const float *, float *, const float *, int64_t, int64_t,
-                 float);
+    void (*scales)(const lowbit_format *, const int32_t *, int64_t, float, float *);
+    void (*tiles)(const lowbit_format *, const float *, const float *, float *, const float *,
+                  int64_t, int64_t, int64_t, int64_t, int64_t, float);
+    void (*span)(const lowbit_format *, const float *, const float *, float *, const float *,
+                 int64_t, int64_t, float, int);
     void (*stream)(const float *, float *, int64_t);
     void (*column_amax)(const float *, int64_t, int64_t, int64_t, int32_t *);
     void (*strip)(const lowbit_format *, const lowbit_rotation *, const float *, float *,
                   const float *, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
-                  float, const float *, const float *);
+                  float, const float *);
     void (*rotate)(const lowbit_rotation *, const float *, float *, int64_t, int64_t);
     void (*rotate_columns)(const lowbit_rotation *, const float *, int64_t, float *, int64_t,
                            int64_t, int64_t, int64_t);
+    void (*signs)(float *, uint64_t, int64_t);
 } kernels;
 
 #define KERNELS(S)                                                                                 \
     {#S, amax_##S, scales_##S, tiles_##S, span_##S, stream_##S, column_amax_##S, strip_##S,       \
-     rotate_##S, rotate_columns_##S}
+     rotate_##S, rotate_columns_##S, signs_##S}
 static const kernels ALL[] = {
 #if X86
     KERNELS(avx512),
@@ -373,21 +247,24 @@ static float two_level_scale(const lowbit_format *f, int32_t amax_bits) {
 static void quantize_chunk(const job *j, int64_t first, int64_t n, int64_t unit, int64_t block,
                            float scale) {
     _Alignas(64) float own[CHUNK], result[CHUNK];
-    const int64_t buffered = unit < PIECE ? PIECE / unit * unit : unit;
+    const int64_t piece = j->streamed ? PIECE : 2 * PIECE;
+    const int64_t buffered = unit < piece ? piece / unit * unit : unit;
     const int64_t step = j->rotation || j->streamed ? buffered : n;
+    /* in `result` first, unless it can be written past the caches as it comes */
+    const int apart = j->streamed && (block || (intptr_t)(j->out + first) % 64);
     for (int64_t i = first; i < first + n; i += step) {
         const int64_t length = first + n - i < step ? first + n - i : step;
         const float *x = values(j, i, length, own);
         const float *noise = j->noise ? j->noise + i : NULL;
-        float *out = j->streamed ? result : j->out + i;
+        float *out = apart ? result : j->out + i;
         if (block)
-            active->tiles(&j->format, x, out, noise, i, length / block, block, 1, 0, scale);
+            active->tiles(&j->format, x, j->streamed ? j->x + i : NULL, out, noise, i,
+                          length / block, block, 1, 0, scale);
         else
-            active->span(&j->format, x, out, noise, i, length, scale);
-        if (j->streamed) {
-            fetch(j->x + i + step);
+            active->span(&j->format, x, j->streamed ? j->x + i + step : x, out, noise, i, length,
+                         scale, j->streamed && !apart);
+        if (apart)
             active->stream(result, j->out + i, length);
-        }
     }
     if (j->streamed)
         FENCE();
@@ -442,8 +319,8 @@ void lowbit_quantize(const lowbit_format *format, const float *x, float *out, co
     for (int64_t first = 0; first < n; first += block) {
         if (block < n)
             amax = amax_of(&j, first, block);
-        float scale, inverse;
-        active->scales(f, &amax, 1, tensor_scale, &scale, &inverse);
+        float scale;
+        active->scales(f, &amax, 1, tensor_scale, &scale);
         quantize_all(&j, first, block, size, 0, scale);
     }
 }
@@ -459,25 +336,26 @@ void lowbit_quantize_tiles(const lowbit_format *format, const float *x, float *o
         two_levels(format) ? two_level_scale(format, amax_of(&j, 0, n)) : 0.0f;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int64_t i = 0; i < n; i += step)
-        active->tiles(&j.format, x + i, out + i, noise ? noise + i : noise, i, columns / size, size,
-                      size, columns, tensor_scale);
+        active->tiles(&j.format, x + i, NULL, out + i, noise ? noise + i : noise, i,
+                      columns / size, size, size, columns, tensor_scale);
 }
 
 /* Rows begin..end in strips of `height`, those of the same rows one after the other, as they lie in
  * memory.  Every `block` rows of a column share a scale, or all of them those given if not NULL. */
 static void quantize_strips(const job *j, int64_t rows, int64_t columns, int64_t begin, int64_t end,
-                            int64_t height, int64_t block, float tensor_scale, const float *scale,
-                            const float *inverse) {
+                            int64_t height, int64_t block, float tensor_scale,
+                            const float *scale) {
     const int64_t fitting = j->rotation ? MOST_ROTATED / height : STRIP;
     const int64_t width = fitting < STRIP ? fitting : STRIP;
-    const int64_t down = (end - begin + height - 1) / height, across = (columns + width - 1) / width;
+    const int64_t down = (end - begin + height - 1) / height;
+    const int64_t across = (columns + width - 1) / width;
 #pragma omp parallel for num_threads(j->threads) if (j->threads > 1)
     for (int64_t i = 0; i < down * across; i++) {
         const int64_t row = begin + i / across * height, column = i % across * width;
         active->strip(&j->format, j->rotation, j->x, j->out, j->noise, rows, columns, row,
                       end - row < height ? end - row : height, column,
                       columns - column < width ? columns - column : width, block, tensor_scale,
-                      scale, inverse);
+                      scale);
     }
 }
 
@@ -524,13 +402,13 @@ int lowbit_quantize_columns(const lowbit_format *format, const float *x, float *
     const float tensor_scale = two_levels(f) ? two_level_scale(f, amax) : 0.0f;
     if (at_once) {
         const int64_t height = j.rotation && hadamard > block ? hadamard : block;
-        quantize_strips(&j, rows, columns, 0, rows, height, block, tensor_scale, NULL, NULL);
+        quantize_strips(&j, rows, columns, 0, rows, height, block, tensor_scale, NULL);
         return 0;
     }
-    int32_t *column_amax = malloc((size_t)columns * (sizeof(int32_t) + 2 * sizeof(float)));
+    int32_t *column_amax = malloc((size_t)columns * (sizeof(int32_t) + sizeof(float)));
     if (!column_amax)
         return 1;
-    float *scale = (float *)(column_amax + columns), *inverse = scale + columns;
+    float *scale = (float *)(column_amax + columns);
     const int64_t down = whole ? rows : block, sharing = tiles ? block : 1;
     const int64_t across = sharing < STRIP ? STRIP / sharing * sharing : sharing;
     for (int64_t row = 0; row < rows; row += down) {
@@ -548,9 +426,9 @@ int lowbit_quantize_columns(const lowbit_format *format, const float *x, float *
                 for (int64_t k = i + 1; k < i + sharing; k++)
                     own[k] = own[i];
             }
-            active->scales(f, own, width, tensor_scale, scale + c, inverse + c);
+            active->scales(f, own, width, tensor_scale, scale + c);
         }
-        quantize_strips(&j, rows, columns, row, row + down, 32, 32, tensor_scale, scale, inverse);
+        quantize_strips(&j, rows, columns, row, row + down, 32, 32, tensor_scale, scale);
     }
     free(column_amax);
     return 0;
@@ -566,9 +444,5 @@ void lowbit_rotate(const float *x, float *out, int64_t n, const float *signs, in
     rotate_all(&j, n, 0);
 }
 
-/* n random signs: -1 where the draw of kernels/noise.py is below 1/2. */
-void lowbit_signs(float *out, uint64_t key, int64_t n) {
-    for (int64_t i = 0; i < n; i++)
-        out[i] = uniform((uint32_t)i * WEYL + (uint32_t)key, (uint32_t)(key >> 32)) < 0.5f ? -1.0f
-                                                                                          : 1.0f;
-}
+/* out = n random signs. */
+void lowbit_signs(float *out, uint64_t key, int64_t n) { active->signs(out, key, n); }

@@ -1,129 +1,42 @@
 /* The loops, once per instruction set: quantize.c includes this file several times.
  *
- * The including file sets NAME(f), which adds the instruction set's suffix, TARGET, the function
- * attribute that selects it, LANES, the floats in a register, HAS_FMA, and for registers
- * FMA(a, b, c), MAX(a, b), EVEN(a) and ODD(a), each of which has those lanes of a twice, and
- * STREAM(to, a).  Most loops are plain C that the compiler vectorises; parameters called `const`
- * are constants after inlining, so that every combination becomes a loop without branches.
+ * Parameters called `const` are constants after inlining, so that every combination becomes a loop
+ * without branches.
  */
 
 #define INLINE TARGET static inline __attribute__((always_inline))
 
-#if HAS_FMA
-#define MULTIPLY_ADD(a, b, c) __builtin_fmaf(a, b, c)
-#else
-#define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
-#endif
+#include "round.h"
 
-typedef float NAME(vector) __attribute__((vector_size(4 * LANES)));
-typedef int32_t NAME(ints) __attribute__((vector_size(4 * LANES)));
-
-#if LANES == 16
-#define EACH_LANE(F, h)                                                                            \
-    F(0, h), F(1, h), F(2, h), F(3, h), F(4, h), F(5, h), F(6, h), F(7, h), F(8, h), F(9, h),      \
-        F(10, h), F(11, h), F(12, h), F(13, h), F(14, h), F(15, h)
-#define FOR_LONG_DISTANCES(F) F(2) F(4) F(8)
-#elif LANES == 8
-#define EACH_LANE(F, h) F(0, h), F(1, h), F(2, h), F(3, h), F(4, h), F(5, h), F(6, h), F(7, h)
-#define FOR_LONG_DISTANCES(F) F(2) F(4)
-#else
-#define EACH_LANE(F, h) F(0, h), F(1, h), F(2, h), F(3, h)
-#define FOR_LONG_DISTANCES(F) F(2)
-#endif
-#define FOR_DISTANCES(F) F(1) FOR_LONG_DISTANCES(F)
-#ifdef __clang__
-#define SHUFFLE(a, b, LANE, h) __builtin_shufflevector(a, b, EACH_LANE(LANE, h))
-#else
-#define SHUFFLE(a, b, LANE, h) __builtin_shuffle(a, b, (NAME(ints)){EACH_LANE(LANE, h)})
-#endif
-
-/* One value already divided by its scale, to the grid: exponent below 8 bits, |scaled| < 2^66.
- * Nearest leaves the sign of a zero open, the others give the magnitude.
- *
- * Nearest: adding 1.5 * 2^23 ulps makes the adder round to a multiple of the ulp, ties to even.
- * Without mantissa bits the even *code* decides: 2^k has code k - emin + 1, and where that is even
- * one ulp more is added, so that ties go the other way.
- */
-INLINE float NAME(round)(const lowbit_format *f, float scaled, int32_t sign, float draw,
-                         const int rounding) {
-    int32_t power = bits_of(scaled) & EXPONENT_BITS;
-    power = power > f->emin_bits ? power : f->emin_bits;
-    if (rounding == NEAREST_EVEN || rounding == NEAREST_EVEN_CODE) {
-        int32_t shift_bits = power + (((23 - f->mantissa) << 23) | HALF_BIT);
-        if (rounding == NEAREST_EVEN_CODE)
-            shift_bits |= ((power ^ f->emin_bits) >> 23) & 1;
-        const float shift = float_of(shift_bits);
-        return (scaled + shift) - shift;
+/* n values that share a scale; out may be x.  Those at `next`, which may be x, are fetched
+ * meanwhile.  Here as below, `first` is the place of the first value in the tensor, as its draw has
+ * it; `streamed` is what span says. */
+INLINE void NAME(run)(const lowbit_format *f, const float *x, const float *next, float *out,
+                      const float *noise, int64_t first, int64_t n, float scale, float inverse,
+                      const int rounding, const int scaling, const int wide, const int streamed) {
+    NAME(words) weyl = NAME(weyl)(f->key_low, first, 1);
+#define REGISTER(SOME)                                                                             \
+    do {                                                                                           \
+        NAME(vector) draw = {0};                                                                   \
+        if (rounding == STOCHASTIC)                                                                \
+            draw = NAME(load)(noise + i, SOME);                                                    \
+        else if (rounding == STOCHASTIC_COUNTER)                                                   \
+            draw = NAME(uniform)(weyl, f->key_high);                                               \
+        const NAME(vector) result = NAME(value)(f, NAME(load)(x + i, SOME), ALL(scale),            \
+                                                ALL(inverse), draw, rounding, scaling, wide);      \
+        if (streamed && (SOME) == LANES)                                                           \
+            STREAM(out + i, result);                                                               \
+        else                                                                                       \
+            NAME(store)(out + i, result, SOME);                                                    \
+    } while (0)
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES, weyl += LANES * WEYL) {
+        __builtin_prefetch(next + i);
+        REGISTER(LANES);
     }
-    const float magnitude = float_of(bits_of(scaled) & ~SIGN_BIT);
-    const int32_t ulp_bits = power - (f->mantissa << 23);
-    const float ulp = float_of(ulp_bits);
-    const float steps = magnitude * float_of(2 * ONE_BITS - ulp_bits); /* magnitude / ulp < 2^11 */
-    const float lower = (float)(int32_t)steps;
-    const int inexact = lower * ulp != magnitude;
-    const float upper = lower + 1.0f;
-    return (rounds_up(f, steps - lower, inexact, sign, draw, rounding) ? upper : lower) * ulp;
-}
-
-/* The same for 8 exponent bits.  Such a format has float32's exponents, so its numbers are the
- * float32 bit patterns without their lowest bits, subnormals included; a carry goes where it
- * should, and the even code is the even pattern. */
-INLINE float NAME(round_wide)(const lowbit_format *f, float scaled, int32_t sign, float draw,
-                              const int rounding) {
-    const int shift = 23 - f->mantissa;
-    const uint32_t bits = (uint32_t)(bits_of(scaled) & ~SIGN_BIT), unit = 1u << shift;
-    const uint32_t lower = bits & -unit, rest = bits & (unit - 1);
-    const uint32_t limit = (uint32_t)bits_of(f->limit);
-    uint32_t rounded;
-    if (rounding == NEAREST_EVEN || rounding == NEAREST_EVEN_CODE) {
-        rounded = (bits + unit / 2 - 1 + (bits >> shift & 1)) & -unit;
-    } else {
-        const float remainder = (float)(int32_t)rest * float_of(ONE_BITS - (shift << 23));
-        rounded = lower + (rounds_up(f, remainder, rest != 0, sign, draw, rounding) ? unit : 0);
-    }
-    rounded = rounded < limit ? rounded : limit; /* it may have gone up to 2^128 */
-    return float_of((int32_t)(bits > EXPONENT_BITS ? bits : rounded)); /* a NaN stays */
-}
-
-/* scale * round(x / scale), the sign of zero kept. */
-INLINE float NAME(value)(const lowbit_format *f, float x, float scale, float inverse, float draw,
-                         const int rounding, const int scaling, const int wide) {
-    if (rounding == UNCLIPPED)
-        return (float)((x >= scale * f->lowest) & (x <= scale * f->limit));
-    float scaled;
-    if (scaling == BY_NOTHING) {
-        scaled = x;
-    } else if (scaling == BY_DIVISION) {
-        scaled = x / scale;
-    } else {
-        scaled = x * inverse;
-        if (scaling == BY_CORRECTION) /* Markstein: the quotient, correctly rounded */
-            scaled = MULTIPLY_ADD(MULTIPLY_ADD(-scaled, scale, x), inverse, scaled);
-    }
-    scaled = scaled > f->limit ? f->limit : scaled; /* a NaN stays */
-    scaled = scaled < f->lowest ? f->lowest : scaled;
-    const int32_t sign = bits_of(x) & SIGN_BIT;
-    float rounded = wide ? NAME(round_wide)(f, scaled, sign, draw, rounding)
-                         : NAME(round)(f, scaled, sign, draw, rounding);
-    if (scaling == BY_NOTHING)
-        rounded = MULTIPLY_ADD(x, 0.0f, rounded); /* NaN for an infinity, as elsewhere by its scale */
-    const float result = __builtin_copysignf(rounded, x);
-    return scaling == BY_NOTHING ? result : result * scale;
-}
-
-/* n values that share a scale; out may be x.  Here as below, `first` is the place of the first one
- * in the tensor, as its draw has it. */
-INLINE void NAME(run)(const lowbit_format *f, const float *x, float *out,
-                      const float *restrict noise, int64_t first, int64_t n, float scale,
-                      float inverse, const int rounding, const int scaling, const int wide) {
-    const uint32_t weyl = (uint32_t)first * WEYL + f->key_low;
-    _Pragma("GCC ivdep") for (int i = 0; i < n; i++) {
-        const float draw = rounding == STOCHASTIC ? noise[i]
-                           : rounding == STOCHASTIC_COUNTER
-                               ? uniform(weyl + (uint32_t)i * WEYL, f->key_high)
-                               : 0.0f;
-        out[i] = NAME(value)(f, x[i], scale, inverse, draw, rounding, scaling, wide);
-    }
+    if (i < n)
+        REGISTER((n - i) & (LANES - 1));
+#undef REGISTER
 }
 
 /* Bits of the largest magnitude; a NaN's are larger than an infinity's, and those than all. */
@@ -138,14 +51,18 @@ INLINE int32_t NAME(amax_of)(const float *restrict x, int64_t n) {
 
 /* The same, each quarter on its own: four streams keep more of the memory's reads in flight. */
 TARGET static int32_t NAME(amax)(const float *restrict x, int64_t n) {
-    const int64_t quarter = n / 4;
-    int32_t amax = NAME(amax_of)(x + 4 * quarter, n - 4 * quarter);
-    for (int64_t i = 0; i < quarter; i++)
-        for (int k = 0; k < 4; k++) {
-            const int32_t magnitude = bits_of(x[k * quarter + i]) & ~SIGN_BIT;
-            amax = magnitude > amax ? magnitude : amax;
+    const int64_t quarter = n / 4 / LANES * LANES;
+    NAME(ints) most[4] = {{0}};
+    for (int64_t i = 0; i < quarter; i += LANES)
+        _Pragma("GCC unroll 4") for (int k = 0; k < 4; k++) {
+            const NAME(vector) own = NAME(load)(x + k * quarter + i, LANES);
+            most[k] = (NAME(ints))MAX(most[k], (NAME(ints))own & ~SIGN_BIT);
         }
-    return amax;
+    float each[4 * LANES];
+    memcpy(each, most, sizeof each);
+    const int32_t ours = NAME(amax_of)(each, 4 * LANES);
+    const int32_t rest = NAME(amax_of)(x + 4 * quarter, n - 4 * quarter);
+    return ours > rest ? ours : rest;
 }
 
 /* amax of LANES tiles next to each other, `rows` x `width`, width a multiple of LANES: two
@@ -154,13 +71,12 @@ INLINE void NAME(group_amax)(const float *x, int64_t width, int64_t rows, int64_
                              int32_t *amax) {
     NAME(ints) v[LANES];
     _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) {
-        NAME(ints) own = {0};
+        const float *tile = x + i * width;
+        NAME(ints) own = (NAME(ints))NAME(load)(tile, LANES) & ~SIGN_BIT;
         for (int64_t row = 0; row < rows; row++)
-            for (int64_t j = 0; j < width; j += LANES) {
-                NAME(ints) bits;
-                memcpy(&bits, x + row * stride + i * width + j, sizeof bits);
-                bits &= ~SIGN_BIT;
-                own = (NAME(ints))MAX(own, bits);
+            for (int64_t j = row ? 0 : LANES; j < width; j += LANES) {
+                const NAME(vector) more = NAME(load)(tile + row * stride + j, LANES);
+                own = (NAME(ints))MAX(own, (NAME(ints))more & ~SIGN_BIT);
             }
         v[i] = own;
     }
@@ -190,16 +106,13 @@ INLINE void NAME(tile_amax)(const float *x, int64_t n, int64_t width, int64_t ro
     }
 }
 
-/* Scales of n blocks and their reciprocals. */
-TARGET static void NAME(scales)(const lowbit_format *f, const int32_t *restrict amax, int64_t n,
-                                float tensor_scale, float *restrict scale,
-                                float *restrict inverse) {
+/* Scales of n blocks. */
+INLINE void NAME(scales_of)(const lowbit_format *f, const int32_t *restrict amax, int64_t n,
+                            float tensor_scale, float *restrict scale) {
 #define SCALES(RULE)                                                                               \
     case RULE:                                                                                     \
-        for (int64_t i = 0; i < n; i++) {                                                          \
+        for (int64_t i = 0; i < n; i++)                                                            \
             scale[i] = block_scale(f, amax[i], tensor_scale, RULE);                                \
-            inverse[i] = 1.0f / scale[i];                                                          \
-        }                                                                                          \
         break;
     switch (f->scale) {
         SCALES(FP32)
@@ -211,6 +124,18 @@ TARGET static void NAME(scales)(const lowbit_format *f, const int32_t *restrict 
         SCALES(FOUR_OVER_SIX)
     }
 #undef SCALES
+}
+
+TARGET static void NAME(scales)(const lowbit_format *f, const int32_t *restrict amax, int64_t n,
+                                float tensor_scale, float *restrict scale) {
+    if (n == GROUP * LANES) { /* most calls by far */
+        NAME(scales_of)(f, amax, GROUP * LANES, tensor_scale, scale);
+        return;
+    }
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        NAME(scales_of)(f, amax + i, LANES, tensor_scale, scale + i);
+    NAME(scales_of)(f, amax + i, n - i, tensor_scale, scale + i);
 }
 
 /* Sum of n <= MOST_VALUES squares: neighbours are added until one is left, zeros standing in up to
@@ -241,7 +166,7 @@ INLINE float NAME(sum_of_squares)(const float *restrict x, int64_t n) {
 /* The same by a block's root mean square: QUEST, QUEST_FLOOR.  Its values are taken in units of a
  * power of two near amax, so that no square leaves float32. */
 TARGET static void NAME(quest_scales)(const lowbit_format *f, const float *x, const int32_t *amax,
-                                      int64_t n, int64_t width, float *scale, float *inverse) {
+                                      int64_t n, int64_t width, float *scale) {
     const int nearest = f->scale == QUEST;
     for (int64_t i = 0; i < n; i++) {
         int unit = floor_log2(amax[i]) + 1;
@@ -254,34 +179,55 @@ TARGET static void NAME(quest_scales)(const lowbit_format *f, const float *x, co
         const float significand = float_of((wanted & (HALF_BIT * 2 - 1)) | ONE_BITS);
         const int exponent = (wanted >> 23) - 127 + (nearest && significand >= SQRT_2);
         scale[i] = amax[i] >= EXPONENT_BITS ? NAN : e8m0(unit + exponent);
-        inverse[i] = 1.0f / scale[i];
     }
 }
 
-/* Scales of n <= LANES tiles next to each other. */
+#include "rotate.h"
+
+/* Scales of n <= GROUP * LANES tiles next to each other. */
 INLINE void NAME(tile_scales)(const lowbit_format *f, const float *x, int64_t n, int64_t width,
-                              int64_t rows, int64_t stride, float tensor_scale, float *scale,
-                              float *inverse) {
-    int32_t amax[LANES] = {0};
-    NAME(tile_amax)(x, n, width, rows, stride, amax);
+                              int64_t rows, int64_t stride, float tensor_scale, float *scale) {
+    _Alignas(64) int32_t amax[GROUP * LANES];
+    for (int64_t i = 0; i < n; i += LANES)
+        NAME(tile_amax)(x + i * width, n - i < LANES ? n - i : LANES, width, rows, stride,
+                        amax + i);
     if (f->scale == QUEST || f->scale == QUEST_FLOOR)
-        NAME(quest_scales)(f, x, amax, n, width, scale, inverse);
+        NAME(quest_scales)(f, x, amax, n, width, scale);
     else
-        NAME(scales)(f, amax, n, tensor_scale, scale, inverse);
+        NAME(scales)(f, amax, n, tensor_scale, scale);
 }
 
-/* How to divide by these scales: the fastest way that is exact. */
-INLINE int NAME(scaling)(const lowbit_format *f, const float *scale, int64_t n) {
+/* How to divide by these scales: the fastest way that is exact.  Fills in what it takes: their
+ * inverses, or for BY_MOVING something else in the place of both. */
+INLINE int NAME(scaling)(const lowbit_format *f, float *scale, float *inverse, int64_t n) {
     if (f->scale == UNSCALED)
         return BY_NOTHING;
-    if (f->exact_inverse)
-        return BY_MULTIPLICATION; /* of a NaN, too */
-    if (f->wide)
-        return BY_DIVISION;
-    int all = HAS_FMA && f->rounding <= NEAREST_EVEN_CODE;
-    for (int64_t i = 0; i < n; i++)
-        all &= correctable(f, scale[i]);
-    return all ? BY_CORRECTION : BY_DIVISION;
+    const int nearest = f->rounding <= NEAREST_EVEN_CODE;
+    const int moving = f->exact_inverse && f->lowest == -f->limit && f->rounding < DIRECTED;
+    int all = !f->wide && (moving || (HAS_FMA && nearest && !f->exact_inverse));
+    if (all) {
+        /* Of a scale above 1 a subnormal quotient would have been rounded before its draw. */
+        const float least = least_scale(f), most = nearest ? largest_scale(f) : 1.0f;
+        for (int64_t i = 0; i < n; i += LANES) {
+            const int64_t some = n - i < LANES ? n - i : LANES;
+            const NAME(vector) own = NAME(load)(scale + i, some);
+            const NAME(ints) lanes = {EACH_LANE(NUMBER, 0)};
+            all &= EVERY(((own >= least) & (own <= most)) | (lanes >= (int32_t)some));
+        }
+    }
+    for (int64_t i = 0; i < n; i += LANES) {
+        const int64_t some = n - i < LANES ? n - i : LANES;
+        const NAME(vector) own = NAME(load)(scale + i, some);
+        if (all && moving) {
+            const NAME(ints) power = (NAME(ints))own + (f->emin_bits - ONE_BITS);
+            NAME(store)(inverse + i, (NAME(vector))power, some);
+            NAME(store)(scale + i, own * f->limit, some);
+        } else {
+            NAME(store)(inverse + i, 1.0f / own, some);
+        }
+    }
+    return all ? (moving ? BY_MOVING : BY_CORRECTION)
+               : (f->exact_inverse ? BY_MULTIPLICATION : BY_DIVISION);
 }
 
 /* Calls CASE(scaling) with the constant, of those that can occur where there are scales. */
@@ -289,6 +235,8 @@ INLINE int NAME(scaling)(const lowbit_format *f, const float *scale, int64_t n) 
 #define FOR_SCALING(CASE, scaling, rounding, wide)                                                 \
     if ((scaling) == BY_MULTIPLICATION) {                                                          \
         CASE(BY_MULTIPLICATION);                                                                   \
+    } else if (!(wide) && (rounding) < DIRECTED && (scaling) == BY_MOVING) {                       \
+        CASE(BY_MOVING);                                                                           \
     } else if (!(wide) && (rounding) <= NEAREST_EVEN_CODE && (scaling) == BY_CORRECTION) {         \
         CASE(BY_CORRECTION);                                                                       \
     } else {                                                                                       \
@@ -296,37 +244,35 @@ INLINE int NAME(scaling)(const lowbit_format *f, const float *scale, int64_t n) 
     }
 #endif
 
-/* `count` tiles next to each other, `rows` x `width`, in groups that stay in the first cache. Their
- * scales are found together, and one group ahead: that is a long chain of operations, and the
- * processor fills its gaps with the rounding of the group before. */
-INLINE void NAME(tiles_as)(const lowbit_format *f, const float *x, float *out, const float *noise,
-                           int64_t first, int64_t count, int64_t width, int64_t rows,
-                           int64_t stride, float tensor_scale, const int rounding,
+/* `count` tiles next to each other, `rows` x `width`, in groups that stay in the first cache.  To
+ * find a scale is a long chain of operations: the processor works on those of a group at once.
+ * `source`, unless NULL, is where x lies in memory, or came from: its next group is fetched while
+ * this one is rounded. */
+INLINE void NAME(tiles_as)(const lowbit_format *f, const float *x, const float *source, float *out,
+                           const float *noise, int64_t first, int64_t count, int64_t width,
+                           int64_t rows, int64_t stride, float tensor_scale, const int rounding,
                            const int wide) {
-    const int64_t fitting = CACHED / (width * rows);
-    const int64_t group = fitting < 1 ? 1 : fitting < LANES ? fitting : LANES;
-    float scales[2][LANES], inverses[2][LANES];
-#define PREPARE(b)                                                                                 \
-    if ((b) < count)                                                                               \
-    NAME(tile_scales)(f, x + (b) * width, count - (b) < group ? count - (b) : group, width, rows,  \
-                      stride, tensor_scale, scales[(b) / group % 2], inverses[(b) / group % 2])
-    PREPARE(0);
+    const lowbit_format own = *f; /* of which the compiler sees that no store changes it */
+    const int64_t fitting = (source ? FETCHED : CACHED) / (width * rows), most = GROUP * LANES;
+    const int64_t group = fitting < 1 ? 1 : fitting < most ? fitting : most;
+    _Alignas(64) float scale[GROUP * LANES], inverse[GROUP * LANES];
     for (int64_t b = 0; b < count; b += group) {
         const int64_t n = count - b < group ? count - b : group;
-        const float *scale = scales[b / group % 2], *inverse = inverses[b / group % 2];
-        PREPARE(b + group);
-        const int scaling = NAME(scaling)(f, scale, n);
+        const float *from = x + b * width, *next = source ? source + (b + group) * width : from;
+        NAME(tile_scales)(f, from, n, width, rows, stride, tensor_scale, scale);
+        const int scaling = n == most ? NAME(scaling)(f, scale, inverse, most)
+                                      : NAME(scaling)(f, scale, inverse, n);
 #define RUN(SCALING)                                                                               \
     for (int64_t row = 0; row < rows; row++)                                                       \
         for (int64_t i = 0; i < n; i++) {                                                          \
             const int64_t at = row * stride + (b + i) * width;                                     \
-            NAME(run)(f, x + at, out + at, noise ? noise + at : noise, first + at, width,          \
-                      scale[i], inverse[i], rounding, SCALING, wide);                              \
+            NAME(run)(&own, from + row * stride + i * width, next + i * width, out + at,           \
+                      noise ? noise + at : noise, first + at, width, scale[i], inverse[i],         \
+                      rounding, SCALING, wide, 0);                                                 \
         }
         FOR_SCALING(RUN, scaling, rounding, wide)
 #undef RUN
     }
-#undef PREPARE
 }
 
 /* Calls CASE(rounding, wide) with constants. */
@@ -344,6 +290,7 @@ INLINE void NAME(tiles_as)(const lowbit_format *f, const float *x, float *out, c
 INLINE void NAME(choices_as)(const lowbit_format *f, const float *x, float *out,
                              const float *noise, int64_t first, int64_t count, int64_t width,
                              float tensor_scale, const int rounding) {
+    const lowbit_format own = *f;
     lowbit_format other = *f;
     other.max = f->other_max;
     for (int64_t b = 0; b < count; b += LANES) {
@@ -351,17 +298,17 @@ INLINE void NAME(choices_as)(const lowbit_format *f, const float *x, float *out,
         int32_t amax[LANES];
         float scale[2 * LANES], inverse[2 * LANES];
         NAME(tile_amax)(x + b * width, n, width, 1, 0, amax);
-        NAME(scales)(f, amax, n, tensor_scale, scale, inverse);
-        NAME(scales)(&other, amax, n, tensor_scale, scale + n, inverse + n);
-        const int scaling = NAME(scaling)(f, scale, 2 * n);
+        NAME(scales)(f, amax, n, tensor_scale, scale);
+        NAME(scales)(&other, amax, n, tensor_scale, scale + n);
+        const int scaling = NAME(scaling)(f, scale, inverse, 2 * n);
 #define RUN(SCALING)                                                                               \
     for (int64_t i = 0; i < n; i++) {                                                              \
         const int64_t at = (b + i) * width;                                                        \
         const float *draws = noise ? noise + at : noise;                                           \
         float tried[2][MOST_VALUES], difference[MOST_VALUES], error[2];                          \
         for (int k = 0; k < 2; k++) {                                                              \
-            NAME(run)(f, x + at, tried[k], draws, first + at, width, scale[k * n + i],             \
-                      inverse[k * n + i], rounding, SCALING, 0);                                   \
+            NAME(run)(&own, x + at, x + at, tried[k], draws, first + at, width,                    \
+                      scale[k * n + i], inverse[k * n + i], rounding, SCALING, 0, 0);              \
             for (int64_t l = 0; l < width; l++)                                                    \
                 difference[l] = tried[k][l] - x[at + l];                                           \
             error[k] = NAME(sum_of_squares)(difference, width);                                    \
@@ -385,37 +332,63 @@ TARGET static void NAME(choices)(const lowbit_format *f, const float *x, float *
 #undef CASE
 }
 
-/* tiles_as and choices_as, the usual widths as constants. */
-TARGET static void NAME(tiles)(const lowbit_format *f, const float *x, float *out,
-                               const float *noise, int64_t first, int64_t count, int64_t width,
-                               int64_t rows, int64_t stride, float tensor_scale) {
+/* tiles_as and choices_as, the usual widths as constants.  Functions of their own: in one that has
+ * all cases the compiler runs out of registers. */
+#define TILES(CASE, WIDTH, ROWS, ROUNDING, WIDE)                                                   \
+    TARGET static __attribute__((noinline)) void NAME(tiles_##CASE)(                               \
+        const lowbit_format *f, const float *x, const float *source, float *out,                   \
+        const float *noise, int64_t first, int64_t count, int64_t width, int64_t rows,             \
+        int64_t stride, float tensor_scale) {                                                      \
+        (void)width, (void)rows;                                                                   \
+        NAME(tiles_as)(f, x, source, out, noise, first, count, WIDTH, ROWS, stride, tensor_scale,  \
+                       ROUNDING, WIDE);                                                            \
+    }
+#define FOR_SIZES(ROUNDING)                                                                        \
+    TILES(ROUNDING##_16, 16, 1, ROUNDING, 0)                                                       \
+    TILES(ROUNDING##_32, 32, 1, ROUNDING, 0)                                                       \
+    TILES(ROUNDING##_any, width, rows, ROUNDING, 0)                                                \
+    TILES(ROUNDING##_wide, width, rows, ROUNDING, 1)
+FOR_SIZES(NEAREST_EVEN)
+FOR_SIZES(NEAREST_EVEN_CODE)
+FOR_SIZES(STOCHASTIC)
+FOR_SIZES(STOCHASTIC_COUNTER)
+FOR_SIZES(DIRECTED)
+FOR_SIZES(UNCLIPPED)
+#undef FOR_SIZES
+#undef TILES
+
+TARGET static void NAME(tiles)(const lowbit_format *f, const float *x, const float *source,
+                               float *out, const float *noise, int64_t first, int64_t count,
+                               int64_t width, int64_t rows, int64_t stride, float tensor_scale) {
     if (f->scale == FOUR_OVER_SIX) {
         NAME(choices)(f, x, out, noise, first, count, width, tensor_scale);
         return;
     }
-#define TILES(W, R, ROUNDING, WIDE)                                                                \
-    NAME(tiles_as)(f, x, out, noise, first, count, W, R, stride, tensor_scale, ROUNDING, WIDE)
+#define TILES(CASE)                                                                                \
+    NAME(tiles_##CASE)(f, x, source, out, noise, first, count, width, rows, stride, tensor_scale)
 #define CASE(ROUNDING, WIDE)                                                                       \
-    if (width == 32 && rows == 1 && !(WIDE))                                                       \
-        TILES(32, 1, ROUNDING, WIDE);                                                              \
-    else if (width == 16 && rows == 1 && !(WIDE))                                                  \
-        TILES(16, 1, ROUNDING, WIDE);                                                              \
+    if (f->wide)                                                                                   \
+        TILES(ROUNDING##_wide);                                                                    \
+    else if (width == 32 && rows == 1)                                                             \
+        TILES(ROUNDING##_32);                                                                      \
+    else if (width == 16 && rows == 1)                                                             \
+        TILES(ROUNDING##_16);                                                                      \
     else                                                                                           \
-        TILES(width, rows, ROUNDING, WIDE)
-    if (f->wide)
-        FOR_ROUNDING(f, CASE, 1)
-    else
-        FOR_ROUNDING(f, CASE, 0)
+        TILES(ROUNDING##_any)
+    FOR_ROUNDING(f, CASE, 0)
 #undef CASE
 #undef TILES
 }
 
-INLINE void NAME(span_as)(const lowbit_format *f, const float *x, float *out, const float *noise,
-                          int64_t first, int64_t n, float scale, const int rounding,
-                          const int wide) {
-    const int scaling = NAME(scaling)(f, &scale, 1);
+INLINE void NAME(span_as)(const lowbit_format *f, const float *x, const float *next, float *out,
+                          const float *noise, int64_t first, int64_t n, float scale,
+                          const int rounding, const int wide, const int streamed) {
+    const lowbit_format own = *f; /* of which the compiler sees that no store changes it */
+    float inverse;
+    const int scaling = NAME(scaling)(f, &scale, &inverse, 1);
 #define RUN(SCALING)                                                                               \
-    NAME(run)(f, x, out, noise, first, n, scale, 1.0f / scale, rounding, SCALING, wide)
+    NAME(run)(&own, x, next, out, noise, first, n, scale, inverse, rounding, SCALING, wide,        \
+              streamed)
     if (scaling == BY_NOTHING)
         RUN(BY_NOTHING);
     else
@@ -423,10 +396,16 @@ INLINE void NAME(span_as)(const lowbit_format *f, const float *x, float *out, co
 #undef RUN
 }
 
-/* n values that share a scale. */
-TARGET static void NAME(span)(const lowbit_format *f, const float *x, float *out,
-                              const float *noise, int64_t first, int64_t n, float scale) {
-#define SPAN(ROUNDING, WIDE) NAME(span_as)(f, x, out, noise, first, n, scale, ROUNDING, WIDE)
+/* n values that share a scale.  Those at `next` are fetched meanwhile; if `streamed` out, then
+ * aligned to a register, is written past the caches, which needs a FENCE. */
+TARGET static void NAME(span)(const lowbit_format *f, const float *x, const float *next, float *out,
+                              const float *noise, int64_t first, int64_t n, float scale,
+                              int streamed) {
+#define SPAN(ROUNDING, WIDE)                                                                       \
+    if (streamed)                                                                                  \
+        NAME(span_as)(f, x, next, out, noise, first, n, scale, ROUNDING, WIDE, 1);                 \
+    else                                                                                           \
+        NAME(span_as)(f, x, next, out, noise, first, n, scale, ROUNDING, WIDE, 0)
     if (f->wide)
         FOR_ROUNDING(f, SPAN, 1)
     else
@@ -434,7 +413,7 @@ TARGET static void NAME(span)(const lowbit_format *f, const float *x, float *out
 #undef SPAN
 }
 
-/* A copy past the caches, for what is too large to be found there again.  It needs a FENCE. */
+/* A copy past the caches.  It needs a FENCE. */
 TARGET static void NAME(stream)(const float *from, float *to, int64_t n) {
     const int64_t lead = -((intptr_t)to / 4) & (LANES - 1); /* up to where a register is aligned */
     int64_t i = 0;
@@ -449,7 +428,16 @@ TARGET static void NAME(stream)(const float *from, float *to, int64_t n) {
         to[i] = from[i];
 }
 
-#include "rotate.h"
+/* n random signs: -1 where the draw is below 1/2. */
+TARGET static void NAME(signs)(float *out, uint64_t key, int64_t n) {
+    NAME(words) weyl = NAME(weyl)((uint32_t)key, 0, 1);
+    for (int64_t i = 0; i < n; i += LANES, weyl += LANES * WEYL) {
+        const NAME(ints) below = NAME(uniform)(weyl, (uint32_t)(key >> 32)) < 0.5f;
+        NAME(store)(out + i, (NAME(vector))(ONE_BITS | (below & SIGN_BIT)),
+                    n - i < LANES ? n - i : LANES);
+    }
+}
+
 #include "columns.h"
 
 #undef FOR_ROUNDING
@@ -458,13 +446,16 @@ TARGET static void NAME(stream)(const float *from, float *to, int64_t n) {
 #undef NAME
 #undef LANES
 #undef HAS_FMA
-#undef MULTIPLY_ADD
 #undef FMA
 #undef MAX
-#undef EVEN
-#undef ODD
+#undef COPY_SIGN
+#undef CUT
+#undef TRUNCATE
+#undef ADD_WHERE_LESS
+#undef MIN_WORDS
+#undef CLAMP
+#undef EVERY
 #undef STREAM
 #undef EACH_LANE
 #undef FOR_DISTANCES
-#undef FOR_LONG_DISTANCES
 #undef SHUFFLE

@@ -13,24 +13,15 @@ INLINE void NAME(rotate_as)(const float *restrict x, float *restrict out,
     _Pragma("GCC unroll 16") for (int i = 0; i < n; i++) {
         NAME(vector) a;
         memcpy(&a, x + LANES * i, sizeof a);
-        /* Of a, b at distance h within the register: a + b and a - b.  The product is exact. */
-#define SUM_AND_DIFFERENCE(a, b, h) FMA(a, (NAME(vector)){EACH_LANE(PLUS_OR_MINUS, h)}, b)
         if (signs) {
             NAME(vector) s;
             memcpy(&s, signs + LANES * i, sizeof s);
             a *= s;
-            a = SUM_AND_DIFFERENCE(a, ACROSS(a, 1), 1);
-        } else { /* a load can double lanes at no cost, but the compiler must not see one load */
-            NAME(vector) b;
-            const float *again = x + LANES * i;
-            __asm__("" : "+r"(again));
-            memcpy(&b, again, sizeof b);
-            a = SUM_AND_DIFFERENCE(ODD(b), EVEN(a), 1);
         }
-#define STEP(h) a = SUM_AND_DIFFERENCE(a, ACROSS(a, h), h);
-        FOR_LONG_DISTANCES(STEP)
+        /* Of values at distance h in the register: sums and differences.  The product is exact. */
+#define STEP(h) a = FMA(a, (NAME(vector)){EACH_LANE(PLUS_OR_MINUS, h)}, ACROSS(a, h));
+        FOR_DISTANCES(STEP)
 #undef STEP
-#undef SUM_AND_DIFFERENCE
         v[i] = a;
     }
     if (in_registers) {
@@ -53,7 +44,7 @@ INLINE void NAME(rotate_as)(const float *restrict x, float *restrict out,
 TARGET static void NAME(rotate)(const lowbit_rotation *r, const float *restrict x,
                                 float *restrict out, int64_t first, int64_t n) {
     const float *signs = r->signs;
-    int64_t column = first % r->columns;
+    int64_t column = signs ? first % r->columns : 0;
 #define ROTATE(SIZE, SIGNS)                                                                        \
     for (int64_t i = 0; i < n; i += (SIZE)) {                                                      \
         NAME(rotate_as)(x + i, out + i, SIGNS, r->factor, SIZE);                                   \
