@@ -187,6 +187,31 @@ def test_what_is_written_past_the_caches_is_the_same(instructions: str) -> None:
         assert same_bits(kernels.rotate(x, 64, out=out), rotate_plain(x, 64))
 
 
+@pytest.mark.parametrize("rounding", ["nearest_even", "stochastic"])
+def test_the_smallest_values_below_every_scale(instructions: str, rounding: str) -> None:
+    """With a scale that is a power of two the kernel moves the grid instead of dividing: quotients
+    that would have been subnormal or zero, and draws of 0, which round up all but zeros.
+    """
+    generator = np.random.default_rng([2029, INSTRUCTIONS.index(instructions)])
+    tiny = 2.0 ** generator.integers(-149, -100, (80, 64)) * generator.choice(
+        [1, -1, 1.5], (80, 64)
+    )
+    for precision in (
+        Precision.parse("mxfp4"),
+        Precision.parse("mxfp8_e5m2"),
+        Precision.parse("mxint8"),
+    ):
+        for exponent in range(-149, 128):
+            x = tiny.astype(np.float32)
+            x[:, ::32] = np.float32(2.0**exponent)
+            values = torch.from_numpy(x)
+            noise = torch.zeros(values.shape) if rounding == "stochastic" else None
+            if noise is not None:
+                noise[::2] = 2.0**-24
+            expected = quantize_plain(values, precision, noise)
+            assert same_bits(kernels.quantize(values, precision, noise), expected), exponent
+
+
 SHAPES = [(1, 96), (7, 96), (300, 320), (600, 96), (256, 1024), (4, 70016)]
 
 
