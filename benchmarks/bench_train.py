@@ -17,18 +17,14 @@ import time
 from collections.abc import Callable
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf, open_dict
 from torch.profiler import ProfilerActivity, profile
 
-from experiments import commands  # puts the Hydra plugins on sys.path
-from experiments.config import TrainConfig, from_hydra
+from experiments.config import TrainConfig
+from experiments.configure import configure
 from experiments.model import Transformer
 from experiments.optim import make_optimizer
-from experiments.paths import conf_dir
 from experiments.process import use_cpus
 
-assert commands
 TARGETS = {"nearest": 0.75, "sun": 0.75, "nvidia_nvfp4": 0.75, "quartet_v4": 0.6}
 """Least share of the unquantized speed; 0.6 where gradients are rotated and rounded anew."""
 BASELINE = "none"
@@ -47,12 +43,7 @@ def configuration(recipe: str, hidden: int, layers: int) -> TrainConfig:
     ]
     overrides += [f"model.ffn={hidden * 3}", f"model.heads={SHAPES[hidden]}"]
     overrides += [f"model.layers={layers}", f"data.seq_len={LENGTH}"]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("train", overrides=overrides)
-    OmegaConf.set_struct(cfg, True)
-    with open_dict(cfg):
-        cfg.pop("hydra", None)
-    return from_hydra(cfg)
+    return configure(*overrides)
 
 
 def stepper(config: TrainConfig, batch: torch.Tensor) -> Callable[[], None]:

@@ -8,21 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.paths import conf_dir, plugins_dir
-
-sys.path.append(str(plugins_dir()))  # before Hydra looks for plugins
-
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from experiments.capture import SOURCES
-from experiments.config import ConfigError, TrainConfig, explain, from_hydra
+from experiments.config import TrainConfig
+from experiments.configure import configure
+from experiments.paths import conf_dir
 from experiments.quant.recipe_error import (
     OPERANDS,
     PRODUCTS,
@@ -147,29 +141,11 @@ def read(words: Sequence[str]) -> Request:
     plain = [word for word in others if not word.lstrip("+~").startswith("recipe.")]
     return Request(
         list(dict.fromkeys(sources)),
-        {name: _configuration(name, others, folder) for name in names},
-        _configuration("none", plain, folder),
+        {name: configure(*TRAINING, *others, f"recipe={name}", folder=folder) for name in names},
+        configure(*TRAINING, *plain, "recipe=none", folder=folder),
         int(draws),
         out,
     )
-
-
-def _configuration(recipe: str, words: Sequence[str], folder: str) -> TrainConfig:
-    """As lowbit-train makes it."""
-    overrides = [*TRAINING, *words, f"recipe={recipe}"]
-    if folder:
-        if not Path(folder).is_dir():
-            raise ConfigError(f"--config-dir={folder}: no such folder")
-        overrides.append(f"hydra.searchpath=['file://{Path(folder).absolute()}']")
-    try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            cfg = compose("train", overrides=overrides)
-        OmegaConf.set_struct(cfg, True)
-        with open_dict(cfg):
-            cfg.pop("hydra", None)
-        return from_hydra(cfg)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(error)) from None
 
 
 def write(rows: Sequence[Row], path: Path) -> None:

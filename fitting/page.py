@@ -23,6 +23,7 @@ from fitting.latex import to_latex
 from fitting.results import write_atomic
 from fitting.study import read_json, sha256_of
 from fitting.style import Panel
+from fitting.svg import untagged
 from fitting.tables import View
 
 PAGE = "index.html"
@@ -115,7 +116,7 @@ def write(
     files = {PAGE: page.encode()}
     for one in (one for panels in drawn.values() for one in panels):
         if "svg" in figure_files:
-            files[f"figures/{one.name}.svg"] = one.svg.encode()
+            files[f"figures/{one.name}.svg"] = untagged(one.svg).encode()
         if "pdf" in figure_files:
             files[f"figures/{one.name}.pdf"] = one.pdf()
     for view in views.values():

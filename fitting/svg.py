@@ -7,10 +7,12 @@ them shows the same picture.
 
 from __future__ import annotations
 
+import hashlib
 import html
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -81,7 +83,7 @@ def _shorter(svg: str, ink: str) -> str:
     svg = svg.replace(ink, "currentColor")
     for pattern, replacement in _SHORTER:
         svg = re.sub(pattern, replacement, svg, flags=re.DOTALL)
-    return _shared_marks(_without_idle_groups(svg))
+    return _shared_styles(_shared_marks(_without_idle_groups(svg)))
 
 
 def _straight(path: re.Match[str]) -> str:
@@ -153,6 +155,22 @@ def _shared_marks(svg: str) -> str:
     return re.sub(r'href="#(\w+)"', lambda m: f'href="#{same.get(m[1], m[1])}"', svg)
 
 
+def _shared_styles(svg: str) -> str:
+    """Each style that several elements have said once, as a class.
+
+    A class is named by what it says, so figures on one page may share it.
+    """
+    often = [style for style, times in Counter(_STYLE.findall(svg)).items() if times > 1]
+    names = {style: "s" + hashlib.sha256(style.encode()).hexdigest()[:6] for style in often}
+    assert len(set(names.values())) == len(names), "two styles of one name"
+    svg = _STYLE.sub(lambda m: f' class="{names[m[1]]}"' if m[1] in names else m[0], svg)
+    rules = "".join(f".{name}{{{style}}}" for style, name in names.items())
+    return svg.replace("</style>", rules + "</style>", 1)
+
+
+_STYLE = re.compile(r' style="([^"]*)"')
+
+
 # --- tags --------------------------------------------------------------------------------------
 
 
@@ -173,6 +191,11 @@ def _with_tags(svg: str, tags: Sequence[Sequence[Any]]) -> str:
             group = head + "".join(f'<use data-tip="{_attribute(t)}" {u}' for t, u in tipped)
         svg = svg[:start] + group.replace(f'<g tag="{i}"', f"<g{said}", 1) + svg[end:]
     return svg
+
+
+def untagged(svg: str) -> str:
+    """The same picture for a viewer that does not read tags."""
+    return re.sub(r' data-(?:tip|series|entry)="[^"]*"', "", svg)
 
 
 def _end_of_group(svg: str, start: int) -> int:

@@ -14,14 +14,9 @@ os.environ["WANDB_SILENT"] = "true"
 for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "HYDRA_FULL_ERROR"):
     os.environ.pop(name, None)
 
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf, open_dict
-
-from experiments import commands, tracking  # the first puts the Hydra plugins on sys.path
-from experiments.config import TrainConfig, from_hydra
-from experiments.paths import conf_dir
-
-assert commands
+from experiments import tracking
+from experiments.config import TrainConfig
+from experiments.configure import configure
 
 
 @pytest.fixture(autouse=True)
@@ -37,12 +32,7 @@ def composed(tmp_path: Path) -> Callable[..., TrainConfig]:
     """`composed("recipe=sun", ...)`: the configuration that lowbit-train would run, in tmp_path."""
 
     def make(*overrides: str) -> TrainConfig:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            cfg = compose("train", overrides=[f"runs={tmp_path / 'runs'}", *overrides])
-        OmegaConf.set_struct(cfg, True)
-        with open_dict(cfg):
-            cfg.pop("hydra", None)
-        return from_hydra(cfg)
+        return configure(f"runs={tmp_path / 'runs'}", *overrides)
 
     return make
 

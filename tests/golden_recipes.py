@@ -13,9 +13,9 @@ import platform
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import TrainConfig, from_hydra
+from experiments.config import TrainConfig
+from experiments.configure import configure
 from experiments.module import LanguageModel
 from experiments.paths import conf_dir
 
@@ -38,14 +38,8 @@ def machine() -> dict[str, str]:
 
 def configuration(recipe: str) -> TrainConfig:
     """The recipe's file on the smallest model; E2M1 with blocks of 32 where it leaves that open."""
-    folder = conf_dir() / "recipe"
-    own = OmegaConf.load(folder / f"{recipe}.yaml")
-    assert isinstance(own, DictConfig)
-    own.pop("defaults", None)  # what it adds to none
-    values = OmegaConf.merge(OmegaConf.load(folder / "none.yaml"), own)
-    model = OmegaConf.load(conf_dir() / "model" / "ladder" / "a.yaml")
-    overrides = {"recipe": values, "data": {"seq_len": 64}, "batch_size": 4, "tokens": STEPS * 256}
-    return from_hydra(OmegaConf.create({**model, **overrides}))
+    small = ("model=ladder/a", "data.seq_len=64", "batch_size=4", f"tokens={STEPS * 256}")
+    return configure(f"recipe={recipe}", *small)
 
 
 def losses(recipe: str, steps: int = STEPS) -> list[float]:

@@ -40,6 +40,7 @@ FLOORS = {
     "experiments.process": 0,
     "experiments.status": 1,
     "experiments.config": 8,
+    "experiments.configure": 9,
     "experiments.identity": 9,
     "experiments.module": 9,
     "experiments.wandb_files": 0,

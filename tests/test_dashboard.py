@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from experiments import dashboard, panels, sync
+from experiments.configure import configure
 from experiments.diagnostics import MEASURES
 from experiments.sync import UsageError
 from experiments.train import train
@@ -61,22 +62,12 @@ def write_study(folder: Path, planned: list[str], **about: str) -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs/s: three runs as lowbit-train does them, offline, in little time."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import open_dict
-
-    from experiments.config import from_hydra
-    from experiments.paths import conf_dir
-
     folder = tmp_path_factory.mktemp("study")
     (folder / "text.txt").write_text("the run of a model in few bits costs some loss\n" * 2000)
     planned = []
     for overrides in RUNS:
         given = [*overrides, *SMALL, f"data.path={folder / 'text.txt'}", f"runs={folder / 'runs'}"]
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            cfg = compose("train", overrides=given)
-        with open_dict(cfg):
-            cfg.pop("hydra", None)
-        result = train(from_hydra(cfg))
+        result = train(configure(*given))
         assert result.record.status == "finished"
         planned.append(result.folder.name)
     write_study(folder / "runs" / "s", planned)

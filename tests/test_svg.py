@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from fitting import svg as module
 from fitting.style import INK, STYLE
-from fitting.svg import tag, tag_entry, to_svg
+from fitting.svg import tag, tag_entry, to_svg, untagged
 
 SVG = "{http://www.w3.org/2000/svg}"
 HREF = "{http://www.w3.org/1999/xlink}href"
@@ -24,6 +25,11 @@ def test_shortening_coordinates_leaves_the_text_alone() -> None:
     assert ">2.37546<" in svg
     tags = "".join(re.findall(r"<[^>]+>", svg))
     assert not re.search(r"\.\d{3}", tags)
+
+
+def rules(svg: str) -> dict[str, str]:
+    """What its classes say."""
+    return dict(re.findall(r"\.(s\w{6})\{([^}]*)\}", svg))
 
 
 @mpl.rc_context(STYLE)
@@ -80,13 +86,35 @@ def test_whatever_is_referred_to_is_there() -> None:
 
 
 def test_marks_of_one_shape_share_its_definition_and_keep_their_colours() -> None:
-    root = ET.fromstring(to_svg(a_figure(), "shapes", INK))
+    svg = to_svg(a_figure(), "shapes", INK)
+    root = ET.fromstring(svg)
     uses = {e.attrib["data-tip"]: e for e in root.iter(f"{SVG}use") if "data-tip" in e.attrib}
     assert uses["third"].attrib[HREF] == uses["4th"].attrib[HREF]
     parents = {child: parent for parent in root.iter() for child in parent}
     for name, colour in (("third", "#0072b2"), ("4th", "#d55e00")):
-        styles = uses[name].attrib.get("style", "") + parents[uses[name]].attrib.get("style", "")
-        assert f"fill: {colour}" in styles
+        said = [element.attrib for element in (uses[name], parents[uses[name]])]
+        styles = [a.get("style", rules(svg).get(a.get("class", ""), "")) for a in said]
+        assert f"fill: {colour}" in "".join(styles)
+
+
+def test_a_style_said_often_is_a_class_that_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    svg = to_svg(a_figure(), "styles", INK)
+    assert rules(svg)
+    spelled = re.sub(r"\.s\w{6}\{[^}]*\}", "", svg)
+    spelled = re.sub(r' class="(s\w{6})"', lambda m: f' style="{rules(svg)[m[1]]}"', spelled)
+    monkeypatch.setattr(module, "_shared_styles", lambda svg: svg)
+    assert spelled == to_svg(a_figure(), "styles", INK)
+    assert len(svg) < len(spelled)
+
+
+def test_a_file_for_papers_is_the_same_picture_without_tags() -> None:
+    tagged = to_svg(a_figure(), "tags", INK)
+    root, whole = ET.fromstring(untagged(tagged)), ET.fromstring(tagged)
+    for element in whole.iter():
+        for name in [name for name in element.attrib if name.startswith("data-")]:
+            del element.attrib[name]
+    assert ET.tostring(root) == ET.tostring(whole)
+    assert "data-" not in untagged(tagged)
 
 
 def test_words_must_be_as_many_as_marks() -> None:
