@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 # A user with a GPU installs their own torch into .venv first; pip then keeps it.
 TORCH := torch==2.13.0
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+CHROMIUM := apt-get install --yes --quiet --no-install-recommends chromium
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo smoke test test-slow test-all lint format bench-quant bench-train bench-fit bench-sweep clean
+.PHONY: help install demo smoke browser test test-slow test-all lint format bench-quant bench-train bench-fit bench-sweep clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,8 +37,14 @@ smoke: $(VENV)/installed ## The same path in its smallest form, under a minute
 	@$(BIN)/lowbit-fit study=smoke
 	@$(BIN)/lowbit-report study=smoke
 
+browser: ## Install Chromium for the tests of pages, where that may be done: as root, on Debian
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+		&& echo "adding Chromium for the tests of pages ..." \
+		&& { $(CHROMIUM) || { apt-get update -q && $(CHROMIUM); }; } >/dev/null 2>&1; } \
+		|| echo "no Chromium, and no way to add it here: the tests of pages are skipped"
+
 # Two files at a time: many tests wait for processes and servers they started.
-test: $(VENV)/installed-dev ## Run the tests, but for the slow ones (7 minutes on 2 cores)
+test: $(VENV)/installed-dev browser ## Run the tests, but for the slow ones (6 minutes on 2 cores)
 	@$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/installed-dev ## Run the slow ones: sweeps that are killed, coverage of intervals, Slurm

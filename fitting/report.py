@@ -42,6 +42,7 @@ from fitting.study import (
 from fitting.style import Panel
 from fitting.tables import View
 from fitting.uncertainty import NoiseFloor
+from fitting.verdicts import BETTER
 
 PANELS_ON_PAGE = 6
 """Model sizes drawn; a study of more has them all in its tables."""
@@ -162,6 +163,9 @@ def headline_words(study: Study) -> tuple[str, list[str]]:
         counted = findings.series(f"{count} {status}" for status, count in sorted(bad.items()))
         return f"No run of this study ended with a loss ({counted}): there is nothing to fit.", []
     points = []
+    best = findings.best_layouts(study.fit) if study.fit else None
+    measured = findings.measured_layouts(study.layouts)
+    splits = [sentence for sentence in (measured, best) if sentence]
     if study.cells is None:
         lead = study.no_cells
         if study.fit is not None:
@@ -171,11 +175,17 @@ def headline_words(study: Study) -> tuple[str, list[str]]:
         cells = _judged(study)
         assert cells is not None
         means, details = findings.lowest_bits(cells)
-        lead = " ".join(means)
+        if not study.layouts.empty and (study.layouts["verdict"] == BETTER).any():
+            # What such a study is made for comes first.
+            lead, splits = " ".join(splits), []
+            points += means
+        else:
+            lead = " ".join(means)
         points += details
         points.append(findings.not_told_apart(cells, study.order))
         by_bits = findings.order_by_bits(cells)
         points += [by_bits] if by_bits else []
+    points += splits
     if len(study.done) == 1:
         points.append("One run only: no spread, no comparison and no fit can come from it.")
     if study.fit is None:
@@ -183,8 +193,6 @@ def headline_words(study: Study) -> tuple[str, list[str]]:
     else:
         points += findings.parameters_pinned(study.fit)
         optional = (
-            findings.best_layouts(study.fit),
-            findings.measured_layouts(study.layouts),
             findings.compute_optimal(study.fit),
             findings.cost_of_fewest_bits(study.fit),
         )

@@ -18,7 +18,7 @@ from tests.browser import CHROMIUM, Page, chromium
 from tests.report_study import a_fit, the_runs, write_fit, write_runs
 from tests.test_compare import again
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: make browser")
 SCREENS: dict[str, dict[str, Any]] = {
     "desktop": {"width": 1280, "height": 900},
     "phone": {"width": 390, "height": 844},

@@ -190,7 +190,7 @@ def test_the_second_study_is_dashed_and_named_in_the_legend(out: Path) -> None:
     svg = (out / "figures" / "curves_24576.svg").read_text()
     assert "stroke-dasharray" in svg
     assert re.findall(r">(one|two)<", svg) == ["one", "two"]
-    assert 'data-tip="two: E2M1&#10;24.6k parameters and 1M tokens&#10;' in svg
+    assert '"two: E2M1\\n24.6k parameters and 1M tokens\\n' in (out / "index.html").read_text()
 
 
 def test_the_command_compares_published_reports(

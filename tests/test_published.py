@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from fitting.page import versions
-from fitting.report import write_report
+from fitting.report import headline_words, write_report
+from fitting.study import load_study
 
 REPORTS = Path(__file__).parents[1] / "reports"
 PUBLISHED = sorted(path.parent.name for path in REPORTS.glob("*/results.csv"))
@@ -33,3 +34,18 @@ def test_what_the_readme_shows_is_published() -> None:
     named = re.findall(r"\]?\((reports/[^)]+)\)", readme)
     assert named
     assert all((REPORTS.parent / path).exists() for path in named)
+
+
+@pytest.mark.parametrize(
+    ("study", "begins"),
+    [
+        ("precision_grid", "Measured at equal bits and seeds: E1M2 before E3M0 by 0.051"),
+        ("demo", "E1M0 row (2 bits) is worse than none by"),  # it cannot tell splits apart
+    ],
+)
+def test_a_page_begins_with_what_its_study_can_tell_of_splits(study: str, begins: str) -> None:
+    folder = REPORTS / study
+    lead, points = headline_words(load_study(folder / "results.csv", folder))
+    assert lead.startswith(begins)
+    assert not any(point in lead for point in points)
+    assert sum("according to the fit" in words for words in (lead, *points)) == 1

@@ -1,6 +1,5 @@
 """The report page: what is on it, and what it says when little is there."""
 
-import html
 import json
 import re
 import shutil
@@ -60,18 +59,26 @@ def test_the_page_loads_nothing_and_links_only_to_itself_and_papers(page: Page) 
     assert not {"iframe", "link", "img", "object", "embed", "base"} & set(page.tags)
 
 
-def test_what_marks_say_on_the_page_is_what_they_say_in_the_figures(out: Path) -> None:
+def test_each_mark_on_the_page_says_its_run(study: tuple[Path, Path], out: Path) -> None:
     source = (out / "index.html").read_text()
     match = re.search(r'<script type="application/json" id="tips">(.*?)</script>', source)
     assert match
     tips = json.loads(match[1])
     assert len(tips) == len(set(tips))
-    figure = (out / "figures" / "residuals.svg").read_text()
     drawn = source[source.index('aria-label="Residuals') :]
     drawn = drawn[: drawn.index("</svg>")]
-    said = [html.unescape(words) for words in re.findall(r'data-tip="([^"]*)"', figure)]
-    assert [tips[int(i)] for i in re.findall(r'data-tip="(\d+)"', drawn)] == said
-    assert len(said) == 46
+    said = [tips[int(i)] for i in re.findall(r'data-tip="(\d+)"', drawn)]
+    table = load(study[0])
+    losses = table["loss"][table["status"] == "finished"]
+    assert len(losses) == 46
+    assert sorted(re.findall(r"loss (\d\.\d{4})", "\n".join(said))) == sorted(
+        f"{loss:.4f}" for loss in losses
+    )
+
+
+def test_the_figures_files_hold_no_tags(out: Path) -> None:
+    for path in (out / "figures").glob("*.svg"):
+        assert "data-" not in path.read_text(), path.name
 
 
 def test_runs_are_counted_by_outcome(page: Page) -> None:
