@@ -15,7 +15,7 @@ import pytest
 
 from experiments.lease import ATTEMPTS, holder
 from experiments.sweep.work import LOG
-from fitting.results import FAILURE, RESULT, load, read_record
+from fitting.results import FAILURE, RESULT, STUDY, load, read_record
 
 pytestmark = [
     pytest.mark.ray,
@@ -100,7 +100,12 @@ def test_two_drivers_at_once_share_the_work_and_both_end_with_all_of_it(
 ) -> None:
     arguments = ["recipe=none,stochastic", "seed=0,1,2", "tokens=51200"]
     drivers = [launch("shared", *arguments) for _ in range(2)]
+    study = tmp_path / "runs" / "shared" / STUDY
+    wait_for(lambda: list(study.parent.glob("*/lease.*")))
+    # What a third driver would leave that had read it before these two wrote their plans.
+    study.write_text(json.dumps(json.loads(study.read_text()) | {"planned": []}))
     outs = [said(driver, 0) for driver in drivers]
+    assert len(json.loads(study.read_text())["planned"]) == 6
     assert all(len(re.findall(r"/6 finished", out)) == 6 for out in outs)
     table = load(tmp_path / "runs" / "shared")
     assert table["status"].tolist() == ["finished"] * 6

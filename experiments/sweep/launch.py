@@ -91,6 +91,7 @@ def launch(
             with Display(plan) as display:
                 if _Driver(ray, plan, display, max_parallel).drive():
                     outcome.signal = terminable.received or signal.SIGINT
+            write_study(plan)  # again: a driver that began at the same moment may have missed ours
     for run in plan.runs:
         record = read_record(run.folder) if run.folder.exists() else None
         if record is not None:
