@@ -43,18 +43,16 @@ INLINE void NAME(rotate_as)(const float *restrict x, float *restrict out,
 /* n values, blocks of `size`; `first` is the place of the first one in the tensor. */
 TARGET static void NAME(rotate)(const lowbit_rotation *r, const float *restrict x,
                                 float *restrict out, int64_t first, int64_t n) {
-    const float *signs = r->signs;
-    int64_t column = signs ? first % r->columns : 0;
-#define ROTATE(SIZE, SIGNS)                                                                        \
-    for (int64_t i = 0; i < n; i += (SIZE)) {                                                      \
-        NAME(rotate_as)(x + i, out + i, SIGNS, r->factor, SIZE);                                   \
-        column = column + (SIZE) == r->columns ? 0 : column + (SIZE);                              \
-    }
+    int64_t column = r->signs ? first % r->columns : 0;
 #define CASE(SIZE)                                                                                 \
-    if (signs)                                                                                     \
-        ROTATE(SIZE, signs + column)                                                               \
+    if (r->signs)                                                                                  \
+        for (int64_t i = 0; i < n; i += (SIZE)) {                                                  \
+            NAME(rotate_as)(x + i, out + i, r->signs + column, r->factor, SIZE);                   \
+            column = column + (SIZE) == r->columns ? 0 : column + (SIZE);                          \
+        }                                                                                          \
     else                                                                                           \
-        ROTATE(SIZE, NULL)
+        for (int64_t i = 0; i < n; i += (SIZE))                                                    \
+            NAME(rotate_as)(x + i, out + i, NULL, r->factor, SIZE);
     switch (r->size) {
     case 16: CASE(16) break;
     case 32: CASE(32) break;
@@ -63,5 +61,4 @@ TARGET static void NAME(rotate)(const lowbit_rotation *r, const float *restrict 
     default: CASE(r->size)
     }
 #undef CASE
-#undef ROTATE
 }
