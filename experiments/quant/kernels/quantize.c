@@ -15,7 +15,7 @@ enum {
     FETCHED = 1 << 11,  /* the same, if as many more are fetched meanwhile */
     CHUNK = 1 << 15,    /* that one thread takes at a time: 128 KiB stay in its cache */
     GROUP = 4,          /* registers of blocks whose scales are found together */
-    PIECE = 1 << 10,    /* that pass through a buffer at a time */
+    PIECE = 1 << 10,    /* that pass through a buffer at a time, or twice as many */
     STRIP = 64,         /* columns that are quantized together */
     TALL = 256,         /* rows of them that are read twice, at most */
     MOST_ROTATED = 1 << 14, /* values of a strip: the largest rotation of a register of columns */
@@ -176,6 +176,9 @@ typedef struct {
     int threads;
 } job;
 
+/* Values that pass through a buffer at a time: fewer where they come from memory. */
+static int64_t piece_of(const job *j) { return j->streamed ? PIECE : 2 * PIECE; }
+
 /* n values as they are to be quantized: those of x, or rotated ones in `own`. */
 static const float *values(const job *j, int64_t first, int64_t n, float *own) {
     if (!j->rotation)
@@ -208,11 +211,12 @@ static int32_t amax_of(const job *j, int64_t first, int64_t n) {
 /* out = x rotated, all n values; returns their amax if that is `wanted`, else 0. */
 static int32_t rotate_all(const job *j, int64_t n, int wanted) {
     int32_t amax = 0;
+    const int64_t step = piece_of(j);
 #pragma omp parallel for num_threads(j->threads) if (j->threads > 1) reduction(max : amax)
     for (int64_t i = 0; i < n; i += CHUNK) {
         const int64_t end = n - i < CHUNK ? n : i + CHUNK;
-        for (int64_t k = i; k < end; k += PIECE) {
-            const int64_t length = end - k < PIECE ? end - k : PIECE;
+        for (int64_t k = i; k < end; k += step) {
+            const int64_t length = end - k < step ? end - k : step;
             _Alignas(64) float own[PIECE];
             float *rotated = j->streamed ? own : j->out + k;
             active->rotate(j->rotation, j->x + k, rotated, k, length);
@@ -247,8 +251,7 @@ static float two_level_scale(const lowbit_format *f, int32_t amax_bits) {
 static void quantize_chunk(const job *j, int64_t first, int64_t n, int64_t unit, int64_t block,
                            float scale) {
     _Alignas(64) float own[CHUNK], result[CHUNK];
-    const int64_t piece = j->streamed ? PIECE : 2 * PIECE;
-    const int64_t buffered = unit < piece ? piece / unit * unit : unit;
+    const int64_t buffered = unit < piece_of(j) ? piece_of(j) / unit * unit : unit;
     const int64_t step = j->rotation || j->streamed ? buffered : n;
     /* in `result` first, unless it can be written past the caches as it comes */
     const int apart = j->streamed && (block || (intptr_t)(j->out + first) % 64);
