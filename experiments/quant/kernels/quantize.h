@@ -226,8 +226,10 @@ INLINE int NAME(scaling)(const lowbit_format *f, float *scale, float *inverse, i
             NAME(store)(inverse + i, 1.0f / own, some);
         }
     }
-    return all ? (moving ? BY_MOVING : BY_CORRECTION)
-               : (f->exact_inverse ? BY_MULTIPLICATION : BY_DIVISION);
+    if (!all)
+        return f->exact_inverse ? BY_MULTIPLICATION : BY_DIVISION;
+    const int within = f->scale == FP32 && f->max <= f->limit && f->max <= -f->lowest;
+    return moving ? BY_MOVING : within ? BY_CORRECTION_WITHIN : BY_CORRECTION;
 }
 
 /* Calls CASE(scaling) with the constant, of those that can occur where there are scales. */
@@ -239,6 +241,8 @@ INLINE int NAME(scaling)(const lowbit_format *f, float *scale, float *inverse, i
         CASE(BY_MOVING);                                                                           \
     } else if (!(wide) && (rounding) <= NEAREST_EVEN_CODE && (scaling) == BY_CORRECTION) {         \
         CASE(BY_CORRECTION);                                                                       \
+    } else if (!(wide) && (rounding) <= NEAREST_EVEN_CODE && (scaling) == BY_CORRECTION_WITHIN) {  \
+        CASE(BY_CORRECTION_WITHIN);                                                                \
     } else {                                                                                       \
         CASE(BY_DIVISION);                                                                         \
     }

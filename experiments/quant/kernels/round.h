@@ -158,10 +158,11 @@ INLINE NAME(vector) NAME(value)(const lowbit_format *f, NAME(vector) x, NAME(vec
         scaled = x / scale;
     } else {
         scaled = x * inverse;
-        if (scaling == BY_CORRECTION) /* Markstein: the quotient, correctly rounded */
+        if (scaling != BY_MULTIPLICATION) /* Markstein: the quotient, correctly rounded */
             scaled = FMA(FMA(-scaled, scale, x), inverse, scaled);
     }
-    scaled = CLAMP(scaled, ALL(f->lowest), ALL(f->limit)); /* a NaN stays */
+    if (scaling != BY_CORRECTION_WITHIN)
+        scaled = CLAMP(scaled, ALL(f->lowest), ALL(f->limit)); /* a NaN stays */
     const NAME(ints) least = ALL_INTS(f->emin_bits);
     const NAME(vector) rounded = wide ? NAME(round_wide)(f, scaled, sign, draw, rounding)
                                       : NAME(round)(f, scaled, least, sign, draw, rounding);
