@@ -155,6 +155,9 @@ def _shared_marks(svg: str) -> str:
     return re.sub(r'href="#(\w+)"', lambda m: f'href="#{same.get(m[1], m[1])}"', svg)
 
 
+_STYLE = re.compile(r' style="([^"]*)"')
+
+
 def _shared_styles(svg: str) -> str:
     """Each style that several elements have said once, as a class.
 
@@ -166,9 +169,6 @@ def _shared_styles(svg: str) -> str:
     svg = _STYLE.sub(lambda m: f' class="{names[m[1]]}"' if m[1] in names else m[0], svg)
     rules = "".join(f".{name}{{{style}}}" for style, name in names.items())
     return svg.replace("</style>", rules + "</style>", 1)
-
-
-_STYLE = re.compile(r' style="([^"]*)"')
 
 
 # --- tags --------------------------------------------------------------------------------------

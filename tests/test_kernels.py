@@ -196,20 +196,15 @@ def test_the_smallest_values_below_every_scale(instructions: str, rounding: str)
     tiny = 2.0 ** generator.integers(-149, -100, (80, 64)) * generator.choice(
         [1, -1, 1.5], (80, 64)
     )
-    for precision in (
-        Precision.parse("mxfp4"),
-        Precision.parse("mxfp8_e5m2"),
-        Precision.parse("mxint8"),
-    ):
+    x, draws = torch.from_numpy(tiny).float(), torch.zeros(tiny.shape)
+    draws[::2] = 2.0**-24
+    noise = draws if rounding == "stochastic" else None
+    for name in ("mxfp4", "mxfp8_e5m2", "mxint8"):
+        precision = Precision.parse(name)
         for exponent in range(-149, 128):
-            x = tiny.astype(np.float32)
-            x[:, ::32] = np.float32(2.0**exponent)
-            values = torch.from_numpy(x)
-            noise = torch.zeros(values.shape) if rounding == "stochastic" else None
-            if noise is not None:
-                noise[::2] = 2.0**-24
-            expected = quantize_plain(values, precision, noise)
-            assert same_bits(kernels.quantize(values, precision, noise), expected), exponent
+            x[:, ::32] = 2.0**exponent
+            expected = quantize_plain(x, precision, noise)
+            assert same_bits(kernels.quantize(x, precision, noise), expected), (name, exponent)
 
 
 SHAPES = [(1, 96), (7, 96), (300, 320), (600, 96), (256, 1024), (4, 70016)]

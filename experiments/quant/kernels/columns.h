@@ -21,17 +21,15 @@ INLINE void NAME(rotate_few)(const float *x, int64_t stride, float *out, int64_t
                              const float *signs, float factor, const int size) {
     NAME(vector) v[32];
     _Pragma("GCC unroll 32") for (int i = 0; i < size; i++) {
-        memcpy(v + i, x + i * stride, sizeof *v);
+        v[i] = NAME(load)(x + i * stride, LANES);
         if (signs)
             v[i] *= signs[i];
     }
     _Pragma("GCC unroll 8") for (int h = 1; h < size; h *= 2)
         _Pragma("GCC unroll 16") for (int k = 0; k < size / 2; k++)
             NAME(butterfly)(v + k / h * 2 * h + k % h, h);
-    _Pragma("GCC unroll 32") for (int i = 0; i < size; i++) {
-        const NAME(vector) a = v[i] * factor;
-        memcpy(out + i * out_stride, &a, sizeof a);
-    }
+    _Pragma("GCC unroll 32") for (int i = 0; i < size; i++)
+        NAME(store)(out + i * out_stride, v[i] * factor, LANES);
 }
 
 /* The same of any size from 16. */
@@ -45,12 +43,9 @@ INLINE void NAME(rotate_many)(const float *x, int64_t stride, float *out, int64_
         for (int k = 0; k < size / 2; k++) {
             float *above = out + (k / h * 2 * h + k % h) * out_stride;
             float *below = above + h * out_stride;
-            NAME(vector) a, b;
-            memcpy(&a, above, sizeof a);
-            memcpy(&b, below, sizeof b);
-            const NAME(vector) sum = (a + b) * last, difference = (a - b) * last;
-            memcpy(above, &sum, sizeof sum);
-            memcpy(below, &difference, sizeof difference);
+            const NAME(vector) a = NAME(load)(above, LANES), b = NAME(load)(below, LANES);
+            NAME(store)(above, (a + b) * last, LANES);
+            NAME(store)(below, (a - b) * last, LANES);
         }
     }
 }

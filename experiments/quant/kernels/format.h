@@ -31,7 +31,7 @@ enum {
     BY_DIVISION,
     BY_MULTIPLICATION,
     BY_CORRECTION,
-    BY_CORRECTION_WITHIN, /* where no quotient lies beyond the grid but by its rounding */
+    BY_CORRECTION_WITHIN, /* FP32: amax itself is the largest value, so there is nothing to cut */
     BY_MOVING, /* the grid instead: `scale` is then its largest value, `inverse` its 2^emin */
 };
 

@@ -150,8 +150,7 @@ INLINE float NAME(sum_of_squares)(const float *restrict x, int64_t n) {
     for (int64_t i = n; i < sums * LANES; i++)
         square[i] = 0.0f;
     for (int64_t k = 0; k < sums; k++) {
-        NAME(vector) v;
-        memcpy(&v, square + k * LANES, sizeof v);
+        NAME(vector) v = NAME(load)(square + k * LANES, LANES);
 #define STEP(h) v += ACROSS(v, h);
         FOR_DISTANCES(STEP)
 #undef STEP
@@ -181,8 +180,6 @@ TARGET static void NAME(quest_scales)(const lowbit_format *f, const float *x, co
         scale[i] = amax[i] >= EXPONENT_BITS ? NAN : e8m0(unit + exponent);
     }
 }
-
-#include "rotate.h"
 
 /* Scales of n <= GROUP * LANES tiles next to each other. */
 INLINE void NAME(tile_scales)(const lowbit_format *f, const float *x, int64_t n, int64_t width,
@@ -228,8 +225,7 @@ INLINE int NAME(scaling)(const lowbit_format *f, float *scale, float *inverse, i
     }
     if (!all)
         return f->exact_inverse ? BY_MULTIPLICATION : BY_DIVISION;
-    const int within = f->scale == FP32 && f->max <= f->limit && f->max <= -f->lowest;
-    return moving ? BY_MOVING : within ? BY_CORRECTION_WITHIN : BY_CORRECTION;
+    return moving ? BY_MOVING : f->scale == FP32 ? BY_CORRECTION_WITHIN : BY_CORRECTION;
 }
 
 /* Calls CASE(scaling) with the constant, of those that can occur where there are scales. */
@@ -309,7 +305,7 @@ INLINE void NAME(choices_as)(const lowbit_format *f, const float *x, float *out,
     for (int64_t i = 0; i < n; i++) {                                                              \
         const int64_t at = (b + i) * width;                                                        \
         const float *draws = noise ? noise + at : noise;                                           \
-        float tried[2][MOST_VALUES], difference[MOST_VALUES], error[2];                          \
+        float tried[2][MOST_VALUES], difference[MOST_VALUES], error[2];                            \
         for (int k = 0; k < 2; k++) {                                                              \
             NAME(run)(&own, x + at, x + at, tried[k], draws, first + at, width,                    \
                       scale[k * n + i], inverse[k * n + i], rounding, SCALING, 0, 0);              \
@@ -336,8 +332,8 @@ TARGET static void NAME(choices)(const lowbit_format *f, const float *x, float *
 #undef CASE
 }
 
-/* tiles_as and choices_as, the usual widths as constants.  Functions of their own: in one that has
- * all cases the compiler runs out of registers. */
+/* tiles_as, the usual widths as constants.  Functions of their own: in one that has all cases the
+ * compiler runs out of registers. */
 #define TILES(CASE, WIDTH, ROWS, ROUNDING, WIDE)                                                   \
     TARGET static __attribute__((noinline)) void NAME(tiles_##CASE)(                               \
         const lowbit_format *f, const float *x, const float *source, float *out,                   \
@@ -424,8 +420,7 @@ TARGET static void NAME(stream)(const float *from, float *to, int64_t n) {
     for (; i < n && i < lead; i++)
         to[i] = from[i];
     for (; i + LANES <= n; i += LANES) {
-        NAME(vector) v;
-        memcpy(&v, from + i, sizeof v);
+        const NAME(vector) v = NAME(load)(from + i, LANES);
         STREAM(to + i, v);
     }
     for (; i < n; i++)
@@ -442,6 +437,7 @@ TARGET static void NAME(signs)(float *out, uint64_t key, int64_t n) {
     }
 }
 
+#include "rotate.h"
 #include "columns.h"
 
 #undef FOR_ROUNDING

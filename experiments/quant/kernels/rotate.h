@@ -11,13 +11,9 @@ INLINE void NAME(rotate_as)(const float *restrict x, float *restrict out,
     NAME(vector) v[1024 / LANES];
     const int n = size / LANES, in_registers = __builtin_constant_p(size);
     _Pragma("GCC unroll 16") for (int i = 0; i < n; i++) {
-        NAME(vector) a;
-        memcpy(&a, x + LANES * i, sizeof a);
-        if (signs) {
-            NAME(vector) s;
-            memcpy(&s, signs + LANES * i, sizeof s);
-            a *= s;
-        }
+        NAME(vector) a = NAME(load)(x + LANES * i, LANES);
+        if (signs)
+            a *= NAME(load)(signs + LANES * i, LANES);
         /* Of values at distance h in the register: sums and differences.  The product is exact. */
 #define STEP(h) a = FMA(a, (NAME(vector)){EACH_LANE(PLUS_OR_MINUS, h)}, ACROSS(a, h));
         FOR_DISTANCES(STEP)
@@ -34,10 +30,8 @@ INLINE void NAME(rotate_as)(const float *restrict x, float *restrict out,
                 for (int j = i; j < i + h; j++)
                     NAME(butterfly)(v + j, h);
     }
-    _Pragma("GCC unroll 16") for (int i = 0; i < n; i++) {
-        const NAME(vector) a = v[i] * factor;
-        memcpy(out + LANES * i, &a, sizeof a);
-    }
+    _Pragma("GCC unroll 16") for (int i = 0; i < n; i++)
+        NAME(store)(out + LANES * i, v[i] * factor, LANES);
 }
 
 /* n values, blocks of `size`; `first` is the place of the first one in the tensor. */
