@@ -37,8 +37,8 @@ smoke: $(VENV)/installed ## The same path in its smallest form, under a minute
 	@$(BIN)/lowbit-fit study=smoke
 	@$(BIN)/lowbit-report study=smoke
 
-browser: ## Install Chromium for the tests of pages, where that may be done: as root, on Debian
-	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+browser: $(VENV)/installed ## Install Chromium for the tests of pages, where that may be done: as root, on Debian
+	@$(BIN)/python -c "from tests.browser import CHROMIUM; raise SystemExit(not CHROMIUM)" || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 		&& echo "adding Chromium for the tests of pages ..." \
 		&& { $(CHROMIUM) || { apt-get update -q && $(CHROMIUM); }; } >/dev/null 2>&1; } \
 		|| echo "no Chromium, and no way to add it here: the tests of pages are skipped"
