@@ -104,7 +104,7 @@ def test_errors_on_gaussian_data_are_the_published(name: str, rounding: str) -> 
     mse, misaligned = GAUSSIAN[name, rounding]
     found = gaussian_error(Precision.parse(name), rounding, rows=2048)
     # How the octave was averaged is not published; the floored exponent depends on it most.
-    assert found.mse == pytest.approx(mse, rel=0.03 if "floor" in name else 0.02)
+    assert found.mse == pytest.approx(mse, rel=0.05 if "floor" in name else 0.02)
     if misaligned is not None:
         assert found.misalignment == pytest.approx(misaligned, rel=0.1, abs=5e-4)
 

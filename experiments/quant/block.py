@@ -9,12 +9,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from experiments.quant.formats import ElementFormat, Precision, ScaleFormat
+from experiments.quant.formats import ElementFormat, Precision, ScaleFormat, parse_element
 from experiments.quant.hadamard import check_rotation, rotate, rotate_plain
 from experiments.quant.kernels import cpu, gpu
+from experiments.quant.kernels.dense import dense, on_device
 from experiments.quant.kernels.noise import uniform
 from experiments.quant.rounding import ROUNDINGS, round_stochastic, round_to
-from experiments.quant.scale import block_scale, four_over_six_scale, pairwise_sum
+from experiments.quant.scale import (
+    block_scale,
+    four_over_six_scale,
+    pairwise_sum,
+    power_of_two,
+    reach,
+    unit_exponent,
+)
+from experiments.quant.straight_through import differentiated, straight_through
 
 
 def backend(precision: Precision, device: str = "cpu") -> str:
@@ -37,7 +46,8 @@ def quantize(
 ) -> Tensor:
     """Fake-quantize `x`: each value becomes s * round(x / s), s the scale of its block.
 
-    The result holds only values that `precision` can represent, but in `x`'s own dtype.
+    The result holds only values that `precision` can represent, but in `x`'s own dtype.  Its
+    gradient is straight-through, whoever computes it (`experiments.quant.straight_through`).
 
     Args:
         x: [..., K], float32, bfloat16 or float16.  The last axis must be the one that the GEMM
@@ -75,14 +85,60 @@ def quantize(
     _check_axes(x.shape, precision)
     if hadamard:
         check_rotation(x.shape, hadamard)
-    if cpu.supports(x, precision, hadamard):
+    draws, key = _draws_and_key(noise)
+    known = cpu.supports(x, precision, hadamard) and cpu.readable(draws, signs)
+    if known and not differentiated(x, draws, signs):
+        return cpu.quantize(x, precision, noise, rounding, hadamard, signs)
+    name = named(precision)
+
+    def values(x: Tensor, draws: Tensor | None, signs: Tensor | None) -> Tensor:
+        if _stands_for_another(x, draws, signs):
+            made: Tensor = _quantize_operator(x, name, draws, key, rounding, hadamard, signs)
+            return made
+        return _quantized(x, precision, draws, key, rounding, hadamard, signs)
+
+    return straight_through(values, x, draws, hadamard, signs)
+
+
+def _quantized(
+    x: Tensor,
+    precision: Precision,
+    draws: Tensor | None,
+    key: int | None,
+    rounding: str,
+    hadamard: int,
+    signs: Tensor | None,
+) -> Tensor:
+    """The values, by the fastest that knows these."""
+    noise = key if draws is None else draws
+    if cpu.supports(x, precision, hadamard) and cpu.readable(draws, signs):
         return cpu.quantize(x, precision, noise, rounding, hadamard, signs)
     if gpu.supports(x, precision, hadamard):
         return gpu.quantize(x, precision, noise, rounding, hadamard, signs)
     if hadamard:
         rotated = rotate(x.float(), hadamard, signs)
-        return cpu.lying_as(x, quantize(rotated, precision, noise, rounding).to(x.dtype))
+        rounded = _quantized(rotated, precision, draws, key, rounding, 0, None)
+        return cpu.lying_as(x, cpu.narrowed(rounded, x.dtype))
     return quantize_plain(x, precision, noise, rounding)
+
+
+@torch.library.custom_op("lowbit::quantize", mutates_args=())
+def _quantize_operator(
+    x: Tensor,
+    precision: str,
+    draws: Tensor | None,
+    key: int | None,
+    rounding: str,
+    hadamard: int,
+    signs: Tensor | None,
+) -> Tensor:
+    """`_quantized` for compilers, modes and wrappers, which see one operator."""
+    return _quantized(x, Precision.parse(precision), draws, key, rounding, hadamard, signs)
+
+
+@_quantize_operator.register_fake
+def _(x: Tensor, *others: object) -> Tensor:
+    return x.new_empty(x.t().shape).t() if cpu.turned(x) else x.new_empty(x.shape)
 
 
 def quantize_plain(
@@ -93,7 +149,7 @@ def quantize_plain(
     hadamard: int = 0,
     signs: Tensor | None = None,
 ) -> Tensor:
-    """The definition: what `quantize` returns, whoever computes it; arguments as there."""
+    """The definition: the values `quantize` returns, not their gradient; arguments as there."""
     draws = uniform(noise, x.shape, x.device) if isinstance(noise, int) else noise
     values = rotate_plain(x.float(), hadamard, signs) if hadamard else x.float()
     blocks = _to_blocks(values, precision)
@@ -103,11 +159,10 @@ def quantize_plain(
     if precision.scale is ScaleFormat.E4M3_4_6:
         scale = four_over_six_scale(blocks)
         other = _round_scaled(blocks, scale, precision, noises, rounding)
-        other_is_better = _squared_error(other, blocks) < _squared_error(values, blocks)
-        values = torch.where(other_is_better, other, values)
+        values = torch.where(_errs_less(other, values, blocks), other, values)
     # The layout decides in which order a GEMM adds, so it is part of what two backends must have in
     # common.
-    return cpu.lying_as(x, _from_blocks(values, x.shape, precision).to(x.dtype))
+    return cpu.lying_as(x, cpu.narrowed(_from_blocks(values, x.shape, precision), x.dtype))
 
 
 def round_elements(
@@ -136,11 +191,43 @@ def round_elements(
     tensor([ 0.5000, -1.5000,  6.0000, -0.0000])
     """
     _check(x, noise, rounding)
-    if cpu.rounds(x):
+    draws, key = _draws_and_key(noise)
+    if cpu.rounds(x) and cpu.readable(draws) and not differentiated(x, draws, None):
+        return cpu.round_elements(x, element, noise, rounding)
+    name = named(element)
+
+    def values(x: Tensor, draws: Tensor | None, signs: Tensor | None) -> Tensor:
+        if _stands_for_another(x, draws):
+            made: Tensor = _round_elements_operator(x, name, draws, key, rounding)
+            return made
+        return _rounded(x, element, draws, key, rounding)
+
+    return straight_through(values, x, draws, 0, None)
+
+
+def _rounded(
+    x: Tensor, element: ElementFormat, draws: Tensor | None, key: int | None, rounding: str
+) -> Tensor:
+    """The values, by the fastest there is."""
+    noise = key if draws is None else draws
+    if cpu.rounds(x) and cpu.readable(draws):
         return cpu.round_elements(x, element, noise, rounding)
     if gpu.rounds(x):
         return gpu.round_elements(x, element, noise, rounding)
     return round_elements_plain(x, element, noise, rounding)
+
+
+@torch.library.custom_op("lowbit::round_elements", mutates_args=())
+def _round_elements_operator(
+    x: Tensor, element: str, draws: Tensor | None, key: int | None, rounding: str
+) -> Tensor:
+    """`_rounded` for compilers, modes and wrappers."""
+    return _rounded(x, parse_element(element), draws, key, rounding)
+
+
+@_round_elements_operator.register_fake
+def _(x: Tensor, *others: object) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 def round_elements_plain(
@@ -149,9 +236,9 @@ def round_elements_plain(
     noise: Tensor | int | None = None,
     rounding: str = "nearest_even",
 ) -> Tensor:
-    """The definition: what `round_elements` returns, whoever computes it; arguments as there."""
+    """The definition: the values that `round_elements` returns; arguments as there."""
     draws = uniform(noise, x.shape, x.device) if isinstance(noise, int) else noise
-    return _round(x.float(), element, draws, rounding).to(x.dtype).contiguous()
+    return cpu.narrowed(_round(x.float(), element, draws, rounding), x.dtype).contiguous()
 
 
 def _round(x: Tensor, element: ElementFormat, noise: Tensor | None, rounding: str) -> Tensor:
@@ -163,17 +250,44 @@ def _round(x: Tensor, element: ElementFormat, noise: Tensor | None, rounding: st
 def _round_scaled(
     blocks: Tensor, scale: Tensor, precision: Precision, noise: Tensor | None, rounding: str
 ) -> Tensor:
-    return _round(blocks / scale, precision.element, noise, rounding).mul_(scale)
+    rounded = _round(blocks / scale, precision.element, noise, rounding)
+    if precision.element.exponent == 8:  # scaled to the part of the format that float32 has
+        largest = reach(precision.element)[0]
+        rounded = rounded.clamp_(-largest, largest)
+    return rounded.mul_(scale)
 
 
-def _squared_error(values: Tensor, blocks: Tensor) -> Tensor:
-    """[..., K] to [..., 1]."""
-    return pairwise_sum((values - blocks).square())
+def _errs_less(other: Tensor, values: Tensor, blocks: Tensor) -> Tensor:
+    """Whether `other` has the smaller sum of squared errors in each block, [..., 1]."""
+    unit = power_of_two(-unit_exponent(blocks.abs().amax(-1, keepdim=True)))
+    errors = [pairwise_sum(((q - blocks) * unit).square()) for q in (other, values)]
+    return errors[0] < errors[1]
+
+
+def _draws_and_key(noise: Tensor | int | None) -> tuple[Tensor | None, int | None]:
+    """Noise as an array or as a key, the key in the 64 bits that it is mixed from."""
+    if not isinstance(noise, int):
+        return noise, None
+    return None, noise if -(2**63) <= noise < 2**63 else (noise + 2**63) % 2**64 - 2**63
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def named(format: Precision | ElementFormat) -> str:
+    """The format's name, a constant for a compiler."""
+    return str(format)
+
+
+def _stands_for_another(*tensors: Tensor | None) -> bool:
+    """Whether one of these is no tensor in memory, or a compiler or a mode is at work."""
+    return not all(t is None or dense(t) or (t.is_cuda and on_device(t)) for t in tensors)
 
 
 def _check(x: Tensor, noise: Tensor | int | None, rounding: str) -> None:
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"quantize takes float32, bfloat16 or float16, got {x.dtype}")
+    if x.layout is not torch.strided or x.is_nested:
+        kind = "a nested one" if x.is_nested else f"layout {x.layout}"
+        raise ValueError(f"quantize takes dense tensors, got {kind}")
     if isinstance(noise, Tensor) and noise.shape != x.shape:
         raise ValueError(f"noise has shape {tuple(noise.shape)}, x has {tuple(x.shape)}")
     if rounding not in ROUNDINGS:

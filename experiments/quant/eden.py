@@ -11,10 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from experiments.quant.formats import FloatFormat
+from experiments.quant.formats import FloatFormat, ScaleFormat
+from experiments.quant.kernels.cpu import narrowed
 from experiments.quant.kernels.noise import uniform
 from experiments.quant.rounding import round_nearest_even, round_stochastic
-from experiments.quant.scale import E4M3, two_level
+from experiments.quant.scale import E4M3, most_scale, power_of_two, two_level, unit_exponent
+from experiments.quant.straight_through import straight_through
 
 BLOCK = 16
 _E2M1 = FloatFormat(2, 1)
@@ -37,7 +39,8 @@ def ms_eden(x: Tensor, noise: Tensor | int) -> Tensor:
 
     Returns:
         A contiguous tensor of `x`'s shape and dtype.  A block that rounds to zeros keeps its scale
-        (S = 1).  A NaN or an infinity makes the whole tensor NaN, as two-level scales do.
+        (S = 1).  A NaN or an infinity makes the whole tensor NaN, as two-level scales do.  The
+        gradient is straight-through (`experiments.quant.straight_through`).
 
     Raises:
         ValueError: K is no multiple of 16, or `noise` of another shape.
@@ -53,16 +56,27 @@ def ms_eden(x: Tensor, noise: Tensor | int) -> Tensor:
     """
     if x.shape[-1] % BLOCK:
         raise ValueError(f"the summed axis of {tuple(x.shape)} must be a multiple of {BLOCK}")
-    blocks = x.float().reshape(*x.shape[:-1], -1, BLOCK)
+    shape = (*x.shape[:-1], x.shape[-1] // BLOCK)
     if isinstance(noise, int):
-        noise = uniform(noise, tuple(blocks.shape[:-1]), x.device)
-    if noise.shape != blocks.shape[:-1]:
-        raise ValueError(f"noise has shape {tuple(noise.shape)}, not {tuple(blocks.shape[:-1])}")
+        noise = uniform(noise, shape, x.device)
+    if noise.shape != shape:
+        raise ValueError(f"noise has shape {tuple(noise.shape)}, not {shape}")
+    return straight_through(_values, x, noise, 0, None)
+
+
+def _values(x: Tensor, noise: Tensor | None, signs: Tensor | None) -> Tensor:
+    assert noise is not None
+    x = x.clone() if x._is_zerotensor() else x  # which nothing may write to
+    blocks = x.float().reshape(*x.shape[:-1], -1, BLOCK)
     amax = blocks.abs().amax(-1, keepdim=True)
     stored, tensor_scale = two_level(amax, amax.amax(), _REACHED, E4M3, _REACHED * _TOP_SCALE)
-    elements = round_nearest_even(blocks / (stored * tensor_scale), _E2M1)
-    along = (blocks * elements * (stored * tensor_scale)).sum(-1, keepdim=True)
-    correction = blocks.square().sum(-1, keepdim=True) / along
+    scale = stored * tensor_scale
+    elements = round_nearest_even(blocks / scale, _E2M1)
+    unit = power_of_two(-unit_exponent(amax))
+    own = blocks * unit
+    along = (own * elements * (scale * unit)).sum(-1, keepdim=True)
+    correction = own.square().sum(-1, keepdim=True) / along
     corrected = stored * torch.where(along == 0, 1.0, correction)
     scale = round_stochastic(corrected, E4M3, noise.unsqueeze(-1)) * tensor_scale
-    return (elements * scale).reshape(x.shape).to(x.dtype).contiguous()
+    result = elements * scale.clamp(max=most_scale(_E2M1, ScaleFormat.E4M3))
+    return narrowed(result.reshape(x.shape), x.dtype).contiguous()

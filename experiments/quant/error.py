@@ -14,7 +14,7 @@ from experiments.quant.eden import BLOCK, ms_eden
 from experiments.quant.formats import Precision
 from experiments.quant.hadamard import rotate
 from experiments.quant.rounding import ROUNDINGS, few_bits
-from experiments.quant.scale import block_scale
+from experiments.quant.scale import block_scale, power_of_two, unit_exponent
 
 _ROUNDING_OF_THE_SCALE = 2.0**-20
 """Values this little beyond scale * max lie there because x / max was rounded: not clipped."""
@@ -58,7 +58,9 @@ def norm_ratio(x: Tensor, quantized: Tensor) -> float:
 
 def crest_factor(x: Tensor) -> Tensor:
     """Max |x| / root mean square along the last axis, [...] (2510.25602)."""
-    return x.abs().amax(-1) / x.square().mean(-1).sqrt()
+    amax = x.abs().amax(-1)
+    scaled = x * power_of_two(-unit_exponent(amax)).unsqueeze(-1)
+    return scaled.abs().amax(-1) / scaled.square().mean(-1).sqrt()
 
 
 def underflown_share(x: Tensor, quantized: Tensor) -> float:
@@ -157,7 +159,7 @@ class GaussianError:
     """What a quantizer does to independent normal values."""
 
     mse: float
-    """Relative mean squared error."""
+    """Relative mean squared error; over an octave of sigma, the mean of those at each."""
     misalignment: float
     crest: float
     """Mean crest factor of the values that share a scale."""
@@ -206,16 +208,17 @@ def gaussian_error(
         raise ValueError(f"columns={columns}: must be a multiple of {precision.block_size}")
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, columns, generator=generator)
-    if sigma is not None:
-        x *= sigma
-    elif precision.scale.power_of_two:
-        x *= 2.0 ** ((torch.arange(rows) + 0.5) / rows).unsqueeze(-1)
+    spread = torch.full((rows, 1), 1.0 if sigma is None else sigma)
+    if sigma is None and precision.scale.power_of_two:
+        spread = 2.0 ** ((torch.arange(rows) + 0.5) / rows).unsqueeze(-1)
+    x *= spread
     if hadamard:
         signs = torch.randint(2, (columns,), generator=generator) * 2.0 - 1.0
         x = rotate(x, hadamard, signs)
     quantized = _quantize(x, precision, rounding, generator)
     return GaussianError(
-        relative_mse(x, quantized),
+        # In units of its sigma every row weighs the same; the upper end of the octave has more.
+        relative_mse(x.double() / spread, quantized.double() / spread),
         misalignment(x, quantized),
         crest_factor(_to_blocks(x, precision)).double().mean().item(),
         None if rounding == "ms_eden" else clipped_share(x, precision),

@@ -38,12 +38,14 @@ def rounding_gradient(
         signs: Of it, as `experiments.quant.hadamard.rotate` takes them.
 
     Returns:
-        The shape of `x`, float32; of the rotated values where there is a rotation.
+        The shape of `x`, float32; of the rotated values where there is a rotation.  A constant:
+        no gradient passes through it.
 
     Source:
         Masked: the trust mask of QuEST (2502.05003) and Quartet (2505.14669, Algorithm 1), which
         drops a value of exactly scale * max, too.  DGE: 2501.17116, section 3.1.
     """
+    x = x.detach()
     if estimator == "masked" and cpu.masks(x, precision, hadamard):
         return cpu.unclipped(x, precision, hadamard, signs)
     if hadamard:
@@ -64,7 +66,8 @@ def staircase_slope(x: Tensor, element: ElementFormat, k: float) -> Tensor:
     """Slope of a smooth staircase through the grid of `element`.
 
     Between neighbours l and l + d of the grid it is min(|2 (x - l) / d - 1|^(1/k - 1) / k, 3):
-    steep in the middle, where rounding jumps, flat at the numbers themselves; 0 beyond the largest.
+    steep in the middle, where rounding jumps, flat at the numbers themselves; 0 beyond the largest
+    and below the lowest.
 
     Args:
         x: Values in units of their scale, float32.
@@ -81,4 +84,5 @@ def staircase_slope(x: Tensor, element: ElementFormat, k: float) -> Tensor:
     steps = x.abs() / ulp(x, element)
     from_middle = (2 * (steps - steps.floor()) - 1).abs()
     slope = (from_middle.pow(1 / k - 1) / k).clamp(max=_STEEPEST)
-    return torch.where(x.abs() <= element.max * CLIPPED_BEYOND, slope, 0.0)
+    within = (x >= element.lowest * CLIPPED_BEYOND) & (x <= element.max * CLIPPED_BEYOND)
+    return torch.where(within, slope, 0.0)

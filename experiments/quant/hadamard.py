@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from experiments.quant.kernels import cpu
 from experiments.quant.kernels.noise import uniform
@@ -23,13 +24,17 @@ def rotate(x: Tensor, size: int, signs: Tensor | None = None) -> Tensor:
         signs: [K] of +-1, or None for all +1.
 
     Returns:
-        The rotated values, [..., K].  `unrotate` with the same signs gives x back.
+        The rotated values, [..., K].  `unrotate` with the same signs gives x back.  The gradient is
+        the transposed rotation; with one to follow, the definition computes the same bits.
 
     Raises:
         ValueError: K is not a multiple of `size`, or `size` not a power of two.
     """
     check_rotation(x.shape, size)
-    if cpu.rotates(x, size):
+    followed = torch.is_grad_enabled() and (
+        x.requires_grad or (signs is not None and signs.requires_grad)
+    )
+    if not followed and forward_ad._current_level < 0 and cpu.rotates(x, size, signs):
         return cpu.rotate(x, size, signs)
     return rotate_plain(x, size, signs)
 

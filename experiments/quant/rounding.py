@@ -16,6 +16,8 @@ logarithm gets wrong; for values that its addition of 1/2 pushes over a tie, suc
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -159,7 +161,18 @@ def few_bits(noise: Tensor, bits: int) -> Tensor:
     return threshold.nextafter(torch.zeros_like(threshold))
 
 
+def bounds(element: ElementFormat) -> tuple[float, float]:
+    """Lowest and largest number of the format that float32 has, too.
+
+    >>> bounds(FloatFormat(8, 7)) == bounds(FloatFormat(8, 7, "ieee"))
+    True
+    """
+    if element.max <= torch.finfo(torch.float32).max:
+        return element.lowest, element.max
+    top = math.ldexp(2.0 - 2.0**-element.mantissa, 127)  # E8: float32's last binade, all of it
+    return -top, top
+
+
 def _saturate(x: Tensor, element: ElementFormat) -> Tensor:
-    """Clamp to the format's range, or to float32's where the format reaches further."""
-    reach = torch.finfo(torch.float32)
-    return x.clamp_(max(element.lowest, reach.min), min(element.max, reach.max))
+    """Clamp to the format's range, as far as float32 has it."""
+    return x.clamp_(*bounds(element))

@@ -7,7 +7,9 @@ whole block becomes NaN.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -23,6 +25,8 @@ UE5M3_TOP = 448.0
 """What the tensor's amax is mapped to: 137 times headroom below UE5M3's 61440 (2609.02846)."""
 _FOUR_OVER_SIX_TOP = 6.0 * 256.0
 """So that the scale for 4, 1.5 times as large, still fits E4M3."""
+OTHER_REACHED = 4.0
+"""Where the other scale of E4M3_4_6 has a block's amax."""
 _E4M3_HEADROOM = 16 / 17
 """E4M3 rounds a scale down by at most 1/17 of it (1.0625 to 1), so amax then still fits."""
 CLIPPED_BEYOND = 1 + 2.0**-20
@@ -71,7 +75,7 @@ def block_scale(
         else:
             amax = held.expand_as(amax)
     if scale is ScaleFormat.FP32:
-        result = _fp32(amax, element)
+        result = divided(amax, reach(element)[0]).clamp_(min=_SMALLEST_NORMAL)
     elif scale.two_level:
         stored, tensor_scale = two_level(amax, tensor_amax, *two_level_parts(element, scale))
         result = stored * tensor_scale
@@ -79,6 +83,7 @@ def block_scale(
         result = _quest(blocks, amax, element, nearest=scale is ScaleFormat.QUEST)
     else:
         result = _E8M0_RULES[scale](amax, element)
+    result = result.clamp(max=most_scale(element, scale))
     return torch.where(own_amax.isfinite(), result, torch.nan)
 
 
@@ -89,8 +94,41 @@ def four_over_six_scale(blocks: Tensor) -> Tensor:
     better off without it (2601.22813).  Shapes as for `block_scale`.
     """
     amax = blocks.abs().amax(dim=-1, keepdim=True)
-    stored, tensor_scale = two_level(amax, amax.amax(), 4.0, E4M3, _FOUR_OVER_SIX_TOP)
-    return stored * tensor_scale
+    stored, tensor_scale = two_level(amax, amax.amax(), OTHER_REACHED, E4M3, _FOUR_OVER_SIX_TOP)
+    return (stored * tensor_scale).clamp(max=largest_factor(OTHER_REACHED))
+
+
+def divided(x: Tensor, by: float) -> Tensor:
+    """The quotients, correctly rounded on every device.
+
+    On a GPU PyTorch multiplies by the reciprocal of a Python number, which is another last bit; by
+    a tensor that lies there it divides.
+    """
+    return x / torch.full((), by, dtype=x.dtype, device=x.device)
+
+
+@lru_cache(maxsize=256)
+def largest_factor(reached: float) -> float:
+    """The largest float32 whose product with `reached`, rounded to float32, is finite."""
+    limit = torch.finfo(torch.float32).max
+    factor = torch.tensor(min(limit / reached, limit), dtype=torch.float32)
+    while not (factor * reached).isfinite():
+        factor = factor.nextafter(torch.zeros(()))
+    return float(factor)
+
+
+@lru_cache(maxsize=256)
+def most_scale(element: ElementFormat, scale: ScaleFormat) -> float:
+    """The largest scale: with a larger one the format's largest number would be infinite.
+
+    It cuts off only what rounding up adds to scales of data in float32's last binades.
+    """
+    most = largest_factor(max(reach(element)[0], -element.lowest if element.exponent < 8 else 0.0))
+    return (
+        2.0 ** min(math.frexp(most)[1] - 1, 127)
+        if scale.power_of_two and scale is not ScaleFormat.E8M0_4_3
+        else most
+    )
 
 
 def reach(element: ElementFormat) -> tuple[float, int]:
@@ -103,11 +141,7 @@ def reach(element: ElementFormat) -> tuple[float, int]:
     return element.max * 2.0**-shift, element.emax - shift
 
 
-def _fp32(amax: Tensor, element: ElementFormat) -> Tensor:
-    return (amax / reach(element)[0]).clamp_(min=_SMALLEST_NORMAL)
-
-
-def _power_of_two(exponent: Tensor) -> Tensor:
+def power_of_two(exponent: Tensor) -> Tensor:
     """2^exponent, the exponent cut to E8M0's -127..127; exact."""
     # By its bits: torch.ldexp calls pow for each, which took half of a scale's time.
     whole = exponent.clamp(-127, 127).int()
@@ -121,32 +155,49 @@ def _floor_exponent(amax: Tensor, element: ElementFormat) -> Tensor:
 
 
 def _e8m0_floor(amax: Tensor, element: ElementFormat) -> Tensor:
-    return _power_of_two(_floor_exponent(amax, element))
+    return power_of_two(_floor_exponent(amax, element))
 
 
 def _e8m0_log2(amax: Tensor, element: ElementFormat) -> Tensor:
     # The nearest float32 to log2(amax), whatever library computes it: it is k for the largest
     # float below 2^k, unless |k| is small.
     exponent = amax.double().log2().float().floor().nan_to_num(0.0, 0.0, -127.0)
-    return _power_of_two(exponent - reach(element)[1])
+    return power_of_two(exponent - reach(element)[1])
 
 
 def _e8m0_ceil(amax: Tensor, element: ElementFormat) -> Tensor:
     # max * 2^floor lies in amax's binade: either it covers amax or the next power of two does.
     exponent = _floor_exponent(amax, element)
     covered = torch.ldexp(torch.full_like(amax, reach(element)[0]), exponent) >= amax
-    return _power_of_two(torch.where(covered, exponent, exponent + 1))
+    return power_of_two(torch.where(covered, exponent, exponent + 1))
 
 
 def _e8m0_nearest(amax: Tensor, element: ElementFormat) -> Tensor:
     # log2(amax / max) lies within 1 below the floor rule's exponent and 1 above; sqrt(2) parts.
     exponent = _floor_exponent(amax, element)
-    ratio = torch.ldexp(amax, -exponent) / reach(element)[0]
-    return _power_of_two(exponent + (ratio >= 2**0.5).int() - (ratio < 0.5**0.5).int())
+    lower, upper = nearest_bounds(element)
+    scaled = torch.ldexp(amax, -exponent)
+    return power_of_two(exponent + (scaled >= upper).int() - (scaled < lower).int())
+
+
+@lru_cache(maxsize=256)
+def nearest_bounds(element: ElementFormat) -> tuple[float, float]:
+    """The smallest float32 above max / sqrt(2) and above max * sqrt(2), max as `reach` has it.
+
+    E8M0_NEAREST compares amax with them, which is exact; of amax / max the last bit is rounded, and
+    one significand would be on the wrong side.
+    """
+    largest = reach(element)[0]
+    return _float32_above(largest * 0.5**0.5), _float32_above(largest * 2**0.5)
+
+
+def _float32_above(bound: float) -> float:
+    near = torch.tensor(bound, dtype=torch.float32)
+    return float(near if float(near) > bound else near.nextafter(torch.tensor(torch.inf)))
 
 
 def _e8m0_4_3(amax: Tensor, element: ElementFormat) -> Tensor:
-    return _e8m0_floor(amax, element) / 0.75
+    return divided(_e8m0_floor(amax, element), 0.75)
 
 
 _E8M0_RULES: dict[ScaleFormat, Callable[[Tensor, ElementFormat], Tensor]] = {
@@ -159,14 +210,19 @@ _E8M0_RULES: dict[ScaleFormat, Callable[[Tensor, ElementFormat], Tensor]] = {
 
 
 def _quest(blocks: Tensor, amax: Tensor, element: ElementFormat, nearest: bool) -> Tensor:
-    # In units of a power of two near amax no square leaves float32.
-    unit = torch.frexp(amax).exponent.clamp(-126, 126)
-    squares = (blocks * _power_of_two(-unit)).square()
-    rms = (pairwise_sum(squares) / blocks.shape[-1]).sqrt()
-    # wanted = m * 2^e with m in [0.5, 1), so log2(wanted) is nearer to e from m = sqrt(1/2) on.
+    unit = unit_exponent(amax)
+    squares = (blocks * power_of_two(-unit)).square()
+    rms = divided(pairwise_sum(squares), blocks.shape[-1]).sqrt()
+    # wanted = m * 2^e with m in [0.5, 1), so log2(wanted) is nearer to e from m = sqrt(1/2) on:
+    # above the float32 next to that, which lies below it.
     significand, exponent = torch.frexp(rms * quest_clip(element))
-    exponent = exponent - 1 + (nearest & (significand >= 0.5**0.5)).int() + unit
-    return _power_of_two(torch.where(amax > 0, exponent, -127))
+    exponent = exponent - 1 + (nearest & (significand > 0.5**0.5)).int() + unit
+    return power_of_two(torch.where(amax > 0, exponent, -127))
+
+
+def unit_exponent(amax: Tensor) -> Tensor:
+    """Of a power of two near amax: in such units no square leaves float32."""
+    return torch.frexp(amax).exponent.clamp(-126, 126)
 
 
 def quest_clip(element: ElementFormat) -> float:
@@ -188,14 +244,15 @@ def pairwise_sum(values: Tensor) -> Tensor:
 
 def two_level_parts(element: ElementFormat, scale: ScaleFormat) -> tuple[float, FloatFormat, float]:
     """What `two_level` takes after the data."""
+    largest = reach(element)[0]
     if scale is ScaleFormat.E4M3_4_6:
-        return element.max, E4M3, _FOUR_OVER_SIX_TOP
+        return largest, E4M3, _FOUR_OVER_SIX_TOP
     if scale is ScaleFormat.E4M3_16_17:
-        reached = element.max * _E4M3_HEADROOM
+        reached = largest * _E4M3_HEADROOM
         return reached, E4M3, reached * E4M3.max
     if scale is ScaleFormat.UE5M3:
-        return element.max, UE5M3, element.max * UE5M3_TOP
-    return element.max, E4M3, element.max * E4M3.max
+        return largest, UE5M3, largest * UE5M3_TOP
+    return largest, E4M3, largest * E4M3.max
 
 
 def two_level(
@@ -213,8 +270,10 @@ def two_level(
         top: reached * the block scale of the block that holds `tensor_amax`.
 
     Returns:
-        The block scales, of the shape of `amax`, and the tensor's; a block's scale is the product.
+        The block scales, of the shape of `amax`, and the tensor's, NaN where `tensor_amax` is not
+        finite; a block's scale is the product.
     """
-    tensor_scale = (tensor_amax / top).clamp(min=_SMALLEST_NORMAL)
-    wanted = (amax / reached) / tensor_scale
+    tensor_scale = divided(tensor_amax, top).clamp(min=_SMALLEST_NORMAL)
+    tensor_scale = torch.where(tensor_amax.isfinite(), tensor_scale, torch.nan)
+    wanted = (divided(amax, reached) / tensor_scale).clamp(max=stored.max)  # of inf, too
     return round_nearest_even(wanted, stored).clamp_(min=stored.step), tensor_scale

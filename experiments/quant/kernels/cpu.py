@@ -16,9 +16,20 @@ import torch  # before the library: both then share torch's OpenMP threads
 from torch import Tensor
 
 from experiments.quant.formats import ElementFormat, FloatFormat, Precision, ScaleFormat
+from experiments.quant.kernels.dense import address, dense, tracing_nothing
 from experiments.quant.kernels.noise import mix
-from experiments.quant.rounding import ROUNDINGS
-from experiments.quant.scale import CLIPPED_BEYOND, E4M3, quest_clip, reach, two_level_parts
+from experiments.quant.rounding import ROUNDINGS, bounds
+from experiments.quant.scale import (
+    CLIPPED_BEYOND,
+    E4M3,
+    OTHER_REACHED,
+    largest_factor,
+    most_scale,
+    nearest_bounds,
+    quest_clip,
+    reach,
+    two_level_parts,
+)
 
 _LIBRARY_PATH = Path(__file__).with_name("_quantize" + sysconfig.get_config_var("EXT_SUFFIX"))
 _ROUNDINGS = {  # the enum in quantize.c; the other ones are _DIRECTED
@@ -34,7 +45,6 @@ _UNSCALED = 7
 _BY_ALL_VALUES = (ScaleFormat.E4M3_4_6, ScaleFormat.QUEST, ScaleFormat.QUEST_FLOOR)
 """Rules that go by more than amax; the kernel knows them for contiguous blocks of at most 256."""
 _MOST_VALUES = 256
-_FLOAT32_MAX = torch.finfo(torch.float32).max
 ROTATIONS = (16, 32, 64, 128, 256, 512, 1024)
 SCALES = {  # rules it knows; the enum in quantize.c
     ScaleFormat.FP32: 0,
@@ -67,6 +77,10 @@ class _Format(ctypes.Structure):
         ("exact_inverse", ctypes.c_int32),
         ("max", ctypes.c_float),
         ("other_max", ctypes.c_float),
+        ("most", ctypes.c_float),
+        ("other_most", ctypes.c_float),
+        ("lower", ctypes.c_float),
+        ("upper", ctypes.c_float),
         ("limit", ctypes.c_float),
         ("lowest", ctypes.c_float),
         ("top", ctypes.c_float),
@@ -149,7 +163,7 @@ def supports(x: Tensor, precision: Precision, hadamard: int = 0) -> bool:
     small = precision.granularity == "block" and block <= _MOST_VALUES
     return (
         _library is not None
-        and x.device.type == "cpu"
+        and dense(x)
         and precision.scale in SCALES
         and (element.exponent < 8 or precision.scale in (ScaleFormat.FP32, ScaleFormat.E8M0))
         and (precision.scale not in _BY_ALL_VALUES or small)
@@ -195,7 +209,7 @@ def quantize(
     result = _result(values, out)
     mode, draws, words = _mode(noise, rounding, x.shape)
     format = _format(precision.element, precision.scale, mode)
-    common = (ctypes.byref(format), values.data_ptr(), result.data_ptr(), _address(draws), words)
+    common = (ctypes.byref(format), address(values), result.data_ptr(), _address(draws), words)
     threads = _threads(n)
     if n == 0:
         pass
@@ -208,7 +222,12 @@ def quantize(
         _library.lowbit_quantize_tiles(*common, n // columns, columns, block, threads)
     else:
         _library.lowbit_quantize(*common, n, block, *_rotation(x, hadamard, signs), threads)
-    return result if x.dtype is torch.float32 else result.to(x.dtype)
+    return narrowed(result, x.dtype)
+
+
+def readable(*tensors: Tensor | None) -> bool:
+    """Whether `quantize` can read this noise and these signs, too."""
+    return all(tensor is None or dense(tensor) for tensor in tensors)
 
 
 def masks(x: Tensor, precision: Precision, hadamard: int = 0) -> bool:
@@ -225,7 +244,7 @@ def unclipped(
 
 def rounds(x: Tensor) -> bool:
     """Whether `round_elements` takes `x`."""
-    return _library is not None and x.device.type == "cpu" and x.numel() < 2**32
+    return _library is not None and dense(x) and x.numel() < 2**32
 
 
 def round_elements(
@@ -241,16 +260,16 @@ def round_elements(
     result, n = _result(values, out), x.numel()
     mode, draws, words = _mode(noise, rounding, x.shape)
     format = _format(element, None, mode)
-    common = (ctypes.byref(format), values.data_ptr(), result.data_ptr(), _address(draws), words)
+    common = (ctypes.byref(format), address(values), result.data_ptr(), _address(draws), words)
     if n:
         _library.lowbit_quantize(*common, n, n, *_rotation(x, 0, None), _threads(n))
-    return result if x.dtype is torch.float32 else result.to(x.dtype)
+    return narrowed(result, x.dtype)
 
 
-def rotates(x: Tensor, size: int) -> bool:
-    """Whether `rotate` takes `x` and `size`."""
+def rotates(x: Tensor, size: int, signs: Tensor | None = None) -> bool:
+    """Whether `rotate` takes `x`, `size` and `signs`."""
     known = _library is not None and size in ROTATIONS
-    return known and x.device.type == "cpu" and x.dtype is torch.float32
+    return known and x.dtype is torch.float32 and dense(x) and _readable(signs, x)
 
 
 def rotate(x: Tensor, size: int, signs: Tensor | None = None, out: Tensor | None = None) -> Tensor:
@@ -270,13 +289,23 @@ def rotate(x: Tensor, size: int, signs: Tensor | None = None, out: Tensor | None
     values, n = x.contiguous(), x.numel()
     result = _result(values, out)
     rotation = _rotation(x, size, signs)
-    _library.lowbit_rotate(values.data_ptr(), result.data_ptr(), n, *rotation, _threads(n))
+    _library.lowbit_rotate(address(values), result.data_ptr(), n, *rotation, _threads(n))
     return result
+
+
+def _readable(signs: Tensor | None, x: Tensor) -> bool:
+    """Whether the kernel can take these signs of x's columns as they lie."""
+    return signs is None or (
+        signs.shape == x.shape[-1:]
+        and signs.dtype is torch.float32
+        and signs.is_contiguous()
+        and dense(signs)
+    )
 
 
 def makes_signs(device: torch.device | str) -> bool:
     """Whether `random_signs` makes them where they are wanted."""
-    return _library is not None and torch.device(device).type == "cpu"
+    return _library is not None and torch.device(device).type == "cpu" and tracing_nothing()
 
 
 def random_signs(key: int, size: int) -> Tensor:
@@ -305,6 +334,14 @@ def lying_as(x: Tensor, result: Tensor) -> Tensor:
     return result.t().contiguous().t() if turned(x) else result.contiguous()
 
 
+def narrowed(result: Tensor, dtype: torch.dtype) -> Tensor:
+    """Float32 values in `dtype`; what would overflow there saturates.  May change `result`."""
+    if result.dtype is dtype:
+        return result
+    limit = torch.finfo(dtype).max
+    return result.clamp_(-limit, limit).to(dtype)
+
+
 def _result(x: Tensor, out: Tensor | None) -> Tensor:
     """`out`, or a new one, lying as x does."""
     if turned(x):
@@ -312,11 +349,12 @@ def _result(x: Tensor, out: Tensor | None) -> Tensor:
     if out is None:
         return torch.empty(x.shape, dtype=torch.float32)
     assert (out.shape, out.dtype, out.is_contiguous()) == (x.shape, torch.float32, True)
+    assert dense(out)
     return out
 
 
 def _address(draws: Tensor | None) -> int | None:
-    return None if draws is None else draws.data_ptr()
+    return None if draws is None else address(draws)
 
 
 def _mode(
@@ -355,6 +393,10 @@ def _format(element: ElementFormat, scale: ScaleFormat | None, rounding: str) ->
     if scale is not None and scale.two_level:
         largest, stored, top = two_level_parts(element, scale)
     beyond = CLIPPED_BEYOND if rounding == "unclipped" else 1.0
+    lowest, limit = bounds(element)
+    if scale is not None and element.exponent == 8:
+        lowest, limit = -reach(element)[0], reach(element)[0]
+    lower, upper = nearest_bounds(element)
     exact = scale is None or (scale.power_of_two and scale is not ScaleFormat.E8M0_4_3)
     return _Format(
         rounding=_ROUNDINGS.get(rounding, _DIRECTED),
@@ -368,9 +410,13 @@ def _format(element: ElementFormat, scale: ScaleFormat | None, rounding: str) ->
         wide=element.exponent == 8,
         exact_inverse=exact,
         max=largest,
-        other_max=4.0,
-        limit=min(element.max * beyond, _FLOAT32_MAX),
-        lowest=max(element.lowest * beyond, -_FLOAT32_MAX),
+        other_max=OTHER_REACHED,
+        most=0.0 if scale is None else most_scale(element, scale),
+        other_most=largest_factor(OTHER_REACHED),
+        lower=lower,
+        upper=upper,
+        limit=limit * beyond,
+        lowest=lowest * beyond,
         top=top,
         stored_mantissa=stored.mantissa,
         stored_emin_bits=(stored.emin + 127) << 23,

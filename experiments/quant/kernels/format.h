@@ -48,6 +48,10 @@ typedef struct {
     int32_t exact_inverse; /* of every scale */
     float max;            /* what amax is mapped to */
     float other_max;      /* FOUR_OVER_SIX: by the other scale */
+    float most;           /* the largest scale */
+    float other_most;
+    float lower;          /* E8M0_NEAREST: max / sqrt(2) and max * sqrt(2) */
+    float upper;
     float limit;          /* where values saturate, and at the other end */
     float lowest;
     float top;            /* two levels: what the tensor's amax is mapped to */
@@ -72,7 +76,7 @@ typedef struct { /* of every `size` values, before all else; size 0: none */
 #define HALF_BIT 0x00400000 /* of a float32's own mantissa */
 #define SUBNORMAL_POWER 0x00400000 /* 2^-127 */
 #define SMALLEST_NORMAL 0x1p-126f
-#define SQRT_2 0x1.6a09e6p+0f
+#define SQRT_2 0x1.6a09e6p+0f /* the float next to it, which lies below */
 #define WEYL 0x9E3779B1u /* a prime near 2^32 / golden ratio */
 
 static inline int32_t bits_of(float x) {
@@ -122,6 +126,12 @@ static inline float power_of_two(int exponent) {
     return float_of(bits > SUBNORMAL_POWER ? bits : SUBNORMAL_POWER);
 }
 
+/* Of a power of two near amax: in such units no square leaves float32. */
+static inline int unit_exponent(int32_t amax_bits) {
+    const int exponent = floor_log2(amax_bits) + 1;
+    return exponent < -126 ? -126 : exponent > 126 ? 126 : exponent;
+}
+
 static inline float e8m0(int exponent) { return power_of_two(exponent > 127 ? 127 : exponent); }
 
 /* To the nearest value of the format that stores a block's scale, and at least its smallest. */
@@ -150,12 +160,13 @@ static inline float block_scale(const lowbit_format *f, int32_t amax_bits, float
     } else if (rule == E8M0_CEIL) {
         scale = e8m0(exponent + (f->max * power_of_two(exponent) < amax));
     } else if (rule == E8M0_NEAREST) {
-        const float ratio = amax * power_of_two(-exponent) / f->max;
-        scale = e8m0(exponent + (ratio >= SQRT_2) - (ratio < SQRT_2 / 2));
+        const float scaled = amax * power_of_two(-exponent);
+        scale = e8m0(exponent + (scaled >= f->upper) - (scaled < f->lower));
     } else if (rule == E8M0_4_3) {
         scale = e8m0(exponent) / 0.75f;
     } else {
         scale = stored_scale(f, amax / f->max / tensor_scale) * tensor_scale;
     }
+    scale = scale > f->most ? f->most : scale; /* a NaN stays */
     return amax_bits >= EXPONENT_BITS ? NAN : scale;
 }

@@ -15,9 +15,18 @@ import torch
 from torch import Tensor
 
 from experiments.quant.formats import ElementFormat, FloatFormat, Precision, ScaleFormat
+from experiments.quant.kernels.dense import on_device, tracing_nothing
 from experiments.quant.kernels.noise import mix
-from experiments.quant.rounding import ROUNDINGS
-from experiments.quant.scale import E4M3, reach, two_level_parts
+from experiments.quant.rounding import ROUNDINGS, bounds
+from experiments.quant.scale import (
+    E4M3,
+    OTHER_REACHED,
+    largest_factor,
+    most_scale,
+    nearest_bounds,
+    reach,
+    two_level_parts,
+)
 
 NAME: str | None = "triton" if find_spec("triton") else None
 """What a run record calls this backend; None where Triton is not installed."""
@@ -39,7 +48,6 @@ _VALUES = 4096
 _LARGEST_GROUP = 16384
 """That a program holds in registers: 16 values in each of 1024 threads."""
 _VALUES_PER_WARP = 512
-_FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -54,15 +62,18 @@ class Grid:
     wide: bool  # 8 exponent bits: float32's own
 
     @classmethod
-    def of(cls, element: ElementFormat) -> Grid:
-        """The numbers of a format, as far as float32 reaches."""
+    def of(cls, element: ElementFormat, scaled: bool) -> Grid:
+        """The numbers of a format, as far as float32 reaches; or as far as scales make use of."""
         emin = element.emin if isinstance(element, FloatFormat) else element.mantissa
+        lowest, limit = bounds(element)
+        if scaled and element.exponent == 8:
+            lowest, limit = -reach(element)[0], reach(element)[0]
         return cls(
             mantissa=element.mantissa,
             emin_bits=(emin + 127) << 23,
             step=element.step,
-            lowest=max(element.lowest, -_FLOAT32_MAX),
-            limit=min(element.max, _FLOAT32_MAX),
+            lowest=lowest,
+            limit=limit,
             wide=element.exponent == 8,
         )
 
@@ -77,6 +88,10 @@ class Rule:
     reached: float  # what the largest magnitude is mapped to
     emax: int
     top: float  # two levels: what the tensor's is mapped to
+    most: float  # the largest scale
+    bounds: tuple[float, float]  # E8M0_NEAREST: max / sqrt(2) and max * sqrt(2)
+    other: tuple[float, float] = (OTHER_REACHED, largest_factor(OTHER_REACHED))
+    """E4M3_4_6: `reached` and `most` of the other scale."""
 
 
 def knows(precision: Precision, hadamard: int = 0) -> bool:
@@ -107,7 +122,13 @@ def supports(x: Tensor, precision: Precision, hadamard: int = 0) -> bool:
 
 def rounds(x: Tensor) -> bool:
     """Whether `round_elements` takes `x`."""
-    return NAME is not None and x.device.type == "cuda" and x.numel() < 2**32
+    return (
+        NAME is not None
+        and x.device.type == "cuda"
+        and x.numel() < 2**32
+        and tracing_nothing()
+        and on_device(x)
+    )
 
 
 def quantize(
@@ -232,10 +253,11 @@ def _constants(element: ElementFormat, scale: ScaleFormat | None) -> tuple[Rule,
     """Of the scales, the elements, and the block's scale where there are two levels."""
     (reached, emax), stored, top = reach(element), E4M3, 1.0
     if scale is None:
-        rule = Rule("none", False, True, reached, emax, top)
-        return rule, Grid.of(element), Grid.of(stored)
+        rule = Rule("none", False, True, reached, emax, top, 1.0, (1.0, 1.0))
+        return rule, Grid.of(element, False), Grid.of(stored, False)
     if scale.two_level:
         reached, stored, top = two_level_parts(element, scale)
     exact_inverse = scale.power_of_two and scale is not ScaleFormat.E8M0_4_3
-    rule = Rule(scale.value, scale.two_level, exact_inverse, reached, emax, top)
-    return rule, Grid.of(element), Grid.of(stored)
+    most, bounds = most_scale(element, scale), nearest_bounds(element)
+    rule = Rule(scale.value, scale.two_level, exact_inverse, reached, emax, top, most, bounds)
+    return rule, Grid.of(element, True), Grid.of(stored, False)

@@ -168,16 +168,16 @@ TARGET static void NAME(quest_scales)(const lowbit_format *f, const float *x, co
                                       int64_t n, int64_t width, float *scale) {
     const int nearest = f->scale == QUEST;
     for (int64_t i = 0; i < n; i++) {
-        int unit = floor_log2(amax[i]) + 1;
-        unit = unit < -126 ? -126 : unit > 126 ? 126 : unit;
+        const int unit = unit_exponent(amax[i]);
         float own[MOST_VALUES];
         for (int64_t k = 0; k < width; k++)
             own[k] = x[i * width + k] * power_of_two(-unit);
         const float square = NAME(sum_of_squares)(own, width) / (float)width;
         const int32_t wanted = bits_of(sqrtf(square) * f->clip);
         const float significand = float_of((wanted & (HALF_BIT * 2 - 1)) | ONE_BITS);
-        const int exponent = (wanted >> 23) - 127 + (nearest && significand >= SQRT_2);
-        scale[i] = amax[i] >= EXPONENT_BITS ? NAN : e8m0(unit + exponent);
+        const int exponent = (wanted >> 23) - 127 + (nearest && significand > SQRT_2);
+        const float own_scale = e8m0(unit + exponent);
+        scale[i] = amax[i] >= EXPONENT_BITS ? NAN : own_scale < f->most ? own_scale : f->most;
     }
 }
 
@@ -293,6 +293,7 @@ INLINE void NAME(choices_as)(const lowbit_format *f, const float *x, float *out,
     const lowbit_format own = *f;
     lowbit_format other = *f;
     other.max = f->other_max;
+    other.most = f->other_most;
     for (int64_t b = 0; b < count; b += LANES) {
         const int64_t n = count - b < LANES ? count - b : LANES;
         int32_t amax[LANES];
@@ -305,12 +306,13 @@ INLINE void NAME(choices_as)(const lowbit_format *f, const float *x, float *out,
     for (int64_t i = 0; i < n; i++) {                                                              \
         const int64_t at = (b + i) * width;                                                        \
         const float *draws = noise ? noise + at : noise;                                           \
+        const float unit = power_of_two(-unit_exponent(amax[i]));                                  \
         float tried[2][MOST_VALUES], difference[MOST_VALUES], error[2];                            \
         for (int k = 0; k < 2; k++) {                                                              \
             NAME(run)(&own, x + at, x + at, tried[k], draws, first + at, width,                    \
                       scale[k * n + i], inverse[k * n + i], rounding, SCALING, 0, 0);              \
             for (int64_t l = 0; l < width; l++)                                                    \
-                difference[l] = tried[k][l] - x[at + l];                                           \
+                difference[l] = (tried[k][l] - x[at + l]) * unit;                                  \
             error[k] = NAME(sum_of_squares)(difference, width);                                    \
         }                                                                                          \
         memcpy(out + at, tried[error[1] < error[0]], (size_t)width * sizeof *out);                 \

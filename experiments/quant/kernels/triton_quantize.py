@@ -25,8 +25,8 @@ _MAGNITUDE = tl.constexpr(0x7FFFFFFF)
 _EXPONENT = tl.constexpr(0x7F800000)
 _SMALLEST_NORMAL = tl.constexpr(2.0**-126)
 _SUBNORMAL_POWER = tl.constexpr(0x00400000)  # 2^-127
-_SQRT_2 = tl.constexpr(2.0**0.5)
-_SQRT_HALF = tl.constexpr(0.5**0.5)
+_BFLOAT16_MAX = tl.constexpr(2.0**127 * (2 - 2.0**-7))
+_FLOAT16_MAX = tl.constexpr(65504.0)
 
 
 @triton.jit
@@ -111,10 +111,19 @@ def _fp32(amax_bits: tl.tensor, REACHED: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
+def _floor_log2(amax_bits: tl.tensor) -> tl.tensor:
+    """floor(log2(amax)); a subnormal's bits, as a number, have its exponent."""
+    normal = (amax_bits >> 23) - 127
+    subnormal = (_bits(amax_bits.to(tl.float32)) >> 23) - 127 - 149
+    return tl.where(amax_bits >> 23 > 0, normal, subnormal)
+
+
+@triton.jit
 def _scale(
     amax_bits: tl.tensor,
     tensor_scale: tl.tensor,
     REACHED: tl.constexpr,
+    MOST: tl.constexpr,
     RULE: tl.constexpr,
     STORED: tl.constexpr,
 ) -> tl.tensor:
@@ -130,18 +139,17 @@ def _scale(
         stored = _round(wanted, wanted, STORED, "nearest_even")
         scale = tl.maximum(stored, STORED.step) * tensor_scale
     else:
-        # floor(log2(amax)); a subnormal's bits, as a number, have its exponent.
-        normal = (amax_bits >> 23) - 127
-        subnormal = (_bits(amax_bits.to(tl.float32)) >> 23) - 127 - 149
-        exponent = tl.where(amax_bits >> 23 > 0, normal, subnormal) - RULE.emax
+        exponent = _floor_log2(amax_bits) - RULE.emax
         if RULE.name == "e8m0_ceil":
             exponent += (_power_of_two(exponent) * REACHED < amax).to(tl.int32)
         elif RULE.name == "e8m0_nearest":
-            ratio = tl.div_rn(amax * _power_of_two(-exponent), REACHED)
-            exponent += (ratio >= _SQRT_2).to(tl.int32) - (ratio < _SQRT_HALF).to(tl.int32)
+            scaled = amax * _power_of_two(-exponent)
+            below, above = scaled < RULE.bounds[0], scaled >= RULE.bounds[1]
+            exponent += above.to(tl.int32) - below.to(tl.int32)
         scale = _power_of_two(tl.minimum(exponent, 127))
         if RULE.name == "e8m0_4_3":
             scale = tl.div_rn(scale, 0.75)
+    scale = tl.where(scale > MOST, MOST, scale)  # a NaN stays
     return tl.where(amax_bits >= _EXPONENT, float("nan"), scale)
 
 
@@ -159,9 +167,12 @@ def _round_scaled(
 
 
 @triton.jit
-def _squared_error(values: tl.tensor, x: tl.tensor, HALVINGS: tl.constexpr) -> tl.tensor:
-    """`block._squared_error`, [groups, 2^HALVINGS] to [groups, 1]."""
-    squares = (values - x) * (values - x)
+def _squared_error(
+    values: tl.tensor, x: tl.tensor, unit: tl.tensor, HALVINGS: tl.constexpr
+) -> tl.tensor:
+    """As `block._errs_less` sums it, [groups, 2^HALVINGS] to [groups, 1]."""
+    errors = (values - x) * unit
+    squares = errors * errors
     for _ in tl.static_range(HALVINGS):
         a, b = tl.split(tl.reshape(squares, (squares.shape[0], squares.shape[1] // 2, 2)))
         squares = a + b
@@ -229,11 +240,21 @@ def _load(
 
 
 @triton.jit
+def _saturated(values: tl.tensor, LIMIT: tl.constexpr) -> tl.tensor:
+    """Cut to +-LIMIT; a NaN stays."""
+    values = tl.where(values > LIMIT, LIMIT, values)
+    return tl.where(values < -LIMIT, -LIMIT, values)
+
+
+@triton.jit
 def _store(out: tl.tensor, values: tl.tensor, exists: tl.tensor) -> None:
     if out.dtype.element_ty == tl.int16:
+        values = _saturated(values, _BFLOAT16_MAX)
         bits = _bits(values)
         nearest_even = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         values = tl.where((bits & _MAGNITUDE) > _EXPONENT, 0x7FC0, nearest_even)
+    elif out.dtype.element_ty == tl.float16:
+        values = _saturated(values, _FLOAT16_MAX)
     tl.store(out, values.to(out.dtype.element_ty), exists)
 
 
@@ -329,12 +350,14 @@ def quantize(
         tensor_scale = 1.0
         if RULE.two_level:
             tensor_scale = _fp32(tl.load(tensor_amax), RULE.top)
-        scale = _scale(amax_bits, tensor_scale, RULE.reached, RULE, STORED)
+        scale = _scale(amax_bits, tensor_scale, RULE.reached, RULE.most, RULE, STORED)
         result = _round_scaled(values, scale, draw, RULE, GRID, ROUNDING)
         if RULE.name == "e4m3_4_6":
-            scale = _scale(amax_bits, tensor_scale, 4.0, RULE, STORED)
+            scale = _scale(amax_bits, tensor_scale, RULE.other[0], RULE.other[1], RULE, STORED)
             other = _round_scaled(values, scale, draw, RULE, GRID, ROUNDING)
-            error = _squared_error(result, values, HALVINGS)
-            other_is_better = _squared_error(other, values, HALVINGS) < error
+            exponent = tl.minimum(tl.maximum(_floor_log2(amax_bits) + 1, -126), 126)
+            unit = _power_of_two(-exponent)
+            error = _squared_error(result, values, unit, HALVINGS)
+            other_is_better = _squared_error(other, values, unit, HALVINGS) < error
             result = tl.where(other_is_better, other, result)
     _store(out + index, result, exists)

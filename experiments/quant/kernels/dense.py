@@ -1,0 +1,68 @@
+"""Which tensors a kernel may read by their address.
+
+Not those that stand for something else: fake and meta tensors, wrappers, lazily negated or zero
+views, sparse ones, and whatever a transform of torch.func or a tracing mode has its hand on.  Their
+address is null, or what lies there is not their value.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def _keys(x: Tensor) -> int:
+    return int(torch._C._dispatch_keys(x).raw_repr())
+
+
+with torch.inference_mode():
+    _DENSE = {_keys(torch.empty(0))}
+_DENSE.add(_keys(torch.empty(0)))
+"""The dispatch keys of dense CPU tensors, made in inference mode or not; all else has others."""
+
+
+def dense(x: Tensor) -> bool:
+    """Whether `x` is an ordinary tensor in the CPU's memory, and no mode wants to see its use.
+
+    >>> dense(torch.ones(2)), dense(torch._neg_view(torch.ones(2))), dense(torch.ones(2).to("meta"))
+    (True, False, False)
+    """
+    return (
+        tracing_nothing()
+        and _ordinary(x)
+        and torch._C._dispatch_keys(x).raw_repr() in _DENSE  # not by `_keys`: time counts
+    )
+
+
+def on_device(x: Tensor) -> bool:
+    """The same of a tensor in an accelerator's memory, by name of what it must not be."""
+    lazy = x.is_neg() or x.is_conj() or x._is_zerotensor() or torch._is_functional_tensor(x)
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return (
+        tracing_nothing() and _ordinary(x) and x.layout is torch.strided and not (lazy or wrapped)
+    )
+
+
+def _ordinary(x: Tensor) -> bool:
+    return type(x) is Tensor or type(x) is nn.Parameter
+
+
+def tracing_nothing() -> bool:
+    """Whether neither a compiler nor a mode is at work, so that a new tensor is an ordinary one."""
+    return not torch.compiler.is_dynamo_compiling() and not torch._C._len_torch_dispatch_stack()
+
+
+def address(x: Tensor) -> int:
+    """Where the values of `x` lie.
+
+    Raises:
+        TypeError: It is no `dense` tensor.
+    """
+    if not dense(x):
+        raise TypeError(f"the compiled kernel takes dense CPU tensors, got {describe(x)}")
+    return x.data_ptr()
+
+
+def describe(x: Tensor) -> str:
+    """Type, layout and device of a tensor, for a message."""
+    return f"a {type(x).__name__} of layout {str(x.layout).removeprefix('torch.')} on {x.device}"
