@@ -22,6 +22,8 @@ _REACHED = 6 * 16 / 17 / 0.93
 """Where a block's amax falls, slightly beyond 6: clipping a little lowers the squared error."""
 _TOP_SCALE = 256.0
 """The largest block scale; the correction may raise it by up to 448 / 256."""
+TOP = _REACHED * _TOP_SCALE
+"""What the tensor's amax is mapped to by its FP32 scale."""
 
 
 def ms_eden(x: Tensor, noise: Tensor | int) -> Tensor:
@@ -59,7 +61,7 @@ def ms_eden(x: Tensor, noise: Tensor | int) -> Tensor:
     if noise.shape != blocks.shape[:-1]:
         raise ValueError(f"noise has shape {tuple(noise.shape)}, not {tuple(blocks.shape[:-1])}")
     amax = blocks.abs().amax(-1, keepdim=True)
-    stored, tensor_scale = two_level(amax, amax.amax(), _REACHED, E4M3, _REACHED * _TOP_SCALE)
+    stored, tensor_scale = two_level(amax, amax.amax(), _REACHED, E4M3, TOP)
     elements = round_nearest_even(blocks / (stored * tensor_scale), _E2M1)
     along = (blocks * elements * (stored * tensor_scale)).sum(-1, keepdim=True)
     correction = blocks.square().sum(-1, keepdim=True) / along

@@ -83,6 +83,11 @@ class FloatFormat:
         return 1 + self.exponent + self.mantissa
 
     @property
+    def significant_bits(self) -> int:
+        """Digits that hold every number's significand: the mantissa's, and the implicit one."""
+        return self.mantissa + (1 if self.exponent else 0)
+
+    @property
     def bias(self) -> int:
         """Subtracted from the stored exponent; meaningless (0) without an exponent field."""
         return (1 << (self.exponent - 1)) - 1 if self.exponent else 0
@@ -180,6 +185,11 @@ class IntFormat:
     @property
     def mantissa(self) -> int:
         """All bits but the sign."""
+        return self.bits - 1
+
+    @property
+    def significant_bits(self) -> int:
+        """Digits that hold every number; the lowest of an asymmetric one is a power of two."""
         return self.bits - 1
 
     @property
