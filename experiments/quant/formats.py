@@ -23,6 +23,8 @@ from enum import StrEnum
 
 MAX_EXPONENT_BITS = 8
 MAX_MANTISSA_BITS = 10
+BFLOAT16_DIGITS = 8
+"""Significant bits of bfloat16, the implicit one included."""
 SPECIALS = ("none", "ocp", "ieee")
 
 

@@ -21,12 +21,10 @@ import torch
 from torch import Tensor
 
 from experiments.quant import eden
-from experiments.quant.formats import Precision, ScaleFormat
+from experiments.quant.formats import BFLOAT16_DIGITS, Precision, ScaleFormat
 from experiments.quant.product import has_wide_product, wide_product
 from experiments.quant.scale import block_scale, two_level, two_level_parts
 
-BFLOAT16_DIGITS = 8
-"""Significant bits, the implicit one included."""
 _SCALE_DIGITS = 4
 """Significant bits of a block scale in E4M3 or UE5M3."""
 
