@@ -25,7 +25,6 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from experiments.quant.block import quantize
 from experiments.quant.eden import ms_eden
@@ -110,13 +109,11 @@ class QuantLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
+        if input.numel() == 0 or input.is_meta:  # nothing to quantize
+            return F.linear(input, self.weight, self.bias)
         dtype = self._compute_dtype(input)
         high = self.kept or not self.clock.quantizing
-        if (
-            input.numel() == 0
-            or input.is_meta
-            or (high and not (self.given and dtype.itemsize == 2))
-        ):
+        if high and not (self.given and dtype.itemsize == 2):
             return F.linear(input, self.weight, self.bias)
         if high:
             left = Operand(input.reshape(-1, self.in_features), "P1" in self.given)
@@ -313,8 +310,13 @@ class _QuantizedGemms(torch.autograd.Function):
         return output.reshape(*input.shape[:-1], weight.shape[0])
 
     @staticmethod
-    @once_differentiable  # a rounding's slope is an estimate, and has none of its own
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            # Not `once_differentiable`, which drops a term where the input is reached another way.
+            raise RuntimeError(
+                "create_graph=True: a quantized layer has no second derivatives, for a rounding's "
+                "gradient is an estimate; set clock.quantizing=False, or quantize fewer layers"
+            )
         rows, weight, forward_rows, forward_weight = ctx.saved_tensors
         layer: QuantLinear = ctx.layer
         by_rows, by_in, by_out = ctx.steps
