@@ -230,3 +230,29 @@ def test_recipes_that_reuse_row_scaled_operands_run_where_products_are_wide(
     assert leaf.grad is not None
     off = (leaf.grad.double() - exact).abs()
     assert (off <= exact.abs() * 2**-8 + exact.abs().max() * 2**-18).all()
+
+
+# --- what `quantize` returns for a 16-bit tensor ------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "digits"), [(torch.bfloat16, 8), (torch.float16, 11)])
+@pytest.mark.parametrize("name", [*PRESETS, "E4M10-block32-e8m0"])
+def test_a_16_bit_result_is_the_formats_values_rounded_once_more(
+    name: str, dtype: torch.dtype, digits: int
+) -> None:
+    """As the docstring says: that changes none where the dtype has the digits, else most."""
+    from experiments.configure import configure
+
+    named = PRECISIONS.get(name) or Precision.parse(name) if "-" in name else None
+    precision = named or configure(f"precision={name}").precision.build()
+    x = data()[0].to(dtype)
+    values = quantize(x.float(), precision)
+    found = quantize(x, precision)
+    assert found.dtype is dtype
+    assert torch.equal(found, values.to(dtype))
+    power = precision.scale.power_of_two and precision.scale is not ScaleFormat.E8M0_4_3
+    if power and precision.element.significant_bits <= digits:
+        assert torch.equal(found.float(), values)
+    else:
+        assert (found.float() != values).double().mean() > 0.3
+    assert "rounded once more, to its own dtype" in str(quantize.__doc__)
