@@ -40,7 +40,7 @@ def quantize(
     The result holds only values that `precision` can represent, where `x` is float32.  A bfloat16
     or float16 `x` gets them rounded once more, to its own dtype.  That leaves alone what it holds:
     scales that are powers of two (not 4/3) and elements of at most 8 or 11 significant bits.  With
-    FP32 or two-level scales nearly every value moves; quantize `x.float()` to have the values.
+    FP32 or two-level scales most values move; quantize `x.float()` to have the values.
 
     Args:
         x: [..., K], float32, bfloat16 or float16.  The last axis must be the one that the GEMM
