@@ -6,6 +6,7 @@ each.  The profile is of the time beyond `none`'s, by what the layers do with th
 
     make bench-train
     python benchmarks/bench_train.py --recipes sun quartet_v4 --hidden 128 --profile
+    python benchmarks/bench_train.py --compute-dtype bfloat16 --hidden 64 --rounds 5
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from experiments.config import TrainConfig
+from experiments.config import COMPUTE_DTYPES, TrainConfig
 from experiments.configure import configure
 from experiments.model import Transformer
 from experiments.optim import make_optimizer
@@ -33,13 +34,14 @@ SHAPES = {64: 1, 128: 2, 256: 4}
 """Heads by width, of 64 features each."""
 
 
-def configuration(recipe: str, hidden: int, layers: int) -> TrainConfig:
+def configuration(recipe: str, hidden: int, layers: int, dtype: str) -> TrainConfig:
     """As `lowbit-train recipe=...` makes it; every recipe with its own formats, or else MXFP4."""
     overrides = [
         f"recipe={recipe}",
         "precision=mxfp4",
         f"model.hidden={hidden}",
         f"batch_size={BATCH}",
+        f"compute_dtype={dtype}",
     ]
     overrides += [f"model.ffn={hidden * 3}", f"model.heads={SHAPES[hidden]}"]
     overrides += [f"model.layers={layers}", f"data.seq_len={LENGTH}"]
@@ -53,7 +55,11 @@ def stepper(config: TrainConfig, batch: torch.Tensor) -> Callable[[], None]:
     optimizer = make_optimizer(model, config.optim, config.seed)
 
     def step() -> None:
-        torch.autograd.backward(model.loss(batch))
+        with torch.autocast(
+            "cpu", dtype=torch.bfloat16, enabled=config.compute_dtype == "bfloat16"
+        ):
+            loss = model.loss(batch)
+        torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
         model.clock.counter += 1
@@ -61,11 +67,14 @@ def stepper(config: TrainConfig, batch: torch.Tensor) -> Callable[[], None]:
     return step
 
 
-def compare(recipes: list[str], hidden: int, layers: int, rounds: int) -> dict[str, float]:
+def compare(
+    recipes: list[str], hidden: int, layers: int, rounds: int, dtype: str
+) -> dict[str, float]:
     """Median seconds a step, by recipe, `none` included."""
     batch = torch.randint(256, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(0))
     steps = {
-        name: stepper(configuration(name, hidden, layers), batch) for name in [BASELINE, *recipes]
+        name: stepper(configuration(name, hidden, layers, dtype), batch)
+        for name in [BASELINE, *recipes]
     }
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds + 1):  # the first one warms up
@@ -77,10 +86,10 @@ def compare(recipes: list[str], hidden: int, layers: int, rounds: int) -> dict[s
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def explain(recipe: str, hidden: int, layers: int) -> None:
+def explain(recipe: str, hidden: int, layers: int, dtype: str) -> None:
     """Print the operations that take most of a step's own time."""
     batch = torch.randint(256, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(0))
-    step = stepper(configuration(recipe, hidden, layers), batch)
+    step = stepper(configuration(recipe, hidden, layers, dtype), batch)
     step()
     with profile(activities=[ProfilerActivity.CPU]) as measured:
         for _ in range(3):
@@ -99,6 +108,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--hidden", nargs="+", type=int, choices=SHAPES, default=[*SHAPES])
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=15, help="steps of each (default: 15)")
+    parser.add_argument("--compute-dtype", default="float32", choices=COMPUTE_DTYPES)
     parser.add_argument("--profile", action="store_true", help="and where a step's time goes")
     return parser.parse_args()
 
@@ -111,16 +121,16 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, load average {load:.1f}; {BATCH} x {LENGTH} tokens a step")
     print(f"{'recipe':<16} {'hidden':>6} {'tokens/s':>9} {'of none':>8}")
     for hidden in given.hidden:
-        seconds = compare(given.recipes, hidden, given.layers, given.rounds)
+        seconds = compare(given.recipes, hidden, given.layers, given.rounds, given.compute_dtype)
         for name, median in seconds.items():
             share = seconds[BASELINE] / median
             line = f"{name:<16} {hidden:>6} {BATCH * LENGTH / median:>9,.0f} {share:>8.2f}"
-            if name in TARGETS:
+            if name in TARGETS and given.compute_dtype == "float32":
                 line += f"  {'met' if share >= TARGETS[name] else 'MISSED'}, {TARGETS[name]:.2f}"
             print(line, flush=True)
     if given.profile:
         for name in given.recipes:
-            explain(name, given.hidden[-1], given.layers)
+            explain(name, given.hidden[-1], given.layers, given.compute_dtype)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from experiments.model import ModelConfig, block_linears
 from experiments.optim import OptimConfig
 from experiments.ptq import PtqConfig
 from experiments.quant.formats import (
+    BFLOAT16_DIGITS,
     ElementFormat,
     FloatFormat,
     FormatError,
@@ -274,6 +275,8 @@ def check(config: TrainConfig) -> None:
                 "data.seq_len": config.data.seq_len,
             }
         )
+        for name, precision in config.ptq.precisions().items() if not found else ():
+            found += _too_fine(f"ptq.formats={name}", precision, config.compute_dtype)
     if not found and config.recipe.quantized:
         try:
             config.precision.build()
@@ -339,6 +342,17 @@ def _scalar_problems(config: TrainConfig) -> list[str]:
     return found
 
 
+def _too_fine(where: str, precision: Precision, compute_dtype: str) -> list[str]:
+    """Elements that the compute dtype cannot hold, whatever their scale."""
+    digits = precision.element.significant_bits
+    if compute_dtype != "bfloat16" or digits <= BFLOAT16_DIGITS:
+        return []
+    return [
+        f"{where}: compute_dtype=bfloat16 holds {BFLOAT16_DIGITS} significant bits and "
+        f"{precision.element} has {digits}; use compute_dtype=float32, or a mantissa of 7 or less"
+    ]
+
+
 def _fit_problems(config: TrainConfig) -> list[str]:
     """What the recipe, the formats and the model cannot do together."""
     model, recipe, run = config.model, config.recipe, config.precision.build()
@@ -353,6 +367,9 @@ def _fit_problems(config: TrainConfig) -> list[str]:
     precisions = recipe.precisions(run)
     for label, key, operand in recipe.rounded():
         name, precision = key.split(".")[1], precisions[label]
+        own = f"{key}.precision={operand.precision}"
+        where = own if operand.precision else f"precision.mantissa={config.precision.mantissa}"
+        found += _too_fine(where, precision, config.compute_dtype)
         own = f"{key}.precision={operand.precision}: its block size {precision.block_size} "
         start = own if operand.precision else f"precision.block_size={precision.block_size}: "
         if precision.granularity == "tile":

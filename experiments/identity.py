@@ -16,6 +16,15 @@ from experiments.optim import OptimConfig
 
 NUMERICS_VERSION = 2
 """Raised by hand when a change alters losses: it is part of every run's address."""
+_BFLOAT16_NUMERICS_VERSION = 3
+"""The same of quantized operands that are multiplied in bfloat16, which 2 rounded again."""
+
+
+def numerics_version(config: TrainConfig) -> int:
+    """Which generation of the arithmetic a run's losses belong to."""
+    quantizes = config.recipe.quantized or config.ptq.formats
+    in_bfloat16 = config.compute_dtype == "bfloat16"
+    return _BFLOAT16_NUMERICS_VERSION if quantizes and in_bfloat16 else NUMERICS_VERSION
 
 
 def science(config: TrainConfig) -> dict[str, Any]:
@@ -37,7 +46,7 @@ def science(config: TrainConfig) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "compute_dtype": config.compute_dtype,
         "seed": config.seed,
-        "numerics_version": NUMERICS_VERSION,
+        "numerics_version": numerics_version(config),
     }
     if config.recipe.quantized:
         identity["recipe"] = _recipe(config.recipe)

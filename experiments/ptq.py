@@ -88,14 +88,16 @@ def quantized(layers: Iterable[QuantLinear], precision: Precision, operands: str
     chosen = list(layers)
     saved = [layer.weight.detach().clone() for layer in chosen]
     hooks = []
+    given = frozenset(("P1", "P2") if operands == "weights_and_inputs" else ("P2",))
 
     def quantize_input(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor]:
-        return (quantize(inputs[0], precision),)
+        return (quantize(inputs[0].float(), precision),)
 
     try:
         with torch.no_grad():
             for layer in chosen:
                 layer.weight.copy_(quantize(layer.weight, precision))
+                layer.given = given
         if operands == "weights_and_inputs":
             hooks = [layer.register_forward_pre_hook(quantize_input) for layer in chosen]
         yield
@@ -103,5 +105,6 @@ def quantized(layers: Iterable[QuantLinear], precision: Precision, operands: str
         with torch.no_grad():
             for layer, weight in zip(chosen, saved, strict=True):
                 layer.weight.copy_(weight)
+                layer.given = frozenset()
         for hook in hooks:
             hook.remove()

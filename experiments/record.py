@@ -18,7 +18,7 @@ import torch
 from experiments.accounting import count_parameters, flops_per_token
 from experiments.config import TrainConfig
 from experiments.data import TokenData
-from experiments.identity import NUMERICS_VERSION, quantization
+from experiments.identity import numerics_version, quantization
 from experiments.model import block_linears
 from experiments.quant.block import backend
 from fitting.results import RunRecord
@@ -76,7 +76,7 @@ def make_record(
         tokens_per_second=tokens / wall_seconds if wall_seconds else 0.0,
         attempts=attempts,
         corpus=data.label,
-        numerics_version=NUMERICS_VERSION,
+        numerics_version=numerics_version(config),
         reason=reason,
         metrics_sha256=hashlib.sha256(metrics.read_bytes()).hexdigest()
         if metrics.is_file()
@@ -121,6 +121,7 @@ def design(config: TrainConfig, steps: int) -> dict[str, Any]:
         "granularity": formats.granularity,
         "scale": formats.scale,
         "operands": " ".join(config.recipe.quantized),
+        "operand_values": "exact",  # QuantLinear has no other way
         "params": count.block,
         "params_head": count.head,
         "params_embedding": count.embedding,

@@ -39,6 +39,7 @@ from experiments.module import LanguageModel
 from experiments.process import held_to, use_cpus
 from experiments.progress import METRICS
 from experiments.ptq import quantized
+from experiments.quant.product import full_precision
 from experiments.record import columns, make_record
 from experiments.recorder import CHECKPOINTS, Diverged, Recorder, Report, Stopped
 from fitting.results import FAILURE, RESULT, RunRecord, read_record, write_atomic, write_exclusive
@@ -279,10 +280,13 @@ class _Run:
             self.lease.check()
             write_atomic(self.record("failed", None, reason).to_json(), self.folder / FAILURE)
 
-    def held(self) -> contextlib.AbstractContextManager[None]:
-        """What takes memory in proportion to the run belongs in here."""
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """What computes, and so takes memory in proportion to the run, belongs in here."""
         resources = self.config.resources
-        return held_to(resources.memory if resources.device == "cpu" else 0.0)
+        memory = resources.memory if resources.device == "cpu" else 0.0
+        with full_precision(), held_to(memory):
+            yield
 
     def fit(self, checkpoint: Path | None) -> None:
         """Train from the checkpoint of the run's first process, or from the start, to the end."""

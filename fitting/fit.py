@@ -147,7 +147,8 @@ def fit(
     Args:
         table: One row a run: `loss` in nats per token, the law's columns, `status` if there is
             one (rows that are not finished do not count), and where there are such columns
-            `corpus`, `compute_dtype`, `operands` and `recipe`, which decide what may be pooled.
+            `corpus`, `compute_dtype`, `operand_values`, `operands` and `recipe`, which decide what
+            may be pooled.
         law: A law, or the name of one of `fitting.laws.LAWS`.
         objective: huber, lad (solved as Huber with a threshold of 1e-7) or least_squares, of
             log L - log Lhat, summed over rows.
@@ -314,10 +315,16 @@ def in_coordinates(
 
 
 def _refuse_pooling(rows: pd.DataFrame) -> None:
-    """Losses on different texts, or trained in different dtypes, do not follow one law."""
-    for column in ("corpus", "compute_dtype"):
+    """Losses on different texts, or trained in different dtypes, do not follow one law.
+
+    Nor do those of operands that were multiplied as they were quantized and of others that were
+    rounded again; runs without any go with both.
+    """
+    for column in ("corpus", "compute_dtype", "operand_values"):
         if column in rows:
-            values = sorted(str(v) for v in rows[column].unique())
+            quantized = column == "operand_values" and "operands" in rows
+            pooled = rows[rows["operands"] != ""] if quantized else rows
+            values = sorted(str(v) for v in pooled[column].unique())
             if len(values) > 1:
                 raise FitError(
                     f"{column} has {len(values)} values ({', '.join(values)}): their losses "

@@ -25,7 +25,7 @@ Integers: TypeAlias = npt.NDArray[np.integer[Any]]
 
 COARSE = ("row", "tensor")
 """Of the column `granularity`: a scale per channel, a scale per tensor."""
-POOLED = ("corpus", "compute_dtype", "operands", "recipe")
+POOLED = ("corpus", "compute_dtype", "operand_values", "operands", "recipe")
 """A run counts only if it agrees with some fitted run in these columns."""
 RESAMPLING_SEED = 0
 """Of the rows: the same inputs give the same intervals."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -30,6 +31,7 @@ RESULT = "result.json"
 FAILURE = "failure.json"
 STUDY = "study.json"
 STATUSES = ("finished", "diverged", "failed")
+OPERAND_VALUES = ("exact", "rounded")
 
 
 class ResultsError(ValueError):
@@ -64,6 +66,9 @@ class RunRecord:
     """none, or the name of the scales' format and rule, e.g. fp32, e8m0, e4m3."""
     operands: str
     """The quantized ones of P1..P6 (Sun et al.), e.g. "P2 P4 P6"; empty for none."""
+    operand_values: str = field(default="exact", kw_only=True)
+    """exact: what was multiplied are numbers of the operands' formats; rounded: the compute dtype
+    rounded them again (runs in bfloat16 of a version before 0.2)."""
     params: int
     """Matrices inside the blocks: the papers' N.  No embedding, head or norm."""
     params_head: int
@@ -109,6 +114,11 @@ class RunRecord:
         """Refuse a record that would mislead a fit."""
         if self.status not in STATUSES:
             raise ResultsError(f"status={self.status!r}: must be one of {', '.join(STATUSES)}")
+        if self.operand_values not in OPERAND_VALUES:
+            raise ResultsError(
+                f"operand_values={self.operand_values!r}: must be one of "
+                f"{', '.join(OPERAND_VALUES)}"
+            )
         if self.status == "finished" and (self.loss is None or not np.isfinite(self.loss)):
             raise ResultsError(f"run {self.run_id}: finished with loss={self.loss}")
 
@@ -120,11 +130,39 @@ class RunRecord:
         unknown = sorted(set(data) - known)
         if unknown:
             raise ResultsError(f"unknown keys {unknown}: written by a newer version?")
+        data.setdefault("operand_values", _operand_values(data))
         return cls(**data)
 
     def to_json(self) -> str:
         """Strict JSON: a NaN or an infinity is an error here, not a surprise for the reader."""
         return json.dumps(asdict(self), indent=1, sort_keys=False, allow_nan=False) + "\n"
+
+
+_POWERS_OF_TWO = ("e8m0", "e8m0_log2", "e8m0_ceil", "e8m0_nearest", "quest", "quest_floor")
+"""Scales that bfloat16 holds beside any element of at most 7 mantissa bits."""
+
+
+def _operand_values(data: Mapping[str, Any]) -> str:
+    """The column of a record that is older than it: bfloat16 then rounded what it did not hold."""
+    config = data.get("config") or {}
+    dtype = config.get("compute_dtype") or (data.get("provenance") or {}).get("compute_dtype")
+    if dtype != "bfloat16" or not data.get("operands"):
+        return "exact"
+    recipe = config.get("recipe") or {}
+    gemms = [recipe.get(name) or {} for name in ("output", "grad_input", "grad_weight")]
+    slots = [slot for gemm in gemms for slot in gemm.values() if isinstance(slot, dict)]
+    own = [str(slot["precision"]).lower() for slot in slots if slot.get("precision")]
+    held = data["scale"] in _POWERS_OF_TWO and data["mantissa"] <= 7
+    return "exact" if held and all(map(_held_by_bfloat16, own)) else "rounded"
+
+
+def _held_by_bfloat16(name: str) -> bool:
+    """Whether a format's values are bfloat16's, by its name: mxfp4, E2M1-block32-e8m0, ..."""
+    mantissa = re.match(r"e\d+m(\d+)", name)
+    microscaling = name.startswith("mx") and not name.endswith("4_3")
+    return (microscaling or re.split("[-_](?=e8m0|quest)", name)[-1] in _POWERS_OF_TWO) and not (
+        mantissa and int(mantissa[1]) > 7
+    )
 
 
 _MAYBE_EMPTY = {"operands", "reason", "metrics_sha256", "weights_sha256"}

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments.config import ConfigError, TrainConfig, known_keys
-from experiments.identity import run_id, science
+from experiments.identity import numerics_version, run_id, science
 from experiments.model import ladder
 from experiments.paths import conf_dir
-from experiments.quant.formats import PRECISIONS, Precision
+from experiments.quant.formats import PRECISIONS, FloatFormat, Precision
 
 Compose = Callable[..., TrainConfig]
 GROUPS = ("model", "precision", "recipe", "data", "tracking", "study", "debug", "optim")
@@ -73,6 +74,18 @@ def test_every_published_precision_has_a_preset() -> None:
         (["compute_dtype=float8"], "compute_dtype=float8: must be one of float32, bfloat16"),
         (["optim.lr=-1"], r"optim.lr=-1.0: must be positive"),
         (["optim.warmup=2"], r"optim.warmup=2.0: must be from 0 to 1"),
+        (
+            ["precision.mantissa=10", "precision.exponent=4", "compute_dtype=bfloat16"],
+            "precision.mantissa=10: compute_dtype=bfloat16 holds 8 significant bits and E4M10 has",
+        ),
+        (
+            ["recipe.output.weight.precision=fp16_row", "compute_dtype=bfloat16"],
+            "recipe.output.weight.precision=fp16_row: compute_dtype=bfloat16 holds 8 significant",
+        ),
+        (
+            ["ptq.formats=[E5M8-row]", "compute_dtype=bfloat16"],
+            "ptq.formats=E5M8-row-fp32: compute_dtype=bfloat16 holds 8 significant bits",
+        ),
         (["tracking.mode=loud"], "tracking.mode=loud: must be one of offline, online, none"),
         (["study.name=a/b"], "study.name=a/b: must be letters, digits"),
         (["tokens=many"], "tokens: Value 'many'"),
@@ -136,6 +149,41 @@ def test_addresses_are_golden(composed: Compose) -> None:
     """A change here re-addresses every run there is: raise NUMERICS_VERSION and say so."""
     assert run_id(composed("precision=mxfp4")) == GOLDEN_MXFP4
     assert run_id(composed("recipe=none", "seed=3")) == GOLDEN_NONE
+
+
+def test_quantized_runs_in_bfloat16_have_addresses_of_their_own_numerics(
+    composed: Compose,
+) -> None:
+    """Their operands were rounded twice up to numerics version 2, which all other runs have."""
+    for overrides, version in (
+        (["precision=mxfp4"], 2),
+        (["recipe=none", "compute_dtype=bfloat16"], 2),
+        (["recipe=none", "ptq.formats=[mxfp4]"], 2),
+        (["precision=mxfp4", "compute_dtype=bfloat16"], 3),
+        (["recipe=none", "ptq.formats=[mxfp4]", "compute_dtype=bfloat16"], 3),
+    ):
+        config = composed(*overrides)
+        assert science(config)["numerics_version"] == version == numerics_version(config)
+    before = "sun-E2M1-block32-e8m0-ladder-b-999k-s0-bb6525f9bd1c"
+    assert run_id(composed("recipe=sun", "precision=mxfp4", "compute_dtype=bfloat16")) != before
+    brain = composed("recipe=none", "compute_dtype=bfloat16")
+    assert run_id(brain) == "none-ladder-b-999k-s0-5d857a9606be"
+
+
+@pytest.mark.parametrize("mantissa", range(1, 11))
+@pytest.mark.parametrize("exponent", [0, 2, 5])
+def test_bfloat16_takes_elements_of_eight_significant_bits(
+    composed: Compose, exponent: int, mantissa: int
+) -> None:
+    """By enumeration of the grid: the same number in bfloat16, every one."""
+    parts = [f"precision.exponent={exponent}", f"precision.mantissa={mantissa}"]
+    grid = torch.tensor(FloatFormat(exponent, mantissa).grid())
+    if torch.equal(grid, grid.bfloat16().float()):
+        composed(*parts, "compute_dtype=bfloat16")
+    else:
+        with pytest.raises(ConfigError, match=f"precision.mantissa={mantissa}: compute_dtype="):
+            composed(*parts, "compute_dtype=bfloat16")
+    composed(*parts)
 
 
 def test_a_key_younger_than_the_addresses_counts_only_off_its_default(composed: Compose) -> None:

@@ -170,13 +170,14 @@ def test_measures_are_those_of_the_operands_at_the_gemms(
     caught: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
     prepare = QuantLinear.operands
 
-    def catch(self: QuantLinear, gemm: str, left: Any, right: Any, counter: int) -> Any:
-        found = prepare(self, gemm, left, right, counter)
+    def catch(self: QuantLinear, gemm: str, left: Any, right: Any, *more: Any) -> Any:
+        found = prepare(self, gemm, left, right, *more)
         config = self.recipe.gemms()[gemm]
-        signs = self.signs(gemm, left[2], counter)
-        for (label, _, values), rounded in zip((left, right), found, strict=True):
-            x = rotate(values, config.hadamard, signs) if config.hadamard else values
-            caught[label, self.layer] = (x.contiguous(), rounded)
+        signs = self.signs(gemm, left[2].values, more[0])
+        for (label, _, given), rounded in zip((left, right), found, strict=True):
+            x = given.values
+            x = rotate(x, config.hadamard, signs) if config.hadamard else x
+            caught[label, self.layer] = (x.contiguous(), rounded.values)
         return found
 
     config = small(f"recipe={recipe}", "precision=mxfp4")

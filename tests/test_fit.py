@@ -539,9 +539,19 @@ def test_a_missing_column_is_named(noisy: pd.DataFrame) -> None:
         fit(noisy.drop(columns="tokens"), "floating_point")
 
 
-@pytest.mark.parametrize("column", ["corpus", "compute_dtype"])
+@pytest.mark.parametrize("column", ["corpus", "compute_dtype", "operand_values"])
 def test_rows_that_cannot_be_pooled_are_refused(noisy: pd.DataFrame, column: str) -> None:
     table = noisy.assign(**{column: ["a", "b"] * 168})
     message = rf"{column} has 2 values \(a, b\).*keep one with where=\"{column} == 'a'\""
     with pytest.raises(FitError, match=message):
         fit(table, "floating_point")
+
+
+def test_rounded_operands_are_not_pooled_with_exact_ones(noisy: pd.DataFrame) -> None:
+    """A baseline without quantized operands goes with either."""
+    values = ["exact", "rounded"] * 168
+    table = noisy.assign(operand_values=values, operands="P2 P4 P6")
+    with pytest.raises(FitError, match="operand_values has 2 values .exact, rounded."):
+        fit(table, "floating_point")
+    table["operands"] = ["", "P2 P4 P6"] * 168
+    assert fit(table, "floating_point").rows.used == 336

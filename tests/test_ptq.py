@@ -125,6 +125,37 @@ def test_inputs_are_quantized_only_where_asked(small: Compose) -> None:
             assert torch.equal(layer(x), into @ weight.t())
 
 
+@pytest.mark.parametrize("operands", ["weights", "weights_and_inputs"])
+@pytest.mark.parametrize("recipe", ["none", "sun", "quartet_v4"])
+@pytest.mark.parametrize("name", ["int4_row", "nvfp4"])
+def test_bfloat16_does_not_round_what_was_quantized(
+    small: Compose, name: str, recipe: str, operands: str
+) -> None:
+    """The product of a layer against float64 of the very operands, rounded to bfloat16 once; a
+    recipe that rounds forward does that to the quantized weights, as documented.
+    """
+    precision = Precision.parse(name)
+    module = LanguageModel(small(f"recipe={recipe}", "compute_dtype=bfloat16"))
+    [layer, *_] = module.quantizable().values()
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(2, 64, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+        into = quantize_plain(x.float(), precision) if operands != "weights" else x.bfloat16()
+        weight = quantize_plain(layer.weight.detach(), precision)
+        with quantized([layer], precision, operands), torch.no_grad():
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                found = layer(x).double()
+            if recipe == "none":
+                exact = into.double() @ weight.double().t()
+                off = (found - exact).abs()
+                assert (found == exact.bfloat16().double()).double().mean() > 0.98
+                assert (off <= exact.abs() * 2**-8 + exact.abs().max() * 2**-18).all()
+            else:
+                rounds_inputs = layer.recipe.output.input is not None
+                given = x if rounds_inputs and operands == "weights" else into
+                wanted = layer(given.float()).bfloat16().double()
+                assert (found == wanted).double().mean() > 0.98
+
+
 def test_it_is_another_run_only_where_it_is_asked_for(small: Compose) -> None:
     base = small("recipe=none")
     assert run_id(small("recipe=none", "ptq.operands=weights_and_inputs")) == run_id(base)

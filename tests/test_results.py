@@ -197,3 +197,46 @@ def test_a_file_that_cannot_be_replaced_stays_and_leaves_nothing_beside_it(tmp_p
     with pytest.raises(IsADirectoryError):
         write_atomic("new", tmp_path / "target")
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def slot(precision: str = "") -> dict[str, Any]:
+    return {"rounding": "nearest_even", "precision": precision}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "mantissa", "own", "values"),
+    [
+        ("float32", "fp32", 1, "", "exact"),
+        ("bfloat16", "none", 7, None, "exact"),
+        ("bfloat16", "e8m0", 1, "", "exact"),
+        ("bfloat16", "quest_floor", 1, "", "exact"),
+        ("bfloat16", "e8m0", 1, "mxfp8_e4m3", "exact"),
+        ("bfloat16", "e8m0", 1, "E5M2-ocp-block32-e8m0_ceil", "exact"),
+        ("bfloat16", "e8m0", 1, "INT8-block32-e8m0", "exact"),
+        ("bfloat16", "fp32", 1, "", "rounded"),
+        ("bfloat16", "e4m3", 1, "", "rounded"),
+        ("bfloat16", "e8m0_4_3", 1, "", "rounded"),
+        ("bfloat16", "e8m0", 10, "", "rounded"),
+        ("bfloat16", "e8m0", 1, "nvfp4", "rounded"),
+        ("bfloat16", "e8m0", 1, "fp8_e5m2", "rounded"),
+        ("bfloat16", "e8m0", 1, "mxfp4_4_3", "rounded"),
+        ("bfloat16", "e8m0", 1, "E3M9-block32-e8m0", "rounded"),
+    ],
+)
+def test_older_records_say_what_was_multiplied(
+    dtype: str, scale: str, mantissa: int, own: str | None, values: str
+) -> None:
+    """As it was then: bfloat16 rounded all that it does not hold."""
+    recipe = {"output": {"weight": None if own is None else slot(own), "hadamard": 0}}
+    config = {"compute_dtype": dtype, "recipe": recipe}
+    old = dataclasses.replace(
+        RECORD, scale=scale, mantissa=mantissa, config=config, operands="" if own is None else "P2"
+    )
+    data = json.loads(old.to_json())
+    del data["operand_values"]
+    assert RunRecord.from_json(json.dumps(data)).operand_values == values
+    data["operand_values"] = "rounded"
+    assert RunRecord.from_json(json.dumps(data)).operand_values == "rounded", "as it says"
+    data["operand_values"] = "some"
+    with pytest.raises(ResultsError, match="operand_values='some': must be one of exact, rounded"):
+        RunRecord.from_json(json.dumps(data))

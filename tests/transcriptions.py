@@ -184,9 +184,10 @@ class Case:
         seen: dict[str, Tensor] = {}
         prepare = self.layer.operands
 
-        def listen(gemm: str, left: Any, right: Any, counter: int) -> tuple[Tensor, Tensor]:
-            operands = prepare(gemm, left, right, counter)
-            seen.update({left[0]: operands[0].detach(), right[0]: operands[1].detach()})
+        def listen(gemm: str, left: Any, right: Any, *more: Any) -> Any:
+            operands = prepare(gemm, left, right, *more)
+            for given, multiplied in zip((left, right), operands, strict=True):
+                seen[given[0]] = multiplied.values.detach()
             return operands
 
         self.layer.operands = listen  # type: ignore[method-assign]

@@ -46,8 +46,12 @@ def quantize(
 ) -> Tensor:
     """Fake-quantize `x`: each value becomes s * round(x / s), s the scale of its block.
 
-    The result holds only values that `precision` can represent, but in `x`'s own dtype.  Its
-    gradient is straight-through, whoever computes it (`experiments.quant.straight_through`).
+    The result holds only values that `precision` can represent, where `x` is float32.  A bfloat16
+    or float16 `x` gets them rounded once more, to its own dtype.  That leaves alone what it holds:
+    scales that are powers of two (not 4/3) and elements of at most 8 or 11 significant bits.  With
+    FP32 or two-level scales most values move; quantize `x.float()` to have the values.
+
+    Its gradient is straight-through, whoever computes it (`experiments.quant.straight_through`).
 
     Args:
         x: [..., K], float32, bfloat16 or float16.  The last axis must be the one that the GEMM

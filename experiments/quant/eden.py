@@ -24,6 +24,8 @@ _REACHED = 6 * 16 / 17 / 0.93
 """Where a block's amax falls, slightly beyond 6: clipping a little lowers the squared error."""
 _TOP_SCALE = 256.0
 """The largest block scale; the correction may raise it by up to 448 / 256."""
+TOP = _REACHED * _TOP_SCALE
+"""What the tensor's amax is mapped to by its FP32 scale."""
 
 
 def ms_eden(x: Tensor, noise: Tensor | int) -> Tensor:
@@ -69,7 +71,7 @@ def _values(x: Tensor, noise: Tensor | None, signs: Tensor | None) -> Tensor:
     x = x.clone() if x._is_zerotensor() else x  # which nothing may write to
     blocks = x.float().reshape(*x.shape[:-1], -1, BLOCK)
     amax = blocks.abs().amax(-1, keepdim=True)
-    stored, tensor_scale = two_level(amax, amax.amax(), _REACHED, E4M3, _REACHED * _TOP_SCALE)
+    stored, tensor_scale = two_level(amax, amax.amax(), _REACHED, E4M3, TOP)
     scale = stored * tensor_scale
     elements = round_nearest_even(blocks / scale, _E2M1)
     unit = power_of_two(-unit_exponent(amax))

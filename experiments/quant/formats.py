@@ -23,6 +23,8 @@ from enum import StrEnum
 
 MAX_EXPONENT_BITS = 8
 MAX_MANTISSA_BITS = 10
+BFLOAT16_DIGITS = 8
+"""Significant bits of bfloat16, the implicit one included."""
 SPECIALS = ("none", "ocp", "ieee")
 
 
@@ -81,6 +83,11 @@ class FloatFormat:
     def bits(self) -> int:
         """Sign, exponent and mantissa bits together."""
         return 1 + self.exponent + self.mantissa
+
+    @property
+    def significant_bits(self) -> int:
+        """Digits that hold every number's significand: the mantissa's, and the implicit one."""
+        return self.mantissa + (1 if self.exponent else 0)
 
     @property
     def bias(self) -> int:
@@ -180,6 +187,11 @@ class IntFormat:
     @property
     def mantissa(self) -> int:
         """All bits but the sign."""
+        return self.bits - 1
+
+    @property
+    def significant_bits(self) -> int:
+        """Digits that hold every number; the lowest of an asymmetric one is a power of two."""
         return self.bits - 1
 
     @property

@@ -22,6 +22,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from experiments.quant.product import has_wide_product, wide_product
+
 _SIGN_AND_EXPONENT = -0x00800000
 """Of a float32's bits, 0xFF800000: all but the mantissa."""
 
@@ -42,7 +44,8 @@ def lmul(left: Tensor, right: Tensor, mantissa: int, dtype: torch.dtype = torch.
         left: [rows, K], float32; numbers of `mantissa` bits times powers of two.
         right: [columns, K], the same.
         mantissa: Bits of both.
-        dtype: In which the GEMMs multiply; up to 6 bits are exact in bfloat16.
+        dtype: Of the result; the sums are in float32 and rounded to it once.  Where a GEMM of
+            bfloat16 stores float32, it multiplies numbers of up to 6 bits, which are exact in it.
 
     Returns:
         [rows, columns] in `dtype`.
@@ -52,8 +55,14 @@ def lmul(left: Tensor, right: Tensor, mantissa: int, dtype: torch.dtype = torch.
     """
     powers, other_powers = _powers(left), _powers(right)
     shifted = torch.add(left, powers, alpha=offset(mantissa) - 1.0)
-    product = shifted.to(dtype) @ other_powers.to(dtype).t()
-    return torch.addmm(product, powers.to(dtype), right.to(dtype).t())
+    with torch.autocast(left.device.type, enabled=False):
+        if dtype is torch.bfloat16 and mantissa <= 6 and has_wide_product(left.device):
+            shifted, powers, right, other_powers = (
+                each.to(dtype) for each in (shifted, powers, right, other_powers)
+            )
+            return (wide_product(shifted, other_powers) + wide_product(powers, right)).to(dtype)
+        product = shifted @ other_powers.t()
+        return torch.addmm(product, powers, right.t()).to(dtype)
 
 
 def _powers(x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from experiments.quant.error import cosine, misalignment, norm_ratio, relative_m
 from experiments.quant.formats import Precision
 from experiments.quant.hadamard import rotate, unrotate
 from experiments.quant.linear import NoiseClock, QuantLinear
+from experiments.quant.operand import Operand
 from experiments.quant.recipe import OperandConfig, RecipeConfig
 
 OPERANDS = ("P1", "P2", "P3", "P4", "P5", "P6")
@@ -137,15 +138,17 @@ class _Restored(QuantLinear):
     def operands(
         self,
         gemm_name: str,
-        left: tuple[str, OperandConfig | None, Tensor],
-        right: tuple[str, OperandConfig | None, Tensor],
+        left: tuple[str, OperandConfig | None, Operand],
+        right: tuple[str, OperandConfig | None, Operand],
         counter: int,
-    ) -> tuple[Tensor, Tensor]:
+        dtype: torch.dtype = torch.float32,
+    ) -> tuple[Operand, Operand]:
         """As `QuantLinear.operands`, which see."""
-        prepared = super().operands(gemm_name, left, right, counter)
+        prepared = super().operands(gemm_name, left, right, counter, dtype)
         gemm = self.recipe.gemms()[gemm_name]
         rotated = gemm.hadamard if left[1] is not None or right[1] is not None else 0
-        for (label, operand, _), values in zip((left, right), prepared, strict=True):
+        for (label, operand, _), multiplied in zip((left, right), prepared, strict=True):
+            values = multiplied.values
             if rotated:
                 values = unrotate(values, rotated, self.signs(gemm_name, values, counter))
             if label == "P3" and self.recipe.grad_input.row_hadamard:
