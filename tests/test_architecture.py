@@ -38,6 +38,7 @@ FLOORS = {
     "experiments.lease": 0,
     "experiments.progress": 0,
     "experiments.process": 0,
+    "experiments.checkpoint": 0,
     "experiments.status": 1,
     "experiments.config": 8,
     "experiments.configure": 9,
