@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -53,17 +53,18 @@ class CheckpointStore(TorchCheckpointIO):
         """Newest first, whatever they are worth."""
         return sorted(self.folder.glob("step-*.ckpt"), reverse=True)
 
-    def newest(self, weights: Mapping[str, Tensor]) -> Path | None:
+    def newest(self, weights: Mapping[str, Tensor], stepped: Sequence[Tensor]) -> Path | None:
         """The newest one that can be trusted; one log line for each that is passed over.
 
         Args:
             weights: The state of the model that is to go on, for names and shapes.
+            stepped: The parameters as its optimizer numbers them.
         """
         for path in self.files():
             if path in self._passed_over:
                 continue
             try:
-                problem = self._problem(path, weights)
+                problem = self._problem(path, weights, stepped)
             except Exception as error:  # torch's reader has no class for a file that is damaged
                 problem = f"does not load ({_line(error)})"
             if not problem:
@@ -119,7 +120,7 @@ class CheckpointStore(TorchCheckpointIO):
             if path.stem not in names:
                 path.unlink(missing_ok=True)
 
-    def _problem(self, path: Path, weights: Mapping[str, Tensor]) -> str:
+    def _problem(self, path: Path, weights: Mapping[str, Tensor], stepped: Sequence[Tensor]) -> str:
         """Why a checkpoint cannot be gone on from; "" where it can."""
         try:
             seal = json.loads(_seal(path).read_text(encoding="utf-8"))
@@ -137,7 +138,7 @@ class CheckpointStore(TorchCheckpointIO):
         if found != expected:
             return f"is damaged: it has sha256 {found[:12]} where {str(expected)[:12]} was written"
         held = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-        return _misfit(held, step, weights)
+        return _misfit(held, step, weights, stepped)
 
 
 class _HashedFile:
@@ -184,7 +185,7 @@ def _line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _misfit(held: Any, step: int, weights: Mapping[str, Tensor]) -> str:
+def _misfit(held: Any, step: int, weights: Mapping[str, Tensor], stepped: Sequence[Tensor]) -> str:
     """Why what a checkpoint holds does not suit a model; "" where it does."""
     missing = [part for part in _PARTS if part not in held]
     if missing:
@@ -199,13 +200,15 @@ def _misfit(held: Any, step: int, weights: Mapping[str, Tensor]) -> str:
         shape, right = tuple(value.shape), tuple(weights[name].shape)
         if (shape, value.dtype) != (right, weights[name].dtype):
             return f"does not suit this model: {name} is {shape} where {right} is right"
-    moments = [
-        (f"{name} of parameter {index}", value)
-        for optimizer in held["optimizer_states"]
-        for index, values in optimizer["state"].items()
-        for name, value in values.items()
-        if isinstance(value, Tensor)
-    ]
+    [optimizer] = held["optimizer_states"]
+    moments = []
+    for index, right_one in enumerate(stepped):
+        for name, value in optimizer["state"][index].items():
+            label = f"{name} of parameter {index}"
+            if value.shape not in ((), right_one.shape):
+                shape, right = tuple(value.shape), tuple(right_one.shape)
+                return f"does not suit this model: {label} is {shape} where {right} is right"
+            moments.append((label, value))
     for name, value in [*state.items(), *moments]:
         if value.is_floating_point() and bool(torch.isnan(value).any()):
             return f"holds no numbers: there are NaN in {name}"

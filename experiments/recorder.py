@@ -23,6 +23,7 @@ from torch import Tensor
 from experiments import tracking
 from experiments.checkpoint import CheckpointStore
 from experiments.config import TrainConfig
+from experiments.data import StepLoader
 from experiments.diagnostics import summary
 from experiments.identity import run_id
 from experiments.lease import Lease
@@ -79,6 +80,8 @@ class Recorder(L.Callback):
         self.checkpoints = CheckpointStore(folder, run_id(config))
         self.begun = False
         """Whether training has begun, and so a checkpoint, if there was one, was restored."""
+        self.loader: StepLoader | None = None
+        """Where the batches come from."""
         self.mirror: Any | None = None
         """The W&B run, if there is one."""
         self.step = 0
@@ -93,21 +96,31 @@ class Recorder(L.Callback):
     def state_dict(self) -> dict[str, Any]:
         """Part of the checkpoint."""
         losses = [float(x) for x in self._losses]
-        return {"seconds": self.seconds, "losses": losses, "rows": self._rows}
+        return {"step": self.step, "seconds": self.seconds, "losses": losses, "rows": self._rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Back from the checkpoint; rows that a lost part of an attempt wrote later are dropped."""
+        self.step = state_dict["step"]
         self.seconds, self._rows = state_dict["seconds"], state_dict["rows"]
         self._losses = [torch.tensor(x) for x in state_dict["losses"]]
 
     def forget(self) -> None:
         """Everything of a checkpoint that could not be restored."""
-        self.load_state_dict({"seconds": 0.0, "losses": [], "rows": []})
+        self.load_state_dict({"step": 0, "seconds": 0.0, "losses": [], "rows": []})
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Begin at the checkpoint's step, or at none."""
+        """Begin at the checkpoint's step, or at none.
+
+        Raises:
+            ValueError: A part of it stands elsewhere: Lightning leaves at the start what a
+                checkpoint does not name.
+        """
+        assert self.loader is not None
+        schedules = [held.scheduler.last_epoch for held in trainer.lr_scheduler_configs]
+        places = {self.step, trainer.global_step, self.loader.next_step, *schedules}
+        if len(places) > 1:
+            raise ValueError(f"its parts are of the steps {sorted(places)}")
         self.begun = True
-        self.step = trainer.global_step
         self.write_curve()
         self._clock = self._last_row = self._last_checkpoint = time.monotonic()
 

@@ -327,6 +327,7 @@ class _Run:
             loader = StepLoader(
                 self.data, config.seed, config.batch_size, 0, config.steps, rank=rank, world=world
             )
+            self.recorder.loader = loader
             try:
                 with _lightning_quiet():
                     self._trainer(world, max_steps=config.steps).fit(
@@ -346,7 +347,9 @@ class _Run:
         """What the run's first process found to go on from, in all of its processes."""
         found = None
         if self.lease is not None:
-            found = self.recorder.checkpoints.newest(self.module.state_dict())
+            groups = self.module.configure_optimizers()["optimizer"].param_groups
+            stepped = [parameter for group in groups for parameter in group["params"]]
+            found = self.recorder.checkpoints.newest(self.module.state_dict(), stepped)
         if self.config.trainer.num_workers > 1:
             chosen = [found]
             dist.broadcast_object_list(chosen, src=0)
