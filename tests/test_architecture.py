@@ -11,6 +11,7 @@ FLOORS = {
     "experiments.quant.formats": 0,
     "experiments.shards": 0,
     "experiments.corpus": 1,
+    "experiments.verified": 1,
     "experiments.quant.rounding": 1,
     "experiments.quant.hadamard": 4,
     "experiments.quant.scale": 2,

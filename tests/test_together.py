@@ -12,6 +12,8 @@ import pytest
 from experiments.config import ConfigError, TrainConfig
 from experiments.identity import run_folder
 from experiments.lease import Lease
+from experiments.paths import conf_dir
+from experiments.record import design
 from experiments.train import train
 
 Compose = Callable[..., TrainConfig]
@@ -68,6 +70,7 @@ def test_a_run_that_another_driver_finished_meanwhile_is_left_by_all_processes(
     assert both(two, tmp_path) == ["done", "went"]
 
 
+@pytest.mark.slow
 def test_a_run_that_somebody_else_holds_is_left_by_all_processes(
     composed: Compose, text: Path, tmp_path: Path
 ) -> None:
@@ -78,6 +81,7 @@ def test_a_run_that_somebody_else_holds_is_left_by_all_processes(
         assert both(two, tmp_path) == ["Held", "went"]
 
 
+@pytest.mark.slow
 def test_data_that_cannot_feed_the_run_is_said_by_the_first_process_alone(
     composed: Compose, text: Path, tmp_path: Path
 ) -> None:
@@ -86,7 +90,7 @@ def test_data_that_cannot_feed_the_run_is_said_by_the_first_process_alone(
 
 
 def test_blocks_must_divide_the_rows_of_each_process(composed: Compose) -> None:
-    """96 rows a step are three blocks of 32; the 48 of each of two processes are none and a half."""
+    """96 rows a step are three blocks of 32; the 48 of each of two processes are one and a half."""
     request = ["batch_size=2", "data.seq_len=48", "precision=mxfp4"]
     composed(*request)
     with pytest.raises(ConfigError) as caught:
@@ -94,3 +98,41 @@ def test_blocks_must_divide_the_rows_of_each_process(composed: Compose) -> None:
     [line] = str(caught.value).splitlines()
     assert "precision.block_size=32: must divide batch_size x data.seq_len / " in line
     assert "trainer.num_workers=48" in line
+
+
+RECIPES = sorted(path.stem for path in (conf_dir() / "recipe").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_several_processes_may_do_what_one_may_with_its_share(
+    composed: Compose, recipe: str
+) -> None:
+    """Every recipe, with blocks and tiles, on rows that suit or not."""
+
+    def refused(precision: str, *overrides: str) -> int:
+        try:
+            composed(f"recipe={recipe}", f"precision={precision}", "tokens=9999", *overrides)
+        except ConfigError as error:
+            return len(str(error).splitlines())
+        return 0
+
+    for precision in ("mxfp4", "nvfp4_tile"):
+        for seq_len in (24, 128):
+            alone = refused(precision, f"data.seq_len={seq_len}", "batch_size=1")
+            share = [f"data.seq_len={seq_len}", "batch_size=8", "trainer.num_workers=8"]
+            assert refused(precision, *share) == alone, precision
+
+
+@pytest.mark.parametrize("granularity", ["row", "tensor"])
+def test_the_record_counts_the_sharers_of_a_scale_in_one_process(
+    composed: Compose, granularity: str
+) -> None:
+    """Two processes on batches of 8 quantize what one does on a batch of 4."""
+    overrides = ["recipe=sun", "model=ladder/a", f"precision.granularity={granularity}"]
+    columns = ("block_size", "bits_with_scales")
+    alone, together = (
+        [design(composed(*overrides, *more), 10)[name] for name in columns]
+        for more in (["batch_size=4"], ["batch_size=8", "trainer.num_workers=2"])
+    )
+    assert together == alone
+    assert together != [design(composed(*overrides, "batch_size=8"), 10)[name] for name in columns]

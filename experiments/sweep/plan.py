@@ -216,7 +216,7 @@ def make_plan(configs: Sequence[TrainConfig]) -> Plan:
     for config in configs:
         key = repr(config.data)
         if key not in opened:
-            opened[key] = TokenData(config.data)
+            opened[key] = TokenData(config.data, verify=True)
         opened[key].check(config.steps, config.batch_size, config.model.vocab_size)
         identity = run_id(config)
         if identity in runs:
