@@ -198,7 +198,7 @@ def _named(error: Exception, config: TrainConfig) -> Exception:
     """The error itself, or, where memory ran out, one that says so and what would help."""
     if not _wants_memory(error):
         return error
-    need = training_bytes(config.model, config.batch_tokens, config.data.seq_len) / 2**30
+    need = training_bytes(config.model, config.rows, config.recipe) / 2**30
     given = config.resources.memory
     limit = f"more than resources.memory={given:g} GiB" if given else "more memory than there is"
     return OutOfMemory(
