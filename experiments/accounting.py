@@ -5,6 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from experiments.model import ModelConfig
+from experiments.quant.recipe import RecipeConfig
+
+_OPERAND_COPIES = 2
+"""Of a product's operands, laid out and rounded, while it runs; measured, like those below."""
+_EDEN_COPIES = 3
+_ESTIMATE_COPIES = 6
+_LMUL_COPIES = 3
 
 
 @dataclass(frozen=True)
@@ -43,12 +50,36 @@ def flops_per_token(model: ModelConfig, seq_len: int) -> float:
     return 6.0 * (count.block + count.head) + 12.0 * model.layers * seq_len * model.hidden
 
 
-def training_bytes(model: ModelConfig, batch_tokens: int, seq_len: int) -> int:
-    """A rough upper bound of the memory a run takes, in bytes, without the process itself.
+def training_bytes(model: ModelConfig, rows: int, recipe: RecipeConfig) -> int:
+    """An upper bound of the memory a run takes, in bytes, without the process itself.
 
     Float32 weights, gradients and two AdamW moments; per token and layer about 34 activations of
-    the hidden size and 6 of the ffn, and the logits three times over.
+    the hidden size and 6 of the ffn, and the logits three times over.  Of a recipe: the rounded
+    weights that the backward pass takes from the forward one, and what preparing the operands of
+    the largest layer takes at once.
+
+    Args:
+        model: The model.
+        rows: Tokens a step of one process.
+        recipe: How its layers multiply.
     """
     weights = 16 * count_parameters(model).total
     per_token = model.layers * (34 * model.hidden + 6 * model.ffn) + 3 * model.vocab_size
-    return weights + 4 * batch_tokens * per_token
+    return weights + 4 * rows * per_token + _recipe_bytes(model, rows, recipe)
+
+
+def _recipe_bytes(model: ModelConfig, rows: int, recipe: RecipeConfig) -> int:
+    """What a recipe takes beyond a run without quantization."""
+    if not recipe.quantized:
+        return 0
+    slots = [slot for slot in recipe.slots().values() if slot is not None]
+    again = recipe.grad_input.weight  # P4, from what was multiplied as P2
+    kept = 4 * count_parameters(model).block * (again is not None and again.forward)
+    into, out = max(
+        ((model.hidden, 2 * model.ffn), (model.hidden, 3 * model.hidden)), key=lambda s: s[0] * s[1]
+    )
+    copies = _OPERAND_COPIES
+    copies += _EDEN_COPIES * any(slot.rounding == "ms_eden" for slot in slots)
+    copies += _ESTIMATE_COPIES * any(slot.gradient != "straight_through" for slot in slots)
+    copies += _LMUL_COPIES * any(gemm.product == "lmul" for gemm in recipe.gemms().values())
+    return kept + 4 * copies * (into * out + rows * (into + out))

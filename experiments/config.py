@@ -197,6 +197,17 @@ class TrainConfig:
         return self.batch_size * self.data.seq_len
 
     @property
+    def rows(self) -> int:
+        """Tokens a step that one process has: what its products sum over, and its scales span."""
+        return self.batch_tokens // self.trainer.num_workers
+
+    @property
+    def rows_name(self) -> str:
+        """The keys that `rows` comes from."""
+        shared = " / trainer.num_workers" if self.trainer.num_workers > 1 else ""
+        return f"batch_size x data.seq_len{shared}"
+
+    @property
     def steps(self) -> int:
         """Optimizer steps."""
         return self.tokens // self.batch_tokens
@@ -356,7 +367,7 @@ def _too_fine(where: str, precision: Precision, compute_dtype: str) -> list[str]
 def _fit_problems(config: TrainConfig) -> list[str]:
     """What the recipe, the formats and the model cannot do together."""
     model, recipe, run = config.model, config.recipe, config.precision.build()
-    rows = {"batch_size x data.seq_len": config.batch_tokens}
+    rows = {config.rows_name: config.rows}
     features = {"model.hidden": model.hidden, "model.ffn": model.ffn}
     axes = {
         "output": features,
@@ -391,10 +402,9 @@ def _fit_problems(config: TrainConfig) -> list[str]:
                     f"over which the {name} product sums"
                 )
     block = recipe.grad_input.row_hadamard
-    if block and config.batch_tokens % block:
+    if block and config.rows % block:
         found.append(
-            f"recipe.grad_input.row_hadamard={block}: must divide "
-            f"batch_size x data.seq_len={config.batch_tokens}"
+            f"recipe.grad_input.row_hadamard={block}: must divide {config.rows_name}={config.rows}"
         )
     return list(dict.fromkeys(found))
 

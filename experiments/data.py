@@ -32,6 +32,7 @@ from experiments.shards import (
     import_path,
     read_manifest,
 )
+from experiments.verified import verify as verify_shards
 
 NAMES = ("techdocs", "tokens")
 HARMLESS_EPOCHS = 4
@@ -87,20 +88,21 @@ def corpus_sha256(config: DataConfig) -> str:
     """The corpus' identity, for a run's id; that of techdocs is known without making it."""
     if config.name == "techdocs" and not config.path:
         return TECHDOCS_SHA256
-    return _manifest(corpus_folder(config), config, verify=False).sha256
+    return _manifest(corpus_folder(config), config)[0].sha256
 
 
-def _manifest(folder: Path, config: DataConfig, verify: bool) -> Manifest:
+def _manifest(folder: Path, config: DataConfig) -> tuple[Manifest, str]:
+    """A corpus' manifest, and what is to be done if its shards are damaged."""
     if config.name == "techdocs":
         remedy = REBUILD
     elif folder.is_relative_to(cache_folder()):
         remedy = f"delete {folder}, and it is imported again"
     else:
         remedy = "restore it from where it came from"
-    manifest = read_manifest(folder, config.key, remedy, verify)
+    manifest = read_manifest(folder, config.key, remedy)
     if config.name == "techdocs" and manifest.sha256 != TECHDOCS_SHA256:
         raise DataError(f"{config.key}: {folder} is not techdocs-v1; {REBUILD}")
-    return manifest
+    return manifest, remedy
 
 
 class TokenStream:
@@ -137,7 +139,8 @@ class TokenData:
 
     Args:
         config: What to open; made or imported first if need be.
-        verify: Read all shards and compare their SHA-256; otherwise sizes alone are compared.
+        verify: Read all shards and compare their SHA-256 even if this machine did so before, and
+            they are the same files since.
 
     Raises:
         DataError: No such data, a damaged shard, or a part shorter than one window.
@@ -146,7 +149,8 @@ class TokenData:
     def __init__(self, config: DataConfig, verify: bool = False) -> None:
         folder = corpus_folder(config)
         self.config = config
-        self.manifest = _manifest(folder, config, verify)
+        self.manifest, remedy = _manifest(folder, config)
+        verify_shards(folder, self.manifest, config.key, remedy, anew=verify)
         self.train = TokenStream(folder, self.manifest.train, self.manifest.dtype)
         self.val = TokenStream(folder, self.manifest.val, self.manifest.dtype)
         self.seq_len = config.seq_len

@@ -169,7 +169,8 @@ def _format_of(config: TrainConfig) -> _Formats:
     Element, granularity and scale are those of the first quantized operand, P1 before P2 and so
     on, where the recipe gives operands formats of their own; bits with scales is the mean over all
     elements of all operands.  How many share a scale differs between operands where that is a row
-    or a whole tensor; the geometric mean is taken, for the laws take its logarithm.
+    or a whole tensor; the geometric mean is taken, for the laws take its logarithm.  Each process
+    of a run on several quantizes its own share of a batch: that is what shares a scale.
     """
     recipe = config.recipe
     if not recipe.quantized:
@@ -182,7 +183,7 @@ def _format_of(config: TrainConfig) -> _Formats:
         for name, shape in block_linears(config.model).items()
         if not recipe.keeps(name, config.model.layers)
     }
-    rows = config.batch_tokens
+    rows = config.rows
     operands = []
     for into, out in layers.values():
         shape_of = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,8 +21,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from experiments import tracking
+from experiments.checkpoint import CheckpointStore
 from experiments.config import TrainConfig
+from experiments.data import StepLoader
 from experiments.diagnostics import summary
+from experiments.identity import run_id
 from experiments.lease import Lease
 from experiments.module import LanguageModel, measured_steps
 from experiments.optim import lr_factor
@@ -31,8 +33,6 @@ from experiments.progress import METRICS
 from fitting.results import write_atomic
 
 _LOG = logging.getLogger(__name__)
-_KEPT_CHECKPOINTS = 2
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,11 @@ class Recorder(L.Callback):
         self.config, self.folder, self.lease, self.report = config, folder, lease, report
         self.stop = lease.stop if lease else threading.Event()
         """Set to end the attempt after the step at work, with a checkpoint."""
+        self.checkpoints = CheckpointStore(folder, run_id(config))
+        self.begun = False
+        """Whether training has begun, and so a checkpoint, if there was one, was restored."""
+        self.loader: StepLoader | None = None
+        """Where the batches come from."""
         self.mirror: Any | None = None
         """The W&B run, if there is one."""
         self.step = 0
@@ -91,16 +96,31 @@ class Recorder(L.Callback):
     def state_dict(self) -> dict[str, Any]:
         """Part of the checkpoint."""
         losses = [float(x) for x in self._losses]
-        return {"seconds": self.seconds, "losses": losses, "rows": self._rows}
+        return {"step": self.step, "seconds": self.seconds, "losses": losses, "rows": self._rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Back from the checkpoint; rows that a lost part of an attempt wrote later are dropped."""
+        self.step = state_dict["step"]
         self.seconds, self._rows = state_dict["seconds"], state_dict["rows"]
         self._losses = [torch.tensor(x) for x in state_dict["losses"]]
 
+    def forget(self) -> None:
+        """Everything of a checkpoint that could not be restored."""
+        self.load_state_dict({"step": 0, "seconds": 0.0, "losses": [], "rows": []})
+
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Begin at the checkpoint's step, or at none."""
-        self.step = trainer.global_step
+        """Begin at the checkpoint's step, or at none.
+
+        Raises:
+            ValueError: A part of it stands elsewhere: Lightning leaves at the start what a
+                checkpoint does not name.
+        """
+        assert self.loader is not None
+        schedules = [held.scheduler.last_epoch for held in trainer.lr_scheduler_configs]
+        places = {self.step, trainer.global_step, self.loader.next_step, *schedules}
+        if len(places) > 1:
+            raise ValueError(f"its parts are of the steps {sorted(places)}")
+        self.begun = True
         self.write_curve()
         self._clock = self._last_row = self._last_checkpoint = time.monotonic()
 
@@ -218,42 +238,13 @@ class Recorder(L.Callback):
             self.lease.check()
             write_atomic("".join(json.dumps(row) + "\n" for row in self._rows), self._file)
 
-    def checkpoints(self) -> list[Path]:
-        """Newest first."""
-        return sorted((self.folder / CHECKPOINTS).glob("step-*.ckpt"), reverse=True)
-
-    def newest_checkpoint(self) -> Path | None:
-        """The newest one that loads: a torn file is passed over for the one before."""
-        for path in self.checkpoints():
-            try:
-                torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-                return path
-            except Exception as error:
-                _LOG.warning("%s does not load (%s)", path, error)
-        return None
-
     def save_checkpoint(self, trainer: L.Trainer) -> None:
-        """Write the state so that a crash leaves the old checkpoint or the new one."""
-        folder = self.folder / CHECKPOINTS
-        temporary = folder / f"step-{trainer.global_step:09d}.tmp"
-        if self.lease is None:
-            trainer.save_checkpoint(temporary)  # takes part, writes nothing
-            return
-        self.lease.check()
-        try:
-            folder.mkdir(exist_ok=True)
-            trainer.save_checkpoint(temporary)
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, temporary.with_suffix(".ckpt"))
-        except (OSError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
-                raise  # torch's writer has no better class for a full disk
-            temporary.unlink(missing_ok=True)
+        """Write the state; a disk that does not take it costs the checkpoint, not the run."""
+        if self.lease is not None:
+            self.lease.check()
+        trainer.save_checkpoint(self.checkpoints.path(trainer.global_step))
+        if (error := self.checkpoints.error) is not None:
             _LOG.warning("no checkpoint at step %d (%s); the run goes on", self.step, error)
-            return
-        for path in self.checkpoints()[_KEPT_CHECKPOINTS:]:
-            path.unlink(missing_ok=True)
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Tell whoever watches that scoring has begun."""

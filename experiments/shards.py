@@ -12,7 +12,9 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +31,15 @@ SPLIT_SALT = "v1"
 VALIDATION_SHARE = 0.05
 TEXT_SUFFIXES = (".txt", ".md", ".jsonl")
 ITEM_BYTES = {"uint16": 2, "uint32": 4}
+HELD_OUT = frozenset("val valid validation dev test eval heldout".split())
+"""Words that name a part of a corpus that nobody trains on."""
+_TRAIN = frozenset({"train", "training"})
+LLM_C_MAGIC = (20240520, 20240801)
+KINDS = {b"\x93NUMPY": "NumPy", b"PK\x03\x04": "zip", b"\x1f\x8b": "gzip", b"\x80\x04": "pickle"}
+"""How files begin that are no bare tokens."""
+HIGH_HALF = 4
+"""Above the upper halves of all 32-bit ids below 262,144."""
+_PRINTABLE = bytes(range(32, 127)) + b"\t\n\r"
 
 
 class DataError(ValueError):
@@ -283,17 +294,56 @@ def import_path(path: Path, key: str) -> Path:
         return path
     if path.is_dir() and ((path / "train.bin").exists() or (path / "val.bin").exists()):
         return _import_tokens(path, key)
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    files = [file for file in files if file.suffix in TEXT_SUFFIXES]
+    everything = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    seen = [file for file in everything if not _is_hidden(file, path)]
+    files = [file for file in seen if file.suffix in TEXT_SUFFIXES]
     if not files:
         raise DataError(
             f"{key}: must be text ({', '.join(TEXT_SUFFIXES)}), a folder of text, a folder with "
             f"train.bin and val.bin, or a corpus folder with {MANIFEST}"
         )
-    return _import_text(path, files, key)
+    _refuse_held_out(path, files, key)
+    left_out = {"hidden": len(everything) - len(seen), "of other kinds": len(seen) - len(files)}
+    return _import_text(path, files, key, left_out)
 
 
-def _import_text(path: Path, files: Sequence[Path], key: str) -> Path:
+def _is_hidden(file: Path, base: Path) -> bool:
+    """Whether a file is some program's and no text of the user's: .git, .ipynb_checkpoints."""
+    parts = file.relative_to(base).parts
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def _refuse_held_out(path: Path, files: Sequence[Path], key: str) -> None:
+    """Validation and test sets are not to be trained on because they lie beside the rest."""
+    if path.is_file():
+        return
+    for file in files:
+        relative = file.relative_to(path)
+        words = set(re.split(r"[^a-z]+", file.stem.lower()))
+        folders = {part.lower() for part in relative.parts[:-1]}
+        if file.stem.lower() in HELD_OUT or (words & HELD_OUT and _TRAIN & _words(files)):
+            what = f"{relative} is"
+        elif folders & HELD_OUT and {p.name.lower() for p in path.iterdir()} & _TRAIN:
+            what = f"{relative.parts[0]}/ is"
+        else:
+            continue
+        raise DataError(
+            f"{key}: by its name {what} a held-out part, which would be trained on; the split is "
+            "made here: give the training text alone, or another name to what is part of it"
+        )
+
+
+def _words(files: Sequence[Path]) -> set[str]:
+    return {word for file in files for word in re.split(r"[^a-z]+", file.stem.lower())}
+
+
+def _say(key: str, taken: str, left_out: Mapping[str, int]) -> None:
+    """What an import took: once, when it is made."""
+    rest = ", ".join(f"{count:,} {kind}" for kind, count in left_out.items() if count)
+    print(f"{key}: read {taken}" + (f"; left out {rest}" if rest else ""), file=sys.stderr)
+
+
+def _import_text(path: Path, files: Sequence[Path], key: str, left_out: Mapping[str, int]) -> Path:
     """Text as a corpus in the cache, found again by the names and contents of its files."""
     base = path if path.is_dir() else path.parent
     sources = {file.relative_to(base).as_posix(): file_sha256(file) for file in files}
@@ -306,7 +356,10 @@ def _import_text(path: Path, files: Sequence[Path], key: str) -> Path:
             for relative, file in zip(sources, files, strict=True)
             for name, text in _read_documents(file, relative, key)
         }
-        write_corpus(documents, folder, path.resolve().name, sources)
+        written = write_corpus(documents, folder, path.resolve().name, sources)
+        tokens = sum(shard.tokens for shard in written.train + written.val)
+        many = f"{len(files):,} file{'s' * (len(files) > 1)} of text"
+        _say(key, f"{many}, {len(documents):,} documents, {tokens:,} tokens (bytes)", left_out)
 
     return make_once(target, make)
 
@@ -341,6 +394,11 @@ def _import_tokens(path: Path, key: str) -> Path:
     for file in files.values():
         if not file.exists() or file.stat().st_size == 0 or file.stat().st_size % 2:
             raise DataError(f"{key}: {file} must be there, and hold uint16 tokens")
+        if problem := _no_tokens(file):
+            raise DataError(
+                f"{key}: {file} {problem}; write little-endian 16-bit tokens without a header, or "
+                f"shards with a {MANIFEST}, which also says dtype uint32"
+            )
     identity = "".join(fingerprint(file) for file in files.values())
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     target = cache_folder() / "imported" / f"{path.resolve().name}-{digest}"
@@ -365,5 +423,25 @@ def _import_tokens(path: Path, key: str) -> Path:
             val=(shards["val"],),
         )
         write_manifest(manifest, folder)
+        counts = [f"{shards[part].tokens:,} in {part}.bin" for part in ("train", "val")]
+        _say(key, f"16-bit tokens up to {largest:,}: {' and '.join(counts)}", {})
 
     return make_once(target, make)
+
+
+def _no_tokens(file: Path) -> str:
+    """What a file evidently holds instead of 16-bit tokens; "" where it may hold them."""
+    with open(file, "rb") as opened:
+        head = opened.read(4096)
+    if int.from_bytes(head[:4], "little") in LLM_C_MAGIC:
+        return "has the header of llm.c, 1,024 bytes"
+    for magic, kind in KINDS.items():
+        if head.startswith(magic):
+            return f"is a {kind} file"
+    if len(head) >= 64 and not head.strip(_PRINTABLE):
+        return "is text"
+    tokens = np.memmap(file, "<u2", "r")
+    # Of numbers of 32 or 64 bits every second half, or three of four, are next to nothing.
+    if len(tokens) >= 64 and int(tokens[1::2].max()) < HIGH_HALF <= int(tokens[::2].max()):
+        return "holds tokens of 32 or 64 bits"
+    return ""

@@ -4,6 +4,9 @@ The folder `runs/<study>/<run_id>/` holds `config.json`, `metrics.jsonl` (the lo
 truth of which W&B gets a copy), `checkpoints/`, a lease while somebody is at work, and at the end
 `result.json` or `failure.json`.  A run that was interrupted goes on from its newest checkpoint, to
 the same bits; a checkpoint holds everything that takes, the loss curve so far included.
+
+The first process of a run on several tells the others, before it does anything or leaves, whether
+there is something to do: they wait for that word, and would wait for ever for one that left.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import math
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +34,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from experiments import tracking
 from experiments.accounting import training_bytes
+from experiments.checkpoint import CHECKPOINTS
 from experiments.config import ConfigError, TrainConfig, check
 from experiments.data import StepLoader, TokenData
 from experiments.identity import run_folder, run_id
@@ -41,7 +45,7 @@ from experiments.progress import METRICS
 from experiments.ptq import quantized
 from experiments.quant.product import full_precision
 from experiments.record import columns, make_record
-from experiments.recorder import CHECKPOINTS, Diverged, Recorder, Report, Stopped
+from experiments.recorder import Diverged, Recorder, Report, Stopped
 from fitting.results import FAILURE, RESULT, RunRecord, read_record, write_atomic, write_exclusive
 
 _VALIDATION_BATCH_TOKENS = 4_096
@@ -100,32 +104,55 @@ def train(config: TrainConfig, report: Report | None = None, token: str = "") ->
         raise ConfigError(
             f"trainer.num_workers={config.trainer.num_workers}: needs -m, which starts processes"
         )
-    data = TokenData(config.data)
-    data.check(config.steps, config.batch_size, config.model.vocab_size)
-    folder = run_folder(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    # Asked again under the lease: its last holder may have finished just now.
-    if (done := _result(folder)) is not None:
-        return done
-    with Lease(folder, config.lease_seconds, token) as lease:
+    with _others_told(config) as go_on:
+        data = TokenData(config.data)
+        data.check(config.steps, config.batch_size, config.model.vocab_size)
+        folder = run_folder(config)
+        folder.mkdir(parents=True, exist_ok=True)
+        # Asked again under the lease: its last holder may have finished just now.
         if (done := _result(folder)) is not None:
             return done
-        run = _Run(config, data, folder, lease, report)
-        try:
-            with _politely(run.recorder.stop):
-                return RunResult(run.lead(), folder, module=run.module)
-        except Stopped:
-            raise KeyboardInterrupt from None
-        except Fenced:
+        with Lease(folder, config.lease_seconds, token) as lease:
+            if (done := _result(folder)) is not None:
+                return done
+            go_on()
+            return _lead(_Run(config, data, folder, lease, report))
+
+
+def _lead(run: _Run) -> RunResult:
+    """One attempt, with what goes wrong in it said in the run's folder."""
+    try:
+        with _politely(run.recorder.stop):
+            return RunResult(run.lead(), run.folder, module=run.module)
+    except Stopped:
+        raise KeyboardInterrupt from None
+    except Fenced:
+        raise
+    except Exception as error:
+        named = _named(error, run.config)
+        if not _of_the_machine(error):
+            reason = (str(named).splitlines() or [""])[0]
+            run.write_failure(f"{type(named).__name__}: {reason}")
+        if named is error:
             raise
-        except Exception as error:
-            named = _named(error, config)
-            if not _of_the_machine(error):
-                reason = (str(named).splitlines() or [""])[0]
-                run.write_failure(f"{type(named).__name__}: {reason}")
-            if named is error:
-                raise
-            raise named from error
+        raise named from error
+
+
+@contextlib.contextmanager
+def _others_told(config: TrainConfig) -> Iterator[Callable[[], None]]:
+    """What tells a run's other processes to go on; left without that, it tells them not to."""
+    said = False
+
+    def say(go: bool) -> None:
+        nonlocal said
+        if config.trainer.num_workers > 1 and not said:
+            said = True
+            dist.broadcast_object_list([go], src=0)
+
+    try:
+        yield lambda: say(True)
+    finally:
+        say(False)
 
 
 @contextlib.contextmanager
@@ -151,9 +178,13 @@ def _politely(stop: threading.Event) -> Iterator[None]:
 def follow(config: TrainConfig) -> None:
     """Take part in a run on several processes as one that is not its first: writes nothing."""
     check(config)
+    word = [False]
+    dist.broadcast_object_list(word, src=0)
+    if not word[0]:  # done, or held by others, or the first process says what is wrong
+        return
     run = _Run(config, TokenData(config.data), run_folder(config), None, None)
     with contextlib.suppress(Diverged, Stopped), run.held():
-        run.fit(None)
+        run.fit()
 
 
 def _result(folder: Path) -> RunResult | None:
@@ -166,9 +197,9 @@ def _result(folder: Path) -> RunResult | None:
 
 def _named(error: Exception, config: TrainConfig) -> Exception:
     """The error itself, or, where memory ran out, one that says so and what would help."""
-    if not any(_is_want_of_memory(each) for each in _chain(error)):
+    if not _wants_memory(error):
         return error
-    need = training_bytes(config.model, config.batch_tokens, config.data.seq_len) / 2**30
+    need = training_bytes(config.model, config.rows, config.recipe) / 2**30
     given = config.resources.memory
     limit = f"more than resources.memory={given:g} GiB" if given else "more memory than there is"
     return OutOfMemory(
@@ -176,6 +207,10 @@ def _named(error: Exception, config: TrainConfig) -> Exception:
         f"lower batch_size={config.batch_size} or data.seq_len={config.data.seq_len}"
         + (", or raise resources.memory" if given else "")
     )
+
+
+def _wants_memory(error: Exception) -> bool:
+    return any(_is_want_of_memory(each) for each in _chain(error))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -247,9 +282,8 @@ class _Run:
         try:
             status, reason, loss = "finished", "", None
             try:
-                checkpoint = recorder.newest_checkpoint()
                 with self.held():
-                    self.fit(checkpoint)
+                    self.fit()
                     loss = self._score()
                     self._check_that_it_learned(loss)
                     self._score_quantized()
@@ -269,8 +303,7 @@ class _Run:
             earlier = read_record(self.folder)
             assert earlier is not None
             return earlier
-        for path in recorder.checkpoints():
-            path.unlink()
+        recorder.checkpoints.remove_all()
         return record
 
     def write_failure(self, reason: str) -> None:
@@ -288,23 +321,44 @@ class _Run:
         with full_precision(), held_to(memory):
             yield
 
-    def fit(self, checkpoint: Path | None) -> None:
-        """Train from the checkpoint of the run's first process, or from the start, to the end."""
+    def fit(self) -> None:
+        """Train from the newest checkpoint that suits, or from the start, to the end."""
         config, world = self.config, self.config.trainer.num_workers
-        rank = 0
-        if world > 1:
-            rank = dist.get_rank()
-            chosen = [checkpoint]
-            dist.broadcast_object_list(chosen, src=0)
-            [checkpoint] = chosen
-        # Lightning hands the loader its position back from the checkpoint.
-        loader = StepLoader(
-            self.data, config.seed, config.batch_size, 0, config.steps, rank=rank, world=world
-        )
-        with _lightning_quiet():
-            self._trainer(world, max_steps=config.steps).fit(
-                self.module, loader, ckpt_path=checkpoint, weights_only=True
+        rank = dist.get_rank() if world > 1 else 0
+        while True:
+            checkpoint = self._checkpoint()
+            # Lightning hands the loader its position back from the checkpoint.
+            loader = StepLoader(
+                self.data, config.seed, config.batch_size, 0, config.steps, rank=rank, world=world
             )
+            self.recorder.loader = loader
+            try:
+                with _lightning_quiet():
+                    self._trainer(world, max_steps=config.steps).fit(
+                        self.module, loader, ckpt_path=checkpoint, weights_only=True
+                    )
+                return
+            except Exception as error:
+                if checkpoint is None or self.recorder.begun or _wants_memory(error):
+                    raise
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+            # Half of it may be restored: from the one before, with everything as it was at first.
+            self.recorder.checkpoints.pass_over(checkpoint, f"does not suit this run ({reason})")
+            self.recorder.forget()
+            del self.module
+
+    def _checkpoint(self) -> Path | None:
+        """What the run's first process found to go on from, in all of its processes."""
+        found = None
+        if self.lease is not None:
+            groups = self.module.configure_optimizers()["optimizer"].param_groups
+            stepped = [parameter for group in groups for parameter in group["params"]]
+            found = self.recorder.checkpoints.newest(self.module.state_dict(), stepped)
+        if self.config.trainer.num_workers > 1:
+            chosen = [found]
+            dist.broadcast_object_list(chosen, src=0)
+            [found] = chosen
+        return found
 
     def _score(self) -> float | None:
         """Validation loss; in the run's first process alone: it does not depend on their number."""
@@ -334,13 +388,14 @@ class _Run:
     def _trainer(self, world: int, max_steps: int = -1) -> L.Trainer:
         config = self.config
         # Named, or Lightning takes a run within a Slurm job for one process of many.
-        together: dict[str, Any] = {"plugins": [LightningEnvironment()]}
+        store = self.recorder.checkpoints
+        together: dict[str, Any] = {"plugins": [LightningEnvironment(), store]}
         if world > 1:
             from ray.train import lightning as ray_lightning
 
             strategy: Any = ray_lightning.RayDDPStrategy
             place: Any = ray_lightning.RayLightningEnvironment
-            together = {"strategy": strategy(), "plugins": [place()]}
+            together = {"strategy": strategy(), "plugins": [place(), store]}
         return _Trainer(
             accelerator="gpu" if config.resources.device == "cuda" else "cpu",
             devices="auto" if world > 1 else 1,

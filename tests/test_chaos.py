@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from experiments.checkpoint import CHECKPOINTS
 from experiments.lease import ATTEMPTS, at_work
 from experiments.progress import METRICS
-from experiments.recorder import CHECKPOINTS
 from experiments.sweep.work import LOG
 from fitting.results import FAILURE, RESULT, STUDY, read_record
 

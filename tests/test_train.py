@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.checkpoint import CHECKPOINTS
 from experiments.config import ConfigError, TrainConfig
 from experiments.data import TokenData
 from experiments.identity import run_folder
@@ -25,7 +26,7 @@ from experiments.optim import lr_factor
 from experiments.progress import METRICS
 from experiments.quant.block import backend
 from experiments.quant.kernels import cpu
-from experiments.recorder import CHECKPOINTS, Progress
+from experiments.recorder import Progress
 from experiments.shards import DataError
 from experiments.train import train
 from fitting.results import FAILURE, RESULT, RunRecord, read_record
@@ -382,7 +383,7 @@ def test_a_checkpoint_and_a_record_load_without_executing_anything(small: Compos
     config = small("recipe=stochastic")
     with pytest.raises(KeyboardInterrupt):
         train(config, stop)
-    [checkpoint] = (run_folder(config) / CHECKPOINTS).iterdir()
+    [checkpoint] = (run_folder(config) / CHECKPOINTS).glob("*.ckpt")
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 12
     folder = train(config).folder
     for path in folder.rglob("*"):

@@ -100,8 +100,8 @@ class PlannedRun:
     def gibibytes(self) -> float:
         """Memory by our count, an upper bound, process included."""
         config = self.config
-        batch = config.batch_tokens // config.trainer.num_workers
-        return (training_bytes(config.model, batch, config.data.seq_len) + _PROCESS_BYTES) / 2**30
+        own = training_bytes(config.model, config.rows, config.recipe)
+        return (own + _PROCESS_BYTES) / 2**30
 
     def refuse_unless_held_by(self, machines: Sequence[Resources]) -> None:
         """Make sure that there is a machine for this run.
@@ -216,7 +216,7 @@ def make_plan(configs: Sequence[TrainConfig]) -> Plan:
     for config in configs:
         key = repr(config.data)
         if key not in opened:
-            opened[key] = TokenData(config.data)
+            opened[key] = TokenData(config.data, verify=True)
         opened[key].check(config.steps, config.batch_size, config.model.vocab_size)
         identity = run_id(config)
         if identity in runs:

@@ -1,0 +1,59 @@
+"""Planned memory is an upper bound: measured against what torch allocates, for every recipe."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from experiments.accounting import training_bytes
+from experiments.config import TrainConfig
+from experiments.module import LanguageModel
+from experiments.paths import conf_dir
+
+Compose = Callable[..., TrainConfig]
+RECIPES = sorted(path.stem for path in (conf_dir() / "recipe").glob("*.yaml"))
+SIZES = {
+    "wide layers": ["batch_size=1", "model.layers=1", "model.hidden=512", "model.ffn=1536"],
+    "many rows": ["batch_size=4", "model.layers=3", "model.hidden=128", "model.ffn=384"],
+}
+
+
+def peak_bytes(config: TrainConfig) -> int:
+    """Most bytes of tensors alive at once within two steps, from the allocator's own events."""
+    torch.set_num_threads(1)
+    module = LanguageModel(config)
+    optimizer = module.configure_optimizers()["optimizer"]
+    held = sum(p.untyped_storage().nbytes() for p in set(module.parameters()))
+    shape = (config.batch_size, config.data.seq_len + 1)
+    batches = torch.randint(config.model.vocab_size, (2, *shape))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
+        for step, batch in enumerate(batches):
+            module.model.clock.counter = step
+            torch.autograd.backward(module.model.loss(batch))
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    events = [e for e in measured.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    assert peak > held, "gradients and moments alone are more"
+    return held + peak
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_no_recipe_takes_more_than_is_planned(composed: Compose, recipe: str, size: str) -> None:
+    precision = "nvfp4" if recipe == "nvidia_nvfp4" else "mxfp4"
+    layers = ["recipe.keep_last=0"] if recipe == "nvidia_nvfp4" else []
+    config = composed(
+        *(f"recipe={recipe}", f"precision={precision}", "tokens=4096", *SIZES[size]),
+        *("data.seq_len=128", "model.heads=4", *layers),
+    )
+    planned = training_bytes(config.model, config.rows, config.recipe)
+    measured = peak_bytes(config)
+    print("RATIO", recipe, size, measured / planned)
+    assert measured <= planned
+    assert planned < 4 * measured
