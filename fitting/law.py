@@ -107,6 +107,16 @@ class Design:
     """[forms, rows]: form k in row i is offset[k, i] + regressor[k, i] @ coordinates."""
     curves: tuple[Curve, ...]
     """Each takes its forms, in order from the first, and makes a term; other forms are terms."""
+    held: Array
+    """[forms, rows]: what frozen parameters add to a form and the form's own power multiplies."""
+
+    def holding(self, held: Array) -> Design:
+        """The same design with other constants [forms, rows] in its curves."""
+        first, curves = 0, []
+        for curve in self.curves:
+            curves.append(curve.holding(held[first : first + curve.forms]))
+            first += curve.forms
+        return replace(self, curves=tuple(curves), held=held)
 
     def log_terms(self, coordinates: Array) -> Array:
         """Logarithms of the terms, [terms, rows]; NaN where the law is not defined."""
@@ -216,11 +226,7 @@ class Law:
                     name = kind.parent
                 else:
                     regressors[k, :, position[name]] += value
-        first = 0
-        for j, curve in enumerate(curves):
-            curves[j] = curve.holding(held[first : first + curve.forms])
-            first += curve.forms
-        return Design(regressors, offsets, tuple(curves))
+        return Design(regressors, offsets, tuple(curves), held).holding(held)
 
     def _values(self, table: pd.DataFrame) -> dict[str, Array]:
         """The columns that `terms` reads, checked."""
