@@ -13,6 +13,8 @@ from fitting.curves import Array
 from fitting.law import FitError, Law
 from fitting.minimise import Mask, Problem
 
+SMALL = 0.01
+"""Share of the median loss below which a term has all but vanished."""
 LARGEST_UNIT = 300.0
 """Logarithm of a coefficient's unit: an exponent frozen at 50 asks for more than float64 holds."""
 
@@ -85,6 +87,7 @@ class Centred:
         held = design.held.copy()
         # Lower and upper bounds, and the ends of the starts.
         ranges = np.empty((4, len(free)))
+        terms: list[tuple[int, int]] = []
         for j, name in enumerate(free):
             kind = law.parameters[name]
             ranges[:, j] = (*kind.bounds, *kind.start)
@@ -95,6 +98,8 @@ class Centred:
             if kind.kind in ("coefficient", "shift"):
                 form = int(np.abs(regressors[:, :, j]).sum(axis=1).argmax())
                 present = np.isfinite(offsets[form])
+                if kind.kind == "coefficient" and not kind.parent and name not in bounds:
+                    terms.append((j, form))
                 if kind.kind == "coefficient" and kind.parent and design.held[form].any():
                     unit = -float(design.held[form, present].mean())
                     units[name] = float(np.clip(unit, -LARGEST_UNIT, LARGEST_UNIT))
@@ -122,7 +127,9 @@ class Centred:
         shifted[np.abs(shifted) < 1e-12] = 0.0
         lower, upper, low, high = ranges
         moved = offsets - shifted @ origin
-        problem = Problem(shifted, moved, log_loss, lower, upper, design.holding(held).curves)
+        curves = design.holding(held).curves
+        small = median + math.log(SMALL)
+        problem = Problem(shifted, moved, log_loss, lower, upper, curves, tuple(terms), small)
         return cls(
             *(problem, law, free, dict(freeze), dict(bounds), to_raw, origin),
             *(low, high, spread, shift, units),
@@ -145,6 +152,13 @@ class Centred:
         raw = self.law.encode({**parameters, **in_units}, self.frozen)
         theta = np.linalg.solve(self.to_raw, raw) + self.origin
         return np.clip(theta, self.problem.lower, self.problem.upper)
+
+    def large(self, j: int) -> float:
+        """Where the term of the coefficient at position `j` is as large as it may well be.
+
+        Half the smallest loss, or where the coefficient's blind starts end if that is less.
+        """
+        return min(float(self.problem.log_loss.min()) - math.log(2), float(self.high[j]))
 
     def starts(self, count: int, seed: int) -> Array:
         """Points spread evenly over the parameters' ranges, [count, free].

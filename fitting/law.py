@@ -73,7 +73,7 @@ class Parameter:
         return self.kind in ("coefficient", "factor", "rate")
 
 
-COEFFICIENT = Parameter("coefficient", bounds=(1e-5, 20.0), start=(0.05, 0.7))
+COEFFICIENT = Parameter("coefficient", bounds=(1e-10, 20.0), start=(0.05, 0.7))
 PENALTY_COEFFICIENT = Parameter("coefficient", bounds=(1e-8, 20.0), start=(0.003, 0.1))
 EXPONENT = Parameter("exponent", bounds=(0.0, 5.0), start=(0.1, 0.8))
 FORMAT_EXPONENT = Parameter("exponent", bounds=(0.0, 20.0), start=(0.5, 5.0))

@@ -6,15 +6,17 @@ have changed.  `noise_floor` measures that, `compare_cells` judges by it.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from fitting.centred import Centred
 from fitting.curves import Array
 from fitting.fit import Fit, FitError, in_coordinates, row_weights, select_rows, thresholds
 from fitting.minimise import Mask, Problem, minimise
@@ -26,6 +28,12 @@ TOLERANCE = 1e-7
 
 SMOOTH = 0.1
 """Of the mean residual: where a draw's search begins if its threshold lies far below."""
+
+VANISHING = 10.0
+"""Times `fitting.centred.SMALL`: a draw with a smaller term is solved once more, from a large."""
+
+RAISED_STARTS = 8
+"""Blind starts for the rest of the law where one of its terms is held large."""
 
 MEMORY = 10_000_000
 """Doubles in the weights of the draws that are solved at a time: 80 MB."""
@@ -65,7 +73,9 @@ def bootstrap(
     Each draw takes as many runs as there are, with replacement, and not within cells: which cells
     were repeated is part of what is resampled.  Every draw is solved from the fit's optimum, then
     from as far on the optimum's other side as that solution came to lie, and where the fit's own
-    starts disagreed also from the second best place that they found; the lowest objective counts.
+    starts disagreed also from the second best place that they found.  Where a term has all but
+    vanished it is solved once more from the optimum with that term large (an irreducible loss of
+    half the smallest loss): the way up may lead over a hill.  The lowest objective counts.
 
     Args:
         table: The table that `fit` was fitted to.
@@ -99,6 +109,12 @@ def bootstrap(
         group = rows.groupby(cluster, dropna=False).ngroup().to_numpy()
     weight = row_weights(rows, fit.weights)
     centred = in_coordinates(fit, rows)
+    down = thresholds(fit.objective.name, fit.objective.delta)
+
+    @functools.cache
+    def raised(j: int) -> Array:
+        return _raised(centred, weight, down, j)
+
     places = [centred.encode(p) for p in (fit.parameters, fit.rival) if p is not None]
     path = warm_thresholds(fit)
     rng = np.random.default_rng(seed)
@@ -109,6 +125,7 @@ def bootstrap(
             places,
             weight * resample(rng, min(size, draws - begin), int(group.max()) + 1)[:, group],
             path,
+            raised,
         )
         for begin in range(0, draws, size)
     ]
@@ -140,18 +157,42 @@ def warm_thresholds(fit: Fit) -> list[float]:
     return [*(delta for delta in path if last < delta <= SMOOTH * scale), last]
 
 
+def _raised(centred: Centred, weight: Array, path: Sequence[float], j: int) -> Array:
+    """The optimum of the whole table where the term of coefficient `j` is held large."""
+    lower, upper = centred.problem.lower.copy(), centred.problem.upper.copy()
+    lower[j] = upper[j] = centred.large(j)
+    held = replace(centred.problem, lower=lower, upper=upper)
+    starts = np.clip(centred.starts(RAISED_STARTS, seed=0), lower, upper)
+    theta, value, _ = minimise(held, starts, weight[None], path)
+    best: Array = theta[np.where(np.isfinite(value), value, np.inf).argmin()]
+    return best
+
+
 def _solve(
-    problem: Problem, places: Sequence[Array], weights: Array, path: Sequence[float]
+    problem: Problem,
+    places: Sequence[Array],
+    weights: Array,
+    path: Sequence[float],
+    raised: Callable[[int], Array],
 ) -> tuple[Array, Mask]:
     """The best optimum of each weighting and whether its search ended, [draws, free], [draws]."""
     first = np.tile(places[0], (len(weights), 1))
     theta, value, converged = minimise(problem, first, weights, path, TOLERANCE)
-    other_side = np.clip(2 * first - theta, problem.lower, problem.upper)
-    others = [other_side, *(np.tile(place, (len(weights), 1)) for place in places[1:])]
-    for starts in others:
-        point, low, ended = minimise(problem, starts, weights, path, TOLERANCE)
-        lower = low < value * (1 - TOLERANCE)
-        theta[lower], value[lower], converged[lower] = point[lower], low[lower], ended[lower]
+
+    def again(starts: Array, which: Any = slice(None)) -> None:
+        """Solve some once more, and keep what is lower."""
+        point, low, ended = minimise(problem, starts, weights[which], path, TOLERANCE)
+        lower = low < value[which] * (1 - TOLERANCE)
+        taken = np.arange(len(theta))[which][lower]
+        theta[taken], value[taken], converged[taken] = point[lower], low[lower], ended[lower]
+
+    again(np.clip(2 * first - theta, problem.lower, problem.upper))
+    for place in places[1:]:
+        again(np.tile(place, (len(weights), 1)))
+    small = problem.vanishing(theta, VANISHING)
+    for j in map(int, np.flatnonzero(small.any(axis=0))):
+        which = np.flatnonzero(small[:, j])
+        again(np.tile(raised(j), (len(which), 1)), which)
     return theta, converged
 
 
