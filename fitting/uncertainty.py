@@ -157,6 +157,18 @@ def warm_thresholds(fit: Fit) -> list[float]:
     return [*(delta for delta in path if last < delta <= SMOOTH * scale), last]
 
 
+def other_places(fit: Fit, centred: Centred, weight: Array, point: Array) -> list[Array]:
+    """Where else than at its optimum `point` a fit's neighbours may have theirs.
+
+    The second best place that its starts found, and for each coefficient whose term has all but
+    vanished the best place with that term large.
+    """
+    places = [] if fit.rival is None else [centred.encode(fit.rival)]
+    path = thresholds(fit.objective.name, fit.objective.delta)
+    small = np.flatnonzero(centred.problem.vanishing(point[None], VANISHING)[0])
+    return places + [_raised(centred, weight, path, int(j)) for j in small]
+
+
 def _raised(centred: Centred, weight: Array, path: Sequence[float], j: int) -> Array:
     """The optimum of the whole table where the term of coefficient `j` is held large."""
     lower, upper = centred.problem.lower.copy(), centred.problem.upper.copy()
