@@ -288,12 +288,14 @@ class Law:
             if name not in values:
                 kind = self.parameters[name]
                 value, parent = coordinates[name], kind.parent
-                while parent is not None:
-                    value = value / solve(parent)
-                    parent = self.parameters[parent].parent
-                if kind.logarithmic:
-                    value = np.exp(value)
-                values[name] = 1 / value if kind.kind == "rate" else value
+                # Under a parent of zero a parameter has no effect and no value.
+                with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                    while parent is not None:
+                        value = value / solve(parent)
+                        parent = self.parameters[parent].parent
+                    if kind.logarithmic:
+                        value = np.exp(value)
+                    values[name] = 1 / value if kind.kind == "rate" else value
             return values[name]
 
         return {name: solve(name) for name in self.parameters}

@@ -118,16 +118,24 @@ class Problem:
         finite: Mask = np.isfinite(self._forward(theta)[0])
         return np.asarray(finite.all(axis=1))
 
-    def vanishing(self, theta: Array, factor: float = 1.0) -> Mask:
-        """Coefficients whose term is nowhere above `factor` times what is small, as `theta`."""
-        limit = self.small + np.log(factor)
+    def vanishing(self, theta: Array, limits: Array | None = None) -> Mask:
+        """Coefficients whose term is nowhere above a limit, same shape as `theta`.
+
+        Args:
+            theta: [batch, parameters].
+            limits: [parameters], logarithms of terms; None for `small`.
+        """
+        limits = np.full(theta.shape[1], self.small) if limits is None else limits
         found = np.zeros(theta.shape, dtype=bool)
+        low = theta < limits  # centred: a term's largest value is not less
         for j, form in self.coefficients:
-            near = np.flatnonzero(theta[:, j] < limit)  # centred: the largest value is not less
+            near = np.flatnonzero(low[:, j])
+            if not near.size:
+                continue
             columns, own = self._own[form]
-            if near.size and len(columns) > 1:
+            if len(columns) > 1:
                 logs = theta[np.ix_(near, columns)] @ own.T + self.offsets[form]
-                near = near[logs.max(axis=1) < limit]
+                near = near[logs.max(axis=1) < limits[j]]
             found[near, j] = True
         return found
 

@@ -18,19 +18,21 @@ import pandas as pd
 
 from fitting.centred import Centred
 from fitting.curves import Array
-from fitting.fit import Fit, FitError, in_coordinates, row_weights, select_rows, thresholds
+from fitting.fit import (
+    Fit,
+    FitError,
+    in_coordinates,
+    row_weights,
+    select_rows,
+    thresholds,
+    warm_path,
+)
 from fitting.minimise import Mask, Problem, minimise
 from fitting.results import require_columns
 from fitting.verdicts import BETTER, CANNOT_TELL, enough, judge
 
 TOLERANCE = 1e-7
 """Of the objective in one draw: resampling moves it by some percent."""
-
-SMOOTH = 0.1
-"""Of the mean residual: where a draw's search begins if its threshold lies far below."""
-
-VANISHING = 10.0
-"""Times `fitting.centred.SMALL`: a draw with a smaller term is solved once more, from a large."""
 
 RAISED_STARTS = 8
 """Blind starts for the rest of the law where one of its terms is held large."""
@@ -46,6 +48,9 @@ WITHIN = ("model", "tokens", "corpus")
 
 WIDE = math.exp(2 * 1.96)
 """Ratio of an interval's ends from which the data do not hold the parameter."""
+
+ENOUGH_KNOWN = 0.95
+"""Share of the draws that must have a value of something derived, else it has no interval."""
 
 LEVEL = 0.95
 """Of intervals of what is derived from draws."""
@@ -125,6 +130,7 @@ def bootstrap(
             places,
             weight * resample(rng, min(size, draws - begin), int(group.max()) + 1)[:, group],
             path,
+            centred.doubtful(),
             raised,
         )
         for begin in range(0, draws, size)
@@ -147,14 +153,9 @@ def resample(rng: np.random.Generator, draws: int, groups: int) -> Array:
 
 
 def warm_thresholds(fit: Fit) -> list[float]:
-    """Huber thresholds on the way from the fit's optimum to a draw's.
-
-    The objective's own, after those that come down to it from a tenth of the residuals: far below
-    these most rows have no curvature, and Newton's steps come to nothing.
-    """
-    *path, last = thresholds(fit.objective.name, fit.objective.delta)
-    scale = float(fit.residuals.abs().mean())
-    return [*(delta for delta in path if last < delta <= SMOOTH * scale), last]
+    """Huber thresholds on the way from the fit's optimum to a draw's."""
+    path = thresholds(fit.objective.name, fit.objective.delta)
+    return warm_path(path, float(fit.residuals.abs().mean()))
 
 
 def other_places(fit: Fit, centred: Centred, weight: Array, point: Array) -> list[Array]:
@@ -165,7 +166,7 @@ def other_places(fit: Fit, centred: Centred, weight: Array, point: Array) -> lis
     """
     places = [] if fit.rival is None else [centred.encode(fit.rival)]
     path = thresholds(fit.objective.name, fit.objective.delta)
-    small = np.flatnonzero(centred.problem.vanishing(point[None], VANISHING)[0])
+    small = np.flatnonzero(centred.problem.vanishing(point[None], centred.doubtful())[0])
     return places + [_raised(centred, weight, path, int(j)) for j in small]
 
 
@@ -185,23 +186,27 @@ def _solve(
     places: Sequence[Array],
     weights: Array,
     path: Sequence[float],
+    low: Array,
     raised: Callable[[int], Array],
 ) -> tuple[Array, Mask]:
-    """The best optimum of each weighting and whether its search ended, [draws, free], [draws]."""
+    """The best optimum of each weighting and whether its search ended, [draws, free], [draws].
+
+    Where a term is nowhere above `low` also from where it is `raised`.
+    """
     first = np.tile(places[0], (len(weights), 1))
     theta, value, converged = minimise(problem, first, weights, path, TOLERANCE)
 
     def again(starts: Array, which: Any = slice(None)) -> None:
         """Solve some once more, and keep what is lower."""
-        point, low, ended = minimise(problem, starts, weights[which], path, TOLERANCE)
-        lower = low < value[which] * (1 - TOLERANCE)
+        point, found, ended = minimise(problem, starts, weights[which], path, TOLERANCE)
+        lower = found < value[which] * (1 - TOLERANCE)
         taken = np.arange(len(theta))[which][lower]
-        theta[taken], value[taken], converged[taken] = point[lower], low[lower], ended[lower]
+        theta[taken], value[taken], converged[taken] = point[lower], found[lower], ended[lower]
 
     again(np.clip(2 * first - theta, problem.lower, problem.upper))
     for place in places[1:]:
         again(np.tile(place, (len(weights), 1)))
-    small = problem.vanishing(theta, VANISHING)
+    small = problem.vanishing(theta, low)
     for j in map(int, np.flatnonzero(small.any(axis=0))):
         which = np.flatnonzero(small[:, j])
         again(np.tile(raised(j), (len(which), 1)), which)
@@ -240,10 +245,13 @@ def standard_errors(draws: pd.DataFrame) -> dict[str, float]:
 def percentiles(values: Array) -> tuple[float, float]:
     """The 95 % percentile interval of something derived from draws, (low, high).
 
-    Infinite draws count, an interval may end there; NaN for both without any.
+    Infinite draws count, an interval may end there.  NaN for both where more than a few draws have
+    no value (0/0 where two exponents are zero): those that have one are then no sample of it.
     """
-    if not len(values):
+    known = values[~np.isnan(values)]
+    if not len(known) or len(known) < ENOUGH_KNOWN * len(values):
         return math.nan, math.nan
+    values = known
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(values, [tail, 1 - tail], method="nearest")
     return float(low), float(high)
