@@ -30,6 +30,7 @@ import pandas as pd
 from scipy.optimize import minimize
 
 from fitting import results
+from fitting.evidence import evidence
 from fitting.fit import Fit, fit
 from fitting.laws import BESIROGLU_2024, SUN_2025
 from fitting.synthetic import make_table, sun_cells
@@ -168,9 +169,25 @@ def race(full: bool) -> None:
         sys.exit("bench_fit: our objective is the higher one")
 
 
+def without_bootstrap(rows: int) -> None:
+    """What `lowbit-fit bootstrap=0` computes for 24 sizes (104 rows: 8): the fit, its evidence."""
+    formats = [(8, 23, 1.0)]
+    formats += [(e, m, b) for e, m in ((2, 1), (3, 1), (4, 3), (1, 2)) for b in (32.0, 128.0)]
+    sizes = np.geomspace(2e7, 2e9, 24)[:: 3 if rows < 1_000 else 1]
+    grid = [(n, d, *f) for n in sizes for d in np.geomspace(5e9, 2e11, 8) for f in formats]
+    names = ["params", "tokens", "exponent", "mantissa", "block_size"]
+    cells = pd.DataFrame(grid, columns=names).sample(rows, replace=True, random_state=0)
+    table = make_table("floating_point", SUN_2025, cells, 5e-3, 0)
+    first, fitted = cpu_seconds(fit, table, "floating_point")
+    second, _ = cpu_seconds(evidence, table, fitted)
+    print(f"floating_point, {rows} rows: fit {first:.2f} s, evidence {second:.2f} s")
+
+
 def main() -> None:
     """Print CPU seconds of each law's fit."""
     race("--full" in sys.argv[1:])
+    for rows in (104, 2_702, 5_000):
+        without_bootstrap(rows)
     table = floating_point_table()
     seconds, fitted = min(
         (cpu_seconds(ours, table, "floating_point", DRAWS) for _ in range(3)),

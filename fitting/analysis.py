@@ -132,6 +132,7 @@ def critical_tokens(
     return float(tokens) if tokens.ndim == 0 else tokens
 
 
+@QUIET
 def compute_optimal_exponent(parameters: Mapping[str, Any]) -> Any:
     """Exponent a of N* ~ C^a, the best size for compute C = 6 N D: beta/(alpha + beta).
 
@@ -280,6 +281,7 @@ def bits_table(fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame) -> lis
     return entries
 
 
+@QUIET
 def derived(
     fit: Fit,
     draws: pd.DataFrame | None,
@@ -299,7 +301,8 @@ def derived(
         k: Of the cost C = k P N D of a run with P bits, for `floating_point` and `precision`.
 
     Returns:
-        `identified` for every parameter (False where the fit or the draws doubt it).  For
+        `identified` for every parameter (False where the fit or the draws doubt it), and nothing
+        else where no free parameter is.  For
         `floating_point` also `holds_for` (the `operands` and `recipe` of its quantized rows, None
         where the table does not say), `layouts` (`layout_table`), `critical_tokens`
         (`critical_table`), `cost_of_bits` (`bits_table`), `cost_of_precision` and
@@ -312,6 +315,10 @@ def derived(
     result: dict[str, Any] = {
         "identified": {n: known and n not in doubtful for n, known in fit.identified.items()}
     }
+    if not any(known for n, known in result["identified"].items() if n not in fit.frozen) and set(
+        fit.frozen
+    ) != set(fit.parameters):
+        return result  # nothing follows from values that are all arbitrary
     name = fit.law.name
     if name == "floating_point":
         result["holds_for"] = {

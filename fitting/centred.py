@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,11 @@ from fitting.curves import Array
 from fitting.law import FitError, Law
 from fitting.minimise import Mask, Problem
 
+SMALL = 0.01
+"""Share of the median loss below which a term has all but vanished."""
+LARGEST_UNIT = 300.0
+"""Logarithm of a coefficient's unit: an exponent frozen at 50 asks for more than float64 holds."""
+
 
 @dataclass(frozen=True)
 class Centred:
@@ -20,7 +26,8 @@ class Centred:
     The solver's point of a coefficient is the log of what its term contributes at the centre of
     the rows that have the term, of a shift what its form is where it is largest; any other
     parameter's is its coordinate (`fitting.law`).  Without this, a coefficient (loss at N = 1) and
-    its exponent would be correlated beyond .999.
+    its exponent would be correlated beyond .999, and a coefficient's bounds would depend on
+    whether the exponent is frozen.
     """
 
     problem: Problem
@@ -39,6 +46,12 @@ class Centred:
     """[free, free]: .. and are the solver's points after theta = spread @ start + shift."""
     shift: Array
     """[free]"""
+    units: Mapping[str, float]
+    """Coefficient -> log of the unit in which it is measured in the coordinates.
+
+    Under a power (A^gamma N^-(alpha gamma)) a frozen exponent is multiplied by a free parameter, so
+    that no origin of the coordinate can take it in; the coefficient's unit can.
+    """
 
     @classmethod
     def of(
@@ -70,8 +83,11 @@ class Centred:
         median = float(np.median(log_loss))
         centre = np.eye(len(free))
         origin = np.zeros(len(free))
+        units: dict[str, float] = {}
+        held = design.held.copy()
         # Lower and upper bounds, and the ends of the starts.
         ranges = np.empty((4, len(free)))
+        terms: list[tuple[int, int]] = []
         for j, name in enumerate(free):
             kind = law.parameters[name]
             ranges[:, j] = (*kind.bounds, *kind.start)
@@ -82,6 +98,12 @@ class Centred:
             if kind.kind in ("coefficient", "shift"):
                 form = int(np.abs(regressors[:, :, j]).sum(axis=1).argmax())
                 present = np.isfinite(offsets[form])
+                if kind.kind == "coefficient" and not kind.parent and name not in bounds:
+                    terms.append((j, form))
+                if kind.kind == "coefficient" and kind.parent and design.held[form].any():
+                    unit = -float(design.held[form, present].mean())
+                    units[name] = float(np.clip(unit, -LARGEST_UNIT, LARGEST_UNIT))
+                    held[form] += units[name]
                 if kind.kind == "shift":
                     present = _largest(regressors[form].sum(axis=1) + offsets[form])
                 if present.any():
@@ -105,25 +127,45 @@ class Centred:
         shifted[np.abs(shifted) < 1e-12] = 0.0
         lower, upper, low, high = ranges
         moved = offsets - shifted @ origin
-        problem = Problem(shifted, moved, log_loss, lower, upper, design.curves)
+        curves = design.holding(held).curves
+        small = median + math.log(SMALL)
+        problem = Problem(shifted, moved, log_loss, lower, upper, curves, tuple(terms), small)
         return cls(
             *(problem, law, free, dict(freeze), dict(bounds), to_raw, origin),
-            *(low, high, spread, shift),
+            *(low, high, spread, shift, units),
         )
 
     def decode(self, theta: Array) -> dict[str, float]:
         """The law's parameters, frozen ones included, at one point of the solver."""
-        return self.law.decode(self.to_raw @ (theta - self.origin), self.frozen)
+        return {name: float(value[0]) for name, value in self.decode_many(theta[None]).items()}
 
     def decode_many(self, theta: Array) -> dict[str, Array]:
         """`decode` of each point [batch, free]: parameter -> its values, [batch]."""
-        return self.law.decode_many((theta - self.origin) @ self.to_raw.T, self.frozen)
+        values = self.law.decode_many((theta - self.origin) @ self.to_raw.T, self.frozen)
+        for name, unit in self.units.items():
+            values[name] = values[name] * math.exp(unit)
+        return values
 
     def encode(self, parameters: Mapping[str, float]) -> Array:
         """The solver's point for the law's parameters, moved into the bounds."""
-        raw = self.law.encode(parameters, self.frozen)
+        in_units = {n: parameters[n] * math.exp(-unit) for n, unit in self.units.items()}
+        raw = self.law.encode({**parameters, **in_units}, self.frozen)
         theta = np.linalg.solve(self.to_raw, raw) + self.origin
         return np.clip(theta, self.problem.lower, self.problem.upper)
+
+    def large(self, j: int) -> float:
+        """Where the term of the coefficient at position `j` is as large as it may well be.
+
+        Half the smallest loss, or where the coefficient's blind starts end if that is less.
+        """
+        return min(float(self.problem.log_loss.min()) - math.log(2), float(self.high[j]))
+
+    def doubtful(self) -> Array:
+        """What a term must be above, or its coefficient may belong elsewhere: `Problem.vanishing`.
+
+        Twice where its blind starts begin: 10 % of the loss, of a penalty 0.6 %.
+        """
+        return self.low + math.log(2)
 
     def starts(self, count: int, seed: int) -> Array:
         """Points spread evenly over the parameters' ranges, [count, free].

@@ -349,15 +349,22 @@ def _share(value: float) -> str:
 
 
 def _factor(value: float | None, bounds: Sequence[float | None]) -> str:
-    """How much more makes up, which may be no amount: "+30 % (+13 % to 2.38 ×)"."""
+    """How much more makes up, which may be no amount: "+30 % (+13 % to +80 %)".
+
+    One unit for the value and its interval: times where any of them is two or more.
+    """
+    known = [x for x in (value, *bounds) if x is not None]
+    in_times = any(x >= 2 for x in known)
+
+    def more(factor: float) -> str:
+        if in_times:
+            return f"{number(factor, 3)} ×"
+        percent = 100 * (factor - 1)
+        return f"{'−' if percent < 0 else '+'}{number(abs(percent), 2)} %"
+
     if value is None:
-        return "no amount" if bounds[0] is None else f"no amount (at least {_more(bounds[0])})"
-    return _interval_too(value, bounds, _more)
-
-
-def _more(factor: float) -> str:
-    """A factor as what comes on top, from two on as the factor."""
-    return f"+{number(100 * (factor - 1), 2)} %" if factor < 2 else f"{number(factor, 3)} ×"
+        return "no amount" if bounds[0] is None else f"no amount (at least {more(bounds[0])})"
+    return _interval_too(value, bounds, more)
 
 
 def _bits(row: Mapping[str, Any]) -> str:

@@ -71,7 +71,7 @@ def run_fit(options: FitOptions) -> dict[str, Any]:
     speedups = (options.speedup_forward, options.speedup_backward)
     report = describe(fitted, draws, kept, table, speedups, options.cost_k)
     report["warnings"] += few + _shared_runs(kept, options.cluster)
-    report |= _strict(evidence(kept, fitted))
+    report |= _strict(evidence(kept, fitted, options.evidence))
     report |= {"where": options.where or None, "seed": options.seed}
     report["cluster"] = options.cluster or None
     if options.compare:

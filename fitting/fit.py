@@ -11,7 +11,7 @@ Newton steps with exact derivatives (`fitting.minimise`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,6 +44,8 @@ ENOUGH_ROWS = 2
 """Rows for each free parameter, below which intervals are not to be trusted."""
 FLAT = 1e-9
 """Singular values of the Jacobian below this share of the largest are flat directions."""
+SMOOTH = 0.1
+"""Share of the mean residual where a warm start begins if its threshold lies far below."""
 LONG = 4_000
 """Rows from which on blind starts come down on part of them."""
 VAGUE = 1.0
@@ -141,6 +143,7 @@ def fit(
     weights: str | None = None,
     starts: int = 64,
     seed: int = 0,
+    near: Sequence[Mapping[str, float]] = (),
 ) -> Fit:
     """Fit `law` to the finished rows of `table`.
 
@@ -159,6 +162,8 @@ def fit(
             all rows alike.
         starts: How many points the search begins from.
         seed: Shifts the lattice of starts; the optimum should not depend on it.
+        near: Parameters that the optimum is likely to be near, such as those of a fit to most of
+            the same rows: begun at besides the blind starts.
 
     Returns:
         The best optimum found, with status, warnings, and which parameters the table identifies.
@@ -195,7 +200,9 @@ def fit(
     problem = centred.problem
     path = thresholds(objective, delta)
     if centred.free:
-        theta, value, converged = _search(centred, rows, weight, path, starts, seed)
+        found = [_search(centred, rows, weight, path, starts, seed)]
+        found += [_search_near(centred, weight, path, parameters) for parameters in near]
+        theta, value, converged = (np.concatenate(part) for part in zip(*found, strict=True))
     else:
         theta, value = np.empty((1, 0)), np.zeros(1)
         converged = np.ones(1, dtype=bool)
@@ -265,6 +272,27 @@ def _search(
     theta, _, _ = minimise(rough.problem, rough.starts(count, seed), weight[None, some], path)
     near = np.array([centred.encode(rough.decode(point)) for point in theta])
     return minimise(centred.problem, near, weight[None], path[-1:])
+
+
+def _search_near(
+    centred: Centred, weight: Array, path: list[float], parameters: Mapping[str, float]
+) -> tuple[Array, Array, Mask]:
+    """The same for one start at parameters of a law that has all of this law's, and maybe more."""
+    own = {name: parameters[name] for name in centred.law.parameters}
+    start = centred.encode(own | dict(centred.frozen))
+    residual = centred.problem.log_loss - centred.problem.predict(start)[0]
+    warm = warm_path(path, float(np.abs(residual).mean()))
+    return minimise(centred.problem, start[None], weight[None], warm)
+
+
+def warm_path(path: Sequence[float], residual: float) -> list[float]:
+    """Huber thresholds for a start at which log residuals are already as small as `residual`.
+
+    The objective's own, after those that come down to it from a tenth of the residuals: far below
+    these most rows have no curvature, and Newton's steps come to nothing.
+    """
+    *before, last = path
+    return [*(delta for delta in before if last < delta <= SMOOTH * residual), last]
 
 
 def row_weights(rows: pd.DataFrame, column: str | None) -> Array:

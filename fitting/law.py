@@ -73,7 +73,7 @@ class Parameter:
         return self.kind in ("coefficient", "factor", "rate")
 
 
-COEFFICIENT = Parameter("coefficient", bounds=(1e-5, 20.0), start=(0.05, 0.7))
+COEFFICIENT = Parameter("coefficient", bounds=(1e-10, 20.0), start=(0.05, 0.7))
 PENALTY_COEFFICIENT = Parameter("coefficient", bounds=(1e-8, 20.0), start=(0.003, 0.1))
 EXPONENT = Parameter("exponent", bounds=(0.0, 5.0), start=(0.1, 0.8))
 FORMAT_EXPONENT = Parameter("exponent", bounds=(0.0, 20.0), start=(0.5, 5.0))
@@ -107,6 +107,16 @@ class Design:
     """[forms, rows]: form k in row i is offset[k, i] + regressor[k, i] @ coordinates."""
     curves: tuple[Curve, ...]
     """Each takes its forms, in order from the first, and makes a term; other forms are terms."""
+    held: Array
+    """[forms, rows]: what frozen parameters add to a form and the form's own power multiplies."""
+
+    def holding(self, held: Array) -> Design:
+        """The same design with other constants [forms, rows] in its curves."""
+        first, curves = 0, []
+        for curve in self.curves:
+            curves.append(curve.holding(held[first : first + curve.forms]))
+            first += curve.forms
+        return replace(self, curves=tuple(curves), held=held)
 
     def log_terms(self, coordinates: Array) -> Array:
         """Logarithms of the terms, [terms, rows]; NaN where the law is not defined."""
@@ -216,11 +226,7 @@ class Law:
                     name = kind.parent
                 else:
                     regressors[k, :, position[name]] += value
-        first = 0
-        for j, curve in enumerate(curves):
-            curves[j] = curve.holding(held[first : first + curve.forms])
-            first += curve.forms
-        return Design(regressors, offsets, tuple(curves))
+        return Design(regressors, offsets, tuple(curves), held).holding(held)
 
     def _values(self, table: pd.DataFrame) -> dict[str, Array]:
         """The columns that `terms` reads, checked."""
@@ -282,12 +288,14 @@ class Law:
             if name not in values:
                 kind = self.parameters[name]
                 value, parent = coordinates[name], kind.parent
-                while parent is not None:
-                    value = value / solve(parent)
-                    parent = self.parameters[parent].parent
-                if kind.logarithmic:
-                    value = np.exp(value)
-                values[name] = 1 / value if kind.kind == "rate" else value
+                # Under a parent of zero a parameter has no effect and no value.
+                with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                    while parent is not None:
+                        value = value / solve(parent)
+                        parent = self.parameters[parent].parent
+                    if kind.logarithmic:
+                        value = np.exp(value)
+                    values[name] = 1 / value if kind.kind == "rate" else value
             return values[name]
 
         return {name: solve(name) for name in self.parameters}

@@ -37,6 +37,8 @@ RIDGE = 1e-12
 """Of the curvature's trace: keeps directions that the data say nothing about where they are."""
 LONGEST_STEP = 0.5
 """In any parameter, a coefficient's being its log: far starts overshoot into a vanished term."""
+FURTHEST_DOWN = 0.9
+"""Share of itself that a vanishing term loses in one step, unless it is to go all the way."""
 FIRST_DAMPING = 0.03
 LIGHT_DAMPING = 0.1
 """Up to here a damped Newton step promises about what the whole one does."""
@@ -71,6 +73,14 @@ class Problem:
     """[parameters]"""
     curves: tuple[Curve, ...] = ()
     """Each takes its forms, in order from the first, and makes a term; other forms are terms."""
+    coefficients: tuple[tuple[int, int], ...] = ()
+    """Parameters that are logarithms of coefficients, each with the one form that it is in."""
+    small: float = -np.inf
+    """Logarithm of a term, largest over the rows, from which down it has all but vanished.
+
+    Along the logarithm of such a term's coefficient the objective is a plain without a slope, on
+    which a search would end wherever it came to lie; the coefficient itself has a slope at zero.
+    """
 
     @cached_property
     def _own(self) -> list[tuple[npt.NDArray[np.intp], Array]]:
@@ -107,6 +117,27 @@ class Problem:
         """Where every row has a prediction, [batch]."""
         finite: Mask = np.isfinite(self._forward(theta)[0])
         return np.asarray(finite.all(axis=1))
+
+    def vanishing(self, theta: Array, limits: Array | None = None) -> Mask:
+        """Coefficients whose term is nowhere above a limit, same shape as `theta`.
+
+        Args:
+            theta: [batch, parameters].
+            limits: [parameters], logarithms of terms; None for `small`.
+        """
+        limits = np.full(theta.shape[1], self.small) if limits is None else limits
+        found = np.zeros(theta.shape, dtype=bool)
+        low = theta < limits  # centred: a term's largest value is not less
+        for j, form in self.coefficients:
+            near = np.flatnonzero(low[:, j])
+            if not near.size:
+                continue
+            columns, own = self._own[form]
+            if len(columns) > 1:
+                logs = theta[np.ix_(near, columns)] @ own.T + self.offsets[form]
+                near = near[logs.max(axis=1) < limits[j]]
+            found[near, j] = True
+        return found
 
     def predict(self, theta: Array) -> tuple[Array, Array]:
         """Log loss and its gradient at one point: [rows], [rows, parameters]."""
@@ -285,13 +316,15 @@ def _descend(
     floor = ROUNDING * weights.sum(axis=1).max()
     for _ in range(MAX_STEPS):
         lam = damping[live]
-        step, decrement = _step(
-            problem, theta[live], gradient[live], curvature[live], majorant[live], lam
-        )
+        derivatives = (gradient[live], curvature[live], majorant[live])
+        step, decrement = _step(problem, theta[live], *derivatives, lam, gauss_newton)
         small = np.abs(decrement) <= tolerance * value[live] + floor
         # A gain small under heavy damping proves nothing, unless no step is short enough.
         ended = small & (lam <= LIGHT_DAMPING)
         converged[live[ended]] = True
+        # What is about to vanish is gone: the last steps towards that would gain nothing.
+        at_zero = step[ended] == problem.lower - theta[live[ended]]
+        theta[live[ended]] = np.where(at_zero, problem.lower, theta[live[ended]])
         live, step, decrement, small = (x[~ended] for x in (live, step, decrement, small))
         if not live.size:
             break
@@ -324,17 +357,56 @@ def _step(
     curvature: Array,
     majorant: Array,
     damping: Array,
+    gauss_newton: bool,
 ) -> tuple[Array, Array]:
-    """Damped Newton steps [batch, parameters], cut to size, and what whole ones promise [batch]."""
+    """Damped Newton steps [batch, parameters], cut to size, and what whole ones promise [batch].
+
+    Of a coefficient whose term has all but vanished the step is Newton's in the coefficient itself,
+    in units of what it is now: -1 takes it to zero, for which its lower bound stands.
+    """
     pushed = (theta <= problem.lower) & (gradient > 0) | (theta >= problem.upper) & (gradient < 0)
-    g = np.where(pushed, 0.0, gradient)
+    linear = ~pushed & problem.vanishing(theta)
+    bend = curvature
+    if linear.any() and not gauss_newton:
+        bend = curvature.copy()
+        diagonal = np.arange(theta.shape[1])
+        # d2F/du2 at u = 1 where theta = log u + constant.
+        bend[:, diagonal, diagonal] -= np.where(linear, gradient, 0.0)
+    step = _solve(bend, majorant, damping, gradient, pushed, linear)
+    zero = linear & (step <= -1)
+    again = zero.any(axis=1)
+    if again.any():  # the others' steps are those that suit a term that is gone
+        held = (pushed | zero)[again]
+        step[again] = _solve(
+            bend[again], majorant[again], damping[again], gradient[again], held, linear[again]
+        )
+    decrement: Array = -0.5 * (gradient * step).sum(axis=1)
+    if not linear.any():
+        longest = np.abs(step).max(axis=1, keepdims=True)
+        step *= np.minimum(1.0, LONGEST_STEP / np.maximum(longest, 1e-300))
+        return step, decrement
+    decrement += np.where(zero, gradient, 0.0).sum(axis=1)
+    longest = np.abs(np.where(linear, 0.0, step)).max(axis=1, keepdims=True)
+    room = np.expm1(np.where(linear, problem.small - theta, 0.0) + LONGEST_STEP)
+    excess = np.where(linear & (step > 0), step / room, 0.0).max(axis=1, keepdims=True)
+    step /= np.maximum(np.maximum(longest / LONGEST_STEP, excess), 1.0)
+    step = np.where(linear, np.log1p(np.maximum(step, -FURTHEST_DOWN)), step)
+    return np.where(zero, problem.lower - theta, step), decrement
+
+
+def _solve(
+    curvature: Array, majorant: Array, damping: Array, gradient: Array, held: Mask, linear: Mask
+) -> Array:
+    """Solutions of (curvature + damping majorant) step = -gradient, zero in what is held.
+
+    The curvature along what is `linear` may be far smaller than the others': it has its own ridge.
+    """
     matrix = curvature + damping[:, None, None] * majorant
-    matrix *= ~(pushed[:, :, None] | pushed[:, None, :])
+    matrix *= ~(held[:, :, None] | held[:, None, :])
     trace = (1 + damping[:, None]) * np.trace(majorant, axis1=1, axis2=2)[:, None]
-    diagonal = np.arange(theta.shape[1])
-    matrix[:, diagonal, diagonal] += np.where(pushed, 1.0, RIDGE * trace + 1e-300)
+    diagonal = np.arange(gradient.shape[1])
+    size = np.where(linear, matrix[:, diagonal, diagonal], trace)
+    matrix[:, diagonal, diagonal] += np.where(held, 1.0, RIDGE * np.abs(size) + 1e-300)
+    g = np.where(held, 0.0, gradient)
     step: Array = -np.linalg.solve(matrix, g[:, :, None])[:, :, 0].astype(np.float64)
-    decrement: Array = -0.5 * (g * step).sum(axis=1)
-    longest = np.abs(step).max(axis=1, keepdims=True)
-    step *= np.minimum(1.0, LONGEST_STEP / np.maximum(longest, 1e-300))
-    return step, decrement
+    return step

@@ -50,6 +50,7 @@ as key=value:
   bootstrap=1000       draws for the intervals; 0 for none
   cluster=COLUMN       draw its values instead of runs, each with all its runs: cluster=seed
   starts=64            points the search begins from
+  evidence=false       no profile intervals and no held-out predictions, which take longest
   seed=0               of the starts and the bootstrap
   expect=FIT.JSON      fit nothing, but say which intervals the runs of results= (a plan, from
                        lowbit-train -m ... plan_only=true plan_file=plan.csv) can be hoped to give
@@ -106,6 +107,7 @@ class FitOptions:
     bootstrap: int = 1000
     cluster: str = ""
     starts: int = 64
+    evidence: bool = True
     seed: int = 0
     cost_k: float = 0.375
     speedup_forward: float = 2.0
@@ -163,6 +165,8 @@ def fit_options(arguments: Sequence[str]) -> FitOptions:
         raise UsageError(f"compare={','.join(options.compare)}: name a law besides {options.law}")
     if not 0 < options.cost_k < math.inf:
         raise UsageError(f"cost.k={options.cost_k}: must be a positive number")
+    if options.compare and not options.evidence:
+        raise UsageError("evidence=false: compare= judges laws by held-out runs; leave out one")
     if options.cluster and not options.bootstrap:
         raise UsageError(f"cluster={options.cluster}: bootstrap=0 draws nothing; leave out one")
     return options
@@ -301,6 +305,10 @@ def _entry(head: str, key: str, text: str) -> Any:
 def _convert(key: str, text: str, kind: type) -> Any:
     if kind is tuple:
         return tuple(dict.fromkeys(text.split(",")))
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise UsageError(f"{key}={text}: must be true or false")
+        return text.lower() == "true"
     try:
         return kind(text)
     except ValueError:

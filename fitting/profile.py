@@ -13,6 +13,7 @@ errors it follows a curved valley to its end: an interval may be open on one sid
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 
@@ -20,21 +21,27 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
+from fitting.centred import Centred
 from fitting.curves import Array
 from fitting.fit import Fit, FitError, in_coordinates, row_weights, select_rows
 from fitting.minimise import minimise
-from fitting.uncertainty import warm_thresholds
+from fitting.uncertainty import other_places, warm_thresholds
 
 PRECISION = 1e-3
-"""Of an interval's half width, to which its ends are found."""
-DOUBLINGS = 12
-"""Of the distance that a parabola would give, after which an interval is open."""
-FAR_BEYOND = 1e3
-"""Times the rise that is looked for: higher objectives, and where there is none, count as this."""
+"""Share of an interval's half width, at most of a factor e, to which its ends are found."""
+DOUBLINGS = 4
+"""Steps out in which the distance doubles; then it grows by `LEAP` at a time."""
+LEAP = 8.0
+FAR_BEYOND = 30.0
+"""Root of the rise, in units of what is looked for, as which all higher ones count, or none."""
+SOLVED = 1e-5
+"""Share of the rise, to which the other parameters are solved."""
 NORMAL_MEDIAN = 0.6745
 """Median size of a standard normal deviate."""
 OPEN = 50.0
-"""Distance in log(parameter) from which an interval is open."""
+"""Distance in log(parameter), or in an exponent, from which an interval is open."""
+LEAST_STEP = 1e-12
+"""Share of `OPEN` that the first step out is at least: a direction may seem to have no width."""
 
 
 def profile_intervals(
@@ -71,67 +78,92 @@ def profile_intervals(
     centred = in_coordinates(fitted, rows)
     point = centred.encode(fitted.parameters)
     lowest, _, curvature = centred.problem.evaluate(point[None], weight[None], path[-1], True)
-    inverse = centred.to_raw @ np.linalg.pinv(curvature[0], hermitian=True) @ centred.to_raw.T
-    reach = dict(zip(centred.free, np.sqrt(2 * rise * np.diag(inverse).clip(1e-300)), strict=True))
+    reach = dict(zip(centred.free, _reach(centred, curvature[0], rise), strict=True))
+    tolerance = SOLVED * rise / max(float(lowest[0]), 1e-300)
+    others = [centred.decode(theta) for theta in other_places(fitted, centred, weight, point)]
+    if others:  # valleys: what was found next to a value may lie in the wrong one
+        others.append(fitted.parameters)
 
     def excess(name: str) -> Callable[[float], float]:
-        """How far the objective is above its limit where a parameter has a value."""
-        nearest = dict(fitted.parameters)
+        """How far the root of the objective's rise is above its limit at a parameter's value.
+
+        In units of the limit: -1 at the optimum, and near it a straight line.
+        """
+        solved = {fitted.parameters[name]: fitted.parameters}
 
         def at(value: float) -> float:
             held = in_coordinates(fitted, rows, {name: value})
-            start = held.encode({**nearest, name: value})
-            theta, objective, _ = minimise(held.problem, start[None], weight[None], path)
-            if not math.isfinite(objective[0]):  # the law is not defined there
-                return math.inf
-            nearest.update(held.decode(theta[0]))
-            return float(objective[0] - lowest[0]) - rise
+            nearest = solved[min(solved, key=lambda other: abs(other - value))]
+            starts = np.array([held.encode({**p, name: value}) for p in (nearest, *others)])
+            theta, objective, _ = minimise(held.problem, starts, weight[None], path, tolerance)
+            objective = np.where(np.isfinite(objective), objective, np.inf)
+            best = int(objective.argmin())
+            if not math.isfinite(objective[best]):  # the law is not defined there
+                return FAR_BEYOND
+            root = math.sqrt(max(float(objective[best] - lowest[0]), 0.0) / rise)
+            if root < FAR_BEYOND:
+                solved[value] = held.decode(theta[best])
+            return min(root, FAR_BEYOND) - 1.0
 
         return at
 
     result = {}
     for name in names or free:
         step = reach[name] / fitted.law.multiplier(name, fitted.parameters)
-        result[name] = _ends(fitted, name, step, rise, excess)
+        result[name] = _ends(fitted, name, step, excess)
     return result
+
+
+def _reach(centred: Centred, curvature: Array, rise: float) -> Array:
+    """How far each coordinate moves before a parabola has risen so much, the others following.
+
+    The curvature is scaled to a diagonal of one: along the logarithm of a coefficient that has all
+    but vanished it is tiny, and no less known for that.
+    """
+    size = np.sqrt(np.diag(curvature).clip(1e-300))
+    inverse = np.linalg.pinv(curvature / np.outer(size, size), hermitian=True)
+    to_raw = centred.to_raw / size
+    raw = np.einsum("ij,jk,ik->i", to_raw, inverse, to_raw)
+    reach: Array = np.sqrt(2 * rise * raw.clip(0.0))
+    return reach
 
 
 def _ends(
     fitted: Fit,
     name: str,
     step: float,
-    rise: float,
     excess: Callable[[str], Callable[[float], float]],
 ) -> tuple[float, float]:
     """Where the objective reaches its limit below and above a parameter's optimum."""
     kind = fitted.law.parameters[name]
     best = fitted.parameters[name]
-    own = kind.bounds if kind.kind in ("exponent", "shift") and kind.parent is None else None
+    # A shift's bounds are those of the form that it is in, and a child's those of a product.
+    own = kind.bounds if kind.kind == "exponent" and kind.parent is None else None
     bounds = fitted.bounds.get(name, own or (0.0 if kind.positive else -math.inf, math.inf))
     if kind.kind == "rate":
         step *= best  # its coordinate is 1 / best, the distance log(best)
+    at = excess(name)
 
     def end(sign: float, bound: float) -> float:
-        at = excess(name)
-
         def value(distance: float) -> float:
             return best * math.exp(sign * distance) if kind.positive else best + sign * distance
 
         @functools.cache  # a search begun elsewhere may end elsewhere: what was found stays
         def beyond(distance: float) -> float:
-            return min(at(value(distance)), FAR_BEYOND * rise) if distance else -rise
+            return at(value(distance)) if distance else -1.0
 
-        room = abs(bound - best)
+        room = min(abs(bound - best), OPEN)
         if kind.positive:
             room = abs(math.log(bound / best)) if 0 < bound < math.inf else OPEN
-        near, far = 0.0, min(step, room)
-        for _ in range(DOUBLINGS):
+        near, far = 0.0, min(max(step, LEAST_STEP * OPEN), room)
+        for growth in itertools.chain([2.0] * DOUBLINGS, itertools.repeat(LEAP)):
             if beyond(far) > 0:
-                return value(float(optimize.brentq(beyond, near, far, xtol=PRECISION * far)))
-            if far == room:
-                break
-            near, far = far, min(2 * far, room)
-        return bound
+                precision = PRECISION * min(near or far, 1.0)
+                return value(float(optimize.brentq(beyond, near, far, xtol=precision)))
+            if far >= room:
+                return bound
+            near, far = far, min(growth * far, room)
+        raise AssertionError("the distance grows until there is no room")
 
     return end(-1.0, bounds[0]), end(1.0, bounds[1])
 

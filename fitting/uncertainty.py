@@ -6,17 +6,27 @@ have changed.  `noise_floor` measures that, `compare_cells` judges by it.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from fitting.centred import Centred
 from fitting.curves import Array
-from fitting.fit import Fit, FitError, in_coordinates, row_weights, select_rows, thresholds
+from fitting.fit import (
+    Fit,
+    FitError,
+    in_coordinates,
+    row_weights,
+    select_rows,
+    thresholds,
+    warm_path,
+)
 from fitting.minimise import Mask, Problem, minimise
 from fitting.results import require_columns
 from fitting.verdicts import BETTER, CANNOT_TELL, enough, judge
@@ -24,8 +34,8 @@ from fitting.verdicts import BETTER, CANNOT_TELL, enough, judge
 TOLERANCE = 1e-7
 """Of the objective in one draw: resampling moves it by some percent."""
 
-SMOOTH = 0.1
-"""Of the mean residual: where a draw's search begins if its threshold lies far below."""
+RAISED_STARTS = 8
+"""Blind starts for the rest of the law where one of its terms is held large."""
 
 MEMORY = 10_000_000
 """Doubles in the weights of the draws that are solved at a time: 80 MB."""
@@ -38,6 +48,9 @@ WITHIN = ("model", "tokens", "corpus")
 
 WIDE = math.exp(2 * 1.96)
 """Ratio of an interval's ends from which the data do not hold the parameter."""
+
+ENOUGH_KNOWN = 0.95
+"""Share of the draws that must have a value of something derived, else it has no interval."""
 
 LEVEL = 0.95
 """Of intervals of what is derived from draws."""
@@ -65,7 +78,9 @@ def bootstrap(
     Each draw takes as many runs as there are, with replacement, and not within cells: which cells
     were repeated is part of what is resampled.  Every draw is solved from the fit's optimum, then
     from as far on the optimum's other side as that solution came to lie, and where the fit's own
-    starts disagreed also from the second best place that they found; the lowest objective counts.
+    starts disagreed also from the second best place that they found.  Where a term has all but
+    vanished it is solved once more from the optimum with that term large (an irreducible loss of
+    half the smallest loss): the way up may lead over a hill.  The lowest objective counts.
 
     Args:
         table: The table that `fit` was fitted to.
@@ -99,6 +114,12 @@ def bootstrap(
         group = rows.groupby(cluster, dropna=False).ngroup().to_numpy()
     weight = row_weights(rows, fit.weights)
     centred = in_coordinates(fit, rows)
+    down = thresholds(fit.objective.name, fit.objective.delta)
+
+    @functools.cache
+    def raised(j: int) -> Array:
+        return _raised(centred, weight, down, j)
+
     places = [centred.encode(p) for p in (fit.parameters, fit.rival) if p is not None]
     path = warm_thresholds(fit)
     rng = np.random.default_rng(seed)
@@ -109,6 +130,8 @@ def bootstrap(
             places,
             weight * resample(rng, min(size, draws - begin), int(group.max()) + 1)[:, group],
             path,
+            centred.doubtful(),
+            raised,
         )
         for begin in range(0, draws, size)
     ]
@@ -130,28 +153,63 @@ def resample(rng: np.random.Generator, draws: int, groups: int) -> Array:
 
 
 def warm_thresholds(fit: Fit) -> list[float]:
-    """Huber thresholds on the way from the fit's optimum to a draw's.
+    """Huber thresholds on the way from the fit's optimum to a draw's."""
+    path = thresholds(fit.objective.name, fit.objective.delta)
+    return warm_path(path, float(fit.residuals.abs().mean()))
 
-    The objective's own, after those that come down to it from a tenth of the residuals: far below
-    these most rows have no curvature, and Newton's steps come to nothing.
+
+def other_places(fit: Fit, centred: Centred, weight: Array, point: Array) -> list[Array]:
+    """Where else than at its optimum `point` a fit's neighbours may have theirs.
+
+    The second best place that its starts found, and for each coefficient whose term has all but
+    vanished the best place with that term large.
     """
-    *path, last = thresholds(fit.objective.name, fit.objective.delta)
-    scale = float(fit.residuals.abs().mean())
-    return [*(delta for delta in path if last < delta <= SMOOTH * scale), last]
+    places = [] if fit.rival is None else [centred.encode(fit.rival)]
+    path = thresholds(fit.objective.name, fit.objective.delta)
+    small = np.flatnonzero(centred.problem.vanishing(point[None], centred.doubtful())[0])
+    return places + [_raised(centred, weight, path, int(j)) for j in small]
+
+
+def _raised(centred: Centred, weight: Array, path: Sequence[float], j: int) -> Array:
+    """The optimum of the whole table where the term of coefficient `j` is held large."""
+    lower, upper = centred.problem.lower.copy(), centred.problem.upper.copy()
+    lower[j] = upper[j] = centred.large(j)
+    held = replace(centred.problem, lower=lower, upper=upper)
+    starts = np.clip(centred.starts(RAISED_STARTS, seed=0), lower, upper)
+    theta, value, _ = minimise(held, starts, weight[None], path)
+    best: Array = theta[np.where(np.isfinite(value), value, np.inf).argmin()]
+    return best
 
 
 def _solve(
-    problem: Problem, places: Sequence[Array], weights: Array, path: Sequence[float]
+    problem: Problem,
+    places: Sequence[Array],
+    weights: Array,
+    path: Sequence[float],
+    low: Array,
+    raised: Callable[[int], Array],
 ) -> tuple[Array, Mask]:
-    """The best optimum of each weighting and whether its search ended, [draws, free], [draws]."""
+    """The best optimum of each weighting and whether its search ended, [draws, free], [draws].
+
+    Where a term is nowhere above `low` also from where it is `raised`.
+    """
     first = np.tile(places[0], (len(weights), 1))
     theta, value, converged = minimise(problem, first, weights, path, TOLERANCE)
-    other_side = np.clip(2 * first - theta, problem.lower, problem.upper)
-    others = [other_side, *(np.tile(place, (len(weights), 1)) for place in places[1:])]
-    for starts in others:
-        point, low, ended = minimise(problem, starts, weights, path, TOLERANCE)
-        lower = low < value * (1 - TOLERANCE)
-        theta[lower], value[lower], converged[lower] = point[lower], low[lower], ended[lower]
+
+    def again(starts: Array, which: Any = slice(None)) -> None:
+        """Solve some once more, and keep what is lower."""
+        point, found, ended = minimise(problem, starts, weights[which], path, TOLERANCE)
+        lower = found < value[which] * (1 - TOLERANCE)
+        taken = np.arange(len(theta))[which][lower]
+        theta[taken], value[taken], converged[taken] = point[lower], found[lower], ended[lower]
+
+    again(np.clip(2 * first - theta, problem.lower, problem.upper))
+    for place in places[1:]:
+        again(np.tile(place, (len(weights), 1)))
+    small = problem.vanishing(theta, low)
+    for j in map(int, np.flatnonzero(small.any(axis=0))):
+        which = np.flatnonzero(small[:, j])
+        again(np.tile(raised(j), (len(which), 1)), which)
     return theta, converged
 
 
@@ -187,10 +245,13 @@ def standard_errors(draws: pd.DataFrame) -> dict[str, float]:
 def percentiles(values: Array) -> tuple[float, float]:
     """The 95 % percentile interval of something derived from draws, (low, high).
 
-    Infinite draws count, an interval may end there; NaN for both without any.
+    Infinite draws count, an interval may end there.  NaN for both where more than a few draws have
+    no value (0/0 where two exponents are zero): those that have one are then no sample of it.
     """
-    if not len(values):
+    known = values[~np.isnan(values)]
+    if not len(known) or len(known) < ENOUGH_KNOWN * len(values):
         return math.nan, math.nan
+    values = known
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(values, [tail, 1 - tail], method="nearest")
     return float(low), float(high)

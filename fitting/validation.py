@@ -19,6 +19,8 @@ from fitting.fit import Fit, FitError, fit, row_weights, select_rows
 from fitting.law import Law
 from fitting.results import require_columns
 
+BLIND_STARTS = 8
+"""Of a fit without some rows, which also begins at the optima found with them."""
 LARGEST = 0.2
 """Share of the rows, by compute, that the largest runs are."""
 
@@ -80,6 +82,8 @@ def hold_out(table: pd.DataFrame, fitted: Fit, held: pd.Series, name: str) -> He
         freeze={n: v for n, v in frozen.items() if n in has},
         bounds=fitted.bounds,
         weights=fitted.weights,
+        starts=BLIND_STARTS,
+        near=[p for p in (fitted.parameters, fitted.rival) if p is not None],
     )
     predicted = law.predict({**frozen, **again.parameters}, unseen)
     compute = rows["params"].astype(np.float64) * rows["tokens"]  # beyond 64-bit integers

@@ -99,7 +99,10 @@ def test_formats_are_grouped_by_size_and_data(sun: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("value", "bounds", "words"),
     [
-        (1.3, [1.13, 2.38], "+30 % (+13 % to 2.38 ×)"),
+        (1.3, [1.13, 2.38], "1.3 × (1.13 × to 2.38 ×)"),
+        (2.28, [1.98, 2.36], "2.28 × (1.98 × to 2.36 ×)"),
+        (1.3, [1.13, 1.8], "+30 % (+13 % to +80 %)"),
+        (0.9901, [0.98, 1.01], "−0.99 % (−2 % to +1 %)"),
         (51.3, [20.1, None], "51.3 × (20.1 × to ∞)"),
         (None, [3.25, None], "no amount (at least 3.25 ×)"),
         (None, [None, None], "no amount"),

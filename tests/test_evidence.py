@@ -12,6 +12,7 @@ from fitting import evidence as module
 from fitting.evidence import comparison, evidence
 from fitting.fit import fit
 from fitting.laws import BESIROGLU_2024, get
+from fitting.options import UsageError, fit_options
 from fitting.profile import profile_intervals
 from fitting.synthetic import make_table
 from fitting.validation import compare_laws, hold_out_largest, information, leave_one_out
@@ -79,6 +80,35 @@ def test_a_long_table_is_neither_profiled_nor_held_out(monkeypatch: pytest.Monke
     found = evidence(RUNS, fit(RUNS, "chinchilla"))
     assert found["not_computed"] == {"sizes left out": "4 sizes are more than 3"}
     assert "largest" in found["held_out"]
+
+
+def test_evidence_can_be_switched_off() -> None:
+    found = evidence(RUNS, fit(RUNS, "chinchilla"), wanted=False)
+    assert found["not_computed"] == dict.fromkeys(
+        ("profile intervals", "held-out predictions"), "evidence=false"
+    )
+    assert found["profile_intervals"] == {}
+    assert set(found["held_out"]) == {"residual_rms"}
+    typed = ["results=a", "out=b", "law=quartet"]
+    assert fit_options(typed).evidence
+    assert not fit_options([*typed, "evidence=false"]).evidence
+    with pytest.raises(UsageError, match="evidence=no: must be true or false"):
+        fit_options([*typed, "evidence=no"])
+    with pytest.raises(UsageError, match="evidence=false: compare= judges laws"):
+        fit_options([*typed, "evidence=false", "compare=chinchilla"])
+
+
+def test_held_out_fits_that_begin_warm_end_where_blind_ones_do() -> None:
+    fitted = fit(RUNS, "chinchilla")
+    for held in leave_one_out(RUNS, fitted):
+        size = float(held.name.partition("=")[2])
+        others = RUNS[RUNS["params"] != size]
+        blind = fit(others, "chinchilla")
+        errors = np.log(
+            RUNS["loss"][held.errors.index]
+            / blind.law.predict(blind.parameters, RUNS.loc[held.errors.index])
+        )
+        assert held.errors.to_numpy() == pytest.approx(errors.to_numpy(), abs=1e-7)
 
 
 def test_compared_laws_are_plain_json() -> None:

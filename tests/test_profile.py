@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -129,3 +130,27 @@ def test_as_many_rows_as_parameters_leave_nothing_to_judge_by() -> None:
     held = fit(few, "chinchilla", freeze={"E": 1.8}, starts=8)
     with pytest.raises(FitError, match="profile: 5 rows for 5 free parameters"):
         profile_intervals(few, replace(held, frozen=()))
+
+
+@pytest.mark.parametrize(("seed", "irreducible"), [(8, 0.0), (9, 0.0), (9, 1.0)])
+def test_where_a_term_has_vanished_ends_are_where_blind_fits_say(
+    seed: int, irreducible: float
+) -> None:
+    n, d = np.meshgrid([3e7, 6e7, 1.2e8, 2.5e8, 5e8, 1e9], [1e9, 3e9, 1e10, 3e10], indexing="ij")
+    truth = {"A": 30.0, "alpha": 0.18} if irreducible else {"A": 8.0, "alpha": 0.08}
+    truth |= {"B": 400.0, "beta": 0.3, "E": max(irreducible, 1e-12)}
+    design = pd.DataFrame({"params": n.ravel(), "tokens": d.ravel()})
+    table = make_table("chinchilla", truth, design, 0.04, seed)
+    how: dict[str, Any] = {"objective": "least_squares", "starts": 8}
+    fitted = fit(table, "chinchilla", **how)
+    assert fitted.at_bound == ("E",)
+    limit = fitted.objective.value * stats.t.ppf(0.975, 19) ** 2 / 19
+    found = profile_intervals(table, fitted, ("E", "B"))
+    assert found["E"][0] == 0
+    assert found["E"][1] < table["loss"].median()
+    for name, ends in found.items():
+        for end in ends:
+            if 0 < end < math.inf:
+                held = fit(table, "chinchilla", freeze={name: end}, **how)
+                rise = held.objective.value - fitted.objective.value
+                assert rise == pytest.approx(limit, rel=0.01), name

@@ -1,0 +1,63 @@
+"""Draws in which parameters are zero or run away: conclusions without a warning and without NaN."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fitting.analysis import derived
+from fitting.conclusions import views
+from fitting.describe import describe
+from fitting.fit import fit
+from fitting.laws import BESIROGLU_2024, LAWS
+from fitting.synthetic import make_table
+from fitting.uncertainty import percentiles
+
+SIZES = pd.DataFrame(
+    list(itertools.product((3e7, 6e7, 1.1e8), (1.5e9, 3e9, 1e10))), columns=["params", "tokens"]
+)
+COMMON = {"A": 400.0, "alpha": 0.34, "B": 2000.0, "beta": 0.37, "E": 1.7}
+
+
+def test_no_interval_where_many_draws_have_no_value() -> None:
+    values = np.arange(100.0)
+    assert percentiles(np.append(values, np.nan)) == percentiles(values)
+    assert np.isnan(percentiles(np.append(values, [np.nan] * 10))).all()
+    assert np.isnan(percentiles(np.array([np.nan] * 3))).all()
+
+
+@pytest.mark.parametrize("zero", [*itertools.combinations(COMMON, 1), ("alpha", "beta")])
+def test_conclusions_of_chinchilla_survive_draws_without_a_parameter(zero: tuple[str, ...]) -> None:
+    table = make_table("chinchilla", BESIROGLU_2024, SIZES, 1e-3, 0)
+    fitted = fit(table, "chinchilla", starts=4)
+    draws = pd.DataFrame([fitted.parameters] * 50).assign(converged=True)
+    draws.loc[0, list(zero)] = 0.0
+    draws.loc[1, list(zero)] = 1e300
+    found = derived(fitted, draws, table)
+    assert found["compute_optimal_exponent"]["interval"][0] is not None
+    assert "nan" not in str([view.rows for view in views({"derived": found})])
+    json.dumps(describe(fitted, draws, table), allow_nan=False)
+
+
+def test_a_parent_of_zero_is_decoded_without_a_warning() -> None:
+    design = SIZES.assign(forward="Q", backward="FP8")
+    truth = COMMON | {"gamma": 0.9, "eff_N[Q]": 0.65}
+    law = LAWS["quartet"].on(make_table("quartet", truth, design, 0.0, 0))
+    coordinates = law.encode(truth)
+    coordinates[list(law.parameters).index("alpha")] = 0.0
+    decoded = law.decode(coordinates)
+    assert decoded["alpha"] == 0
+    assert not np.isfinite(decoded["eff_N[Q]"]) or decoded["eff_N[Q]"] == 0
+
+
+def test_nothing_is_concluded_where_no_parameter_is_identified() -> None:
+    table = make_table("chinchilla", BESIROGLU_2024, SIZES, 1e-3, 0)
+    fitted = fit(table, "chinchilla", starts=4)
+    unknown = replace(fitted, identified=dict.fromkeys(fitted.identified, False))
+    assert list(derived(unknown, None, table)) == ["identified"]
+    assert "compute_optimal_exponent" in derived(fitted, None, table)
