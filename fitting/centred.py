@@ -73,7 +73,7 @@ class Centred:
         Raises:
             FitError: A frozen or bounded name or value or a column does not suit the law.
         """
-        law.check(freeze)
+        law.check(freeze, "freeze.")
         bounds = bounds or {}
         _check_bounds(law, bounds, freeze)
         design = law.design(rows, freeze)
@@ -203,7 +203,7 @@ def _check_bounds(
     """Refuse bounds that are none, or of parameters that can have none."""
     for name, (low, high) in bounds.items():
         given = f"bounds.{name}={low:g}..{high:g}"
-        law.check({name: 1.0})
+        law.check({name: 1.0}, "bounds.")
         if not low < high:
             raise FitError(f"{given}: the lower bound must be below the upper one")
         if name in freeze:

@@ -14,14 +14,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from fitting import compare_figures, coverage, page
+from fitting.cells import with_conditions
 from fitting.findings import interval, number, plural, signed, z_score
 from fitting.naming import count_label, format_names, format_order, records
 from fitting.options import FIGURE_FILES
 from fitting.report import headline_words, name_of
 from fitting.study import FORMAT_COLUMNS, Study, load_study
 from fitting.style import Panel, format_colours
+from fitting.swept import is_key
 from fitting.tables import View
 from fitting.verdicts import BETTER, CANNOT_TELL, WORSE, judge
 
@@ -30,6 +33,11 @@ DESIGN = (
     *("granularity", "scale", "recipe", "operands"),
 )
 """Runs of two studies that agree in these columns, as far as both have them, are of one cell."""
+PARTING = ("corpus", "params_head", "params_embedding", "numerics_version", "operand_values")
+"""Nor are runs that differ in these, or in a key of their configurations (`fitting.swept`): other
+texts and vocabularies are another validation stream."""
+VERSIONS = ("numerics_version", "operand_values")
+"""In these the studies may differ, each of one version: that is what one wants to compare."""
 SAME = "the same runs"
 
 
@@ -132,21 +140,24 @@ def common_cells(a: Study, b: Study) -> tuple[pd.DataFrame, list[str], str]:
         tell" or `SAME`.  Then their formats in order, and why there is no cell if there is none.
     """
     corpora = [set(s.table.get("corpus", pd.Series(dtype=str)).dropna()) for s in (a, b)]
-    above_none = all(corpora) and corpora[0] != corpora[1]
+    above_none = all(len(corpus) == 1 for corpus in corpora) and corpora[0] != corpora[1]
     if above_none and (a.cells is None or b.cells is None):
         reason = "The studies' corpora differ, so only losses above none can be compared; "
         return _no_cell(), [], f"{reason}at least one of them has none."
     sides = [_side(study, above_none) for study in (a, b)]
-    formats = set(FORMAT_COLUMNS) <= set(sides[0]) & set(sides[1])
+    formats = all("format" not in side for side in sides)
     keys = [key for key in DESIGN if all(key in side for side in sides)]
     keys += [] if formats else ["format"]
+    keys += _conditions(sides, above_none)
     both = sides[0].merge(sides[1], on=keys, suffixes=("_a", "_b"))
     if both.empty:
-        return _no_cell(), [], "No cell of the design (size, tokens, format) is in both studies."
+        return _no_cell(), [], _why_none(sides, keys)
     order = sorted(set(both["format"])) if not formats else []
     if formats:
         everything = pd.concat([a.table, b.table], ignore_index=True)
-        both["format"] = format_names(both, among=everything)
+        names = format_names(both, among=everything)
+        plain = both.assign(format=names)
+        both["format"] = with_conditions(names, both, among=plain)
         order = format_order(both)
     both["above_none"] = above_none
     both["difference"] = both["loss_b"] - both["loss_a"]
@@ -165,10 +176,35 @@ def _no_cell() -> pd.DataFrame:
     return pd.DataFrame(columns=["format", "params", "tokens", "difference", "verdict"])
 
 
+def _conditions(sides: Sequence[pd.DataFrame], above_none: bool) -> list[str]:
+    """Columns besides `DESIGN` that both sides know and that part their runs.
+
+    Where only losses above none are compared the corpora differ anyway.
+    """
+    shared = [str(c) for c in sides[0] if c in sides[1] and (is_key(c) or c in PARTING)]
+    if above_none:
+        shared = [c for c in shared if c != "corpus"]
+    return [c for c in shared if c not in VERSIONS or any(side[c].nunique() > 1 for side in sides)]
+
+
+def _why_none(sides: Sequence[pd.DataFrame], keys: Sequence[str]) -> str:
+    """Why two studies have no cell in common, with the keys in which no run agrees."""
+    apart = []
+    for key in keys:
+        if key not in DESIGN:
+            values = [sorted({str(value) for value in side[key]}) for side in sides]
+            if not set(values[0]) & set(values[1]):
+                apart.append(f"{key} ({', '.join(values[0])} and {', '.join(values[1])})")
+    reason = "No cell of the design (size, tokens, format) is in both studies"
+    return f"{reason}; they differ in {', '.join(apart)}." if apart else f"{reason}."
+
+
 def _side(study: Study, above_none: bool) -> pd.DataFrame:
     """One study's cells: the design, `loss`, its standard `error`, `dof` and the `runs` in it."""
     done = study.done.copy()
-    keys = [key for key in DESIGN if key in done] + ["format"]
+    alike = {k: v for k, v in study.about.get("config", {}).items() if is_key(k) and k not in done}
+    done = done.assign(**alike)
+    keys = [key for key in (*DESIGN, *PARTING, *filter(is_key, done)) if key in done] + ["format"]
     done["runs"] = done.get("run_id", "")
     grouped = done.groupby(keys, dropna=False)
     cells = grouped.agg(
@@ -183,7 +219,8 @@ def _side(study: Study, above_none: bool) -> pd.DataFrame:
         cells = cells.drop(columns="dof").merge(differences, on=found)
         cells = cells.drop(columns=["loss", "error"])
         cells = cells.rename(columns={"difference": "loss", "standard_error": "error"})
-    return cells if set(FORMAT_COLUMNS) - set(cells) else cells.drop(columns="format")
+    has_formats = all(c in cells and is_numeric_dtype(cells[c]) for c in FORMAT_COLUMNS)
+    return cells.drop(columns="format") if has_formats else cells
 
 
 def _lead(cells: pd.DataFrame, names: Sequence[str], no_cells: str) -> str:

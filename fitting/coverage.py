@@ -71,6 +71,7 @@ def counts(study: Study) -> list[tuple[str, int]]:
     """Runs by outcome; missing = planned, but neither result nor failure is there."""
     status = study.table["status"].value_counts()
     found = [(name, int(status.get(name, 0))) for name in STATUSES]
+    found += [(str(name), int(n)) for name, n in sorted(status.items()) if name not in STATUSES]
     planned = study.about.get("planned")
     if planned:
         there = set(study.table["run_id"]) if "run_id" in study.table else set()
@@ -104,7 +105,7 @@ def outcomes(table: pd.DataFrame) -> View | None:
                 "formats": ", ".join(sorted(set(group["format"]))),
             }
         )
-    entries.sort(key=lambda e: (STATUSES.index(e["status"]), -e["runs"], e["reason"]))
+    entries.sort(key=lambda e: (*_place(e["status"]), -e["runs"], e["reason"]))
     data = pd.DataFrame(entries)
     shown = entries[:MOST_REASONS]
     totals = {key: float(data[key].sum(skipna=False)) for key in ("device_hours", "flops")}
@@ -123,6 +124,11 @@ def outcomes(table: pd.DataFrame) -> View | None:
     if len(entries) > len(shown):
         note += f" {plural(len(entries) - len(shown), 'rarer reason')} only in the CSV file."
     return View("outcomes", header, rows, data, "Outcomes and cost", note)
+
+
+def _place(status: str) -> tuple[int, str]:
+    """Where an outcome is listed: ours in their order, then a foreign table's."""
+    return (STATUSES.index(status) if status in STATUSES else len(STATUSES)), status
 
 
 def _sum(group: pd.DataFrame, column: str) -> float:
@@ -160,7 +166,7 @@ def grid(table: pd.DataFrame, order: Sequence[str]) -> list[Panel]:
             box = Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, linewidth=0)
             box.set(facecolor=colour, alpha=alpha)
             axes.add_patch(box)
-            words = ", ".join(f"{said[s]} {s}" for s in STATUSES if s in said)
+            words = ", ".join(f"{said[s]} {s}" for s in sorted(said.index, key=_place))
             reasons = sorted(set(runs.get("reason", pd.Series(dtype=str)).dropna()) - {""})
             tag(box, "", ["\n".join([f"{name}", at(params, tokens), words, *reasons[:2]])])
             text = f"{len(runs) - lost}/{len(runs)}" if lost else str(len(runs))

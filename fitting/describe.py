@@ -13,17 +13,22 @@ import pandas as pd
 
 from fitting import results
 from fitting.analysis import derived
+from fitting.cells import extra_keys
 from fitting.efficiency import FASTER
 from fitting.evidence import comparison, evidence
+from fitting.expressions import ExpressionError, evaluate
 from fitting.fit import Fit, FitError, select_rows
 from fitting.fit import fit as fit_law
 from fitting.laws import get
 from fitting.options import FitOptions, UsageError
 from fitting.precision import COST
 from fitting.results import ResultsError, require_columns
+from fitting.swept import is_key
 from fitting.uncertainty import bootstrap, intervals, noise_floor, standard_errors, vague
 
 ENOUGH_DRAWS = 0.95
+MOST_LISTED = 6
+"""Values of a swept key in a warning."""
 FEW_CLUSTERS = 10
 """Fewer resampled whole leave intervals that cover too seldom (Cameron et al. 2008)."""
 
@@ -111,9 +116,9 @@ def keep(table: pd.DataFrame, expression: str) -> pd.DataFrame:
     if not expression:
         return table
     try:
-        mask = table.eval(expression, engine="python")
-    except Exception as error:  # whatever the expression does wrong is the user's to see
-        raise UsageError(f"where={expression}: cannot be evaluated ({_line(error)})") from error
+        mask = evaluate(expression, table)
+    except ExpressionError as error:
+        raise UsageError(f"where={expression}: cannot be evaluated ({error})") from error
     if not isinstance(mask, pd.Series) or mask.dtype != bool:
         raise UsageError(f"where={expression}: must be true or false for each row")
     kept: pd.DataFrame = table[mask]
@@ -145,10 +150,6 @@ def _shared_runs(table: pd.DataFrame, cluster: str) -> list[str]:
     if cluster or "run_id" not in table or not table["run_id"].duplicated().any():
         return []
     return ["rows of one run share its noise: cluster=run_id draws all of them or none"]
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def describe(
@@ -199,6 +200,7 @@ def describe(
     warnings += _warn_conditions(conclusions)
     rows, _ = select_rows(table)
     floor = noise_floor(rows)
+    warnings += _mixtures(fitted, rows)
     if not floor.dof:
         warnings.append("no cell was run with two seeds: the noise floor is unknown")
     used = ("run_id", "loss", *fitted.law.columns, *fitted.law.schemes, fitted.weights)
@@ -227,6 +229,23 @@ def describe(
         }
     )
     return report
+
+
+def _mixtures(fitted: Fit, rows: pd.DataFrame) -> list[str]:
+    """What was swept that the law knows nothing of."""
+    known = {*fitted.law.columns, *fitted.law.schemes}
+    warnings = []
+    for key in (c for c in extra_keys(rows) if is_key(c) and c not in known):
+        values = [str(value) for value in sorted(rows[key].dropna().unique(), key=str)]
+        if len(values) < 2:
+            continue
+        listed = ", ".join(values[:MOST_LISTED]) + (", ..." if len(values) > MOST_LISTED else "")
+        first = values[0] if pd.api.types.is_numeric_dtype(rows[key]) else repr(values[0])
+        warnings.append(
+            f"runs differ in {key} ({listed}), of which the law knows nothing: this fit is a "
+            f'mixture; keep one with where="{key} == {first}"'
+        )
+    return warnings
 
 
 def _warn_conditions(conclusions: dict[str, Any]) -> list[str]:

@@ -188,7 +188,7 @@ def loss_by_bits(
     Args:
         cells: Quantized cells: `format`, `params`, `tokens`, `bits`, `loss`, `loss_error`,
             `difference`, `standard_error`.
-        baseline: Unquantized cells: `params`, `tokens`, `loss`.
+        baseline: Unquantized cells: `format`, `params`, `tokens`, `loss`.
         colours: Format -> colour.
     """
     panels = []
@@ -204,10 +204,10 @@ def loss_by_bits(
         with mpl.rc_context(STYLE):
             figure = new_figure(PANEL_WIDTH, 3.5 + (0 if direct else legend_inches(names)))
             axes = figure.add_subplot()
-            for value in none["loss"]:
+            for label, value in zip(none["format"], none["loss"], strict=True):
                 axes.axhline(value, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
                 axes.annotate(
-                    "none", (1.0, value), xycoords=("axes fraction", "data"), ha="right",
+                    label, (1.0, value), xycoords=("axes fraction", "data"), ha="right",
                     xytext=(0, -11), textcoords="offset points", fontsize=9.5,
                 )  # fmt: skip
             for i, row in enumerate(records(group)):

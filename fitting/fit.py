@@ -184,7 +184,7 @@ def fit(
     require_columns(table, ("loss", *law.columns, *law.schemes), f"law={law.name}")
     rows, excluded = select_rows(table)
     law = law.on(rows)
-    law.check(freeze)
+    law.check(freeze, "freeze.")
     weight = row_weights(rows, weights)
     counted = int((weight > 0).sum())
     needed = len(law.parameters) - len(freeze) + 1

@@ -305,18 +305,23 @@ class Law:
         parent = self.parameters[name].parent
         return 1.0 if parent is None else parameters[parent] * self.multiplier(parent, parameters)
 
-    def check(self, parameters: Mapping[str, float]) -> None:
-        """Refuse values of parameters that the law does not have or that it cannot take."""
+    def check(self, parameters: Mapping[str, float], option: str = "") -> None:
+        """Refuse values of parameters that the law does not have or that it cannot take.
+
+        Args:
+            parameters: Name -> value.
+            option: What stood before a name as it was typed: "freeze.".
+        """
         for name, value in parameters.items():
             if name not in self.parameters:
                 raise FitError(
-                    f"{name}={value}: law={self.name} has no such parameter; "
+                    f"{option}{name}={value}: law={self.name} has no such parameter; "
                     f"it has {', '.join(self.parameters)}"
                 )
             positive = self.parameters[name].positive
             if not np.isfinite(value) or (positive and value <= 0):
                 right = "a positive number" if positive else "a finite number"
-                raise FitError(f"{name}={value}: must be {right} in law={self.name}")
+                raise FitError(f"{option}{name}={value}: must be {right} in law={self.name}")
 
     def term_values(self, parameters: Mapping[str, float], table: pd.DataFrame) -> Array:
         """What each term adds to the loss, nats per token, [terms, rows]; errors as `predict`."""

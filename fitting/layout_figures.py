@@ -32,6 +32,8 @@ from fitting.style import (
     span,
 )
 from fitting.svg import tag
+from fitting.swept import is_key
+from fitting.uncertainty import SPLIT
 from fitting.verdicts import WORSE
 
 KIND = ("granularity", "block_size", "scale", "recipe", "operands")
@@ -46,9 +48,10 @@ def of_one_kind(cells: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         cells: Quantized cells: `exponent`, `mantissa`, `params`, `tokens` and, as far as there are
-            such columns, `KIND`.
+            such columns, `KIND` and what was swept (`fitting.swept`).
     """
-    kind = cells[[name for name in KIND if name in cells]].copy()
+    columns = [str(name) for name in cells if name in KIND or is_key(name)]
+    kind = cells[sorted(set(columns) - set(SPLIT))].copy()
     if "granularity" in cells:  # the block size of a row or tensor is the model's
         kind["block_size"] = kind["block_size"].where(cells["granularity"] == "block", 0.0)
     label = kind.apply(lambda row: "|".join(map(str, row)), axis=1)
@@ -72,7 +75,9 @@ def kind_words(cells: pd.DataFrame) -> str:
         who = cells["granularity"].iloc[0]
         block = f"{whole(cells['block_size'].iloc[0])} values" if who == "block" else who
         said.append(f"one scale per {block}")
-    said += [f"{name} {cells[name].iloc[0]}" for name in ("recipe",) if name in cells]
+    told = ["recipe", *(name for name in cells if is_key(name) and name not in SPLIT)]
+    values = {name: cells[name].iloc[0] for name in told if name in cells}
+    said += [f"{name} {value}" for name, value in values.items() if not pd.isna(value)]
     return ", ".join(said)
 
 

@@ -25,6 +25,15 @@ def count_label(value: float) -> str:
     return f"{value:.3g}"
 
 
+def is_none(name: str) -> bool:
+    """Whether a format's name says that nothing is quantized, maybe under some condition.
+
+    >>> is_none("none"), is_none("none, optim.lr=0.016"), is_none("E2M1")
+    (True, True, False)
+    """
+    return name.partition(",")[0] == UNQUANTIZED
+
+
 _FORMAT = ("exponent", "mantissa", "block_size", "granularity", "scale")
 
 
@@ -75,13 +84,14 @@ def whole(value: float) -> str:
 
 def format_order(table: pd.DataFrame) -> list[str]:
     """The values of column `format`, `none` last: fewest bits first, recipes lowest loss first."""
-    if "recipe" in table and (table["format"] == table["recipe"]).all() and "loss" in table:
+    plain = table["format"].str.partition(",")[0]
+    if "recipe" in table and (plain == table["recipe"]).all() and "loss" in table:
         means = table.groupby("format")["loss"].mean().sort_values(kind="stable")
         names = [str(name) for name in means.index]
-        return sorted(names, key=lambda name: name == UNQUANTIZED)
+        return sorted(names, key=is_none)
     bits = 1 + table["exponent"] + table["mantissa"]
     keys = table[["format", "exponent", "block_size"]].assign(
-        last=table["format"] == UNQUANTIZED, bits=bits
+        last=table["format"].map(is_none), bits=bits
     )
     keys = keys.sort_values(["last", "bits", "exponent", "block_size", "format"])
     keys = keys.drop_duplicates("format")

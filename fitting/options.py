@@ -10,8 +10,19 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fitting.swept import is_key
+
 LAW_NAMES = ("chinchilla", "floating_point", "quartet", "precision", "ptq", "qat", "compressed")
 """Of `fitting.laws.LAWS`: help must not wait for its import."""
+OUR_COLUMNS = (
+    "loss params tokens exponent mantissa block_size forward backward bits_w bits_a bits_kv "
+    "bits_post gmse run_id status seed cell model recipe granularity scale operands "
+    "operand_values corpus compute_dtype format_post operands_post study bits bits_with_scales "
+    "params_head params_embedding params_total params_quantized unique_tokens flops train_loss "
+    "bits_per_byte wall_seconds tokens_per_second attempts quantize_backend numerics_version reason"
+).split()
+"""Columns that a law, a page or the noise floor reads, and that another name may stand for."""
+EXAMPLES = {"freeze": "E=1.8", "bounds": "E=1..2", "columns": "loss=val_loss"}
 FIGURE_FILES = ("svg", "pdf")
 """As what a figure can be written beside the page."""
 
@@ -29,7 +40,8 @@ as key=value:
 
   study=NAME           stands for results=runs/NAME out=reports/NAME; runs/NAME/study.json may set
                        defaults for the options below
-  results=PATH         a folder of runs, a .csv or a .parquet file: one row a run
+  results=PATH         a folder of runs, or a table of one row a run: .csv (with commas, semicolons
+                       or tabs), .tsv, .jsonl, each also .gz, or .parquet
   out=FOLDER           where fit.json goes
   law=NAME             {", ".join(LAW_NAMES)}
   compare=LAW,LAW      rivals of law, by AIC, BIC and what they predict of runs that they were not
@@ -41,7 +53,11 @@ as key=value:
                        block_size; compressed gmse).  For ptq a folder of runs made with
                        ptq.formats=[...] gives a row for each run and format, with format_post;
                        the run itself has format_post none and the bits of its compute dtype
-  where=EXPRESSION     keep the rows for which it holds (a pandas query)
+                       THEIRS may be a formula: columns.params="N*1e9".  Rows are taken for
+                       repeats if they agree in all columns but seed and what came out; where a
+                       column of yours is an outcome too, columns.cell=THEIRS says what repeats
+  where=EXPRESSION     keep the rows for which it holds: comparisons, arithmetic, and, or, not, in;
+                       of a folder of runs also by what was swept: where="optim.lr == 0.016"
   objective=huber      of log residuals, summed over rows; or lad, least_squares
   objective.delta=1e-3 Huber's threshold in log loss
   weights=COLUMN       weigh the rows, e.g. by how many seeds each averages
@@ -278,7 +294,10 @@ def parse(pairs: Mapping[str, str], options: Options) -> Options:
         head, _, tail = key.partition(".")
         if name in known and not isinstance(known[name], dict) and "_" not in key:
             values[name] = _convert(key, text, type(known[name]))
-        elif tail and isinstance(known.get(head), dict):
+        elif isinstance(known.get(head), dict) and (tail or "." in key):
+            if not tail.strip():
+                example = EXAMPLES[head]
+                raise UsageError(f"{key}={text}: names nothing; e.g. {head}.{example}")
             values[head][tail] = _entry(head, key, text)
         else:
             names = [
@@ -293,13 +312,27 @@ def parse(pairs: Mapping[str, str], options: Options) -> Options:
 
 def _entry(head: str, key: str, text: str) -> Any:
     """What stands for `text` in the dictionary `head`."""
+    if head == "columns":
+        return _column(key, text)
     if head != "bounds":
-        return text if head == "columns" else _convert(key, text, float)
+        return _convert(key, text, float)
     low, _, high = text.partition("..")
     try:
         return float(low), float(high)
     except ValueError:
         raise UsageError(f"{key}={text}: must be two numbers, LO..HI") from None
+
+
+def _column(key: str, text: str) -> str:
+    """The name of a column of theirs, if `key` names one of ours."""
+    ours = key.partition(".")[2]
+    if ours not in OUR_COLUMNS and not is_key(ours):
+        close = difflib.get_close_matches(ours, OUR_COLUMNS, n=1)
+        hint = (
+            f"did you mean columns.{close[0]}?" if close else f"ours are {', '.join(OUR_COLUMNS)}"
+        )
+        raise UsageError(f"{key}={text}: no column of ours; {hint}")
+    return text
 
 
 def _convert(key: str, text: str, kind: type) -> Any:

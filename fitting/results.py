@@ -13,15 +13,20 @@ law's log2(block_size) is zero exactly as in Sun et al. (2501.02423, Eq. 1).
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import re
 import uuid
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from fitting.swept import is_key, swept
+from fitting.table_files import KINDS, can_read, counts, read_file
 
 if TYPE_CHECKING:  # a worker that writes one record needs no tables
     import pandas as pd
@@ -166,6 +171,17 @@ def _held_by_bfloat16(name: str) -> bool:
 
 
 _MAYBE_EMPTY = {"operands", "reason", "metrics_sha256", "weights_sha256"}
+WANDB_STATES = ("finished", "crashed", "failed", "killed", "running", "preempted", "preempting")
+"""What W&B calls the state of a run; only a finished one has a result."""
+_NEEDED = ("loss", "params", "tokens")
+"""Columns that must be numbers; of others only a law's own (`fitting.describe`)."""
+_COUNTS = ("params", "tokens", "params_total", "unique_tokens")
+"""Columns that may say 7B or 300M."""
+_MEASURED = (
+    *("train_loss", "bits_per_byte", "wall_seconds", "tokens_per_second", "attempts", "flops"),
+    *("bits_with_scales", "unique_tokens"),
+)
+"""Columns in which words mean that nothing was measured."""
 _NO_COLUMNS = ("diagnostics", "ptq", "provenance", "config")
 COLUMNS = tuple(f.name for f in fields(RunRecord) if f.name not in _NO_COLUMNS)
 NUMERIC_COLUMNS = (
@@ -259,19 +275,22 @@ def read_record(folder: Path) -> RunRecord | None:
 def load(
     path: str | Path, columns: Mapping[str, str] | None = None, ptq: bool = False
 ) -> pd.DataFrame:
-    """Read a results table: a folder of runs, a CSV or a parquet file.
+    """Read a results table: a folder of runs, or a file as `fitting.table_files` reads it.
 
     Args:
-        path: `runs/<study>` (each `*/result.json` or `*/failure.json`), `*.csv` or `*.parquet`.
-        columns: Our name -> the table's name, e.g. {"params": "N", "tokens": "D"}.
+        path: `runs/<study>` (each `*/result.json` or `*/failure.json`), `*.csv`, `*.parquet`, ...
+        columns: Our name -> the table's name or a formula of these, e.g. {"params": "N",
+            "tokens": "D*1e9"}.
         ptq: Of a folder in which runs were scored with quantized weights, behind each of these
             runs a row for each format, with that loss.  All rows then have `bits_post`, bits of an
             element, and `format_post` and `operands_post`; of a run as it was trained these are
             its compute dtype's, 32 or 16, and "none" twice.
 
     Returns:
-        One row a run, sorted by `run_id` where there is one; a foreign table keeps its other
-        columns and gets `status` = "finished" where it has no status of its own.
+        One row a run, sorted by `run_id` where there is one, with a column for each key of the
+        configuration in which runs of a folder differ, e.g. `optim.lr`, as far as the others do
+        not tell.  A foreign table keeps its other columns and gets `status` = "finished" where it
+        has no status of its own (nor W&B's `State`).
 
     Raises:
         ResultsError: Nothing there, unreadable, or a named column is missing.
@@ -283,38 +302,110 @@ def load(
         records = [r for d in sorted(path.iterdir()) if d.is_dir() and (r := read_record(d))]
         if not records:
             raise ResultsError(f"results={path}: no */{RESULT} in this folder")
-        rows = _with_ptq if ptq and any(r.ptq for r in records) else _alone
-        table = pd.DataFrame([row for record in records for row in rows(record)])
+        table = table_of(records, ptq)
     elif not path.exists():
         raise ResultsError(f"results={path}: no such file or folder")
-    elif path.suffix in (".csv", ".parquet"):
+    elif can_read(path):
         try:
-            table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-        except (ValueError, OSError, ImportError) as error:
-            first_line = str(error).splitlines()[0]
+            table = read_file(path)
+        except (ValueError, OSError, ImportError, EOFError, lzma.LZMAError, zlib.error) as error:
+            first_line = (str(error) or type(error).__name__).splitlines()[0]
             raise ResultsError(f"results={path}: cannot be read ({first_line})") from error
     else:
-        raise ResultsError(f"results={path}: must be a folder of runs, a .csv or a .parquet file")
+        raise ResultsError(f"results={path}: must be {KINDS}")
 
-    for ours, theirs in (columns or {}).items():
-        if theirs not in table.columns:
-            raise ResultsError(
-                f"columns.{ours}={theirs}: no such column; the table has {', '.join(table.columns)}"
-            )
-        table[ours] = table[theirs]
-    if "status" not in table.columns:
-        table["status"] = "finished"
+    table = _mapped(table, columns or {})
+    table["status"] = _status(table)
     for name in _MAYBE_EMPTY & set(table.columns):  # which a CSV file cannot tell from missing
         table[name] = table[name].astype(object).fillna("")
+    for name in filter(is_key, table.columns):
+        table[name] = _settled(table[name])
     for name in NUMERIC_COLUMNS:
         if name in table.columns:
+            if name in _COUNTS:
+                table[name] = counts(table[name])
             try:
                 table[name] = pd.to_numeric(table[name])
             except (ValueError, TypeError) as error:
-                raise ResultsError(f"column {name!r} of {path} is not numeric: {error}") from error
+                if name in _NEEDED:
+                    said = f"column {name!r} of {path} is not numeric: {error}"
+                    raise ResultsError(said) from error
+                if name in _MEASURED:
+                    table[name] = pd.to_numeric(table[name], errors="coerce")
     if "run_id" not in table.columns:
         return table
     return table.sort_values("run_id", ignore_index=True, kind="stable")
+
+
+def table_of(records: Sequence[RunRecord], ptq: bool = False) -> pd.DataFrame:
+    """The rows of runs' records, with what they swept besides (`fitting.swept`) as columns."""
+    import pandas as pd
+
+    rows = _with_ptq if ptq and any(r.ptq for r in records) else _alone
+    columns = {name: [getattr(r, name) for r in records] for name in COLUMNS}
+    keys = swept([record.config for record in records], columns)
+    found = []
+    for number, record in enumerate(records):
+        more = {key: values[number] for key, values in keys.items()}
+        found += [row | more for row in rows(record)]
+    return pd.DataFrame(found)
+
+
+def _mapped(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """The table with our names for columns of its own, each read from the table as it is."""
+    from fitting.expressions import ExpressionError, evaluate  # pandas
+
+    found = {}
+    for ours, theirs in columns.items():
+        if theirs in table.columns:
+            found[ours] = table[theirs]
+            continue
+        names = ", ".join(map(str, table.columns))
+        wrong = f"columns.{ours}={theirs}: no such column; the table has {names}"
+        if not any(sign in theirs for sign in "+-*/"):
+            raise ResultsError(wrong)
+        try:
+            found[ours] = evaluate(theirs, table)
+        except ExpressionError as error:
+            raise ResultsError(f"{wrong} (nor is it a formula of these: {error})") from error
+    return table.assign(**found)
+
+
+def _status(table: pd.DataFrame) -> pd.Series:
+    """How each run ended; a blank says nothing, so that its loss counts if there is one."""
+    import pandas as pd
+
+    given = table.get("status")
+    if given is None:
+        for name in ("State", "state"):  # as W&B exports it
+            if name in table and set(_word(table[name])) <= {*WANDB_STATES, ""}:
+                given = table[name]
+                break
+    if given is None:
+        return pd.Series("finished", index=table.index)
+    words = _word(given)
+    known = words.isin([*STATUSES, *WANDB_STATES])
+    words = words.where(known, given.astype(str).str.strip())
+    return words.mask(given.isna() | (words == ""), "finished")
+
+
+def _word(column: pd.Series) -> pd.Series:
+    return column.astype(object).where(column.notna(), "").astype(str).str.strip().str.lower()
+
+
+def _settled(column: pd.Series) -> pd.Series:
+    """A swept column as it comes back from a CSV file: numbers as numbers, nothing as missing."""
+    import pandas as pd
+
+    if pd.api.types.is_bool_dtype(column) or pd.api.types.is_numeric_dtype(column):
+        return column
+    column = column.astype(object).where(column.notna() & (column != ""), None)
+    if column.map(lambda value: isinstance(value, bool)).any():
+        return column.map(lambda value: None if value is None else str(value).lower())
+    try:
+        return pd.to_numeric(column)
+    except (ValueError, TypeError):
+        return column
 
 
 def _alone(record: RunRecord) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fitting.cells import CELL, with_conditions
 from fitting.fit import select_rows
 from fitting.laws import LAWS, FitError
 from fitting.naming import format_names, format_order
@@ -30,13 +31,8 @@ from fitting.results import (
     require_columns,
 )
 from fitting.style import format_colours
-from fitting.uncertainty import (
-    CELL,
-    NoiseFloor,
-    compare_cells,
-    compare_layouts,
-    noise_floor,
-)
+from fitting.swept import constant
+from fitting.uncertainty import NoiseFloor, compare_cells, compare_layouts, noise_floor
 
 FIT = "fit.json"
 FIT_KEYS = ("law", "objective", "parameters", "rows", "starts", "status", "warnings")
@@ -52,7 +48,7 @@ class Study:
     table: pd.DataFrame
     """One row a run, as it was trained, with `format` in words."""
     about: Mapping[str, Any]
-    """study.json: name, title, description, planned, notes, provenance; all optional."""
+    """study.json: name, title, description, planned, notes, config, provenance; all optional."""
     fit: Mapping[str, Any] | None
     cells: pd.DataFrame | None
     """Quantized cells against `none` (`uncertainty.compare_cells`) with `format`, `params`."""
@@ -125,12 +121,15 @@ def read_runs(folder: Path, ptq: bool = False) -> tuple[pd.DataFrame, dict[str, 
         ptq: As `fitting.results.load` takes it.
 
     Returns:
-        The table, and what study.json holds but the planned runs' work, with `name` and
-        `provenance`: of what the runs' records know of commit and device, the different values.
+        The table, and what study.json holds but the planned runs' work, with `name`, with `config`:
+        the keys in which all runs agree (`fitting.swept`), and with `provenance`: of what the runs'
+        records know of commit and device, the different values.
     """
     about = {"name": folder.name} | (read_json(folder / STUDY) or {})
     about.pop("work", None)
     records = [r for d in sorted(folder.iterdir()) if d.is_dir() and (r := read_record(d))]
+    if shared := constant([record.config for record in records]):
+        about["config"] = shared
     table = load(folder, ptq=ptq) if records else pd.DataFrame(columns=list(COLUMNS))
     values = {
         key: sorted({str(r.provenance[key]) for r in records if key in r.provenance})
@@ -149,8 +148,9 @@ def _study(
 ) -> Study:
     """Name the formats, pool the seeds' noise and compare cells, or say why that cannot be."""
     scored = table.copy()
-    if set(FORMAT_COLUMNS) <= set(scored):
+    if set(FORMAT_COLUMNS) <= _numbers(scored):
         scored["format"] = format_names(scored, among=scored)
+        scored["format"] = with_conditions(scored["format"], scored, among=scored)
         order = format_order(scored)
     else:
         scored["format"] = _kinds(scored, fit)
@@ -164,20 +164,24 @@ def _study(
         noise = noise_floor(table)
     cells, no_cells, layouts = None, "", pd.DataFrame()
     missing = [name for name in (*CELL, "seed") if name not in table]
+    missing += [c for c in FORMAT_COLUMNS if c not in {*missing, *_numbers(table)}]
     if missing:
         no_cells = f"The table has no column {', '.join(missing)}: formats cannot be compared."
     elif done.empty:
         no_cells = "No run ended with a loss: there is nothing to compare."
     else:
         compared = compare_cells(table)
-        compared["params"] = compared["model"].map(table.groupby("model")["params"].first())
-        compared["format"] = format_names(compared, among=table)
+        compared["params"] = compared.pop("params")  # behind what it was compared by
+        plain = table.assign(format=format_names(table, among=table))
+        compared["format"] = with_conditions(
+            format_names(compared, among=table), compared, among=plain
+        )
         compared["loss_error"] = noise.std_loss / np.sqrt(compared["seeds"].clip(lower=1))
         judged = compared[np.isfinite(compared["difference"].astype(float))]
         if judged.empty:
             no_cells = (
-                "No quantized cell has an unquantized run (none) of the same model and tokens "
-                "beside it: nothing can be compared."
+                "No quantized cell has an unquantized run (none) of the same model and tokens, and "
+                "equal in all else, beside it: nothing can be compared."
             )
         else:
             cells = compared
@@ -186,6 +190,11 @@ def _study(
         results, table, about, fit, cells, no_cells, layouts, noise, order,
         format_colours(order), scored, inputs,
     )  # fmt: skip
+
+
+def _numbers(table: pd.DataFrame) -> set[str]:
+    """The columns that hold numbers; of a table without a row any may."""
+    return {str(c) for c in table if table.empty or pd.api.types.is_numeric_dtype(table[c])}
 
 
 def _kinds(table: pd.DataFrame, fit: Mapping[str, Any] | None) -> pd.Series:

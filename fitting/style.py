@@ -20,7 +20,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from fitting.naming import UNQUANTIZED, count_label
+from fitting.naming import UNQUANTIZED, count_label, is_none
 from fitting.svg import tag_entry, to_svg
 
 INK = "#16191d"  # replaced by currentColor in SVG: use it for nothing that carries data
@@ -88,15 +88,16 @@ class Panel:
 
 
 def format_colours(order: Sequence[str]) -> dict[str, str]:
-    """One colour a format, `none` grey.
+    """One colour a format, `none` grey, whatever the conditions.
 
     Args:
         order: All formats of the study, as `format_order` gives them.
     """
-    names = [name for name in order if name != UNQUANTIZED]
+    names = [name for name in order if not is_none(name)]
+    grey = dict.fromkeys([*(name for name in order if is_none(name)), UNQUANTIZED], NONE_COLOUR)
     if len(names) > len(OKABE_ITO):
-        return {**shades(names), UNQUANTIZED: NONE_COLOUR}
-    return {**dict(zip(names, OKABE_ITO, strict=False)), UNQUANTIZED: NONE_COLOUR}
+        return {**shades(names), **grey}
+    return {**dict(zip(names, OKABE_ITO, strict=False)), **grey}
 
 
 def shades(names: Sequence[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from fitting.findings import interval, number, pinned, signed, z_score
 from fitting.laws import BESIROGLU_2024, KUMAR_2024, KUMAR_2024_PTQ, QUARTET_2025, SUN_2025
-from fitting.naming import UNQUANTIZED, count_label, records
+from fitting.naming import count_label, is_none, records
 
 ROWS_ON_PAGE = 600
 """A table longer than this goes on in its CSV file only: the page stays below 1 MB."""
@@ -56,14 +56,15 @@ def losses(cells: pd.DataFrame, done: pd.DataFrame) -> View:
               ("verdict", "verdict"), ("mean loss", "num"), ("seeds", "num"),
               ("bits", "num")]  # fmt: skip
     rows: list[tuple[str, list[str]]] = []
-    base = done[done["format"] == UNQUANTIZED]
+    base = done[done["format"].map(is_none)]
     key: Any
     for key, group in cells.groupby(["params", "tokens"], sort=True):
         params, tokens = key
         rows.append(("group", [f"{count_label(params)} parameters, {count_label(tokens)} tokens"]))
-        none = base[(base["params"] == params) & (base["tokens"] == tokens)]["loss"]
-        if len(none):
-            text = [UNQUANTIZED, "", "", "baseline", _loss(none.mean()), str(len(none)), ""]
+        none = base[(base["params"] == params) & (base["tokens"] == tokens)]
+        for name, losses_of in none.groupby("format")["loss"]:
+            count = str(len(losses_of))
+            text = [str(name), "", "", "baseline", _loss(losses_of.mean()), count, ""]
             rows.append(("none", text))
         for cell in records(group):
             verdict = str(cell.verdict)
@@ -230,7 +231,7 @@ def runs(table: pd.DataFrame) -> View:
     }  # fmt: skip
     present = {name: kind for name, kind in columns.items() if name in table}
     words = {"params": count_label, "tokens": count_label, "tokens_per_second": count_label}
-    words |= {"loss": _loss, "seed": lambda value: number(value, 12)}
+    words |= {"loss": _loss, "seed": _seed}
     texts = [[words.get(name, _word)(value) for value in table[name]] for name in present]
     rows = [
         ("" if status == "finished" else str(status), list(cells))
@@ -238,6 +239,10 @@ def runs(table: pd.DataFrame) -> View:
     ]
     header = [(name.replace("_", " "), kind) for name, kind in present.items()]
     return View("runs", header, rows, table)
+
+
+def _seed(value: Any) -> str:
+    return _word(value) if isinstance(value, str) else number(value, 12)
 
 
 def _word(value: object) -> str:

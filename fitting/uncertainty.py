@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from fitting.centred import Centred
+from fitting.cells import CELL, cell_keys, condition_keys
 from fitting.curves import Array
 from fitting.fit import (
     Fit,
@@ -40,11 +41,11 @@ RAISED_STARTS = 8
 MEMORY = 10_000_000
 """Doubles in the weights of the draws that are solved at a time: 80 MB."""
 
-CELL = ("model", "recipe", "exponent", "mantissa", "block_size", "granularity", "scale", "tokens")
-"""Runs that agree in these columns differ by their seed only."""
-
-WITHIN = ("model", "tokens", "corpus")
-"""A cell is compared with the unquantized cell that agrees in these columns (where present)."""
+SPLIT = (
+    *("exponent", "mantissa", "bits_with_scales", "format"),
+    *("precision.exponent", "precision.mantissa", "precision.kind", "precision.specials"),
+)
+"""Columns in which the splits of one width differ by themselves."""
 
 WIDE = math.exp(2 * 1.96)
 """Ratio of an interval's ends from which the data do not hold the parameter."""
@@ -292,10 +293,10 @@ def noise_floor(table: pd.DataFrame) -> NoiseFloor:
     """Pooled standard deviation of repeated runs that differ only by their seed.
 
     Args:
-        table: Results (see `fitting.results`); of the columns in `CELL` and `params`, `corpus`,
-            those that it has decide which runs are repeats.  Rows without a loss do not count;
-            of two rows with the same cell and seed only the first does: they are one run.
-            Without a column `seed` nothing is known to be a repeat.
+        table: Results (see `fitting.results`); `fitting.cells.cell_keys` says which runs are
+            repeats.  Rows without a loss do not count; of two rows with the same cell and seed
+            only the first does: they are one run.  Without a column `seed` nothing is known to be
+            a repeat.
 
     Returns:
         Within-cell standard deviations, sqrt(sum of squares / degrees of freedom).
@@ -304,10 +305,10 @@ def noise_floor(table: pd.DataFrame) -> NoiseFloor:
         ResultsError: The table has no loss or no tokens.
     """
     require_columns(table, ("loss", "tokens"), "the noise floor")
-    keys = [c for c in (*CELL, "params", "corpus") if c in table]
     rows, _ = select_rows(table)
-    if "seed" not in rows:
+    if "seed" not in rows or rows.empty:
         return NoiseFloor(math.nan, math.nan, 0, 0)
+    keys = cell_keys(table)
     rows = rows.drop_duplicates([*keys, "seed"])
     loss = rows["loss"].to_numpy(dtype=float)
     cell = rows.groupby(keys, dropna=False).ngroup().to_numpy()
@@ -322,7 +323,7 @@ def noise_floor(table: pd.DataFrame) -> NoiseFloor:
 
 
 def compare_cells(table: pd.DataFrame) -> pd.DataFrame:
-    """Each quantized cell against the unquantized runs of the same model and tokens.
+    """Each quantized cell against the unquantized runs that agree with it in all else.
 
     Paired by seed where both sides share seeds (the same seed means the same initial weights and
     the same data, so that noise cancels); otherwise the difference of the two means.  The standard
@@ -333,7 +334,8 @@ def compare_cells(table: pd.DataFrame) -> pd.DataFrame:
         table: Results with the columns of `CELL`, `seed`, `status` and `loss`.
 
     Returns:
-        One row a quantized cell, by bits, then by `CELL`: the columns of `CELL`, `bits`; `seeds`
+        One row a quantized cell, by bits, then by `CELL`: `fitting.cells.cell_keys`, which begin
+        with `CELL`; `bits`; `seeds`
         (runs with a loss), `diverged` (runs that diverged), `pairs` (seeds shared with the
         unquantized cell); `loss` and `loss_none` (means); `difference` (nats per token, positive
         = worse); `standard_error` and its degrees of freedom `dof`; `z` = difference /
@@ -345,8 +347,7 @@ def compare_cells(table: pd.DataFrame) -> pd.DataFrame:
         ResultsError: A column is missing.
     """
     require_columns(table, (*CELL, "seed", "status", "loss"), "comparing cells")
-    within = [c for c in WITHIN if c in table]
-    keys = [*CELL, *(c for c in within if c not in CELL)]
+    within, keys = condition_keys(table), cell_keys(table)
     columns = [*keys, "bits", "seeds", "diverged", "pairs", "loss", "loss_none", "difference"]
     columns += ["standard_error", "dof", "z", "verdict"]
     done = select_rows(table)[0].drop_duplicates([*keys, "seed"])
@@ -371,12 +372,8 @@ def compare_cells(table: pd.DataFrame) -> pd.DataFrame:
     )
     result = result.join(done.groupby(keys, dropna=False)["loss"].agg(seeds="size", loss="mean"))
     result["pairs"], result["paired"] = spread["size"], spread["mean"]
-    result = result.reset_index().merge(
-        unquantized.groupby(within, dropna=False)["loss"].agg(none="size", loss_none="mean"),
-        left_on=within,
-        right_index=True,
-        how="left",
-    )
+    means = unquantized.groupby(within, dropna=False)["loss"].agg(none="size", loss_none="mean")
+    result = result.reset_index().merge(means.reset_index(), on=within, how="left")
     result[["seeds", "pairs"]] = result[["seeds", "pairs"]].fillna(0).astype(int)
     result["bits"] = 1 + result["exponent"] + result["mantissa"]
 
@@ -395,7 +392,11 @@ def compare_cells(table: pd.DataFrame) -> pd.DataFrame:
     result["dof"] = np.where(has_pairs, paired_dof, floor.dof)
     diverged = no_loss & (result["diverged"] > 0)
     result["verdict"] = np.where(diverged, "diverged", judge(result["z"], result["dof"]))
-    ordered: pd.DataFrame = result.sort_values(["bits", *keys], ignore_index=True)[columns]
+    ordered: pd.DataFrame = result.sort_values(
+        ["bits", *keys],
+        ignore_index=True,
+        key=lambda c: c.astype(str) if c.dtype == object else c,
+    )[columns]
     return ordered
 
 
@@ -419,10 +420,10 @@ def compare_layouts(table: pd.DataFrame) -> pd.DataFrame:
         ResultsError: A column is missing.
     """
     require_columns(table, (*CELL, "seed", "status", "loss"), "comparing layouts")
-    context = [c for c in CELL if c not in ("exponent", "mantissa")]
-    context += [c for c in ("corpus", "seed") if c in table]
     rows = select_rows(table)[0]
-    rows = rows[rows["granularity"] != "none"].drop_duplicates([*context, "exponent", "mantissa"])
+    rows = rows[rows["granularity"] != "none"]
+    context = [*cell_keys(rows.drop(columns=[c for c in SPLIT if c in rows])), "seed"]
+    rows = rows.drop_duplicates([*context, "exponent", "mantissa"])
     rows = rows.assign(bits=1 + rows["exponent"] + rows["mantissa"])
     both = rows.merge(rows, on=[*context, "bits"], suffixes=("_a", "_b"))
     both = both[both["exponent_a"] > both["exponent_b"]]

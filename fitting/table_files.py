@@ -1,0 +1,145 @@
+"""Reading a table from a file: what separates, what is a comment, and counts such as 7B.
+
+CSV with commas, semicolons or tabs, JSON lines and parquet; the text ones compressed too.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TEXT = (".csv", ".tsv")
+LINES = (".jsonl", ".ndjson")
+PARQUET = (".parquet",)
+_UNPACK: Mapping[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress,
+}  # fmt: skip
+KINDS = "a folder of runs, a .csv, .tsv, .jsonl (each also .gz) or .parquet file"
+SEPARATORS = ",;\t|"
+_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+_COUNT = re.compile(r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*([kmbgt]?)\s*", re.IGNORECASE)
+
+
+def can_read(path: Path) -> bool:
+    """Whether a file's name says that it is a table."""
+    kind, packed = _kind(path)
+    return kind in (*TEXT, *LINES) or (kind in PARQUET and not packed)
+
+
+def read_file(path: Path) -> pd.DataFrame:
+    """The table in a file, its columns' names without spaces around them.
+
+    Raises:
+        OSError: It cannot be read.
+        ImportError: What reads such files is not installed.
+        ValueError: It is no such table; the first line says what is wrong.
+    """
+    import pandas as pd
+
+    kind, packed = _kind(path)
+    if kind in PARQUET:
+        table = pd.read_parquet(path)
+        for name in table.columns:
+            if table[name].dtype == object:
+                table[name] = table[name].map(_as_text)
+    else:
+        text = _text(path, packed)
+        table = _json_lines(text) if kind in LINES else _separated(text, kind)
+    table.columns = [str(name).strip() for name in table.columns]
+    for name in table.columns[table.columns.duplicated()]:
+        raise ValueError(f"two columns are called {name!r}")
+    return table
+
+
+def _kind(path: Path) -> tuple[str, str]:
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    packed = suffixes.pop() if suffixes and suffixes[-1] in _UNPACK else ""
+    return (suffixes[-1] if suffixes else ""), packed
+
+
+def _text(path: Path, packed: str) -> str:
+    content = path.read_bytes()
+    if packed:
+        content = _UNPACK[packed](content)
+    return content.decode("utf-8-sig")
+
+
+def _separated(text: str, kind: str) -> pd.DataFrame:
+    import pandas as pd
+
+    lines = text.splitlines(keepends=True)
+    kept = [line for line in lines if not line.lstrip().startswith("#")]
+    header = next((line for line in kept if line.strip()), "")
+    separator = "\t" if kind == ".tsv" else _separator(header)
+    body = "".join(kept)
+    decimal = "."
+    if separator == ";" and re.search(r"\d,\d", body) and not re.search(r"\d\.\d", body):
+        decimal = ","
+    return pd.read_csv(io.StringIO(body), sep=separator, decimal=decimal, skipinitialspace=True)
+
+
+def _separator(header: str) -> str:
+    """What separates a header's names: whatever of the four cuts it into the most."""
+    rows = {s: next(csv.reader([header], delimiter=s), []) for s in SEPARATORS}
+    return max(SEPARATORS, key=lambda s: len(rows[s]))
+
+
+def _json_lines(text: str) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number} is no JSON object")
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"line {number} holds half a character (a lone surrogate)") from error
+        rows.append({key: _as_text(value) for key, value in row.items()})
+    return pd.DataFrame(rows)
+
+
+def _as_text(value: Any) -> Any:
+    """Lists, objects and bytes as text: these cannot be compared, nor be written as CSV."""
+    if hasattr(value, "tolist") and hasattr(value, "ndim"):
+        value = value.tolist()
+    if isinstance(value, dict | list | tuple | set):
+        return json.dumps(value, default=str)
+    return str(value) if isinstance(value, bytes) else value
+
+
+def counts(values: Any) -> Any:
+    """Counts written as 7B, 300M or 1.2T as numbers; a column without any is left as it is."""
+    if values.dtype.kind in "biuf":
+        return values
+    found = [_COUNT.fullmatch(value) if isinstance(value, str) else None for value in values]
+    if not any(match and match[2] for match in found):
+        return values
+    return values.map(_count)
+
+
+def _count(value: Any) -> Any:
+    match = _COUNT.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    try:
+        return float(match[1]) * _UNITS[match[2].lower()]
+    except ValueError:  # two points
+        return value
