@@ -27,6 +27,7 @@ from experiments.shards import DataError
 from experiments.sweep.estimate import probe
 from experiments.sweep.plan import Resources, make_plan, write_study
 from experiments.sweep.show import console, show_plan
+from fitting.results import DamagedError
 
 if TYPE_CHECKING:
     from experiments.recorder import Progress, Report
@@ -38,7 +39,8 @@ _PLAIN_LINES = 20
 def train() -> None:
     """`lowbit-train`: one run, or with -m a sweep.
 
-    Exit codes: 0 done, 1 a run failed, 2 a wrong request (one line says what), 130 Ctrl-C.
+    Exit codes: 0 done, 1 a run failed, 2 a wrong request (one line says what), 130 Ctrl-C,
+    143 SIGTERM.
     """
     traceback_wanted = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to here instead of printing them
@@ -61,12 +63,12 @@ def train() -> None:
         for line in text.splitlines():
             print(f"lowbit-train: {line}", file=sys.stderr)
         raise SystemExit(2) from None
-    except (Held, Fenced) as error:
+    except (Held, Fenced, DamagedError) as error:
         print(f"lowbit-train: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("lowbit-train: interrupted; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(143 if "SIGTERM" in error.args else 130) from None
     finally:
         warnings.showwarning = shown
         if not traceback_wanted:

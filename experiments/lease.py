@@ -29,11 +29,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from fitting.own_json import DamagedError, read_object
 from fitting.results import create_exclusive, write_atomic
 
 _NAME = re.compile(r"lease\.(\d+)\.json")
 ATTEMPTS = "attempts.json"
 _BEATS_PER_LIFE = 4
+_UNREADABLE_TTL = 60.0
+"""Seconds without a heartbeat after which a lease that cannot be read counts as dead."""
+_REMEDY = "it counts as dead when its time is over"
 _LOOK_SECONDS = 0.25
 """Between two looks whether the attempt is asked to stop."""
 
@@ -70,27 +74,62 @@ def holder(folder: Path) -> Holder | None:
         return None
     for number in sorted(_numbers(folder), reverse=True):
         try:
-            return Holder(**json.loads(_path(folder, number).read_text(encoding="utf-8")))
+            return _read_holder(_path(folder, number), number)
         except FileNotFoundError:  # released just now
             continue
+        except DamagedError:  # whoever it was: dead when its time is over
+            return Holder(number, "", "an unknown machine", "", 0, "", _UNREADABLE_TTL)
     return None
 
 
-def is_alive(folder: Path, who: Holder) -> bool:
-    """Whether the holder of a lease still works on it."""
+def _read_holder(path: Path, number: int) -> Holder:
+    data = read_object(path, _REMEDY)
+    try:
+        who = Holder(**data)
+    except TypeError as error:
+        raise DamagedError(path, str(error), _REMEDY) from error
+    words = (who.token, who.host, who.machine, who.born)
+    right = (
+        all(isinstance(word, str) for word in words)
+        and type(who.pid) is int
+        and who.number == number
+        and type(who.ttl) in (int, float)
+        and 0 < who.ttl < float("inf")
+    )
+    if not right:
+        raise DamagedError(path, "not a lease", _REMEDY)
+    return who
+
+
+def is_alive(folder: Path, who: Holder, reads_only: bool = False) -> bool:
+    """Whether the holder of a lease still works on it.
+
+    Args:
+        folder: The run's.
+        who: Of its latest lease.
+        reads_only: Leave the folder as it is.  Its clock cannot be asked then: this machine's
+            stands in for it, which is good enough to show but not to take over by.
+    """
     if who.machine and who.machine == _machine() and _born(who.pid) != who.born:
         return False
+    path = _path(folder, who.number)
     try:
-        beat = _path(folder, who.number).stat().st_mtime
+        age = (time.time() if reads_only else _store_time(folder)) - path.stat().st_mtime
     except FileNotFoundError:
         return False
-    return _store_time(folder) - beat <= who.ttl
+    if reads_only:
+        return abs(age) <= who.ttl
+    if age < 0:
+        # The store's clock was set back.  From now on its time runs; the living beat again.
+        with contextlib.suppress(OSError):
+            os.utime(path)
+    return age <= who.ttl
 
 
-def at_work(folder: Path) -> Holder | None:
-    """Who works on a run now."""
+def at_work(folder: Path, reads_only: bool = False) -> Holder | None:
+    """Who works on a run now; arguments as those of `is_alive`."""
     who = holder(folder)
-    return who if who is not None and is_alive(folder, who) else None
+    return who if who is not None and is_alive(folder, who, reads_only) else None
 
 
 def break_lease(folder: Path, token: str) -> None:
@@ -215,7 +254,14 @@ def _numbers(folder: Path) -> list[int]:
 def _attempts(folder: Path) -> int:
     """How often the run was started so far, by what the last start wrote."""
     path = folder / ATTEMPTS
-    return int(json.loads(path.read_text())["attempts"]) if path.exists() else 0
+    remedy = "delete it if nobody works on this run, and run the command again"
+    try:
+        attempts = read_object(path, remedy).get("attempts")
+    except FileNotFoundError:
+        return 0
+    if type(attempts) is not int or attempts < 0:
+        raise DamagedError(path, "attempts is not a count", remedy)
+    return attempts
 
 
 def _store_time(folder: Path) -> float:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.wandb_files import read_run, run_files
-from fitting.results import STUDY
+from fitting.results import STUDY, read_study
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # pydantic's, of how its models are written
@@ -117,7 +117,7 @@ def read_logged(folder: Path) -> Logged:
     """
     if not (folder / STUDY).is_file():
         raise FileNotFoundError(f"study={folder.name}: there is no {folder / STUDY}")
-    about = json.loads((folder / STUDY).read_text(encoding="utf-8"))
+    about = read_study(folder)
     found = Logged(about["name"], about["title"], about["description"])
     for run_id in sorted(about["planned"]):
         files = run_files(folder / run_id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ from rich.text import Text
 
 from experiments.lease import at_work
 from experiments.progress import duration, last_row
-from fitting.results import STUDY, ResultsError, RunRecord, read_record
+from fitting.own_json import read_object
+from fitting.results import STUDY, DamagedError, ResultsError, RunRecord, read_record, read_study
 
 HELP = """\
 lowbit-status: how a study stands, from any shell and any machine that sees its folder.
@@ -44,7 +44,7 @@ class State:
 
     run_id: str
     kind: str
-    """finished, diverged, failed, running, interrupted or waiting."""
+    """finished, diverged, failed, damaged, running, interrupted or waiting."""
     work: float
     """FLOPs of the whole run."""
     share: float = 0.0
@@ -92,8 +92,8 @@ def read_status(folder: Path) -> Status:
     """
     if not (folder / STUDY).is_file():
         raise UsageError(f"study={folder.name}: there is no {folder / STUDY}")
-    about = json.loads((folder / STUDY).read_text(encoding="utf-8"))
-    work = about.get("work", {})  # not known of studies planned before it was written: all alike
+    about = read_study(folder)
+    work = about["work"]  # not known of studies planned before it was written: all alike
     states = [_state(folder / name, float(work.get(name, 1.0))) for name in about["planned"]]
     return Status(about["name"], states)
 
@@ -101,9 +101,12 @@ def read_status(folder: Path) -> Status:
 def _state(run: Path, work: float) -> State:
     if not run.is_dir():
         return State(run.name, "waiting", work)
-    who = at_work(run)
-    record = read_record(run)
+    who = at_work(run, reads_only=True)
     row = last_row(run)
+    try:
+        record = read_record(run)
+    except DamagedError as error:
+        return State(run.name, "damaged", work, text=str(error))
     if record is None or record.status == "failed":
         share, rate = _progress(run, row)
         if who is not None:
@@ -127,14 +130,18 @@ def _progress(run: Path, row: dict[str, Any]) -> tuple[float, float]:
     config = run / "config.json"
     if not row or not config.is_file():
         return 0.0, 0.0
-    tokens = max(1, int(json.loads(config.read_text(encoding="utf-8"))["tokens"]))
-    return min(1.0, row["tokens"] / tokens), row.get("train/tokens_per_second", 0.0) / tokens
+    try:
+        tokens = max(1, int(read_object(config, "the next attempt writes it anew")["tokens"]))
+        share = min(1.0, float(row["tokens"]) / tokens)
+        return share, float(row.get("train/tokens_per_second", 0.0)) / tokens
+    except (ValueError, TypeError, KeyError):  # a share is not worth an error
+        return 0.0, 0.0
 
 
 def render(status: Status) -> str:
     """As text with rich's markup, one line a run that is at work or in trouble."""
     parts = [f"{status.count('finished', 'diverged')} of {len(status.states)} runs done"]
-    for kind in ("diverged", "running", "interrupted", "failed", "waiting"):
+    for kind in ("diverged", "running", "interrupted", "failed", "damaged", "waiting"):
         if number := status.count(kind):
             parts.append(f"{number} {kind}")
     eta = f", about {duration(status.eta)} left" if status.eta is not None else ""
@@ -145,6 +152,7 @@ def render(status: Status) -> str:
         ("running", "cyan"),
         ("interrupted", "yellow"),
         ("failed", "red"),
+        ("damaged", "red"),
         ("diverged", "yellow"),
     ):
         lines += [

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import tracking
-from experiments.wandb_files import is_synced, mark_synced, read_run, run_files
+from experiments.wandb_files import inside, is_synced, mark_synced, read_run, run_files
 
 HELP = """\
 lowbit-sync: push the offline W&B runs of a study, continuing the curves of resumed runs.
@@ -109,11 +109,13 @@ def run(arguments: Sequence[str]) -> int:
     if not folders:
         where = ", ".join(str(path) for path in options.paths)
         raise UsageError(f"{where}: no W&B files below it; was it trained with tracking=none?")
+    states: Counter[str] = Counter()
     if options.dry_run:
         for folder in folders:
-            _say(folder, _without_pushing(folder) or _would_push(folder))
-        return 0
-    states: Counter[str] = Counter()
+            outcome = _looked(folder, reads_only=True) or _would_push(folder)
+            _say(folder, outcome)
+            states[outcome.state] += 1
+        return 1 if states["failed"] else 0
     ends_all = ""
     for folder, outcome in push_all(folders, options.timeout, server()):
         _say(folder, outcome)
@@ -172,6 +174,7 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
         file.absolute()
         for path in paths
         for file in ([path] if path.is_file() else path.rglob("run-*.wandb"))
+        if inside(file, path)
     }
     # <run>/wandb/[offline-]run-<time>-<id>/run-<id>.wandb
     return sorted({file.parents[2] for file in files})
@@ -197,7 +200,7 @@ def push_all(folders: Sequence[Path], timeout: float, url: str) -> Iterator[tupl
     hopeless = threading.Event()
 
     def one(folder: Path) -> Outcome:
-        if (outcome := _without_pushing(folder)) is not None:
+        if (outcome := _looked(folder)) is not None:
             return outcome
         if hopeless.is_set():
             return Outcome("not tried")
@@ -303,12 +306,20 @@ def _answers(url: str) -> bool:
     return True
 
 
-def _without_pushing(folder: Path) -> Outcome | None:
+def _looked(folder: Path, reads_only: bool = False) -> Outcome | None:
+    """What `_without_pushing` says; what is wrong with one run's folder stops no other."""
+    try:
+        return _without_pushing(folder, reads_only)
+    except (OSError, ValueError) as error:
+        return Outcome("failed", " ".join(str(error).split()))
+
+
+def _without_pushing(folder: Path, reads_only: bool) -> Outcome | None:
     from experiments.lease import (
         at_work,
     )  # brings pandas, which the processes of `push` can do without
 
-    if (who := at_work(folder)) is not None:
+    if (who := at_work(folder, reads_only)) is not None:
         return Outcome("running", f"on {who.host}; left alone")
     if all(is_synced(file) for file in run_files(folder)):
         return Outcome("already pushed")
@@ -316,7 +327,10 @@ def _without_pushing(folder: Path) -> Outcome | None:
 
 
 def _would_push(folder: Path) -> Outcome:
-    found = read_run(folder)
+    try:
+        found = read_run(folder)
+    except (OSError, ValueError) as error:
+        return Outcome("failed", " ".join(str(error).split()))
     said = {"rows": len(found.history), "attempts": found.attempts, "torn": found.torn}
     outcome = _arrived(said)
     return Outcome(f"would be {outcome.state}", outcome.detail)

@@ -162,14 +162,21 @@ def _politely(stop: threading.Event) -> Iterator[None]:
         yield
         return
 
+    received: list[int] = []
+
     def ask(number: int, _: object) -> None:
+        received.append(number)
         if stop.is_set():
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(signal.Signals(number).name)
         stop.set()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except (Stopped, KeyboardInterrupt, SystemExit):  # Lightning makes the last of a second signal
+        if received:
+            raise KeyboardInterrupt(signal.Signals(received[0]).name) from None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

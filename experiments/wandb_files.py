@@ -53,8 +53,16 @@ def run_files(folder: Path) -> list[Path]:
         folder: What `wandb.init(dir=...)` was given; the files are
             `wandb/[offline-]run-<time>-<id>/run-<id>.wandb` below it.
     """
-    found = folder.glob("wandb/*run-*-*/run-*.wandb")
+    found = [path for path in folder.glob("wandb/*run-*-*/run-*.wandb") if inside(path, folder)]
     return sorted(found, key=lambda path: path.parent.name.removeprefix("offline-"))
+
+
+def inside(path: Path, folder: Path) -> bool:
+    """Whether it is a plain file that lies in the folder, not a link that leads out of it."""
+    try:
+        return path.is_file() and path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a ring of links
+        return False
 
 
 def row_key(row: Row) -> tuple[float, frozenset[str]]:
@@ -139,6 +147,7 @@ class _Attempt:
 
 
 def _read_attempt(path: Path) -> _Attempt:
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from wandb.proto import wandb_internal_pb2  # takes its time to import
 
     data = path.read_bytes()
@@ -146,21 +155,34 @@ def _read_attempt(path: Path) -> _Attempt:
         raise ValueError(f"{path}: not a W&B file")
     found, whole = _Attempt(), min(len(data), len(_FILE_HEADER))
     for encoded, end in _scan(data):
+        try:
+            _take(found, wandb_internal_pb2.Record.FromString(encoded))  # type: ignore[attr-defined]
+        except (DecodeError, ValueError, RecursionError, OverflowError) as error:
+            raise ValueError(
+                f"{path}: not a W&B file (byte {whole}: {' '.join(str(error).split())[:120]})"
+            ) from error
         whole = end
-        record = wandb_internal_pb2.Record.FromString(encoded)  # type: ignore[attr-defined]
-        match record.WhichOneof("record_type"):
-            case "run":
-                found.run = record.run
-                found.started = record.run.start_time.ToNanoseconds() / 1e9
-                found.config |= _values(record.run.config.update)
-            case "config":
-                found.config |= _values(record.config.update)
-            case "history":
-                found.history.append(_values(record.history.item))
-            case "exit":
-                found.exit_code = record.exit.exit_code
     found.torn = len(data) - whole
     return found
+
+
+def _take(found: _Attempt, record: Any) -> None:
+    """Add what one record says."""
+    match record.WhichOneof("record_type"):
+        case "run":
+            found.run = record.run
+            found.started = record.run.start_time.ToNanoseconds() / 1e9
+            found.config |= _values(record.run.config.update)
+        case "config":
+            found.config |= _values(record.config.update)
+        case "history":
+            row = _values(record.history.item)
+            for key in ("step", "_timestamp"):
+                if key in row and type(row[key]) not in (int, float):
+                    raise ValueError(f"{key} is not a number")
+            found.history.append(row)
+        case "exit":
+            found.exit_code = record.exit.exit_code
 
 
 def _scan(data: bytes) -> Iterator[tuple[bytes, int]]:

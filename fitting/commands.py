@@ -6,6 +6,7 @@ Nothing is imported before it is known to be needed: help and mistakes are answe
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def report() -> None:
 
 def _main(name: str, command: Callable[[Sequence[str]], None]) -> None:
     """Run a command; a user's mistake is one line on stderr and exit code 2."""
+    warnings.showwarning = lambda message, *_, **__: print(f"{name}: {message}", file=sys.stderr)
     try:
         command(sys.argv[1:])
     except ValueError as error:

@@ -119,7 +119,10 @@ def select_rows(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     )
     names, counts = np.unique(reason[reason != ""], return_counts=True)
     rows: pd.DataFrame = table[reason == ""]
-    return rows, {str(name): int(count) for name, count in zip(names, counts, strict=True)}
+    excluded = {str(name): int(count) for name, count in zip(names, counts, strict=True)}
+    if damaged := table.attrs.get("damaged", 0):  # records that `load` could not read
+        excluded["damaged"] = int(damaged)
+    return rows, excluded
 
 
 def thresholds(objective: str, delta: float | None) -> list[float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -257,15 +256,18 @@ def _study_defaults(folder: Path) -> dict[str, str]:
 
     It may not set `where`: an expression is evaluated, and nothing read from a file is.
     """
-    from fitting.results import STUDY  # pandas, which help must not wait for
+    from fitting.own_json import ResultsError, read_object
+    from fitting.results import STUDY, STUDY_REMEDY
 
     path = folder / STUDY
     if not path.is_file():
         return {}
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = read_object(path, STUDY_REMEDY)
         pairs = dict(settings.get("fit", {}))
-    except (json.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
+    except ResultsError as error:
+        raise UsageError(str(error)) from error
+    except (AttributeError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read ({error})") from error
     for key in ("where", "study", "results", "out"):
         if key in pairs:

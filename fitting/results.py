@@ -17,14 +17,18 @@ import lzma
 import os
 import re
 import uuid
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fitting.own_json import DamagedError as DamagedError
+from fitting.own_json import ResultsError as ResultsError
+from fitting.own_json import read_object, strict
 from fitting.swept import is_key, swept
 from fitting.table_files import KINDS, can_read, counts, read_file
 
@@ -39,8 +43,13 @@ STATUSES = ("finished", "diverged", "failed")
 OPERAND_VALUES = ("exact", "rounded")
 
 
-class ResultsError(ValueError):
-    """A results table that cannot be used, with what would be right."""
+REMEDY = "delete it and run the command again; the run is made anew"
+"""Where a run's result or failure is damaged."""
+STUDY_REMEDY = "delete it and run lowbit-train again, which writes it anew"
+
+
+class DamagedWarning(UserWarning):
+    """A run is left out, for its record is damaged."""
 
 
 @dataclass(frozen=True)
@@ -130,11 +139,28 @@ class RunRecord:
     @classmethod
     def from_json(cls, text: str) -> RunRecord:
         """Read one record; keys that a newer version may have added are an error, not a guess."""
-        data = json.loads(text)
+        data = strict(text)
+        if not isinstance(data, dict):
+            raise ResultsError(f"holds a {type(data).__name__}, not an object")
+        return cls.from_dict(data)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> RunRecord:
+        """Check what was read by type and range.
+
+        Raises:
+            ResultsError: Names the key, its value and what would be right.
+        """
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(data) - known)
         if unknown:
             raise ResultsError(f"unknown keys {unknown}: written by a newer version?")
+        needed = {f.name for f in fields(cls) if f.default is MISSING is f.default_factory}
+        if missing := sorted(needed - set(data)):
+            raise ResultsError(f"lacks {', '.join(missing)}")
+        for f in fields(cls):
+            if f.name in data:
+                _check(f.name, str(f.type), data[f.name])
         data.setdefault("operand_values", _operand_values(data))
         return cls(**data)
 
@@ -143,6 +169,47 @@ class RunRecord:
         return json.dumps(asdict(self), indent=1, sort_keys=False, allow_nan=False) + "\n"
 
 
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "dict[str, Any]": (dict,),
+}
+_AT_LEAST_ONE = ("bits", "block_size", "tokens", "schema_version")
+_ANY_SIGN = ("loss", "train_loss", "bits_per_byte")
+
+
+def _check(name: str, kind: str, value: Any) -> None:
+    """Refuse a value of another type than the key's, or out of its range."""
+    if isinstance(value, bool) or not isinstance(value, _TYPES[kind]):
+        raise ResultsError(f"{name}={_short(value)}: must be {kind}")
+    if name == "run_id" and not value:
+        raise ResultsError("run_id is empty")
+    if name == "ptq":
+        for form, scored in value.items():
+            if not isinstance(scored, dict) or not {"loss", "bits", "operands"} <= set(scored):
+                raise ResultsError(f"ptq.{form}: must hold loss, bits and operands")
+            _check(f"ptq.{form}.loss", "float | None", scored["loss"])
+            _check(f"ptq.{form}.bits", "float", scored["bits"])
+            _check(f"ptq.{form}.operands", "str", scored["operands"])
+    if not isinstance(value, (int, float)):
+        return
+    if not abs(value) < 1e300:  # beyond, and NaN, no table holds it
+        raise ResultsError(f"{name}={_short(value)}: must be finite")
+    least = 1 if name in _AT_LEAST_ONE else 0
+    if value < least and name not in _ANY_SIGN and not name.startswith("ptq."):
+        raise ResultsError(f"{name}={_short(value)}: must be at least {least}")
+    if name == "schema_version" and value > SCHEMA_VERSION:
+        raise ResultsError(
+            f"schema_version={_short(value)}: written by a newer version, this one reads "
+            f"{SCHEMA_VERSION}"
+        )
+
+
+def _short(value: Any) -> str:
+    text = "a very long number" if isinstance(value, int) and value > 10**100 else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 _POWERS_OF_TWO = ("e8m0", "e8m0_log2", "e8m0_ceil", "e8m0_nearest", "quest", "quest_floor")
 """Scales that bfloat16 holds beside any element of at most 7 mantissa bits."""
 
@@ -261,15 +328,70 @@ def _sync_folder(folder: Path) -> None:
 
 
 def read_record(folder: Path) -> RunRecord | None:
-    """The result in one run's folder, else its failure, else None."""
+    """The result in one run's folder, else its failure, else None.
+
+    Raises:
+        DamagedError: It cannot be read, or is another run's.
+    """
     for name in (RESULT, FAILURE):
         path = folder / name
-        if path.exists():
-            try:
-                return RunRecord.from_json(path.read_text(encoding="utf-8"))
-            except (ResultsError, TypeError, ValueError) as error:  # bad JSON, or no text
-                raise ResultsError(f"{path}: not a run record ({error})") from error
+        try:
+            record = RunRecord.from_dict(read_object(path, REMEDY))
+        except FileNotFoundError:
+            continue
+        except DamagedError:
+            raise
+        except ResultsError as error:
+            raise DamagedError(path, f"not a run record: {error}", REMEDY) from error
+        if record.run_id != folder.absolute().name:
+            why = f"not a run record of this folder: run_id={_short(record.run_id)}"
+            raise DamagedError(path, why, REMEDY)
+        if (record.status == "failed") != (name == FAILURE):
+            raise DamagedError(path, f"not a run record: status={record.status}", REMEDY)
+        return record
     return None
+
+
+def read_records(folder: Path) -> tuple[list[RunRecord], list[str]]:
+    """The records of all runs in a study's folder, and a line for each that is damaged."""
+    records, damaged = [], []
+    for run in sorted(folder.iterdir()):
+        if run.is_dir():
+            try:
+                record = read_record(run)
+            except DamagedError as error:
+                damaged.append(str(error))
+                continue
+            if record is not None:
+                records.append(record)
+    return records, damaged
+
+
+def read_study(folder: Path) -> dict[str, Any]:
+    """What study.json says: at least `name`, `title`, `description`, `planned` and `work`.
+
+    Raises:
+        FileNotFoundError: There is none.
+        DamagedError: It cannot be read, or a value of it cannot be used.
+    """
+    path = folder / STUDY
+    about = read_object(path, STUDY_REMEDY)
+    about = {"name": folder.name, "description": "", "planned": [], "work": {}} | about
+    about = {"title": about["name"]} | about
+    names = about["planned"]
+    for key in ("name", "title", "description"):
+        if not isinstance(about[key], str):
+            raise DamagedError(path, f"{key} is not a text", STUDY_REMEDY)
+    # A name is a folder in this one, not a way out of it.
+    if not isinstance(names, list) or not all(
+        isinstance(name, str) and name == Path(name).name not in ("", "..") for name in names
+    ):
+        raise DamagedError(path, "planned is not a list of runs", STUDY_REMEDY)
+    if not isinstance(about["work"], dict) or not all(
+        type(work) in (int, float) and 0 <= work < 1e300 for work in about["work"].values()
+    ):
+        raise DamagedError(path, "work is not a FLOP count for each run", STUDY_REMEDY)
+    return about
 
 
 def load(
@@ -299,10 +421,15 @@ def load(
 
     path = Path(path)
     if path.is_dir():
-        records = [r for d in sorted(path.iterdir()) if d.is_dir() and (r := read_record(d))]
+        records, damaged = read_records(path)
         if not records:
-            raise ResultsError(f"results={path}: no */{RESULT} in this folder")
+            found = f"; {len(damaged)} damaged: {damaged[0]}" if damaged else ""
+            raise ResultsError(f"results={path}: no */{RESULT} in this folder{found}")
         table = table_of(records, ptq)
+        for line in damaged:
+            warnings.warn(f"left out: {line}", DamagedWarning, stacklevel=2)
+        if damaged:  # `fitting.fit.select_rows` counts them among what is excluded
+            table.attrs["damaged"] = len(damaged)
     elif not path.exists():
         raise ResultsError(f"results={path}: no such file or folder")
     elif can_read(path):

@@ -7,7 +7,6 @@ merely missing (no fit, no repeated seed, nothing to compare) is None, with the 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from fitting.cells import CELL, with_conditions
 from fitting.fit import select_rows
 from fitting.laws import LAWS, FitError
 from fitting.naming import format_names, format_order
+from fitting.own_json import read_object
 from fitting.results import (
     COLUMNS,
     FAILURE,
@@ -27,7 +27,7 @@ from fitting.results import (
     STUDY,
     ResultsError,
     load,
-    read_record,
+    read_records,
     require_columns,
 )
 from fitting.style import format_colours
@@ -93,7 +93,7 @@ def load_study(results: Path, fit_dir: Path) -> Study:
         table, about = load(results), read_json(results.with_name(STUDY)) or {}
         read = [results.name, STUDY]
     place = results if results.is_dir() else results.parent
-    inputs = {name: sha256_of(place / name) for name in read if (place / name).exists()}
+    inputs = {name: sha256_of(place / name) for name in read if (place / name).is_file()}
     require_columns(table, ("loss", "params", "tokens"), "the report")
     if fit is not None:
         inputs[FIT] = sha256_of(fit_dir / FIT)
@@ -127,7 +127,9 @@ def read_runs(folder: Path, ptq: bool = False) -> tuple[pd.DataFrame, dict[str, 
     """
     about = {"name": folder.name} | (read_json(folder / STUDY) or {})
     about.pop("work", None)
-    records = [r for d in sorted(folder.iterdir()) if d.is_dir() and (r := read_record(d))]
+    records, damaged = read_records(folder)
+    if damaged:
+        about["damaged"] = len(damaged)
     if shared := constant([record.config for record in records]):
         about["config"] = shared
     table = load(folder, ptq=ptq) if records else pd.DataFrame(columns=list(COLUMNS))
@@ -216,15 +218,10 @@ def _kinds(table: pd.DataFrame, fit: Mapping[str, Any] | None) -> pd.Series:
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None where there is no file."""
-    if not path.exists():
-        return None
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ResultsError(f"{path}: not JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise ResultsError(f"{path}: must hold one JSON object, holds a {type(data).__name__}")
-    return data
+        return read_object(path, "delete it and run the command that writes it again")
+    except FileNotFoundError:
+        return None
 
 
 def sha256_of(path: Path) -> str:

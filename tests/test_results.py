@@ -90,20 +90,24 @@ def _race(folder: Path, loss: float) -> bool:
 
 
 def test_of_many_writers_exactly_one_wins_and_its_record_is_whole(tmp_path: Path) -> None:
+    folder = tmp_path / RECORD.run_id
+    folder.mkdir()
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        wins = pool.starmap(_race, [(tmp_path, 1.0 + i) for i in range(8)])
-    record = read_record(tmp_path)
+        wins = pool.starmap(_race, [(folder, 1.0 + i) for i in range(8)])
+    record = read_record(folder)
     assert sum(wins) == 1
     assert record is not None
     assert record.loss == 1.0 + wins.index(True)
 
 
 def test_a_failure_is_read_only_where_there_is_no_result(tmp_path: Path) -> None:
+    folder = tmp_path / RECORD.run_id
+    folder.mkdir()
     failed = dataclasses.replace(RECORD, status="failed", loss=None, reason="killed")
-    write_atomic(failed.to_json(), tmp_path / FAILURE)
-    assert read_record(tmp_path) == failed
-    write_exclusive(RECORD, tmp_path)
-    assert read_record(tmp_path) == RECORD
+    write_atomic(failed.to_json(), folder / FAILURE)
+    assert read_record(folder) == failed
+    write_exclusive(RECORD, folder)
+    assert read_record(folder) == RECORD
 
 
 @pytest.mark.parametrize(
@@ -128,7 +132,7 @@ def test_records_are_strict_json() -> None:
 @pytest.mark.parametrize("text", ["", "{", '{"run_id": "x"}', json.dumps({"surprise": 1})])
 def test_a_broken_record_is_named_by_its_path(tmp_path: Path, text: str) -> None:
     (tmp_path / RESULT).write_text(text)
-    with pytest.raises(ResultsError, match=rf"{tmp_path}/result.json: not a run record"):
+    with pytest.raises(ResultsError, match=rf"{tmp_path}/result.json: damaged"):
         read_record(tmp_path)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from experiments.accounting import count_parameters, flops_per_token, training_bytes
 from experiments.config import ConfigError, TrainConfig
@@ -15,7 +17,14 @@ from experiments.data import TokenData
 from experiments.identity import run_folder, run_id
 from experiments.record import design
 from experiments.sweep.estimate import Speeds
-from fitting.results import STUDY, RunRecord, read_record, write_atomic
+from fitting.results import (
+    STUDY,
+    DamagedError,
+    RunRecord,
+    read_record,
+    read_study,
+    write_atomic,
+)
 
 _PROCESS_BYTES = 450 * 2**20
 """Of a worker that has everything imported and trains nothing."""
@@ -69,6 +78,8 @@ class PlannedRun:
     """FLOPs of the validation pass: a third of training's a token."""
     record: RunRecord | None = None
     """What an earlier launch left."""
+    damaged: str = ""
+    """The line that says what is damaged of it, and what to do: the run is left alone."""
 
     @property
     def work(self) -> float:
@@ -140,7 +151,11 @@ class Plan:
     @property
     def to_do(self) -> list[PlannedRun]:
         """Longest first, so that no long run is left for the end."""
-        wanted = [r for r in self.runs if not r.done and (self.retry_failed or not r.failed_before)]
+        wanted = [
+            run
+            for run in self.runs
+            if not run.done and not run.damaged and (self.retry_failed or not run.failed_before)
+        ]
         return sorted(wanted, key=lambda run: -self.seconds(run))
 
     @property
@@ -225,7 +240,12 @@ def make_plan(configs: Sequence[TrainConfig]) -> Plan:
         a_token = flops_per_token(config.model, config.data.seq_len)
         flops = config.steps * config.batch_tokens * a_token
         scoring = len(opened[key].validation) * config.data.seq_len * a_token / 3
-        runs[identity] = PlannedRun(config, identity, folder, flops, scoring, read_record(folder))
+        record, damaged = None, ""
+        try:
+            record = read_record(folder)
+        except DamagedError as error:
+            damaged = str(error)
+        runs[identity] = PlannedRun(config, identity, folder, flops, scoring, record, damaged)
     plan = Plan(
         list(runs.values()),
         duplicates=len(configs) - len(runs),
@@ -265,15 +285,24 @@ def write_study(plan: Plan) -> Path:
     study = plan.runs[0].config.study
     path = plan.study_folder / STUDY
     path.parent.mkdir(parents=True, exist_ok=True)
-    earlier = json.loads(path.read_text()) if path.exists() else {}
-    planned = dict.fromkeys([*earlier.get("planned", []), *(run.run_id for run in plan.runs)])
+    earlier: dict[str, Any] = {"planned": [], "work": {}}
+    try:
+        earlier = read_study(path.parent)
+    except FileNotFoundError:
+        pass
+    except DamagedError as error:
+        # What it said of runs that this plan lacks is lost; their folders are not.
+        if not path.is_file():
+            raise
+        warnings.warn(f"written anew from this plan: {error}", stacklevel=2)
+    planned = dict.fromkeys([*earlier["planned"], *(run.run_id for run in plan.runs)])
     content = {
         "name": study.name,
         "title": study.title or study.name,
         "description": study.description,
         "fit": study.fit,
         "planned": list(planned),
-        "work": earlier.get("work", {}) | {run.run_id: run.work for run in plan.runs},
+        "work": earlier["work"] | {run.run_id: run.work for run in plan.runs},
     }
     write_atomic(json.dumps(content, indent=1) + "\n", path)
     return path
