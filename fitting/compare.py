@@ -219,7 +219,8 @@ def _side(study: Study, above_none: bool) -> pd.DataFrame:
         cells = cells.drop(columns="dof").merge(differences, on=found)
         cells = cells.drop(columns=["loss", "error"])
         cells = cells.rename(columns={"difference": "loss", "standard_error": "error"})
-    has_formats = all(c in cells and is_numeric_dtype(cells[c]) for c in FORMAT_COLUMNS)
+    numbers = [c for c in cells if cells.empty or is_numeric_dtype(cells[c])]
+    has_formats = set(FORMAT_COLUMNS) <= set(numbers)
     return cells.drop(columns="format") if has_formats else cells
 
 

@@ -84,14 +84,14 @@ def whole(value: float) -> str:
 
 def format_order(table: pd.DataFrame) -> list[str]:
     """The values of column `format`, `none` last: fewest bits first, recipes lowest loss first."""
-    plain = table["format"].str.partition(",")[0]
+    plain = table["format"].map(lambda name: str(name).partition(",")[0])
     if "recipe" in table and (plain == table["recipe"]).all() and "loss" in table:
         means = table.groupby("format")["loss"].mean().sort_values(kind="stable")
         names = [str(name) for name in means.index]
         return sorted(names, key=is_none)
     bits = 1 + table["exponent"] + table["mantissa"]
     keys = table[["format", "exponent", "block_size"]].assign(
-        last=table["format"].map(is_none), bits=bits
+        last=table["format"].map(is_none).astype(bool), bits=bits
     )
     keys = keys.sort_values(["last", "bits", "exponent", "block_size", "format"])
     keys = keys.drop_duplicates("format")

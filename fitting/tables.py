@@ -56,7 +56,7 @@ def losses(cells: pd.DataFrame, done: pd.DataFrame) -> View:
               ("verdict", "verdict"), ("mean loss", "num"), ("seeds", "num"),
               ("bits", "num")]  # fmt: skip
     rows: list[tuple[str, list[str]]] = []
-    base = done[done["format"].map(is_none)]
+    base = done[done["format"].map(is_none).astype(bool)]
     key: Any
     for key, group in cells.groupby(["params", "tokens"], sort=True):
         params, tokens = key
