@@ -18,7 +18,6 @@ FOLDER = "experiments/quant/kernels"
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
 
 
-
 class BuildOnce(build_ext):
     """Takes what lies beside the sources, where it is newer than they are.
 
@@ -55,5 +54,5 @@ setup(
             libraries=["m"],
             optional=True,
         )
-    ]
+    ],
 )

@@ -186,7 +186,7 @@ def _check(name: str, kind: str, value: Any) -> None:
         raise ResultsError(f"{name}={_short(value)}: must be {kind}")
     if name == "run_id" and not value:
         raise ResultsError("run_id is empty")
-    if name == "ptq":
+    if name == "ptq" and isinstance(value, dict):
         for form, scored in value.items():
             if not isinstance(scored, dict) or not {"loss", "bits", "operands"} <= set(scored):
                 raise ResultsError(f"ptq.{form}: must hold loss, bits and operands")
@@ -210,6 +210,8 @@ def _check(name: str, kind: str, value: Any) -> None:
 def _short(value: Any) -> str:
     text = "a very long number" if isinstance(value, int) and value > 10**100 else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 _POWERS_OF_TWO = ("e8m0", "e8m0_log2", "e8m0_ceil", "e8m0_nearest", "quest", "quest_floor")
 """Scales that bfloat16 holds beside any element of at most 7 mantissa bits."""
 

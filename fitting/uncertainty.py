@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from fitting.centred import Centred
 from fitting.cells import CELL, cell_keys, condition_keys
+from fitting.centred import Centred
 from fitting.curves import Array
 from fitting.fit import (
     Fit,
