@@ -193,7 +193,7 @@ def _why_none(sides: Sequence[pd.DataFrame], keys: Sequence[str]) -> str:
     for key in keys:
         if key not in DESIGN:
             values = [sorted({str(value) for value in side[key]}) for side in sides]
-            if not set(values[0]) & set(values[1]):
+            if all(values) and not set(values[0]) & set(values[1]):
                 apart.append(f"{key} ({', '.join(values[0])} and {', '.join(values[1])})")
     reason = "No cell of the design (size, tokens, format) is in both studies"
     return f"{reason}; they differ in {', '.join(apart)}." if apart else f"{reason}."
