@@ -14,19 +14,16 @@ from experiments.paths import conf_dir, plugins_dir
 sys.path.append(str(plugins_dir()))  # before Hydra looks for plugins
 
 import hydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from experiments.config import ConfigError, TrainConfig, explain, from_hydra
-from experiments.lease import Fenced, Held
+from experiments.config import TrainConfig, from_hydra, told
 from experiments.progress import duration
-from experiments.shards import DataError
 from experiments.sweep.estimate import probe
 from experiments.sweep.plan import Resources, make_plan, write_study
 from experiments.sweep.show import console, show_plan
+from fitting.entry import FULL_ERROR, answer
 
 if TYPE_CHECKING:
     from experiments.recorder import Progress, Report
@@ -40,8 +37,12 @@ def train() -> None:
 
     Exit codes: 0 done, 1 a run failed, 2 a wrong request (one line says what), 130 Ctrl-C.
     """
-    traceback_wanted = "HYDRA_FULL_ERROR" in os.environ
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to here instead of printing them
+    answer("lowbit-train", _train, told)
+
+
+def _train() -> None:
+    hydra_says = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"  # let errors through to here instead of printing them
     # argparse takes flags before the overrides only; here -m may stand anywhere.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     composed: list[DictConfig] = []
@@ -54,23 +55,10 @@ def train() -> None:
         )()
         for cfg in composed:
             _run_one(from_hydra(cfg))
-    except (ConfigError, DataError, HydraException, OmegaConfBaseException) as error:
-        if traceback_wanted:
-            raise
-        text = explain(error) if not isinstance(error, (ConfigError, DataError)) else str(error)
-        for line in text.splitlines():
-            print(f"lowbit-train: {line}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except (Held, Fenced) as error:
-        print(f"lowbit-train: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("lowbit-train: interrupted; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
     finally:
         warnings.showwarning = shown
-        if not traceback_wanted:
-            del os.environ["HYDRA_FULL_ERROR"]
+        if hydra_says is None:
+            os.environ.pop(FULL_ERROR, None)
 
 
 def _show_warning(

@@ -30,6 +30,7 @@ from experiments.quant.formats import (
     ScaleFormat,
 )
 from experiments.quant.recipe import RecipeConfig
+from fitting.entry import Refusal
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 TRACKING_MODES = ("offline", "online", "none")
@@ -39,8 +40,10 @@ ISOLATION = ("none", "process")
 ON_FAILURE = ("continue", "stop")
 
 
-class ConfigError(ValueError):
-    """A request that cannot be run as asked, in one line."""
+class ConfigError(Refusal):
+    """A request that cannot be run as asked: one line a problem."""
+
+    several = True
 
 
 @dataclass
@@ -400,7 +403,7 @@ def _keep_problems(config: TrainConfig) -> list[str]:
     return found
 
 
-def explain(error: Exception, cfg: DictConfig | None = None) -> str:
+def explain(error: BaseException, cfg: DictConfig | None = None) -> str:
     """One line for an error of Hydra or OmegaConf: the key, the value, the nearest right key."""
     text = str(error)
     match = re.search(r"full_key: (\S+)", text)
@@ -424,6 +427,13 @@ def explain(error: Exception, cfg: DictConfig | None = None) -> str:
         known = " ".join(options[1].split()) if options else ""
         return f"{group}={option}: no such choice" + (f"; there are: {known}" if known else "")
     return f"{key}: {first}" if key and key not in first else first
+
+
+def told(error: BaseException) -> str | None:
+    """One line for an exception of Hydra or OmegaConf, or for one that came out of theirs."""
+    from hydra.errors import HydraException
+
+    return explain(error) if isinstance(error, (HydraException, OmegaConfBaseException)) else None
 
 
 def known_keys() -> list[str]:

@@ -29,6 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from fitting.entry import Failure
 from fitting.results import create_exclusive, write_atomic
 
 _NAME = re.compile(r"lease\.(\d+)\.json")
@@ -38,11 +39,11 @@ _LOOK_SECONDS = 0.25
 """Between two looks whether the attempt is asked to stop."""
 
 
-class Held(Exception):
+class Held(Failure):
     """Somebody else is at work on this run."""
 
 
-class Fenced(Exception):
+class Fenced(Failure):
     """Somebody else has taken this run over: write nothing more."""
 
 

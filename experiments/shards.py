@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from fitting.entry import Refusal
+
 MANIFEST = "manifest.json"
 DOCUMENTS = "documents.json"
 FORMAT = 1
@@ -31,7 +33,7 @@ TEXT_SUFFIXES = (".txt", ".md", ".jsonl")
 ITEM_BYTES = {"uint16": 2, "uint32": 4}
 
 
-class DataError(ValueError):
+class DataError(Refusal):
     """Data that cannot be used: one line that starts with the configuration's key."""
 
 

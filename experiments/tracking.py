@@ -25,6 +25,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from experiments.wandb_files import WandbRun, mark_synced, read_run, row_key, run_files
+from fitting.entry import Failure
 
 if TYPE_CHECKING:  # it imports torch, for which lowbit-sync has no use
     from experiments.config import TrainConfig
@@ -44,7 +45,7 @@ waiting would add up."""
 _avoid_until = 0.0
 
 
-class TrackingError(Exception):
+class TrackingError(Failure):
     """W&B did not do what it was asked; one line that says why."""
 
 

@@ -41,6 +41,7 @@ from experiments.progress import METRICS
 from experiments.ptq import quantized
 from experiments.record import columns, make_record
 from experiments.recorder import CHECKPOINTS, Diverged, Recorder, Report, Stopped
+from fitting.entry import Failure
 from fitting.results import FAILURE, RESULT, RunRecord, read_record, write_atomic, write_exclusive
 
 _VALIDATION_BATCH_TOKENS = 4_096
@@ -68,7 +69,7 @@ class _Trainer(L.Trainer):
         return False
 
 
-class OutOfMemory(Exception):
+class OutOfMemory(Failure):
     """The run needs more memory than there is, or than it was given."""
 
 

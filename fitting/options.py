@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fitting.entry import Refusal
+
 LAW_NAMES = ("chinchilla", "floating_point", "quartet", "precision", "ptq", "qat", "compressed")
 """Of `fitting.laws.LAWS`: help must not wait for its import."""
 FIGURE_FILES = ("svg", "pdf")
@@ -83,7 +85,7 @@ page's path.  Options, as key=value:
 """
 
 
-class UsageError(ValueError):
+class UsageError(Refusal):
     """An option that cannot be meant as typed."""
 
 

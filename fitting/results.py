@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fitting.entry import Refusal
+
 if TYPE_CHECKING:  # a worker that writes one record needs no tables
     import pandas as pd
 
@@ -32,7 +34,7 @@ STUDY = "study.json"
 STATUSES = ("finished", "diverged", "failed")
 
 
-class ResultsError(ValueError):
+class ResultsError(Refusal):
     """A results table that cannot be used, with what would be right."""
 
 

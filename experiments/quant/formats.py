@@ -21,12 +21,14 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from fitting.entry import Refusal
+
 MAX_EXPONENT_BITS = 8
 MAX_MANTISSA_BITS = 10
 SPECIALS = ("none", "ocp", "ieee")
 
 
-class FormatError(ValueError):
+class FormatError(Refusal):
     """A format that does not exist, with what would be right."""
 
 
