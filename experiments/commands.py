@@ -14,12 +14,15 @@ from experiments.paths import conf_dir, plugins_dir
 sys.path.append(str(plugins_dir()))  # before Hydra looks for plugins
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from experiments.config import TrainConfig, from_hydra, told
+from experiments.command_line import arrange, with_own_files
+from experiments.config import TrainConfig, from_hydra, named, told
 from experiments.progress import duration
+from experiments.sweep.cluster import this_machine
 from experiments.sweep.estimate import probe
 from experiments.sweep.plan import Resources, make_plan, write_study
 from experiments.sweep.show import console, show_plan
@@ -41,21 +44,26 @@ def train() -> None:
 
 
 def _train() -> None:
+    typed = sys.argv[1:]
+    arranged, folder = arrange(typed)
     hydra_says = os.environ.get(FULL_ERROR)
     os.environ[FULL_ERROR] = "1"  # let errors through to here instead of printing them
-    # argparse takes flags before the overrides only; here -m may stand anywhere.
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     composed: list[DictConfig] = []
+
+    def take(cfg: DictConfig) -> None:
+        composed.append(named(cfg, HydraConfig.get().runtime.choices))
+
+    sys.argv[1:] = arranged
     shown = warnings.showwarning
     warnings.showwarning = _show_warning
     try:
         # Hydra composes and, with -m, sweeps; a single run starts once Hydra is out of the way.
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(
-            composed.append
-        )()
+        with with_own_files(folder):
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(take)()
         for cfg in composed:
             _run_one(from_hydra(cfg))
     finally:
+        sys.argv[1:] = typed
         warnings.showwarning = shown
         if hydra_says is None:
             os.environ.pop(FULL_ERROR, None)
@@ -81,6 +89,8 @@ def _run_one(config: TrainConfig) -> None:
         cores = Resources(config.resources.cpus, config.resources.gpus)
         show_plan(plan, cores, max_parallel=1, full=True)
         return
+    for run in plan.to_do:
+        run.refuse_unless_held_by([this_machine()])
     # Lightning takes seconds to import: not before a wrong request has been refused.
     from experiments.train import train as train_run
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import difflib
 import functools
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments import demands
 from experiments.data import DataConfig
 from experiments.diagnostics import DiagnosticsConfig
 from experiments.model import ModelConfig, block_linears
@@ -213,12 +215,79 @@ def from_hydra(cfg: DictConfig) -> TrainConfig:
     return from_typed(typed(cfg))
 
 
+def named(cfg: DictConfig, choices: Mapping[str, Any]) -> DictConfig:
+    """A composed configuration in which a file of the user's that gives no name has its own.
+
+    Args:
+        cfg: Changed in place.
+        choices: The file chosen for each group.
+    """
+    with open_dict(cfg):
+        if choices.get("recipe") and "name" not in cfg.recipe:
+            cfg.recipe.name = Path(choices["recipe"]).name
+        for group, default in (("study", "scratch"), ("model", None)):
+            chosen = choices.get(group)
+            if chosen and cfg[group].get("name") == default:
+                cfg[group].name = Path(chosen).name
+    return cfg
+
+
+_RESOLVER = re.compile(r"(?<!\\)\$\{[^}]*:")
+
+
+def refuse_resolvers(cfg: DictConfig) -> None:
+    """Hold a configuration to references to its own keys, ${a.b}.
+
+    Files are passed on, and what ${oc.env:NAME} stands for would end up in results, records and
+    W&B.
+
+    Raises:
+        ConfigError: A value asks for something from outside.
+    """
+
+    def look(value: Any, key: str) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                look(inner, f"{key}.{name}" if key else str(name))
+        elif isinstance(value, list):
+            for inner in value:
+                look(inner, key)
+        elif isinstance(value, str) and _RESOLVER.search(value):
+            raise ConfigError(f"{key}={value}: may refer to other keys only, as ${{tokens}} does")
+
+    look(OmegaConf.to_container(cfg, resolve=False), "")
+
+
+def _refuse_misread(cfg: DictConfig) -> None:
+    """Refuse what YAML read as something else than the text that the key holds."""
+    values = OmegaConf.to_container(cfg, resolve=False)
+    for key, default in leaves(TrainConfig()):
+        value: Any = values
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(default, str) and isinstance(value, bool | float):
+            kind = "a truth value" if isinstance(value, bool) else "a number"
+            raise ConfigError(f"{key}={value}: was read as {kind}; put the text in quotes")
+
+
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each key of a tree of dataclasses, dotted, that holds a value, with that value."""
+    for f in fields(tree):
+        value = getattr(tree, f.name)
+        if is_dataclass(value):
+            yield from leaves(value, f"{prefix}{f.name}.")
+        else:
+            yield prefix + f.name, value
+
+
 def typed(cfg: DictConfig) -> DictConfig:
     """A composed configuration whose keys and values have the types of `TrainConfig`.
 
     Raises:
         ConfigError: One does not, in one line.
     """
+    refuse_resolvers(cfg)
+    _refuse_misread(cfg)
     try:
         merged = OmegaConf.merge(_schema(), cfg)
     except OmegaConfBaseException as error:
@@ -267,6 +336,9 @@ def check(config: TrainConfig) -> None:
         *config.diagnostics.problems(),
         *_scalar_problems(config),
     ]
+    named = tuple(line.partition("=")[0] for line in found)
+    alone = demands.problems(leaves(config))
+    found += [line for line in alone if line.partition("=")[0] not in named]
     if not found and config.ptq.formats and not config.recipe.quantized:
         found += _keep_problems(config)
     if not found:
@@ -334,10 +406,10 @@ def _scalar_problems(config: TrainConfig) -> list[str]:
         f"must be 1 or more and divide batch_size={config.batch_size}",
     )
     demand(
-        bool(re.fullmatch(r"[\w.-]+", config.study.name)),
+        bool(re.fullmatch(r"[\w.-]+", config.study.name)) and config.study.name.strip(".") != "",
         "study.name",
         config.study.name,
-        "must be letters, digits, - _ . only: it names a folder",
+        "must be letters, digits, - _ . only, and not dots alone: it names a folder",
     )
     return found
 
@@ -426,13 +498,22 @@ def explain(error: BaseException, cfg: DictConfig | None = None) -> str:
         group, _, option = choice[1].rpartition("/")
         known = " ".join(options[1].split()) if options else ""
         return f"{group}={option}: no such choice" + (f"; there are: {known}" if known else "")
+    inside = re.match(r"In '([^']+)': \w+ raised while composing config", first)
+    if inside:
+        return f"{inside[1]}.yaml: must be keys and values, key: value ({text.splitlines()[-1]})"
     return f"{key}: {first}" if key and key not in first else first
 
 
 def told(error: BaseException) -> str | None:
-    """One line for an exception of Hydra or OmegaConf, or for one that came out of theirs."""
+    """One line for an exception of Hydra, OmegaConf or YAML; None for any other."""
     from hydra.errors import HydraException
+    from yaml import MarkedYAMLError  # type: ignore[import-untyped]
 
+    if isinstance(error, MarkedYAMLError):
+        mark = error.problem_mark
+        where = f"{mark.name}, line {mark.line + 1}" if mark else "a YAML file"
+        what = " ".join(part for part in (error.context, error.problem) if part)
+        return f"{where}: not YAML ({' '.join(what.split())})"
     return explain(error) if isinstance(error, (HydraException, OmegaConfBaseException)) else None
 
 

@@ -92,10 +92,11 @@ def start(
         columns: For W&B's table of runs, beside the configuration.
 
     Returns:
-        What `log` wants; None if tracking is off or W&B cannot even write a file.
+        What `log` wants; None if tracking is off, here or by W&B's own
+        WANDB_MODE=disabled, or W&B cannot even write a file.
     """
     global _avoid_until
-    if config.tracking.mode == "none":
+    if config.tracking.mode == "none" or os.environ.get("WANDB_MODE") == "disabled":
         return None
     described = WandbRun(
         run_id=run_id,

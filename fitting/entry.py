@@ -91,6 +91,8 @@ def _understood(error: Exception, told: Told | None) -> tuple[list[str], int] | 
         return lines or [type(error).__name__], WRONG_REQUEST
     if isinstance(error, Failure):
         return [_one_line(str(error)) or type(error).__name__], FAILED
+    if said := told(error) if told else None:
+        return said.splitlines(), WRONG_REQUEST
     if isinstance(error, OSError):
         return [_of_the_system(error)], (
             WRONG_REQUEST if error.errno in _FAULTS_OF_THE_PLACE else FAILED
@@ -98,8 +100,6 @@ def _understood(error: Exception, told: Told | None) -> tuple[list[str], int] | 
     if isinstance(error, MemoryError) or _is_one_of(error, _MACHINERY):
         why = _one_line(str(error)) or "there is no more memory"
         return [f"{type(error).__name__}: {why}"], FAILED
-    if said := told(error) if told else None:
-        return said.splitlines(), WRONG_REQUEST
     if isinstance(error, UnicodeError):
         return [f"a file or a word is not UTF-8 text ({_one_line(str(error))})"], WRONG_REQUEST
     if _is_one_of(error, _READERS):
