@@ -7,6 +7,7 @@ write it.  Files of the user's own (`--config-dir`) come before the built-in one
 from __future__ import annotations
 
 import contextlib
+import functools
 import shlex
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
@@ -116,6 +117,11 @@ def arrange(words: Sequence[str]) -> tuple[list[str], str]:
     return [*options, *overrides], folder
 
 
+@functools.cache
+def _parser() -> OverridesParser:
+    return OverridesParser.create()
+
+
 def check_overrides(words: Sequence[str], several: bool) -> None:
     """Make sure that every word can be read, and means what it seems to.
 
@@ -126,7 +132,7 @@ def check_overrides(words: Sequence[str], several: bool) -> None:
     Raises:
         ConfigError: The first that does not.
     """
-    parser = OverridesParser.create()
+    parser = _parser()
     for word in words:
         try:
             override = parser.parse_override(word)

@@ -51,8 +51,8 @@ NUMBERS = {
     "data.seq_len": Range(2, 2**24),
     "data.validation_windows": _COUNT_OR_NONE,
     "data.max_epochs": Range(1, 10**6),
-    "precision.exponent": Range(0, 8),
-    "precision.mantissa": Range(0, 10),
+    "precision.exponent": Range(0, 64),  # the format says which of these there are
+    "precision.mantissa": Range(0, 64),
     "precision.block_size": Range(1, 2**24),
     **{f"recipe.{gemm}.hadamard": _ROTATION for gemm in ("output", "grad_input", "grad_weight")},
     "recipe.grad_input.row_hadamard": _ROTATION,
