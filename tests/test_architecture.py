@@ -40,6 +40,7 @@ FLOORS = {
     "experiments.progress": 0,
     "experiments.process": 0,
     "experiments.status": 1,
+    "experiments.precision_config": 1,
     "experiments.config": 8,
     "experiments.command_line": 9,
     "experiments.configure": 10,
