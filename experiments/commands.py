@@ -5,29 +5,27 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from experiments.paths import conf_dir, plugins_dir
 
 sys.path.append(str(plugins_dir()))  # before Hydra looks for plugins
 
 import hydra
-from hydra.errors import HydraException
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from experiments.config import ConfigError, TrainConfig, explain, from_hydra
-from experiments.lease import Fenced, Held
+from experiments.command_line import arrange, with_own_files
+from experiments.config import TrainConfig, from_hydra, named, told
 from experiments.progress import duration
-from experiments.shards import DataError
+from experiments.sweep.cluster import this_machine
 from experiments.sweep.estimate import probe
 from experiments.sweep.plan import Resources, make_plan, write_study
 from experiments.sweep.show import console, show_plan
-from fitting.results import DamagedError
+from fitting.entry import FULL_ERROR, answer
 
 if TYPE_CHECKING:
     from experiments.recorder import Progress, Report
@@ -42,49 +40,30 @@ def train() -> None:
     Exit codes: 0 done, 1 a run failed, 2 a wrong request (one line says what), 130 Ctrl-C,
     143 SIGTERM.
     """
-    traceback_wanted = "HYDRA_FULL_ERROR" in os.environ
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to here instead of printing them
-    # argparse takes flags before the overrides only; here -m may stand anywhere.
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
+    answer("lowbit-train", _train, told)
+
+
+def _train() -> None:
+    typed = sys.argv[1:]
+    arranged, folder = arrange(typed)
+    hydra_says = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"  # let errors through to here instead of printing them
     composed: list[DictConfig] = []
-    shown = warnings.showwarning
-    warnings.showwarning = _show_warning
+
+    def take(cfg: DictConfig) -> None:
+        composed.append(named(cfg, HydraConfig.get().runtime.choices))
+
+    sys.argv[1:] = arranged
     try:
         # Hydra composes and, with -m, sweeps; a single run starts once Hydra is out of the way.
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(
-            composed.append
-        )()
+        with with_own_files(folder):
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(take)()
         for cfg in composed:
             _run_one(from_hydra(cfg))
-    except (ConfigError, DataError, HydraException, OmegaConfBaseException) as error:
-        if traceback_wanted:
-            raise
-        text = explain(error) if not isinstance(error, (ConfigError, DataError)) else str(error)
-        for line in text.splitlines():
-            print(f"lowbit-train: {line}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except (Held, Fenced, DamagedError) as error:
-        print(f"lowbit-train: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt as error:
-        print("lowbit-train: interrupted; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(143 if "SIGTERM" in error.args else 130) from None
     finally:
-        warnings.showwarning = shown
-        if not traceback_wanted:
-            del os.environ["HYDRA_FULL_ERROR"]
-
-
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """As a sentence to the user, not as a line of our source."""
-    print(f"lowbit-train: {message}", file=sys.stderr)
+        sys.argv[1:] = typed
+        if hydra_says is None:
+            os.environ.pop(FULL_ERROR, None)
 
 
 def _run_one(config: TrainConfig) -> None:
@@ -95,6 +74,8 @@ def _run_one(config: TrainConfig) -> None:
         cores = Resources(config.resources.cpus, config.resources.gpus)
         show_plan(plan, cores, max_parallel=1, full=True)
         return
+    for run in plan.to_do:
+        run.refuse_unless_held_by([this_machine()])
     # Lightning takes seconds to import: not before a wrong request has been refused.
     from experiments.train import train as train_run
 

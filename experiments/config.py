@@ -9,89 +9,30 @@ from __future__ import annotations
 import difflib
 import functools
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments import demands
 from experiments.data import DataConfig
 from experiments.diagnostics import DiagnosticsConfig
 from experiments.model import ModelConfig, block_linears
 from experiments.optim import OptimConfig
+from experiments.precision_config import ConfigError as ConfigError
+from experiments.precision_config import PrecisionConfig as PrecisionConfig
 from experiments.ptq import PtqConfig
-from experiments.quant.formats import (
-    BFLOAT16_DIGITS,
-    ElementFormat,
-    FloatFormat,
-    FormatError,
-    IntFormat,
-    Precision,
-    ScaleFormat,
-)
+from experiments.quant.formats import BFLOAT16_DIGITS, Precision
 from experiments.quant.recipe import RecipeConfig
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 TRACKING_MODES = ("offline", "online", "none")
 DEVICES = ("cpu", "cuda")
-PRECISION_KINDS = ("float", "int", "int_asymmetric")
 ISOLATION = ("none", "process")
 ON_FAILURE = ("continue", "stop")
-
-
-class ConfigError(ValueError):
-    """A request that cannot be run as asked, in one line."""
-
-
-@dataclass
-class PrecisionConfig:
-    """To what the operands are quantized."""
-
-    kind: str = "float"
-    """float, int (symmetric) or int_asymmetric; INT8 has exponent 0 and mantissa 7."""
-    exponent: int = 2
-    mantissa: int = 1
-    specials: str = "none"
-    granularity: str = "block"
-    block_size: int = 32
-    scale: str = "fp32"
-
-    def build(self) -> Precision:
-        """The precision itself.
-
-        Raises:
-            ConfigError: A value that no format has.
-        """
-        try:
-            if self.scale not in list(ScaleFormat):
-                raise FormatError(
-                    f"scale={self.scale}: must be one of {', '.join(s.value for s in ScaleFormat)}"
-                )
-            scale = ScaleFormat(self.scale)
-            return Precision(self._element(), self.granularity, self.block_size, scale)
-        except FormatError as error:
-            raise ConfigError(f"precision.{error}") from error
-
-    def _element(self) -> ElementFormat:
-        if self.kind == "float":
-            return FloatFormat(self.exponent, self.mantissa, self.specials)
-        if self.kind not in PRECISION_KINDS:
-            raise FormatError(f"kind={self.kind}: must be one of {', '.join(PRECISION_KINDS)}")
-        if self.exponent != 0:
-            raise FormatError(f"exponent={self.exponent}: must be 0 for kind={self.kind}")
-        if not 1 <= self.mantissa <= 7:
-            raise FormatError(
-                f"mantissa={self.mantissa}: must be 1..7 (INT2..INT8) for kind={self.kind}"
-            )
-        if self.specials != "none":
-            raise FormatError(f"specials={self.specials}: must be none for kind={self.kind}")
-        return IntFormat(1 + self.mantissa, symmetric=self.kind == "int")
-
-    @property
-    def label(self) -> str:
-        """Short and readable, e.g. E2M1-block32-e8m0."""
-        return str(self.build())
 
 
 @dataclass
@@ -222,12 +163,79 @@ def from_hydra(cfg: DictConfig) -> TrainConfig:
     return from_typed(typed(cfg))
 
 
+def named(cfg: DictConfig, choices: Mapping[str, Any]) -> DictConfig:
+    """A composed configuration in which a file of the user's that gives no name has its own.
+
+    Args:
+        cfg: Changed in place.
+        choices: The file chosen for each group.
+    """
+    with open_dict(cfg):
+        if choices.get("recipe") and "name" not in cfg.recipe:
+            cfg.recipe.name = Path(choices["recipe"]).name
+        for group, default in (("study", "scratch"), ("model", None)):
+            chosen = choices.get(group)
+            if chosen and cfg[group].get("name") == default:
+                cfg[group].name = Path(chosen).name
+    return cfg
+
+
+_RESOLVER = re.compile(r"(?<!\\)\$\{[^}]*:")
+
+
+def refuse_resolvers(cfg: DictConfig) -> None:
+    """Hold a configuration to references to its own keys, ${a.b}.
+
+    Files are passed on, and what ${oc.env:NAME} stands for would end up in results, records and
+    W&B.
+
+    Raises:
+        ConfigError: A value asks for something from outside.
+    """
+
+    def look(value: Any, key: str) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                look(inner, f"{key}.{name}" if key else str(name))
+        elif isinstance(value, list):
+            for inner in value:
+                look(inner, key)
+        elif isinstance(value, str) and _RESOLVER.search(value):
+            raise ConfigError(f"{key}={value}: may refer to other keys only, as ${{tokens}} does")
+
+    look(OmegaConf.to_container(cfg, resolve=False), "")
+
+
+def _refuse_misread(cfg: DictConfig) -> None:
+    """Refuse what YAML read as something else than the text that the key holds."""
+    values = OmegaConf.to_container(cfg, resolve=False)
+    for key, default in leaves(TrainConfig()):
+        value: Any = values
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(default, str) and isinstance(value, bool | float):
+            kind = "a truth value" if isinstance(value, bool) else "a number"
+            raise ConfigError(f"{key}={value}: was read as {kind}; put the text in quotes")
+
+
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each key of a tree of dataclasses, dotted, that holds a value, with that value."""
+    for f in fields(tree):
+        value = getattr(tree, f.name)
+        if is_dataclass(value):
+            yield from leaves(value, f"{prefix}{f.name}.")
+        else:
+            yield prefix + f.name, value
+
+
 def typed(cfg: DictConfig) -> DictConfig:
     """A composed configuration whose keys and values have the types of `TrainConfig`.
 
     Raises:
         ConfigError: One does not, in one line.
     """
+    refuse_resolvers(cfg)
+    _refuse_misread(cfg)
     try:
         merged = OmegaConf.merge(_schema(), cfg)
     except OmegaConfBaseException as error:
@@ -276,6 +284,9 @@ def check(config: TrainConfig) -> None:
         *config.diagnostics.problems(),
         *_scalar_problems(config),
     ]
+    named = tuple(line.partition("=")[0] for line in found)
+    alone = demands.problems(leaves(config))
+    found += [line for line in alone if line.partition("=")[0] not in named]
     if not found and config.ptq.formats and not config.recipe.quantized:
         found += _keep_problems(config)
     if not found:
@@ -345,10 +356,10 @@ def _scalar_problems(config: TrainConfig) -> list[str]:
         f"must be 1 or more and divide batch_size={config.batch_size}",
     )
     demand(
-        bool(re.fullmatch(r"[\w.-]+", config.study.name)),
+        bool(re.fullmatch(r"[\w.-]+", config.study.name)) and config.study.name.strip(".") != "",
         "study.name",
         config.study.name,
-        "must be letters, digits, - _ . only: it names a folder",
+        "must be letters, digits, - _ . only, and not dots alone: it names a folder",
     )
     return found
 
@@ -427,7 +438,7 @@ def _keep_problems(config: TrainConfig) -> list[str]:
     return found
 
 
-def explain(error: Exception, cfg: DictConfig | None = None) -> str:
+def explain(error: BaseException, cfg: DictConfig | None = None) -> str:
     """One line for an error of Hydra or OmegaConf: the key, the value, the nearest right key."""
     text = str(error)
     match = re.search(r"full_key: (\S+)", text)
@@ -450,7 +461,23 @@ def explain(error: Exception, cfg: DictConfig | None = None) -> str:
         group, _, option = choice[1].rpartition("/")
         known = " ".join(options[1].split()) if options else ""
         return f"{group}={option}: no such choice" + (f"; there are: {known}" if known else "")
+    inside = re.match(r"In '([^']+)': \w+ raised while composing config", first)
+    if inside:
+        return f"{inside[1]}.yaml: must be keys and values, key: value ({text.splitlines()[-1]})"
     return f"{key}: {first}" if key and key not in first else first
+
+
+def told(error: BaseException) -> str | None:
+    """One line for an exception of Hydra, OmegaConf or YAML; None for any other."""
+    from hydra.errors import HydraException
+    from yaml import MarkedYAMLError  # type: ignore[import-untyped]
+
+    if isinstance(error, MarkedYAMLError):
+        mark = error.problem_mark
+        where = f"{mark.name}, line {mark.line + 1}" if mark else "a YAML file"
+        what = " ".join(part for part in (error.context, error.problem) if part)
+        return f"{where}: not YAML ({' '.join(what.split())})"
+    return explain(error) if isinstance(error, (HydraException, OmegaConfBaseException)) else None
 
 
 def known_keys() -> list[str]:

@@ -10,11 +10,10 @@ from experiments.paths import conf_dir, plugins_dir
 sys.path.append(str(plugins_dir()))  # before Hydra looks for plugins
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config import ConfigError, TrainConfig, explain, from_hydra
+from experiments.command_line import check_overrides, with_own_files
+from experiments.config import ConfigError, TrainConfig, from_hydra, named, told
 
 
 def configure(*overrides: str, folder: Path | str = "") -> TrainConfig:
@@ -27,17 +26,19 @@ def configure(*overrides: str, folder: Path | str = "") -> TrainConfig:
     Raises:
         ConfigError: One of them is wrong; one line says which, and what would be right.
     """
-    searched = []
-    if folder:
-        if not Path(folder).is_dir():
-            raise ConfigError(f"--config-dir={folder}: no such folder")
-        searched = [f"hydra.searchpath=['file://{Path(folder).absolute()}']"]
+    check_overrides(overrides, several=False)
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            cfg = compose("train", overrides=[*overrides, *searched])
+        with (
+            with_own_files(folder),
+            initialize_config_dir(str(conf_dir()), version_base="1.3"),
+        ):
+            cfg = compose("train", overrides=list(overrides), return_hydra_config=True)
+        choices = cfg.hydra.runtime.choices
         OmegaConf.set_struct(cfg, True)
         with open_dict(cfg):
             cfg.pop("hydra", None)
-        return from_hydra(cfg)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(error)) from None
+        return from_hydra(named(cfg, choices))
+    except Exception as error:
+        if (said := told(error)) is None:
+            raise
+        raise ConfigError(said) from None

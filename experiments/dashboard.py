@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from experiments import tracking
 from experiments.sync import NO_KEY, UsageError, server
+from fitting.entry import Failure, answer
 from fitting.results import write_atomic
 
 if TYPE_CHECKING:  # it takes a second to import
@@ -67,7 +68,7 @@ mutation DashboardUpsert($id: ID, $entityName: String, $projectName: String, $ty
 """
 
 
-class PushError(Exception):
+class PushError(Failure):
     """The server did not take it; one line that says why."""
 
 
@@ -85,13 +86,7 @@ class Options:
 
 def main() -> None:
     """Entry point of `lowbit-dashboard`."""
-    try:
-        run(sys.argv[1:])
-    except (UsageError, PushError, OSError) as error:
-        sys.stderr.write(f"lowbit-dashboard: {error}\n")
-        sys.exit(1 if isinstance(error, PushError) else 2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    answer("lowbit-dashboard", lambda: run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> None:

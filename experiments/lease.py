@@ -29,6 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from fitting.entry import Failure
 from fitting.own_json import DamagedError, read_object
 from fitting.results import create_exclusive, write_atomic
 
@@ -42,11 +43,11 @@ _LOOK_SECONDS = 0.25
 """Between two looks whether the attempt is asked to stop."""
 
 
-class Held(Exception):
+class Held(Failure):
     """Somebody else is at work on this run."""
 
 
-class Fenced(Exception):
+class Fenced(Failure):
     """Somebody else has taken this run over: write nothing more."""
 
 

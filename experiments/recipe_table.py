@@ -25,6 +25,7 @@ from experiments.quant.recipe_error import (
     is_random,
     recipe_error,
 )
+from fitting.entry import Refusal
 
 DEFAULTS = {"recipe": "", "source": "normal", "draws": "16", "out": "", "--config-dir": ""}
 TRAINING = [
@@ -72,14 +73,14 @@ def show(words: Sequence[str]) -> None:
         words: Of the command line: keys of `DEFAULTS`, and any of lowbit-train.
 
     Raises:
-        ValueError: Something is wrong with them, a line a problem; nothing was done.
+        Refusal: Something is wrong with them, a line a problem; nothing was done.
     """
     request = read(words)
     if request.out:
         try:
             request.out.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"out={request.out}: {error}") from None
+            raise Refusal(f"out={request.out}: {error}") from None
     torch.set_num_threads(1)  # sums in one order, however many cores
     console = Console()
     rows: list[Row] = []
@@ -121,19 +122,19 @@ def read(words: Sequence[str]) -> Request:
         if key not in own:
             others.append(word)
         elif not equals or not value:
-            raise ValueError(f"{word}: write it as {key}=value")
+            raise Refusal(f"{word}: write it as {key}=value")
         else:
             own[key] = value
     sources = own["source"].split(",")
     for source in sources:
         if source not in SOURCES:
-            raise ValueError(f"source={source}: must be one of {', '.join(SOURCES)}")
+            raise Refusal(f"source={source}: must be one of {', '.join(SOURCES)}")
     draws = own["draws"]
     if not draws.isdecimal() or int(draws) < 3:
-        raise ValueError(f"draws={draws}: must be a whole number, 3 or more")
+        raise Refusal(f"draws={draws}: must be a whole number, 3 or more")
     out = Path(own["out"]) if own["out"] else None
     if out and (out.suffix != ".csv" or out.is_dir()):
-        raise ValueError(f"out={out}: must be the name of a .csv file")
+        raise Refusal(f"out={out}: must be the name of a .csv file")
     names = own["recipe"].split(",")
     if names == ["all"]:
         names = sorted(path.stem for path in (conf_dir() / "recipe").glob("*.yaml"))

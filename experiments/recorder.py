@@ -30,6 +30,7 @@ from experiments.lease import Lease
 from experiments.module import LanguageModel, measured_steps
 from experiments.optim import lr_factor
 from experiments.progress import METRICS
+from fitting.entry import Failure
 from fitting.results import write_atomic
 
 _LOG = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class Diverged(Exception):
     """The loss is no longer a number, or worse than knowing nothing: a result, not a crash."""
 
 
-class TimedOut(Exception):
+class TimedOut(Failure):
     """The run took longer than it was given."""
 
 

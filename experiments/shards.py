@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from fitting.entry import Refusal
+
 MANIFEST = "manifest.json"
 DOCUMENTS = "documents.json"
 FORMAT = 1
@@ -42,7 +44,7 @@ HIGH_HALF = 4
 _PRINTABLE = bytes(range(32, 127)) + b"\t\n\r"
 
 
-class DataError(ValueError):
+class DataError(Refusal):
     """Data that cannot be used: one line that starts with the configuration's key."""
 
 

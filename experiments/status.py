@@ -15,8 +15,9 @@ from rich.text import Text
 
 from experiments.lease import at_work
 from experiments.progress import duration, last_row
+from fitting.entry import Refusal, answer
 from fitting.own_json import read_object
-from fitting.results import STUDY, DamagedError, ResultsError, RunRecord, read_record, read_study
+from fitting.results import STUDY, DamagedError, RunRecord, read_record, read_study
 
 HELP = """\
 lowbit-status: how a study stands, from any shell and any machine that sees its folder.
@@ -34,7 +35,7 @@ done, 1 some are not, 2 a wrong request.
 """
 
 
-class UsageError(ValueError):
+class UsageError(Refusal):
     """An option that cannot be meant as typed."""
 
 
@@ -165,30 +166,32 @@ def render(status: Status) -> str:
 
 def main() -> None:
     """The console script."""
-    arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help"):
+    answer("lowbit-status", lambda: sys.exit(run(sys.argv[1:])))
+
+
+def run(arguments: list[str]) -> int:
+    """Do what the arguments say and return the exit code.
+
+    Raises:
+        UsageError: They cannot be meant.
+    """
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
-        raise SystemExit(0 if arguments else 2)
+        return 0 if arguments else 2
     console = Console(width=None if sys.stdout.isatty() else 200)
-    try:
-        folder, watch = _read(arguments)
-        status = read_status(folder)
-        if not watch:
-            console.print(render(status), highlight=False, soft_wrap=True)
-        else:
-            with Live(console=console, auto_refresh=False) as live:
-                while True:
-                    live.update(Text.from_markup(render(status)), refresh=True)
-                    if status.count("finished", "diverged") == len(status.states):
-                        break
-                    time.sleep(watch)
-                    status = read_status(folder)
-    except (UsageError, ResultsError) as error:
-        print(f"lowbit-status: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    raise SystemExit(0 if status.count("finished", "diverged") == len(status.states) else 1)
+    folder, watch = _read(arguments)
+    status = read_status(folder)
+    if not watch:
+        console.print(render(status), highlight=False, soft_wrap=True)
+    else:
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                live.update(Text.from_markup(render(status)), refresh=True)
+                if status.count("finished", "diverged") == len(status.states):
+                    break
+                time.sleep(watch)
+                status = read_status(folder)
+    return 0 if status.count("finished", "diverged") == len(status.states) else 1
 
 
 def _read(arguments: list[str]) -> tuple[Path, float]:

@@ -26,6 +26,7 @@ from typing import Any
 
 from experiments import tracking
 from experiments.wandb_files import inside, is_synced, mark_synced, read_run, run_files
+from fitting.entry import Refusal, answer
 
 HELP = """\
 lowbit-sync: push the offline W&B runs of a study, continuing the curves of resumed runs.
@@ -59,7 +60,7 @@ NO_KEY = (
 )
 
 
-class UsageError(ValueError):
+class UsageError(Refusal):
     """A request that cannot be meant as typed."""
 
 
@@ -85,14 +86,7 @@ class Outcome:
 
 def main() -> None:
     """Entry point of `lowbit-sync`."""
-    try:
-        sys.exit(run(sys.argv[1:]))
-    except UsageError as error:
-        sys.stderr.write(f"lowbit-sync: {error}\n")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("lowbit-sync: interrupted; the same command goes on from here\n")
-        sys.exit(130)
+    answer("lowbit-sync", lambda: sys.exit(run(sys.argv[1:])))
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -25,6 +25,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from experiments.wandb_files import WandbRun, mark_synced, read_run, row_key, run_files
+from fitting.entry import Failure
 
 if TYPE_CHECKING:  # it imports torch, for which lowbit-sync has no use
     from experiments.config import TrainConfig
@@ -44,7 +45,7 @@ waiting would add up."""
 _avoid_until = 0.0
 
 
-class TrackingError(Exception):
+class TrackingError(Failure):
     """W&B did not do what it was asked; one line that says why."""
 
 
@@ -91,10 +92,11 @@ def start(
         columns: For W&B's table of runs, beside the configuration.
 
     Returns:
-        What `log` wants; None if tracking is off or W&B cannot even write a file.
+        What `log` wants; None if tracking is off, here or by W&B's own
+        WANDB_MODE=disabled, or W&B cannot even write a file.
     """
     global _avoid_until
-    if config.tracking.mode == "none":
+    if config.tracking.mode == "none" or os.environ.get("WANDB_MODE") == "disabled":
         return None
     described = WandbRun(
         run_id=run_id,

@@ -46,6 +46,7 @@ from experiments.ptq import quantized
 from experiments.quant.product import full_precision
 from experiments.record import columns, make_record
 from experiments.recorder import Diverged, Recorder, Report, Stopped
+from fitting.entry import Failure
 from fitting.results import FAILURE, RESULT, RunRecord, read_record, write_atomic, write_exclusive
 
 _VALIDATION_BATCH_TOKENS = 4_096
@@ -73,7 +74,7 @@ class _Trainer(L.Trainer):
         return False
 
 
-class OutOfMemory(Exception):
+class OutOfMemory(Failure):
     """The run needs more memory than there is, or than it was given."""
 
 

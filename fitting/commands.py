@@ -6,14 +6,13 @@ Nothing is imported before it is known to be needed: help and mistakes are answe
 from __future__ import annotations
 
 import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from fitting.entry import answer
 from fitting.options import (
     FIT_HELP,
     REPORT_HELP,
-    UsageError,
     asks_for_help,
     fit_options,
     place,
@@ -23,33 +22,12 @@ from fitting.options import (
 
 def fit() -> None:
     """Entry point of `lowbit-fit`."""
-    _main("lowbit-fit", _fit_command)
+    answer("lowbit-fit", lambda: _fit_command(sys.argv[1:]))
 
 
 def report() -> None:
     """Entry point of `lowbit-report`."""
-    _main("lowbit-report", _report_command)
-
-
-def _main(name: str, command: Callable[[Sequence[str]], None]) -> None:
-    """Run a command; a user's mistake is one line on stderr and exit code 2."""
-    warnings.showwarning = lambda message, *_, **__: print(f"{name}: {message}", file=sys.stderr)
-    try:
-        command(sys.argv[1:])
-    except ValueError as error:
-        if not _is_the_users(error):
-            raise
-        sys.stderr.write(f"{name}: {' '.join(str(error).splitlines())}\n")
-        sys.exit(2)
-
-
-def _is_the_users(error: ValueError) -> bool:
-    if isinstance(error, UsageError):
-        return True
-    from fitting.law import FitError
-    from fitting.results import ResultsError
-
-    return isinstance(error, FitError | ResultsError)
+    answer("lowbit-report", lambda: _report_command(sys.argv[1:]))
 
 
 def _fit_command(arguments: Sequence[str]) -> None:

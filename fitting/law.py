@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 
 from fitting.curves import Array, Curve
+from fitting.entry import Refusal
 from fitting.results import require_columns
 
 Columns: TypeAlias = Mapping[str, Array]
@@ -36,7 +37,7 @@ LOSSLESS = ("BF16", "FP8")
 """Schemes whose efficiency is one by definition."""
 
 
-class FitError(ValueError):
+class FitError(Refusal):
     """A law, a table or an option cannot be used as asked, with what would be right."""
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fitting.entry import Refusal
 from fitting.swept import is_key
 
 LAW_NAMES = ("chinchilla", "floating_point", "quartet", "precision", "ptq", "qat", "compressed")
@@ -99,7 +100,7 @@ page's path.  Options, as key=value:
 """
 
 
-class UsageError(ValueError):
+class UsageError(Refusal):
     """An option that cannot be meant as typed."""
 
 

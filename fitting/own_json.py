@@ -12,8 +12,10 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from fitting.entry import Refusal
 
-class ResultsError(ValueError):
+
+class ResultsError(Refusal):
     """A results table that cannot be used, with what would be right."""
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from experiments.paths import conf_dir
 from experiments.quant.formats import PRECISIONS, FormatError, Precision
+from fitting.entry import Refusal, answer
 
 
 def _indented(names: Iterable[str]) -> str:
@@ -81,24 +82,19 @@ _OF_RECIPES = ("source", "draws", "out", "--config-dir")
 
 def error() -> None:
     """`lowbit-error`.  Exit codes: 0 done, 2 a wrong request (one line says what)."""
-    words = sys.argv[1:]
-    if not words or {"-h", "--help"} & set(words):
+    answer("lowbit-error", lambda: _answer(sys.argv[1:]))
+
+
+def _answer(words: list[str]) -> None:
+    if not words or {"-h", "--help", "help"} & set(words):
         print(HELP)
         return
-    try:
-        if any(word.startswith("recipe=") for word in words):
-            from experiments.recipe_table import show  # Hydra and the models: only where needed
+    if any(word.startswith("recipe=") for word in words):
+        from experiments.recipe_table import show  # Hydra and the models: only where needed
 
-            show(words)
-        else:
-            _show(_read(words))
-    except ValueError as problem:
-        for line in str(problem).splitlines():
-            print(f"lowbit-error: {line}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("lowbit-error: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        show(words)
+    else:
+        _show(_read(words))
 
 
 def _read(words: list[str]) -> dict[str, str]:
@@ -108,21 +104,21 @@ def _read(words: list[str]) -> dict[str, str]:
         key, equals, value = word.partition("=")
         if key not in _DEFAULTS:
             if key in _OF_RECIPES:
-                raise ValueError(f"{word}: needs recipe=..., e.g. recipe=quartet_v4")
+                raise Refusal(f"{word}: needs recipe=..., e.g. recipe=quartet_v4")
             near = difflib.get_close_matches(key, (*_DEFAULTS, "recipe"), n=1)
-            raise ValueError(f"{word}: no such key{f'; did you mean {near[0]}?' if near else ''}")
+            raise Refusal(f"{word}: no such key{f'; did you mean {near[0]}?' if near else ''}")
         if not equals or not value:
-            raise ValueError(f"{word}: write it as {key}=value")
+            raise Refusal(f"{word}: write it as {key}=value")
         request[key] = value
     if not request["precision"]:
-        raise ValueError("precision: is missing, e.g. precision=mxfp4, or recipe=...; see --help")
+        raise Refusal("precision: is missing, e.g. precision=mxfp4, or recipe=...; see --help")
     return request
 
 
 def _number(request: dict[str, str], key: str, smallest: int) -> int:
     text = request[key]
     if not text.isdecimal() or int(text) < smallest:
-        raise ValueError(f"{key}={text}: must be a whole number, {smallest} or more")
+        raise Refusal(f"{key}={text}: must be a whole number, {smallest} or more")
     return int(text)
 
 
@@ -134,7 +130,7 @@ def _sigma(text: str) -> float | None:
     except ValueError:
         sigma = 0.0
     if not 1e-30 < sigma < 1e30:
-        raise ValueError(f"sigma={text}: must be octave or a number from 1e-30 to 1e30")
+        raise Refusal(f"sigma={text}: must be octave or a number from 1e-30 to 1e30")
     return sigma
 
 
@@ -145,7 +141,7 @@ def _show(request: dict[str, str]) -> None:
         try:
             precisions.append((name, Precision.parse(name)))
         except FormatError as problem:
-            raise ValueError(f"precision={name}: {problem}") from None
+            raise Refusal(f"precision={name}: {problem}") from None
     rows, columns = _number(request, "rows", 1), _number(request, "columns", 1)
     settings: dict[str, Any] = {
         "rows": rows,

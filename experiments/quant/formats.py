@@ -21,6 +21,8 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from fitting.entry import Refusal
+
 MAX_EXPONENT_BITS = 8
 MAX_MANTISSA_BITS = 10
 BFLOAT16_DIGITS = 8
@@ -28,7 +30,7 @@ BFLOAT16_DIGITS = 8
 SPECIALS = ("none", "ocp", "ieee")
 
 
-class FormatError(ValueError):
+class FormatError(Refusal):
     """A format that does not exist, with what would be right."""
 
 

@@ -9,16 +9,25 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ValidationError
 
-from experiments.config import ConfigError, TrainConfig, explain, from_typed, typed
+from experiments.config import (
+    ConfigError,
+    TrainConfig,
+    explain,
+    from_typed,
+    named,
+    refuse_resolvers,
+    typed,
+)
 
 
 class Composer:
@@ -53,6 +62,8 @@ class Composer:
             inner = error.__cause__
             told = inner if isinstance(inner, ValidationError) else error
             raise ConfigError(explain(told)) from error
+        if any("${" in text for text in overrides):
+            refuse_resolvers(composed)
         return from_typed(composed)
 
     def _is_value(self, override: Override) -> bool:
@@ -62,9 +73,10 @@ class Composer:
 
     def _composed(self, files: tuple[str, ...]) -> DictConfig:
         composed = self._loader.load_sweep_config(self._master, list(files))
+        choices = composed.hydra.runtime.choices
         with open_dict(composed):
             del composed["hydra"]
-        return typed(composed)
+        return typed(named(composed, choices))
 
 
 def compose_all(composer: Composer, jobs: Sequence[Sequence[str]]) -> list[TrainConfig]:
@@ -80,3 +92,26 @@ def compose_all(composer: Composer, jobs: Sequence[Sequence[str]]) -> list[Train
         except ConfigError as error:
             raise ConfigError(f"{error} (run {number}: {' '.join(overrides)})") from error
     return configs
+
+
+def checked_grids(cfg: DictConfig) -> list[dict[str, list[Any]]]:
+    """The grids of a study; a value alone stands for a list of it.
+
+    Raises:
+        ConfigError: They are not {key: [values]}, a list of them.
+    """
+    grids = OmegaConf.to_container(cfg.study.grids, resolve=False) if cfg.study.grids else []
+    if not isinstance(grids, list):
+        raise ConfigError(f"study.grids={grids}: must be a list of grids, [{{key: [values]}}]")
+    found = []
+    for number, grid in enumerate(grids):
+        if not isinstance(grid, dict):
+            raise ConfigError(f"study.grids[{number}]={grid}: must be a grid, {{key: [values]}}")
+        for key, values in grid.items():
+            where = f"study.grids[{number}].{key}={values}"
+            if isinstance(values, dict) or values == []:
+                raise ConfigError(f"{where}: must be a list of values")
+            if isinstance(values, str) and "," in values:
+                raise ConfigError(f"{where}: must be a list, [{values}]")
+        found.append({str(k): v if isinstance(v, list) else [v] for k, v in grid.items()})
+    return found

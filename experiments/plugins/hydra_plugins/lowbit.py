@@ -7,18 +7,24 @@ puts this one's folder there.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from experiments.sweep.compose import Composer, compose_all
+from experiments.command_line import check_overrides, own_folder
+from experiments.config import ConfigError
+from experiments.sweep.compose import Composer, checked_grids, compose_all
 from experiments.sweep.estimate import probe
 from experiments.sweep.plan import make_plan, write_table
 from experiments.sweep.show import console, show_plan, show_results
@@ -36,12 +42,17 @@ class GridSweeper(BasicSweeper):
         assert self.config is not None
         assert self.launcher is not None
         assert self.hydra_context is not None
+        if self.params or self.max_batch_size is not None:
+            raise ConfigError(
+                "hydra.sweeper: has no effect here; a sweep is typed with -m key=a,b or written "
+                "as study.grids, and hydra.launcher.max_parallel limits how many run at once"
+            )
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         typed = _choices(parser, arguments)
-        grids: Any = OmegaConf.to_container(self.config.study.grids)
         jobs = []
-        for grid in grids or [{}]:
+        for grid in checked_grids(self.config) or [{}]:
             swept = [f"{key}={','.join(map(_written, values))}" for key, values in grid.items()]
+            check_overrides(swept, several=True)
             product = {**_choices(parser, swept), **typed}
             jobs += [list(choice) for choice in itertools.product(*product.values())]
         return [self.launcher.launch(jobs, initial_job_idx=0)]
@@ -49,17 +60,36 @@ class GridSweeper(BasicSweeper):
 
 def _written(value: object) -> str:
     """A value of a grid as the command line has it."""
+    if isinstance(value, str) and not re.fullmatch(r"[\w./+-]+", value):
+        text = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"'{text}'"
     return "null" if value is None else str(value)
 
 
 def _choices(parser: OverridesParser, arguments: Sequence[str]) -> dict[str, list[str]]:
     """Key -> the overrides it may take, one of which a run gets."""
-    [batch] = BasicSweeper.split_arguments(parser.parse_overrides(list(arguments)), None)
     found: dict[str, dict[str, None]] = {}
-    for job in batch:
-        for override in job:
+    for word in parser.parse_overrides(list(arguments)):
+        try:
+            batch = BasicSweeper.split_arguments([word], None)[0]
+        except HydraException as error:
+            raise ConfigError(f"{word.input_line}: cannot be swept ({error})") from None
+        if not batch:
+            raise ConfigError(f"{word.input_line}: matches nothing, so there is nothing to run")
+        for [override] in batch:
+            check_overrides([override], several=False)
             found.setdefault(override.partition("=")[0], {})[override] = None
     return {key: list(overrides) for key, overrides in found.items()}
+
+
+class OwnFiles(SearchPathPlugin):
+    """Files of the user's own come before the built-in ones of the same name."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Put the folder of `--config-dir` first."""
+        folder = own_folder()
+        if folder is not None:
+            search_path.prepend("own", f"file://{folder}", anchor="main")
 
 
 class RayLauncher(Launcher):
@@ -85,6 +115,12 @@ class RayLauncher(Launcher):
             ConfigError: Before anything is started.
             SystemExit: With the exit code, if not all runs are done at the end.
         """
+        if self.max_parallel is not None and (
+            not isinstance(self.max_parallel, int) or self.max_parallel < 1
+        ):
+            raise ConfigError(
+                f"hydra.launcher.max_parallel={self.max_parallel}: must be 1 or more, or null"
+            )
         composer = Composer(self.hydra_context.config_loader, self.config)
         configs = compose_all(composer, job_overrides)
         plan = make_plan(configs)

@@ -1,0 +1,191 @@
+"""What is typed after `lowbit-train`, before Hydra reads it.
+
+Hydra answers a word that it cannot read in terms of its grammar; here it is named, with how to
+write it.  Files of the user's own (`--config-dir`) come before the built-in ones of the same name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import shlex
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from experiments.config import ConfigError
+from experiments.paths import conf_dir
+
+_WITH_VALUE = (
+    *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
+    *("--package", "-p", "--cfg", "-c"),
+)
+_FLAGS = (
+    *("--multirun", "-m", "--run", "-r", "--help", "-h", "--hydra-help", "--version"),
+    *("--resolve", "--shell-completion", "-sc", "--info", "-i"),
+)
+_OF_HYDRA = {
+    "hydra.sweeper": "a sweep is typed with -m key=a,b or written as study.grids",
+    "hydra.sweep": "results go below runs=FOLDER",
+    "hydra.run": "results go below runs=FOLDER",
+    "hydra.searchpath": "files of your own are found by --config-dir=FOLDER",
+}
+_own: ContextVar[Path | None] = ContextVar("own", default=None)
+
+
+def own_folder() -> Path | None:
+    """The folder of the user's own YAML files, where there is one."""
+    return _own.get()
+
+
+@contextlib.contextmanager
+def with_own_files(folder: Path | str) -> Iterator[None]:
+    """Have Hydra look into a folder of the user's before it looks into ours; "": into none.
+
+    Raises:
+        ConfigError: There is no such folder, or it has a file in the place of our train.yaml.
+    """
+    if not folder:
+        yield
+        return
+    found = Path(folder).expanduser().absolute()
+    if not found.is_dir():
+        raise ConfigError(f"--config-dir={folder}: no such folder")
+    if (found / "train.yaml").exists() and found != conf_dir():
+        raise ConfigError(
+            f"--config-dir={folder}: its train.yaml has the name of the file that lists every key; "
+            "write what you want to change into study/NAME.yaml and type study=NAME"
+        )
+    token = _own.set(found)
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        for path in sorted(path for group in groups() for path in (found / group).rglob("*.yaml")):
+            if not _is_text(path):
+                raise ConfigError(f"{path}: not UTF-8 text ({error.reason})") from None
+        raise
+    finally:
+        _own.reset(token)
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def groups() -> list[str]:
+    """The groups that a choice of file is made for: model, precision, ..."""
+    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
+
+
+def arrange(words: Sequence[str]) -> tuple[list[str], str]:
+    """A command line as Hydra wants it, and the folder of the user's own files.
+
+    argparse takes options before the overrides only; here they may stand anywhere.
+
+    Raises:
+        ConfigError: A word that cannot be meant, with what could be.
+    """
+    options, overrides, folder = [], [], ""
+    waiting = iter(words)
+    for word in waiting:
+        name, equals, value = word.partition("=")
+        if name in _WITH_VALUE:
+            value = value if equals else next(waiting, "")
+            if not value:
+                raise ConfigError(f"{name}: needs a value, {name}=...")
+            if name in ("--config-dir", "-cd"):
+                folder = value
+            else:
+                options += [name, value]
+        elif name in _FLAGS:
+            options.append(word)
+        elif word.startswith("-"):
+            raise ConfigError(f"{word}: no such option; see lowbit-train --help")
+        elif word == "help":
+            options.append("--help")
+        else:
+            overrides.append(word)
+    check_overrides(overrides, several={"-m", "--multirun"} & set(options) != set())
+    return [*options, *overrides], folder
+
+
+@functools.cache
+def _parser() -> OverridesParser:
+    return OverridesParser.create()
+
+
+def check_overrides(words: Sequence[str], several: bool) -> None:
+    """Make sure that every word can be read, and means what it seems to.
+
+    Args:
+        words: key=value, as typed.
+        several: Whether a key may have several values to choose from.
+
+    Raises:
+        ConfigError: The first that does not.
+    """
+    parser = _parser()
+    for word in words:
+        try:
+            override = parser.parse_override(word)
+        except HydraException:
+            raise ConfigError(_unreadable(word, parser)) from None
+        _check(override, word, several)
+
+
+def _unreadable(word: str, parser: OverridesParser) -> str:
+    """What to say of a word that Hydra's grammar has no place for."""
+    key, equals, value = word.partition("=")
+    if not equals or not key:
+        return f"{word}: cannot be read as key=value; see lowbit-train --help"
+    quoted = key + "='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    try:
+        parser.parse_override(quoted)
+    except HydraException:
+        return f"{word}: cannot be read as key=value; see lowbit-train --help"
+    return f"{word}: cannot be read as key=value; put the value in quotes: {_for_a_shell(quoted)}"
+
+
+def _for_a_shell(word: str) -> str:
+    """Quoted, by double quotes where that can be."""
+    plain = not any(mark in word for mark in '"$`\\!')
+    return f'"{word}"' if plain else shlex.quote(word)
+
+
+def _check(override: Override, word: str, several: bool) -> None:
+    key = override.key_or_group
+    for start, instead in _OF_HYDRA.items():
+        if key == start or key.startswith(f"{start}."):
+            raise ConfigError(f"{word}: has no effect here; {instead}")
+    if override.is_sweep_override() and not several:
+        value = word.partition("=")[2]
+        as_text = _for_a_shell(f"{key}='{value}'")
+        raise ConfigError(
+            f"{word}: is several values; add -m to sweep over them, or write {key}=[{value}] for "
+            f"a list, or {as_text} for one text"
+        )
+    if key not in groups() or override.is_delete() or override.is_sweep_override():
+        return
+    chosen = override.value()
+    if isinstance(chosen, list):
+        names = ",".join(str(name) for name in chosen)
+        raise ConfigError(f"{word}: a run has one; with -m, {key}={names} sweeps over them")
+    if isinstance(chosen, dict):
+        return
+    if not isinstance(chosen, str):
+        raise ConfigError(f"{word}: must be the name of a choice; leave it out for the default")
+    path = Path(chosen)
+    if path.suffix in (".yaml", ".yml") or chosen.startswith((".", "/")):
+        above = path.parent.parent if path.parent.name == key else path.parent
+        raise ConfigError(
+            f"{word}: must be a choice, not a file; with {path.name} in a folder {key}, type "
+            f"--config-dir={above} {key}={path.stem}"
+        )

@@ -1,0 +1,109 @@
+"""What every key of the configuration must be by itself: ranges of numbers, lengths of names.
+
+What keys must be to each other is asked where they are used.  A test walks the whole tree: a new
+key without a demand fails it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`; all but `low` itself where `above`."""
+
+    low: float
+    high: float
+    above: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether a number is one of them; what is not finite never is."""
+        inside = value > self.low if self.above else value >= self.low
+        return math.isfinite(value) and inside and value <= self.high
+
+    def __str__(self) -> str:
+        """As an error says it."""
+        if self.high == _FINITE.high:
+            return f"must be a finite number, {'above ' if self.above else ''}{self.low:g}" + (
+                "" if self.above else " or more"
+            )
+        return f"must be from {self.low:.17g} to {self.high:.17g}"
+
+
+_FINITE = Range(0, math.nextafter(math.inf, 0))
+_POSITIVE = Range(0, _FINITE.high, above=True)
+_SHARE = Range(0, 1)
+_SECONDS = Range(0, 1e9)
+_COUNT, _COUNT_OR_NONE = Range(1, 10**12), Range(0, 10**12)
+_ROTATION = Range(0, 2**20)
+
+NUMBERS = {
+    "model.layers": Range(1, 10_000),
+    "model.hidden": Range(1, 2**20),
+    "model.ffn": Range(1, 2**22),
+    "model.heads": Range(1, 2**16),
+    "model.vocab_size": Range(1, 2**32),
+    "model.rope_base": _POSITIVE,
+    "data.seq_len": Range(2, 2**24),
+    "data.validation_windows": _COUNT_OR_NONE,
+    "data.max_epochs": Range(1, 10**6),
+    "precision.exponent": Range(0, 64),  # the format says which of these there are
+    "precision.mantissa": Range(0, 64),
+    "precision.block_size": Range(1, 2**24),
+    **{f"recipe.{gemm}.hadamard": _ROTATION for gemm in ("output", "grad_input", "grad_weight")},
+    "recipe.grad_input.row_hadamard": _ROTATION,
+    "recipe.keep_first": Range(0, 10_000),
+    "recipe.keep_last": Range(0, 10_000),
+    "recipe.high_precision_share": _SHARE,
+    "recipe.word_length.lookback": _COUNT_OR_NONE,
+    "recipe.word_length.bins": Range(2, 10**6),
+    "optim.lr": _POSITIVE,
+    "optim.beta1": _SHARE,
+    "optim.beta2": _SHARE,
+    "optim.eps": _POSITIVE,
+    "optim.weight_decay": _FINITE,
+    "optim.clip_norm": _POSITIVE,
+    "optim.warmup": _SHARE,
+    "optim.final_lr": _SHARE,
+    "optim.loss_scale_interval": _COUNT,
+    "diagnostics.points": Range(0, 10**6),
+    "diagnostics.apart": _COUNT,
+    "tracking.log_every": _COUNT,
+    "resources.cpus": Range(1, 2**16),
+    "resources.gpus": Range(0, 2**16),
+    "resources.memory": Range(0, 2**30),
+    "trainer.num_workers": Range(1, 2**16),
+    "budget.hours": _FINITE,
+    "budget.flops": _FINITE,
+    "budget.price": _FINITE,
+    "tokens": Range(1, 10**15),
+    "batch_size": Range(1, 2**24),
+    "seed": Range(0, 2**63 - 1),
+    "checkpoint_seconds": _SECONDS,
+    "lease_seconds": Range(0, 1e9, above=True),
+    "timeout_seconds": _SECONDS,
+}
+"""Every key that holds a number."""
+
+LENGTHS = {
+    "study.name": 200,
+    "model.name": 80,
+    "recipe.name": 80,
+    "tracking.project": 128,
+}
+"""Most characters of what names a folder, or a project of W&B; folders of runs join two of them."""
+
+
+def problems(leaves: Iterable[tuple[str, Any]]) -> list[str]:
+    """What is wrong with keys by themselves, each as "key=value: what would be right"."""
+    found = []
+    for key, value in leaves:
+        if key in NUMBERS and not NUMBERS[key].holds(value):
+            found.append(f"{key}={value}: {NUMBERS[key]}")
+        elif key in LENGTHS and len(value) > LENGTHS[key]:
+            found.append(f"{key}={value[:24]}...: must be at most {LENGTHS[key]} characters")
+    return found
