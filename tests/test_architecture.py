@@ -125,8 +125,6 @@ FLOORS = {
     "fitting.commands": 12,
 }
 SHARED = {("experiments", f"fitting.{name}") for name in ("results", "own_json", "entry")}
-    ("experiments", name) for name in ("fitting.results", "fitting.own_json", "fitting.entry")
-}
 """What training and fitting have in common: the run record, and how a command ends."""
 NO_TORCH = {"experiments.quant.formats", "experiments.quant.recipe", "experiments.accounting"}
 MODULES = {
