@@ -27,59 +27,16 @@ from experiments.precision_config import PrecisionConfig as PrecisionConfig
 from experiments.ptq import PtqConfig
 from experiments.quant.formats import BFLOAT16_DIGITS, Precision
 from experiments.quant.recipe import RecipeConfig
+from experiments.running_config import BudgetConfig as BudgetConfig
+from experiments.running_config import ResourcesConfig as ResourcesConfig
+from experiments.running_config import TrackingConfig as TrackingConfig
+from experiments.running_config import TrainerConfig as TrainerConfig
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 TRACKING_MODES = ("offline", "online", "none")
 DEVICES = ("cpu", "cuda")
 ISOLATION = ("none", "process")
 ON_FAILURE = ("continue", "stop")
-
-
-@dataclass
-class TrackingConfig:
-    """Weights & Biases: a mirror of the run, never a source."""
-
-    mode: str = "offline"
-    project: str = "lowbit-scaling"
-    log_every: int = 10
-    """Steps between two points of the loss curve."""
-
-
-@dataclass
-class ResourcesConfig:
-    """What one run takes; does not change its identity."""
-
-    cpus: int = 1
-    """CPU cores and torch threads of a run."""
-    gpus: float = 0.0
-    """A fraction lets several runs share one."""
-    memory: float = 0.0
-    """GiB set aside for a run, which it is held to; 0: neither."""
-    device: str = "cpu"
-    isolate: str = "none"
-    """process: a fresh worker process for every run; none: one that other runs used before."""
-
-
-@dataclass
-class TrainerConfig:
-    """One run on several devices; does not change its identity, for its batches are the same."""
-
-    num_workers: int = 1
-    """Processes that share a run's batches (data-parallel), each with `resources`."""
-    spread: bool = False
-    """Over different nodes; false: all on one."""
-
-
-@dataclass
-class BudgetConfig:
-    """What a sweep may cost; one that needs more is refused before it starts."""
-
-    hours: float = 0.0
-    """Of devices (GPUs; CPU cores for runs without), summed over runs; 0: no limit."""
-    flops: float = 0.0
-    """Of training, summed over runs; 0: no limit."""
-    price: float = 0.0
-    """Of one device hour, for the plan's estimate of cost."""
 
 
 @dataclass
@@ -213,7 +170,8 @@ def _refuse_misread(cfg: DictConfig) -> None:
         value: Any = values
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
-        if isinstance(default, str) and isinstance(value, bool | float):
+        wrong = (bool,) if str(default).isdecimal() else (bool, float)  # "1" may be typed 0.5
+        if isinstance(default, str) and isinstance(value, wrong):
             kind = "a truth value" if isinstance(value, bool) else "a number"
             raise ConfigError(f"{key}={value}: was read as {kind}; put the text in quotes")
 

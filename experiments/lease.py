@@ -95,7 +95,7 @@ def _read_holder(path: Path, number: int) -> Holder:
         and type(who.pid) is int
         and who.number == number
         and type(who.ttl) in (int, float)
-        and 0 < who.ttl < float("inf")
+        and 0 <= who.ttl < float("inf")
     )
     if not right:
         raise DamagedError(path, "not a lease", _REMEDY)

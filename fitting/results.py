@@ -14,9 +14,6 @@ from __future__ import annotations
 
 import json
 import lzma
-import os
-import re
-import uuid
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -26,16 +23,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fitting.atomic import create_exclusive as create_exclusive
+from fitting.atomic import write_atomic as write_atomic
 from fitting.own_json import DamagedError as DamagedError
 from fitting.own_json import ResultsError as ResultsError
 from fitting.own_json import read_object, strict
+from fitting.record_values import SCHEMA_VERSION as SCHEMA_VERSION
+from fitting.record_values import check, operand_values, short
 from fitting.swept import is_key, swept
 from fitting.table_files import KINDS, can_read, counts, read_file
 
 if TYPE_CHECKING:  # a worker that writes one record needs no tables
     import pandas as pd
 
-SCHEMA_VERSION = 1
 RESULT = "result.json"
 FAILURE = "failure.json"
 STUDY = "study.json"
@@ -160,83 +160,13 @@ class RunRecord:
             raise ResultsError(f"lacks {', '.join(missing)}")
         for f in fields(cls):
             if f.name in data:
-                _check(f.name, str(f.type), data[f.name])
-        data.setdefault("operand_values", _operand_values(data))
+                check(f.name, str(f.type), data[f.name])
+        data.setdefault("operand_values", operand_values(data))
         return cls(**data)
 
     def to_json(self) -> str:
         """Strict JSON: a NaN or an infinity is an error here, not a surprise for the reader."""
         return json.dumps(asdict(self), indent=1, sort_keys=False, allow_nan=False) + "\n"
-
-
-_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "float | None": (int, float, type(None)),
-    "dict[str, Any]": (dict,),
-}
-_AT_LEAST_ONE = ("bits", "block_size", "tokens", "schema_version")
-_ANY_SIGN = ("loss", "train_loss", "bits_per_byte")
-
-
-def _check(name: str, kind: str, value: Any) -> None:
-    """Refuse a value of another type than the key's, or out of its range."""
-    if isinstance(value, bool) or not isinstance(value, _TYPES[kind]):
-        raise ResultsError(f"{name}={_short(value)}: must be {kind}")
-    if name == "run_id" and not value:
-        raise ResultsError("run_id is empty")
-    if name == "ptq" and isinstance(value, dict):
-        for form, scored in value.items():
-            if not isinstance(scored, dict) or not {"loss", "bits", "operands"} <= set(scored):
-                raise ResultsError(f"ptq.{form}: must hold loss, bits and operands")
-            _check(f"ptq.{form}.loss", "float | None", scored["loss"])
-            _check(f"ptq.{form}.bits", "float", scored["bits"])
-            _check(f"ptq.{form}.operands", "str", scored["operands"])
-    if not isinstance(value, (int, float)):
-        return
-    if not abs(value) < 1e300:  # beyond, and NaN, no table holds it
-        raise ResultsError(f"{name}={_short(value)}: must be finite")
-    least = 1 if name in _AT_LEAST_ONE else 0
-    if value < least and name not in _ANY_SIGN and not name.startswith("ptq."):
-        raise ResultsError(f"{name}={_short(value)}: must be at least {least}")
-    if name == "schema_version" and value > SCHEMA_VERSION:
-        raise ResultsError(
-            f"schema_version={_short(value)}: written by a newer version, this one reads "
-            f"{SCHEMA_VERSION}"
-        )
-
-
-def _short(value: Any) -> str:
-    text = "a very long number" if isinstance(value, int) and value > 10**100 else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-_POWERS_OF_TWO = ("e8m0", "e8m0_log2", "e8m0_ceil", "e8m0_nearest", "quest", "quest_floor")
-"""Scales that bfloat16 holds beside any element of at most 7 mantissa bits."""
-
-
-def _operand_values(data: Mapping[str, Any]) -> str:
-    """The column of a record that is older than it: bfloat16 then rounded what it did not hold."""
-    config = data.get("config") or {}
-    dtype = config.get("compute_dtype") or (data.get("provenance") or {}).get("compute_dtype")
-    if dtype != "bfloat16" or not data.get("operands"):
-        return "exact"
-    recipe = config.get("recipe") or {}
-    gemms = [recipe.get(name) or {} for name in ("output", "grad_input", "grad_weight")]
-    slots = [slot for gemm in gemms for slot in gemm.values() if isinstance(slot, dict)]
-    own = [str(slot["precision"]).lower() for slot in slots if slot.get("precision")]
-    held = data["scale"] in _POWERS_OF_TWO and data["mantissa"] <= 7
-    return "exact" if held and all(map(_held_by_bfloat16, own)) else "rounded"
-
-
-def _held_by_bfloat16(name: str) -> bool:
-    """Whether a format's values are bfloat16's, by its name: mxfp4, E2M1-block32-e8m0, ..."""
-    mantissa = re.match(r"e\d+m(\d+)", name)
-    microscaling = name.startswith("mx") and not name.endswith("4_3")
-    return (microscaling or re.split("[-_](?=e8m0|quest)", name)[-1] in _POWERS_OF_TWO) and not (
-        mantissa and int(mantissa[1]) > 7
-    )
 
 
 _MAYBE_EMPTY = {"operands", "reason", "metrics_sha256", "weights_sha256"}
@@ -269,66 +199,6 @@ def write_exclusive(record: RunRecord, folder: Path) -> bool:
     return create_exclusive(record.to_json(), folder / RESULT)
 
 
-def create_exclusive(content: str, target: Path) -> bool:
-    """Create a file so that readers see nothing or all of it, and nobody overwrites it.
-
-    Returns:
-        True if this call created it, False if it was already there (and was left alone).
-
-    Raises:
-        OSError: It cannot be written, e.g. for want of space; nothing is left behind.
-    """
-    temporary = _written_aside(content.encode(), target)
-    try:
-        os.link(temporary, target)  # fails if the target exists: the file system decides races
-        created = True
-    except FileExistsError:
-        # A network file system may do the work and lose the answer; then ours is the second link.
-        created = temporary.stat().st_nlink == 2
-    finally:
-        temporary.unlink()
-    _sync_folder(target.parent)
-    return created
-
-
-def write_atomic(content: str | bytes, target: Path) -> None:
-    """Replace `target` by `content` so that readers see the old file or the new one.
-
-    Raises:
-        OSError: It cannot be written, e.g. for want of space; the old file stays.
-    """
-    temporary = _written_aside(content.encode() if isinstance(content, str) else content, target)
-    try:
-        os.replace(temporary, target)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(target.parent)
-
-
-def _written_aside(content: bytes, target: Path) -> Path:
-    """A file beside `target` with this content, on the disk, not just in its cache."""
-    # Not the process id: two machines may share the folder and have the same.
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def read_record(folder: Path) -> RunRecord | None:
     """The result in one run's folder, else its failure, else None.
 
@@ -346,7 +216,7 @@ def read_record(folder: Path) -> RunRecord | None:
         except ResultsError as error:
             raise DamagedError(path, f"not a run record: {error}", REMEDY) from error
         if record.run_id != folder.absolute().name:
-            why = f"not a run record of this folder: run_id={_short(record.run_id)}"
+            why = f"not a run record of this folder: run_id={short(record.run_id)}"
             raise DamagedError(path, why, REMEDY)
         if (record.status == "failed") != (name == FAILURE):
             raise DamagedError(path, f"not a run record: status={record.status}", REMEDY)

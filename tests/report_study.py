@@ -14,7 +14,7 @@ import pytest
 
 from fitting.laws import LAWS
 from fitting.report import write_report as write_everything
-from fitting.results import RunRecord, write_exclusive
+from fitting.results import FAILURE, RunRecord, write_atomic, write_exclusive
 
 write_report = functools.partial(write_everything, figure_files=("svg",))
 """PDFs take most of the time; one test looks at them."""
@@ -75,7 +75,10 @@ def all_diverged() -> list[RunRecord]:
 def write_runs(folder: Path, runs: list[RunRecord], **about: Any) -> Path:
     for run in runs:
         (folder / run.run_id).mkdir(parents=True)
-        write_exclusive(run, folder / run.run_id)
+        if run.status == "failed":
+            write_atomic(run.to_json(), folder / run.run_id / FAILURE)
+        else:
+            write_exclusive(run, folder / run.run_id)
     folder.mkdir(parents=True, exist_ok=True)
     if about:
         (folder / "study.json").write_text(json.dumps(about))

@@ -128,7 +128,8 @@ def test_a_broken_record_is_named(
     arguments = [f"results={tmp_path}/runs", "law=chinchilla", f"out={tmp_path}/out"]
     assert lowbit_fit(monkeypatch, *arguments) == 2
     streams = capsys.readouterr()
-    assert streams.err.startswith(f"lowbit-fit: {record}: not a run record (")
+    where = f"results={tmp_path}/runs: no */result.json in this folder; 1 damaged"
+    assert streams.err.startswith(f"lowbit-fit: {where}: {record}: damaged (")
     assert streams.err.count("\n") == 1
 
 

@@ -121,7 +121,7 @@ def test_figures_of_an_earlier_report_go_but_other_files_stay(
 
 def test_a_broken_fit_leaves_no_page_behind(study: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "fit.json").write_text("{")
-    with pytest.raises(ResultsError, match=r"fit\.json: not JSON"):
+    with pytest.raises(ResultsError, match=r"fit\.json: damaged \("):
         write_report(study[0], tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

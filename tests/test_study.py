@@ -46,8 +46,8 @@ def write(folder: Path, table: pd.DataFrame, fit: dict[str, Any] | None = None) 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "fit.json: not JSON"),
-        ("[]", "must hold one JSON object, holds a list"),
+        ("{", "fit.json: damaged (Expecting"),
+        ("[]", "fit.json: damaged (holds a list, not an object)"),
         ("{}", "lacks law, objective"),
         (json.dumps(a_fit(law="chinchila")), "law=chinchila is none of"),
         (json.dumps(a_fit(parameters={"E": 1.0})), "parameters E, but law=chinchilla has"),

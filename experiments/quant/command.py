@@ -163,7 +163,10 @@ def _show(request: dict[str, str]) -> None:
         for heading in ("bits", "rMSE", "QSNR dB", "misaligned", "crest", "clipped", "to zero"):
             table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
         for name, precision in precisions:
-            found = gaussian_error(precision, rounding, **settings)
+            try:
+                found = gaussian_error(precision, rounding, **settings)
+            except ValueError as problem:  # what these values cannot do together
+                raise Refusal(str(problem)) from problem
             table.add_row(
                 name,
                 f"{precision.bits_per_element(rows, columns):.4g}",

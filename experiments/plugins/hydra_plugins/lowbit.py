@@ -67,8 +67,8 @@ def _written(value: object) -> str:
 
 
 def _choices(parser: OverridesParser, arguments: Sequence[str]) -> dict[str, list[str]]:
-    """Key -> the overrides it may take, one of which a run gets."""
-    found: dict[str, dict[str, None]] = {}
+    """Key -> the overrides it may take, one of which a run gets; of a key typed twice, the last."""
+    found: dict[str, list[str]] = {}
     for word in parser.parse_overrides(list(arguments)):
         try:
             batch = BasicSweeper.split_arguments([word], None)[0]
@@ -76,10 +76,10 @@ def _choices(parser: OverridesParser, arguments: Sequence[str]) -> dict[str, lis
             raise ConfigError(f"{word.input_line}: cannot be swept ({error})") from None
         if not batch:
             raise ConfigError(f"{word.input_line}: matches nothing, so there is nothing to run")
-        for [override] in batch:
-            check_overrides([override], several=False)
-            found.setdefault(override.partition("=")[0], {})[override] = None
-    return {key: list(overrides) for key, overrides in found.items()}
+        overrides = list(dict.fromkeys(override for [override] in batch))
+        check_overrides(overrides, several=False)
+        found[overrides[0].partition("=")[0]] = overrides
+    return found
 
 
 class OwnFiles(SearchPathPlugin):

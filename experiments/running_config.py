@@ -1,0 +1,52 @@
+"""How a run is run, watched and paid for: nothing of this changes its result or its address."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class TrackingConfig:
+    """Weights & Biases: a mirror of the run, never a source."""
+
+    mode: str = "offline"
+    project: str = "lowbit-scaling"
+    log_every: int = 10
+    """Steps between two points of the loss curve."""
+
+
+@dataclass
+class ResourcesConfig:
+    """What one run takes; does not change its identity."""
+
+    cpus: int = 1
+    """CPU cores and torch threads of a run."""
+    gpus: float = 0.0
+    """A fraction lets several runs share one."""
+    memory: float = 0.0
+    """GiB set aside for a run, which it is held to; 0: neither."""
+    device: str = "cpu"
+    isolate: str = "none"
+    """process: a fresh worker process for every run; none: one that other runs used before."""
+
+
+@dataclass
+class TrainerConfig:
+    """One run on several devices; does not change its identity, for its batches are the same."""
+
+    num_workers: int = 1
+    """Processes that share a run's batches (data-parallel), each with `resources`."""
+    spread: bool = False
+    """Over different nodes; false: all on one."""
+
+
+@dataclass
+class BudgetConfig:
+    """What a sweep may cost; one that needs more is refused before it starts."""
+
+    hours: float = 0.0
+    """Of devices (GPUs; CPU cores for runs without), summed over runs; 0: no limit."""
+    flops: float = 0.0
+    """Of training, summed over runs; 0: no limit."""
+    price: float = 0.0
+    """Of one device hour, for the plan's estimate of cost."""
