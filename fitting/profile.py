@@ -32,10 +32,8 @@ PRECISION = 1e-3
 DOUBLINGS = 4
 """Steps out in which the distance doubles; then it grows by `LEAP` at a time."""
 LEAP = 8.0
-FAR_BEYOND = 30.0
-"""Root of the rise, in units of what is looked for, as which all higher ones count, or none."""
-SOLVED = 1e-5
-"""Share of the rise, to which the other parameters are solved."""
+FAR_BEYOND = 1e3
+"""Times the rise that is looked for: higher objectives, and where there is none, count as this."""
 NORMAL_MEDIAN = 0.6745
 """Median size of a standard normal deviate."""
 OPEN = 50.0
@@ -79,38 +77,34 @@ def profile_intervals(
     point = centred.encode(fitted.parameters)
     lowest, _, curvature = centred.problem.evaluate(point[None], weight[None], path[-1], True)
     reach = dict(zip(centred.free, _reach(centred, curvature[0], rise), strict=True))
-    tolerance = SOLVED * rise / max(float(lowest[0]), 1e-300)
     others = [centred.decode(theta) for theta in other_places(fitted, centred, weight, point)]
-    if others:  # valleys: what was found next to a value may lie in the wrong one
-        others.append(fitted.parameters)
 
     def excess(name: str) -> Callable[[float], float]:
-        """How far the root of the objective's rise is above its limit at a parameter's value.
-
-        In units of the limit: -1 at the optimum, and near it a straight line.
-        """
+        """How far the objective is above its limit where a parameter has a value."""
         solved = {fitted.parameters[name]: fitted.parameters}
 
         def at(value: float) -> float:
             held = in_coordinates(fitted, rows, {name: value})
             nearest = solved[min(solved, key=lambda other: abs(other - value))]
-            starts = np.array([held.encode({**p, name: value}) for p in (nearest, *others)])
-            theta, objective, _ = minimise(held.problem, starts, weight[None], path, tolerance)
+            # From what was found next to it, and from the optimum, which may be another valley.
+            begin = list({id(p): p for p in (nearest, fitted.parameters, *others)}.values())
+            starts = np.array([held.encode({**p, name: value}) for p in begin])
+            theta, objective, _ = minimise(held.problem, starts, weight[None], path)
             objective = np.where(np.isfinite(objective), objective, np.inf)
             best = int(objective.argmin())
             if not math.isfinite(objective[best]):  # the law is not defined there
-                return FAR_BEYOND
-            root = math.sqrt(max(float(objective[best] - lowest[0]), 0.0) / rise)
-            if root < FAR_BEYOND:
+                return math.inf
+            above = float(objective[best] - lowest[0]) - rise
+            if above < FAR_BEYOND * rise:
                 solved[value] = held.decode(theta[best])
-            return min(root, FAR_BEYOND) - 1.0
+            return above
 
         return at
 
     result = {}
     for name in names or free:
         step = reach[name] / fitted.law.multiplier(name, fitted.parameters)
-        result[name] = _ends(fitted, name, step, excess)
+        result[name] = _ends(fitted, name, step, rise, excess)
     return result
 
 
@@ -132,6 +126,7 @@ def _ends(
     fitted: Fit,
     name: str,
     step: float,
+    rise: float,
     excess: Callable[[str], Callable[[float], float]],
 ) -> tuple[float, float]:
     """Where the objective reaches its limit below and above a parameter's optimum."""
@@ -150,7 +145,7 @@ def _ends(
 
         @functools.cache  # a search begun elsewhere may end elsewhere: what was found stays
         def beyond(distance: float) -> float:
-            return at(value(distance)) if distance else -1.0
+            return min(at(value(distance)), FAR_BEYOND * rise) if distance else -rise
 
         room = min(abs(bound - best), OPEN)
         if kind.positive:

@@ -83,10 +83,10 @@ def test_a_wrong_run_is_one_line_that_names_it(hydra: Hydra, override: str, line
         assert explain(error.value).startswith(line)
 
 
-def test_two_hundred_runs_are_planned_at_a_rate_of_a_thousand_a_minute(
+def test_planning_a_run_takes_less_than_hydra_takes_to_compose_it(
     hydra: Hydra, tmp_path: Path, text: Path
 ) -> None:
-    """CPU time, for other work on the machine not to count; `make bench-sweep` has the number."""
+    """CPU time in one process, so that no machine is too slow; `make bench-sweep` has the number."""
     typed = ["data=tokens", f"data.path={text}", "data.seq_len=64", "data.max_epochs=1000"]
     master = hydra.compose_config(
         "train", [*typed, f"runs={tmp_path / 'runs'}"], run_mode=RunMode.MULTIRUN
@@ -101,7 +101,11 @@ def test_two_hundred_runs_are_planned_at_a_rate_of_a_thousand_a_minute(
     ]
     began = time.process_time()
     plan = make_plan(compose_all(Composer(hydra.config_loader, master), jobs))
-    assert time.process_time() - began < 12
+    planned = time.process_time()
+    for job in jobs[:10]:
+        hydra.compose_config("train", [*typed, *job], run_mode=RunMode.RUN)
+    composed = time.process_time() - planned
+    assert (planned - began) / len(jobs) < composed / 10
     assert len(jobs) == 200
     assert len(plan.runs) == 200 - 40 + 8, "none has no format: 1 run where others have 5"
     assert plan.duplicates == 32
