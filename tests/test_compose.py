@@ -86,7 +86,7 @@ def test_a_wrong_run_is_one_line_that_names_it(hydra: Hydra, override: str, line
 def test_planning_a_run_takes_less_than_hydra_takes_to_compose_it(
     hydra: Hydra, tmp_path: Path, text: Path
 ) -> None:
-    """CPU time in one process, so that no machine is too slow; `make bench-sweep` has the number."""
+    """Both in CPU time, so that no machine is too slow; `make bench-sweep` has the number."""
     typed = ["data=tokens", f"data.path={text}", "data.seq_len=64", "data.max_epochs=1000"]
     master = hydra.compose_config(
         "train", [*typed, f"runs={tmp_path / 'runs'}"], run_mode=RunMode.MULTIRUN
