@@ -7,7 +7,9 @@ does not.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,8 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
         if not path.is_symlink():
             raise
         raise DamagedError(path, "a link to nothing", remedy) from error
+    except NotADirectoryError as error:  # beneath a file there is nothing
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
     except DamagedError:
         raise
     except OSError as error:

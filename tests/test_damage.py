@@ -309,3 +309,8 @@ def test_a_link_to_a_whole_file_is_followed(tmp_path: Path) -> None:
     (tmp_path / "there").write_text('{"a": 1}')
     (tmp_path / "here").symlink_to("there")
     assert read_object(tmp_path / "here", "") == {"a": 1}
+
+
+def test_a_file_where_a_run_could_be_is_none(tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text("{}")
+    assert read_record(tmp_path / "study.json") is None
