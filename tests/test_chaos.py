@@ -116,7 +116,7 @@ def test_a_sweep_that_is_killed_a_dozen_times_gives_the_same_bits(
     for folder in (calm, stormy):
         folder.mkdir()
         break_the_raising_run(folder, text)
-    assert driver(calm, text).wait(timeout=300) == 1, "two of its runs fail"
+    assert driver(calm, text).wait(timeout=1200) == 1, "two of its runs fail"
     expected = summary(calm)
 
     chance = random.Random(20261123)
@@ -151,11 +151,11 @@ def test_a_sweep_that_is_killed_a_dozen_times_gives_the_same_bits(
             killed.append(victim)
         for _ in range(2):  # a run whose worker was killed three times in one launch is left alone
             if process.poll() is None:
-                process.wait(timeout=300)
+                process.wait(timeout=1200)
             if len(summary_so_far(stormy)) == len(expected):
                 break
             process = driver(stormy, text, address)
-        assert process.wait(timeout=300) == 1
+        assert process.wait(timeout=1200) == 1
     finally:
         if process is not None and process.poll() is None:
             process.kill()
@@ -190,7 +190,7 @@ def test_the_smoke_study_ends_right_on_a_cluster_that_loses_a_node(
     alone, together = tmp_path / "alone", tmp_path / "together"
     for folder in (alone, together):
         folder.mkdir()
-    assert driver(alone, text, longer, study="study=smoke").wait(timeout=300) == 0
+    assert driver(alone, text, longer, study="study=smoke").wait(timeout=1200) == 0
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     process = None
     try:
@@ -200,7 +200,7 @@ def test_the_smoke_study_ends_right_on_a_cluster_that_loses_a_node(
         while len(wait_for_workers(together, process)) < 2:
             assert process.poll() is None, (together / "driver.txt").read_text()
         cluster.remove_node(node, allow_graceful=False)
-        assert process.wait(timeout=300) == 0
+        assert process.wait(timeout=1200) == 0
     finally:
         if process is not None and process.poll() is None:
             process.kill()
