@@ -29,6 +29,8 @@ from fitting.uncertainty import bootstrap, intervals, noise_floor, standard_erro
 ENOUGH_DRAWS = 0.95
 MOST_LISTED = 6
 """Values of a swept key in a warning."""
+FEWEST = 10_000
+"""Parameters and tokens: a table whose largest count is below counts in a larger unit."""
 FEW_CLUSTERS = 10
 """Fewer resampled whole leave intervals that cover too seldom (Cameron et al. 2008)."""
 
@@ -200,7 +202,7 @@ def describe(
     warnings += _warn_conditions(conclusions)
     rows, _ = select_rows(table)
     floor = noise_floor(rows)
-    warnings += _mixtures(fitted, rows)
+    warnings += _mixtures(fitted, rows) + _units(fitted, rows)
     if not floor.dof:
         warnings.append("no cell was run with two seeds: the noise floor is unknown")
     used = ("run_id", "loss", *fitted.law.columns, *fitted.law.schemes, fitted.weights)
@@ -246,6 +248,16 @@ def _mixtures(fitted: Fit, rows: pd.DataFrame) -> list[str]:
             f'mixture; keep one with where="{key} == {first}"'
         )
     return warnings
+
+
+def _units(fitted: Fit, rows: pd.DataFrame) -> list[str]:
+    """Counts so small that they must be in millions or billions."""
+    return [
+        f"{name} is at most {rows[name].max():g}: in billions? coefficients, counts and costs here "
+        f"are of single ones; give columns.{name}='<its name> * 1e9'"
+        for name in ("params", "tokens")
+        if name in fitted.law.columns and rows[name].max() < FEWEST
+    ]
 
 
 def _warn_conditions(conclusions: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ import io
 import json
 import lzma
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,8 @@ def read_file(path: Path) -> pd.DataFrame:
     kind, packed = _kind(path)
     if kind in PARQUET:
         table = pd.read_parquet(path)
+        if any(name is not None for name in table.index.names):  # pandas wrote its index, too
+            table = table.reset_index()
         for name in table.columns:
             if table[name].dtype == object:
                 table[name] = table[name].map(_as_text)
@@ -82,17 +84,58 @@ def _separated(text: str, kind: str) -> pd.DataFrame:
     kept = [line for line in lines if not line.lstrip().startswith("#")]
     header = next((line for line in kept if line.strip()), "")
     separator = "\t" if kind == ".tsv" else _separator(header)
+    if header and all(map(_is_number, _fields(header, separator))):
+        kept = [_names_in_comment(lines, header, separator), *kept]
     body = "".join(kept)
     decimal = "."
     if separator == ";" and re.search(r"\d,\d", body) and not re.search(r"\d\.\d", body):
         decimal = ","
+    rows = _rows(body, separator)
+    names, row = next(rows, []), next(rows, [])
+    if len(row) > len(names):
+        # Pandas would take the first field for a row's label, and every name for its neighbour's.
+        raise ValueError(f"its rows have {len(row)} fields, its first line names {len(names)}")
     return pd.read_csv(io.StringIO(body), sep=separator, decimal=decimal, skipinitialspace=True)
+
+
+def _rows(text: str, separator: str) -> Iterator[list[str]]:
+    """The fields of each row that has any.
+
+    Raises:
+        ValueError: A quote that does not end, so that a field is longer than any can be.
+    """
+    try:
+        yield from filter(None, csv.reader(io.StringIO(text), delimiter=separator))
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+
+
+def _names_in_comment(lines: Sequence[str], first: str, separator: str) -> str:
+    """The line of names above a first row of numbers, which is a comment as NumPy writes it."""
+    above = lines[lines.index(first) - 1] if lines.index(first) else ""
+    names = above.lstrip().removeprefix("#")
+    if above.lstrip().startswith("#") and len(_fields(names, separator)) == len(
+        _fields(first, separator)
+    ):
+        return names
+    raise ValueError("its first line holds numbers where the columns' names should be")
+
+
+def _fields(line: str, separator: str) -> list[str]:
+    return next(_rows(line, separator), [])
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
 
 
 def _separator(header: str) -> str:
     """What separates a header's names: whatever of the four cuts it into the most."""
-    rows = {s: next(csv.reader([header], delimiter=s), []) for s in SEPARATORS}
-    return max(SEPARATORS, key=lambda s: len(rows[s]))
+    return max(SEPARATORS, key=lambda s: len(_fields(header, s)))
 
 
 def _json_lines(text: str) -> pd.DataFrame:

@@ -60,6 +60,8 @@ FILES: dict[str, bytes] = {
     "tabs.tsv": GOOD.to_csv(index=False, sep="\t").encode(),
     "bom.csv": b"\xef\xbb\xbf" + GOOD.to_csv(index=False).encode(),
     "comments.csv": b"# Table 3; b, c\n" + GOOD.to_csv(index=False).encode() + b"# end\n",
+    "numpy.csv": b"# " + GOOD.to_csv(index=False).encode(),
+    "number_sign.csv": b"#" + GOOD.to_csv().encode(),
     "padded.csv": GOOD.to_csv(index=False).replace(",", " , ").encode(),
     "packed.csv.gz": gzip.compress(GOOD.to_csv(index=False).encode()),
     "packed.tsv.gz": gzip.compress(GOOD.to_csv(index=False, sep="\t").encode()),
@@ -90,12 +92,27 @@ def test_parquet_with_lists_or_structs_is_read(nested: Any, tmp_path: Path) -> N
     select_rows(table)[0].drop_duplicates()
 
 
+@pytest.mark.parametrize("index", [["params"], ["run", "params"]])
+def test_an_index_in_parquet_is_columns(index: list[str], tmp_path: Path) -> None:
+    runs = GOOD.assign(run=[f"r{i}" for i in range(len(GOOD))])
+    runs.set_index(index).to_parquet(tmp_path / "t.parquet")
+    table = load(tmp_path / "t.parquet")
+    np.testing.assert_array_equal(table[["params", "tokens", "loss"]], GOOD)
+
+
 BROKEN: dict[str, tuple[bytes, str]] = {
     "surrogate.jsonl": (b'{"loss": 3, "note": "\\ud800"}\n', "line 1 holds half a character"),
     "cut.jsonl": (b'{"loss": 3}\n{"loss"', "line 2 is not JSON"),
     "list.jsonl": (b"[1, 2]\n", "line 1 is no JSON object"),
     "cut.csv.gz": (gzip.compress(b"loss\n3\n" * 99)[:-20], "cannot be read ("),
     "no.csv.gz": (b"loss\n3\n", "cannot be read ("),
+    # Read with the first field as a label, each name would be its neighbour's.
+    "long_rows.csv": (b"params,tokens,loss\n1,2,3,4\n5,6,7,8\n", "rows have 4 fields, its first"),
+    "row_names.csv": (b"params,tokens,loss\nr1,1,2,3\nr2,5,6,7\n", "its first line names 3"),
+    "row_numbers.csv": (b"params,tokens,loss\n\n0,1,2,3\n1,5,6,7\n", "its first line names 3"),
+    "quote.csv": (b'params,tokens,loss\n"1,2,3\n' + b"4,5,6\n" * 30_000, "field larger than"),
+    "no_names.csv": (b"1,2,3\n4,5,6\n", "its first line holds numbers"),
+    "other_comment.csv": (b"# Table 3\n1,2,3\n4,5,6\n", "its first line holds numbers"),
     "twice.csv": (b"loss, loss \n3,4\n", "two columns are called 'loss'"),
 }
 
@@ -120,6 +137,19 @@ def test_counts_may_have_units_or_be_scaled(tmp_path: Path) -> None:
     assert scaled["params"].tolist() == pytest.approx([70e6, 7e9, 125e6])
     with pytest.raises(ResultsError, match=r"columns.params=N\*x: no such column.*'x' is no"):
         load(path, {"params": "N*x"})
+
+
+@pytest.mark.parametrize(("unit", "warned"), [(1.0, False), (1e9, True)])
+def test_counts_in_billions_are_asked_about(
+    unit: float, warned: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "t.csv"
+    GOOD.assign(params=GOOD["params"] / unit).to_csv(path, index=False)
+    arguments = [f"results={path}", "law=chinchilla", f"out={tmp_path}/o", "bootstrap=0"]
+    assert command(monkeypatch, commands.fit, *arguments, "evidence=false") == 0
+    said = " ".join(json.loads((tmp_path / "o" / "fit.json").read_text())["warnings"])
+    assert ("params is at most 10: in billions?" in said) == warned
+    assert "tokens is at most" not in said
 
 
 # --- columns -----------------------------------------------------------------------------------
