@@ -8,7 +8,9 @@ from experiments.model import ModelConfig
 from experiments.quant.recipe import RecipeConfig
 
 _OPERAND_COPIES = 2
-"""Of a product's operands, laid out and rounded, while it runs; measured, like those below."""
+"""Copies of a product's operands, laid out and rounded, while it runs.
+
+Like those below chosen by the peaks that were measured at one shape, and held to in a test."""
 _EDEN_COPIES = 3
 _ESTIMATE_COPIES = 6
 _LMUL_COPIES = 3

@@ -21,6 +21,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
 
+from fitting.own_json import DamagedError, read_object
 from fitting.results import write_atomic
 
 CHECKPOINTS = "checkpoints"
@@ -66,7 +67,7 @@ class CheckpointStore(TorchCheckpointIO):
             try:
                 problem = self._problem(path, weights, stepped)
             except Exception as error:  # torch's reader has no class for a file that is damaged
-                problem = f"does not load ({_line(error)})"
+                problem = f"does not load ({first_line(error)})"
             if not problem:
                 self._trusted = [path]
                 return path
@@ -123,11 +124,11 @@ class CheckpointStore(TorchCheckpointIO):
     def _problem(self, path: Path, weights: Mapping[str, Tensor], stepped: Sequence[Tensor]) -> str:
         """Why a checkpoint cannot be gone on from; "" where it can."""
         try:
-            seal = json.loads(_seal(path).read_text(encoding="utf-8"))
+            seal = read_object(_seal(path), "")
             belongs, step, expected = seal["run_id"], seal["step"], seal["sha256"]
         except FileNotFoundError:
             return f"has no {_seal(path).name} beside it to say what it is"
-        except (ValueError, KeyError, TypeError):
+        except (DamagedError, KeyError):
             return f"has a damaged {_seal(path).name}"
         if belongs != self.run_id:
             return f"belongs to the run {belongs}"
@@ -181,7 +182,8 @@ def _seal(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first, or else what it is."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

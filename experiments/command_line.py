@@ -80,9 +80,10 @@ def _is_text(path: Path) -> bool:
     return True
 
 
-def groups() -> list[str]:
+@functools.cache
+def groups() -> tuple[str, ...]:
     """The groups that a choice of file is made for: model, precision, ..."""
-    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
+    return tuple(sorted(path.name for path in conf_dir().iterdir() if path.is_dir()))
 
 
 def arrange(words: Sequence[str]) -> tuple[list[str], str]:

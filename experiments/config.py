@@ -31,6 +31,7 @@ from experiments.running_config import BudgetConfig as BudgetConfig
 from experiments.running_config import ResourcesConfig as ResourcesConfig
 from experiments.running_config import TrackingConfig as TrackingConfig
 from experiments.running_config import TrainerConfig as TrainerConfig
+from fitting.entry import one_line
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 TRACKING_MODES = ("offline", "online", "none")
@@ -163,15 +164,24 @@ def refuse_resolvers(cfg: DictConfig) -> None:
     look(OmegaConf.to_container(cfg, resolve=False), "")
 
 
+@functools.cache
+def _texts() -> dict[str, tuple[type, ...]]:
+    """Each key that holds text, and what YAML must not take it for; "1" may be typed 0.5."""
+    return {
+        key: (bool,) if default.isdecimal() else (bool, float)
+        for key, default in leaves(TrainConfig())
+        if isinstance(default, str)
+    }
+
+
 def _refuse_misread(cfg: DictConfig) -> None:
     """Refuse what YAML read as something else than the text that the key holds."""
     values = OmegaConf.to_container(cfg, resolve=False)
-    for key, default in leaves(TrainConfig()):
+    for key, wrong in _texts().items():
         value: Any = values
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
-        wrong = (bool,) if str(default).isdecimal() else (bool, float)  # "1" may be typed 0.5
-        if isinstance(default, str) and isinstance(value, wrong):
+        if isinstance(value, wrong):
             kind = "a truth value" if isinstance(value, bool) else "a number"
             raise ConfigError(f"{key}={value}: was read as {kind}; put the text in quotes")
 
@@ -268,6 +278,7 @@ def check(config: TrainConfig) -> None:
 
 
 def _scalar_problems(config: TrainConfig) -> list[str]:
+    """What is wrong with single keys, but for the ranges of numbers (`experiments.demands`)."""
     found = []
 
     def demand(holds: bool, key: str, value: object, right: str) -> None:
@@ -275,16 +286,13 @@ def _scalar_problems(config: TrainConfig) -> list[str]:
             found.append(f"{key}={value}: {right}")
 
     tracking, resources = config.tracking, config.resources
-    demand(config.batch_size >= 1, "batch_size", config.batch_size, "must be 1 or more")
-    demand(config.data.seq_len >= 2, "data.seq_len", config.data.seq_len, "must be 2 or more")
-    if not found:
+    if config.batch_tokens > 0:
         demand(
             config.steps >= 1,
             "tokens",
             config.tokens,
             f"must be at least one step, {config.batch_tokens} tokens",
         )
-    demand(config.seed >= 0, "seed", config.seed, "must be 0 or more")
     for key, value, choices in (
         ("compute_dtype", config.compute_dtype, COMPUTE_DTYPES),
         ("tracking.mode", tracking.mode, TRACKING_MODES),
@@ -293,19 +301,6 @@ def _scalar_problems(config: TrainConfig) -> list[str]:
         ("on_failure", config.on_failure, ON_FAILURE),
     ):
         demand(value in choices, key, value, f"must be one of {', '.join(choices)}")
-    demand(tracking.log_every >= 1, "tracking.log_every", tracking.log_every, "must be 1 or more")
-    demand(resources.cpus >= 1, "resources.cpus", resources.cpus, "must be 1 or more")
-    for key, number in (
-        ("resources.gpus", resources.gpus),
-        ("resources.memory", resources.memory),
-        ("budget.hours", config.budget.hours),
-        ("budget.flops", config.budget.flops),
-        ("budget.price", config.budget.price),
-        ("checkpoint_seconds", config.checkpoint_seconds),
-        ("timeout_seconds", config.timeout_seconds),
-    ):
-        demand(number >= 0, key, number, "must be 0 or more")
-    demand(config.lease_seconds > 0, "lease_seconds", config.lease_seconds, "must be positive")
     workers = config.trainer.num_workers
     demand(
         workers >= 1 and config.batch_size % max(1, workers) == 0,
@@ -434,7 +429,7 @@ def told(error: BaseException) -> str | None:
         mark = error.problem_mark
         where = f"{mark.name}, line {mark.line + 1}" if mark else "a YAML file"
         what = " ".join(part for part in (error.context, error.problem) if part)
-        return f"{where}: not YAML ({' '.join(what.split())})"
+        return f"{where}: not YAML ({one_line(what)})"
     return explain(error) if isinstance(error, (HydraException, OmegaConfBaseException)) else None
 
 

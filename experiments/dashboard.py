@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from experiments import tracking
-from experiments.sync import NO_KEY, UsageError, server
-from fitting.entry import Failure, answer
+from experiments.sync import NO_KEY, server
+from fitting.entry import Failure, UsageError, answer
 from fitting.results import write_atomic
 
 if TYPE_CHECKING:  # it takes a second to import

@@ -25,8 +25,11 @@ class Range:
         inside = value > self.low if self.above else value >= self.low
         return math.isfinite(value) and inside and value <= self.high
 
-    def __str__(self) -> str:
-        """As an error says it."""
+    def demand(self, value: float) -> str:
+        """What a number that is none of them must be, as an error says it."""
+        if math.isfinite(value) and value <= self.low:
+            positive = self.above and self.low == 0
+            return "must be positive" if positive else f"must be {self.low:g} or more"
         if self.high == _FINITE.high:
             return f"must be a finite number, {'above ' if self.above else ''}{self.low:g}" + (
                 "" if self.above else " or more"
@@ -103,7 +106,7 @@ def problems(leaves: Iterable[tuple[str, Any]]) -> list[str]:
     found = []
     for key, value in leaves:
         if key in NUMBERS and not NUMBERS[key].holds(value):
-            found.append(f"{key}={value}: {NUMBERS[key]}")
+            found.append(f"{key}={value}: {NUMBERS[key].demand(value)}")
         elif key in LENGTHS and len(value) > LENGTHS[key]:
             found.append(f"{key}={value[:24]}...: must be at most {LENGTHS[key]} characters")
     return found

@@ -107,7 +107,7 @@ def is_alive(folder: Path, who: Holder, reads_only: bool = False) -> bool:
 
     Args:
         folder: The run's.
-        who: Of its latest lease.
+        who: The holder, by its latest lease.
         reads_only: Leave the folder as it is.  Its clock cannot be asked then: this machine's
             stands in for it, which is good enough to show but not to take over by.
     """

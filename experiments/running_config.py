@@ -45,8 +45,8 @@ class BudgetConfig:
     """What a sweep may cost; one that needs more is refused before it starts."""
 
     hours: float = 0.0
-    """Of devices (GPUs; CPU cores for runs without), summed over runs; 0: no limit."""
+    """Device hours (GPUs; CPU cores for runs without), summed over runs; 0: no limit."""
     flops: float = 0.0
-    """Of training, summed over runs; 0: no limit."""
+    """FLOPs of training, summed over runs; 0: no limit."""
     price: float = 0.0
-    """Of one device hour, for the plan's estimate of cost."""
+    """Price of one device hour, for the plan's estimate of cost."""

@@ -15,9 +15,10 @@ from rich.text import Text
 
 from experiments.lease import at_work
 from experiments.progress import duration, last_row
-from fitting.entry import Refusal, answer
+from fitting.entry import UsageError as UsageError
+from fitting.entry import answer
 from fitting.own_json import read_object
-from fitting.results import STUDY, DamagedError, RunRecord, read_record, read_study
+from fitting.results import STUDY, RunRecord, look_at, read_study
 
 HELP = """\
 lowbit-status: how a study stands, from any shell and any machine that sees its folder.
@@ -33,10 +34,6 @@ done, 1 some are not, 2 a wrong request.
   runs=runs      folder of all studies' results
   watch=SECONDS  show it again and again
 """
-
-
-class UsageError(Refusal):
-    """An option that cannot be meant as typed."""
 
 
 @dataclass
@@ -104,10 +101,9 @@ def _state(run: Path, work: float) -> State:
         return State(run.name, "waiting", work)
     who = at_work(run, reads_only=True)
     row = last_row(run)
-    try:
-        record = read_record(run)
-    except DamagedError as error:
-        return State(run.name, "damaged", work, text=str(error))
+    record, damaged = look_at(run)
+    if damaged:
+        return State(run.name, "damaged", work, text=damaged)
     if record is None or record.status == "failed":
         share, rate = _progress(run, row)
         if who is not None:

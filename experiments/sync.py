@@ -18,7 +18,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import Any
 
 from experiments import tracking
 from experiments.wandb_files import inside, is_synced, mark_synced, read_run, run_files
-from fitting.entry import Refusal, answer
+from fitting.entry import UsageError, answer, one_line
 
 HELP = """\
 lowbit-sync: push the offline W&B runs of a study, continuing the curves of resumed runs.
@@ -58,10 +58,6 @@ NO_KEY = (
     "no W&B key: log in with `wandb login`, or set WANDB_API_KEY "
     "(and WANDB_BASE_URL for a server of your own)"
 )
-
-
-class UsageError(Refusal):
-    """A request that cannot be meant as typed."""
 
 
 @dataclass
@@ -106,7 +102,8 @@ def run(arguments: Sequence[str]) -> int:
     states: Counter[str] = Counter()
     if options.dry_run:
         for folder in folders:
-            outcome = _looked(folder, reads_only=True) or _would_push(folder)
+            outcome = _unharmed(_in_a_dry_run, folder)
+            assert outcome is not None
             _say(folder, outcome)
             states[outcome.state] += 1
         return 1 if states["failed"] else 0
@@ -194,7 +191,7 @@ def push_all(folders: Sequence[Path], timeout: float, url: str) -> Iterator[tupl
     hopeless = threading.Event()
 
     def one(folder: Path) -> Outcome:
-        if (outcome := _looked(folder)) is not None:
+        if (outcome := _unharmed(_without_pushing, folder)) is not None:
             return outcome
         if hopeless.is_set():
             return Outcome("not tried")
@@ -300,15 +297,19 @@ def _answers(url: str) -> bool:
     return True
 
 
-def _looked(folder: Path, reads_only: bool = False) -> Outcome | None:
-    """What `_without_pushing` says; what is wrong with one run's folder stops no other."""
+def _unharmed(look: Callable[[Path], Outcome | None], folder: Path) -> Outcome | None:
+    """What a look at a run's folder says; what is wrong with one of them stops no other."""
     try:
-        return _without_pushing(folder, reads_only)
+        return look(folder)
     except (OSError, ValueError) as error:
-        return Outcome("failed", " ".join(str(error).split()))
+        return Outcome("failed", one_line(error))
 
 
-def _without_pushing(folder: Path, reads_only: bool) -> Outcome | None:
+def _in_a_dry_run(folder: Path) -> Outcome:
+    return _without_pushing(folder, reads_only=True) or _would_push(folder)
+
+
+def _without_pushing(folder: Path, reads_only: bool = False) -> Outcome | None:
     from experiments.lease import (
         at_work,
     )  # brings pandas, which the processes of `push` can do without
@@ -321,10 +322,7 @@ def _without_pushing(folder: Path, reads_only: bool) -> Outcome | None:
 
 
 def _would_push(folder: Path) -> Outcome:
-    try:
-        found = read_run(folder)
-    except (OSError, ValueError) as error:
-        return Outcome("failed", " ".join(str(error).split()))
+    found = read_run(folder)
     said = {"rows": len(found.history), "attempts": found.attempts, "torn": found.torn}
     outcome = _arrived(said)
     return Outcome(f"would be {outcome.state}", outcome.detail)

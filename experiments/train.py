@@ -33,20 +33,20 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from experiments import tracking
-from experiments.accounting import training_bytes
-from experiments.checkpoint import CHECKPOINTS
+from experiments.checkpoint import CHECKPOINTS, first_line
 from experiments.config import ConfigError, TrainConfig, check
 from experiments.data import StepLoader, TokenData
 from experiments.identity import run_folder, run_id
 from experiments.lease import Fenced, Lease
 from experiments.module import LanguageModel
+from experiments.out_of_memory import OutOfMemory as OutOfMemory
+from experiments.out_of_memory import named_if_of_memory, wants_memory
 from experiments.process import held_to, use_cpus
 from experiments.progress import METRICS
 from experiments.ptq import quantized
 from experiments.quant.product import full_precision
 from experiments.record import columns, make_record
 from experiments.recorder import Diverged, Recorder, Report, Stopped
-from fitting.entry import Failure
 from fitting.results import FAILURE, RESULT, RunRecord, read_record, write_atomic, write_exclusive
 
 _VALIDATION_BATCH_TOKENS = 4_096
@@ -72,10 +72,6 @@ class _Trainer(L.Trainer):
     def received_sigterm(self) -> bool:
         """Never, so that it goes on to where the recorder stops it."""
         return False
-
-
-class OutOfMemory(Failure):
-    """The run needs more memory than there is, or than it was given."""
 
 
 def train(config: TrainConfig, report: Report | None = None, token: str = "") -> RunResult:
@@ -130,7 +126,7 @@ def _lead(run: _Run) -> RunResult:
     except Fenced:
         raise
     except Exception as error:
-        named = _named(error, run.config)
+        named = named_if_of_memory(error, run.config)
         if not _of_the_machine(error):
             reason = (str(named).splitlines() or [""])[0]
             run.write_failure(f"{type(named).__name__}: {reason}")
@@ -201,40 +197,6 @@ def _result(folder: Path) -> RunResult | None:
     record = read_record(folder)
     assert record is not None
     return RunResult(record, folder, already_done=True)
-
-
-def _named(error: Exception, config: TrainConfig) -> Exception:
-    """The error itself, or, where memory ran out, one that says so and what would help."""
-    if not _wants_memory(error):
-        return error
-    need = training_bytes(config.model, config.rows, config.recipe) / 2**30
-    given = config.resources.memory
-    limit = f"more than resources.memory={given:g} GiB" if given else "more memory than there is"
-    return OutOfMemory(
-        f"it takes {limit} (about {need:.1f} GiB by our count, and the process itself); "
-        f"lower batch_size={config.batch_size} or data.seq_len={config.data.seq_len}"
-        + (", or raise resources.memory" if given else "")
-    )
-
-
-def _wants_memory(error: Exception) -> bool:
-    return any(_is_want_of_memory(each) for each in _chain(error))
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it came from: where memory is short, dealing with that may fail too."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _is_want_of_memory(error: BaseException) -> bool:
-    texts = (
-        *("can't allocate memory", "out of memory", "Cannot allocate memory"),  # torch, system
-        *("bad_alloc", "could not create a memory", "failed to map segment"),  # C++, oneDNN, loader
-    )
-    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return known or any(text in str(error) for text in texts)
 
 
 def _of_the_machine(error: Exception) -> bool:
@@ -347,9 +309,9 @@ class _Run:
                     )
                 return
             except Exception as error:
-                if checkpoint is None or self.recorder.begun or _wants_memory(error):
+                if checkpoint is None or self.recorder.begun or wants_memory(error):
                     raise
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                reason = first_line(error)
             # Half of it may be restored: from the one before, with everything as it was at first.
             self.recorder.checkpoints.pass_over(checkpoint, f"does not suit this run ({reason})")
             self.recorder.forget()

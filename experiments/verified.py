@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.shards import DataError, Manifest, Shard, cache_folder, file_sha256
+from fitting.own_json import DamagedError, read_object
 from fitting.results import write_atomic
 
 Stamps = dict[str, list[int | str]]
@@ -73,10 +74,10 @@ def _stamp_path(folder: Path, shards: tuple[Shard, ...]) -> Path:
 def _read(path: Path) -> Stamps:
     """What was verified before; nothing where the file says nothing that makes sense."""
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = read_object(path, "")
+    except (OSError, DamagedError):
         return {}
-    whole = isinstance(known, dict) and all(
+    whole = all(
         isinstance(stamp, list) and list(map(type, stamp)) == [int, int, int, str, int]
         for stamp in known.values()
     )

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fitting.entry import one_line
+
 _FILE_HEADER = struct.pack("<4sHB", b":W&B", 0xBEE1, 0)
 _BLOCK_BYTES = 32 * 1024
 _PIECE_HEADER = struct.Struct("<IHB")  # CRC-32 of kind and data, length of the data, kind
@@ -159,7 +161,7 @@ def _read_attempt(path: Path) -> _Attempt:
             _take(found, wandb_internal_pb2.Record.FromString(encoded))  # type: ignore[attr-defined]
         except (DecodeError, ValueError, RecursionError, OverflowError) as error:
             raise ValueError(
-                f"{path}: not a W&B file (byte {whole}: {' '.join(str(error).split())[:120]})"
+                f"{path}: not a W&B file (byte {whole}: {one_line(error)[:120]})"
             ) from error
         whole = end
     found.torn = len(data) - whole

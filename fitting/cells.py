@@ -35,7 +35,7 @@ _FORMATS = (
 )
 _QUANTIZED = frozenset((*CELL, *_FORMATS)) - {"model", "tokens"}
 MOST_VALUES = 24
-"""Of a column that is not ours: with more it is none that a cell is named by."""
+"""Values of a column that is not ours; with more it is none that a cell is named by."""
 
 
 def is_of_format(column: str) -> bool:
@@ -84,7 +84,7 @@ def _others(table: pd.DataFrame) -> list[str]:
 
 
 def _parting(table: pd.DataFrame, first: Sequence[str], others: Iterable[str]) -> list[str]:
-    """Of `others`, in turn, those that part runs which agree in `first` and the ones before."""
+    """Those of `others`, in turn, that part runs which agree in `first` and the ones before."""
     groups = _numbered(table, first)
     count = len(np.unique(groups))
     found = []
@@ -107,7 +107,7 @@ def with_conditions(names: pd.Series, table: pd.DataFrame, among: pd.DataFrame) 
     """Names of formats with as much more as tells cells of one size and token count apart.
 
     Args:
-        names: Of `table`'s rows, and on its index.
+        names: One for each row of `table`, on its index.
         table: Rows with the columns by which they are told apart.
         among: The whole study, with its names as `format`.
 

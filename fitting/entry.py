@@ -31,6 +31,10 @@ class Refusal(ValueError):
     """Whether each line is a problem of its own."""
 
 
+class UsageError(Refusal):
+    """An option that cannot be meant as typed."""
+
+
 class Failure(Exception):
     """Work that was asked for rightly and could not be done, in one line."""
 
@@ -91,10 +95,10 @@ def answer(name: str, command: Callable[[], object], told: Told | None = None) -
 def _understood(error: Exception, told: Told | None) -> tuple[list[str], int] | None:
     """The lines and the exit code for an expected failure; None for a bug."""
     if isinstance(error, Refusal):
-        lines = str(error).splitlines() if error.several else [_one_line(str(error))]
+        lines = str(error).splitlines() if error.several else [one_line(error)]
         return lines or [type(error).__name__], WRONG_REQUEST
     if isinstance(error, Failure):
-        return [_one_line(str(error)) or type(error).__name__], FAILED
+        return [one_line(error) or type(error).__name__], FAILED
     if said := told(error) if told else None:
         return said.splitlines(), WRONG_REQUEST
     if isinstance(error, OSError):
@@ -102,12 +106,12 @@ def _understood(error: Exception, told: Told | None) -> tuple[list[str], int] | 
             WRONG_REQUEST if error.errno in _FAULTS_OF_THE_PLACE else FAILED
         )
     if isinstance(error, MemoryError) or _is_one_of(error, _MACHINERY):
-        why = _one_line(str(error)) or "there is no more memory"
+        why = one_line(error) or "there is no more memory"
         return [f"{type(error).__name__}: {why}"], FAILED
     if isinstance(error, UnicodeError):
-        return [f"a file or a word is not UTF-8 text ({_one_line(str(error))})"], WRONG_REQUEST
+        return [f"a file or a word is not UTF-8 text ({one_line(error)})"], WRONG_REQUEST
     if _is_one_of(error, _READERS):
-        return [_one_line(str(error))], WRONG_REQUEST
+        return [one_line(error)], WRONG_REQUEST
     return None
 
 
@@ -117,15 +121,16 @@ def _is_one_of(error: BaseException, names: tuple[str, ...]) -> bool:
 
 def _of_the_system(error: OSError) -> str:
     """The file before the reason, as `FILE: No space left on device`."""
-    why = error.strerror or _one_line(str(error)) or type(error).__name__
+    why = error.strerror or one_line(error) or type(error).__name__
     names = [
         os.fsdecode(n) for n in (error.filename, error.filename2) if isinstance(n, str | bytes)
     ]
     return f"{' -> '.join(names)}: {why}" if names else why
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def one_line(text: object) -> str:
+    """A text, or what an error says, without its line breaks."""
+    return " ".join(str(text).split())
 
 
 def _report(error: Exception) -> str:
@@ -133,7 +138,7 @@ def _report(error: Exception) -> str:
     last = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{Path(last.filename).name}:{last.lineno}"
     what = f"a bug of lowbit-scaling, please report it: {type(error).__name__}"
-    if text := _one_line(str(error)):
+    if text := one_line(error):
         what += f": {text if len(text) <= 200 else text[:200] + ' ...'}"
     full = "".join(traceback.format_exception(error))
     words = f"command: {sys.argv}\nPython {sys.version}\n\n"
@@ -157,7 +162,7 @@ def _say(name: str, line: str) -> None:
 def _warnings_said(name: str) -> Iterator[None]:
     """Show a warning as a sentence to the user, not as a line of our source."""
     shown = warnings.showwarning
-    warnings.showwarning = lambda message, *_, **__: _say(name, _one_line(str(message)))
+    warnings.showwarning = lambda message, *_, **__: _say(name, one_line(message))
     try:
         yield
     finally:

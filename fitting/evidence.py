@@ -53,8 +53,8 @@ def evidence(table: pd.DataFrame, fitted: Fit, wanted: bool = True) -> dict[str,
     held: dict[str, Any] = {"residual_rms": _rms(fitted.residuals)}
     profile: dict[str, tuple[float, float]] = {}
     if not wanted or fitted.rows.used > MOST_ROWS:
-        reason = f"{fitted.rows.used:,} rows are more than {MOST_ROWS:,}"
-        reason = reason if wanted else "evidence=false"
+        long = f"{fitted.rows.used:,} rows are more than {MOST_ROWS:,}"
+        reason = long if wanted else "evidence=false"
         missing = dict.fromkeys(("profile intervals", "held-out predictions"), reason)
     else:
         held |= _held_out(table, fitted, missing)

@@ -40,9 +40,9 @@ def evaluate(expression: str, table: pd.DataFrame) -> Any:
     """The value of an expression on a table: a column of the table's index, or a single value.
 
     Args:
-        expression: Of columns (with other characters in their names between backticks; a dotted
-            name as it is), numbers, texts and lists of these: and, or, not (& | ~ too, which here
-            bind as weakly as these), in, not in, comparisons, + - * / // % **.
+        expression: Made of columns (with other characters in their names between backticks; a
+            dotted name as it is), numbers, texts and lists of these: and, or, not (& | ~ too,
+            which here bind as weakly as these), in, not in, comparisons, + - * / // % **.
         table: Its columns are what names mean.
 
     Raises:

@@ -124,9 +124,8 @@ def _measure(
         good = each > 0
     first = np.unique(cells, return_index=True)[1][good]
     design = np.column_stack([np.log(n[first]), -np.ones(len(first)), -np.log(d[first])])
-    known = np.isfinite(
-        np.append(squares[good], each[good])
-    ).all()  # not in a draw whose parameter ran away
+    # A draw whose parameter ran away measures nothing.
+    known = np.isfinite(np.append(squares[good], each[good])).all()
     if not known or len(first) < 3 or np.linalg.matrix_rank(design - design.mean(axis=0)) < 2:
         return [overall, math.nan, math.nan, math.nan]
     root = np.sqrt(squares[good]) * each[good]  # one over the standard error of log each

@@ -34,6 +34,11 @@ def is_none(name: str) -> bool:
     return name.partition(",")[0] == UNQUANTIZED
 
 
+def are_none(names: pd.Series) -> pd.Series:
+    """Which of these formats' names say that nothing is quantized, as truth values."""
+    return names.map(is_none).astype(bool)
+
+
 _FORMAT = ("exponent", "mantissa", "block_size", "granularity", "scale")
 
 
@@ -91,7 +96,7 @@ def format_order(table: pd.DataFrame) -> list[str]:
         return sorted(names, key=is_none)
     bits = 1 + table["exponent"] + table["mantissa"]
     keys = table[["format", "exponent", "block_size"]].assign(
-        last=table["format"].map(is_none).astype(bool), bits=bits
+        last=are_none(table["format"]), bits=bits
     )
     keys = keys.sort_values(["last", "bits", "exponent", "block_size", "format"])
     keys = keys.drop_duplicates("format")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fitting.entry import Refusal
+from fitting.entry import UsageError as UsageError
 from fitting.swept import is_key
 
 LAW_NAMES = ("chinchilla", "floating_point", "quartet", "precision", "ptq", "qat", "compressed")
@@ -98,10 +98,6 @@ page's path.  Options, as key=value:
   compare=A,B   (or --compare A B) two studies side by side, each a study's name or, with a slash in
                 it, the folder of its report; goes to out, else to reports/A-vs-B
 """
-
-
-class UsageError(Refusal):
-    """An option that cannot be meant as typed."""
 
 
 @dataclass

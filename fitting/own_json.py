@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from fitting.entry import Refusal
+from fitting.entry import Refusal, one_line
 
 
 class ResultsError(Refusal):
@@ -25,8 +25,7 @@ class DamagedError(ResultsError):
     """A file of our own that cannot be read; one line with its path and the remedy."""
 
     def __init__(self, path: Path, why: str, remedy: str) -> None:
-        one_line = " ".join(why.split())[:200]
-        super().__init__(f"{path}: damaged ({one_line}); {remedy}")
+        super().__init__(f"{path}: damaged ({one_line(why)[:200]}); {remedy}")
 
 
 def read_object(path: Path, remedy: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from fitting import (
     tables,
 )
 from fitting.findings import number, plural
-from fitting.naming import is_none, sizes
+from fitting.naming import are_none, sizes
 from fitting.options import FIGURE_FILES
 from fitting.publish import RESULTS, publish
 from fitting.study import (
@@ -77,7 +77,7 @@ def _figures(study: Study, measured: pd.DataFrame) -> dict[str, list[Panel]]:
     cells = _judged(study)
     shown = cells[cells["params"].isin(chosen)] if cells is not None else pd.DataFrame()
     if len(shown):
-        base = means[means["format"].map(is_none).astype(bool)]
+        base = means[are_none(means["format"])]
         noise = study.noise.std_loss
         drawn["cost"] = figures.cost_by_format(shown, study.order, study.colours, noise)
         drawn["bits"] = figures.loss_by_bits(shown, base, study.colours)
@@ -139,7 +139,7 @@ def _split_curves(study: Study, cells: pd.DataFrame) -> pd.DataFrame | None:
     if study.fit is None or study.fit["law"] != "floating_point":
         return None
     keys = ["params", "tokens", "model"]
-    none = study.done[study.done["format"].map(is_none).astype(bool)].drop_duplicates(keys)
+    none = study.done[are_none(study.done["format"])].drop_duplicates(keys)
     none = none.assign(none=predict(study.fit, none))[[*keys, "none"]]
     parts = []
     for along, each in (("exponent", "mantissa"), ("mantissa", "exponent")):

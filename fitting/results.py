@@ -41,8 +41,6 @@ FAILURE = "failure.json"
 STUDY = "study.json"
 STATUSES = ("finished", "diverged", "failed")
 OPERAND_VALUES = ("exact", "rounded")
-
-
 REMEDY = "delete it and run the command again; the run is made anew"
 """Where a run's result or failure is damaged."""
 STUDY_REMEDY = "delete it and run lowbit-train again, which writes it anew"
@@ -224,19 +222,18 @@ def read_record(folder: Path) -> RunRecord | None:
     return None
 
 
+def look_at(folder: Path) -> tuple[RunRecord | None, str]:
+    """A run's record as `read_record` has it, or the line that says what is wrong with it."""
+    try:
+        return read_record(folder), ""
+    except DamagedError as error:
+        return None, str(error)
+
+
 def read_records(folder: Path) -> tuple[list[RunRecord], list[str]]:
     """The records of all runs in a study's folder, and a line for each that is damaged."""
-    records, damaged = [], []
-    for run in sorted(folder.iterdir()):
-        if run.is_dir():
-            try:
-                record = read_record(run)
-            except DamagedError as error:
-                damaged.append(str(error))
-                continue
-            if record is not None:
-                records.append(record)
-    return records, damaged
+    seen = [look_at(run) for run in sorted(folder.iterdir()) if run.is_dir()]
+    return [record for record, _ in seen if record], [damaged for _, damaged in seen if damaged]
 
 
 def read_study(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from fitting.findings import interval, number, pinned, signed, z_score
 from fitting.laws import BESIROGLU_2024, KUMAR_2024, KUMAR_2024_PTQ, QUARTET_2025, SUN_2025
-from fitting.naming import count_label, is_none, records
+from fitting.naming import are_none, count_label, records
 
 ROWS_ON_PAGE = 600
 """A table longer than this goes on in its CSV file only: the page stays below 1 MB."""
@@ -56,7 +56,7 @@ def losses(cells: pd.DataFrame, done: pd.DataFrame) -> View:
               ("verdict", "verdict"), ("mean loss", "num"), ("seeds", "num"),
               ("bits", "num")]  # fmt: skip
     rows: list[tuple[str, list[str]]] = []
-    base = done[done["format"].map(is_none).astype(bool)]
+    base = done[are_none(done["format"])]
     key: Any
     for key, group in cells.groupby(["params", "tokens"], sort=True):
         params, tokens = key

@@ -20,7 +20,7 @@ from fitting.law import Law
 from fitting.results import require_columns
 
 BLIND_STARTS = 8
-"""Of a fit without some rows, which also begins at the optima found with them."""
+"""Blind starts of a fit without some rows, which also begins at the optima found with them."""
 LARGEST = 0.2
 """Share of the rows, by compute, that the largest runs are."""
 

@@ -53,6 +53,7 @@ FLOORS = {
     "experiments.configure": 10,
     "experiments.identity": 9,
     "experiments.module": 9,
+    "experiments.out_of_memory": 9,
     "experiments.wandb_files": 0,
     "experiments.tracking": 9,
     "experiments.sync": 10,

@@ -16,20 +16,13 @@ import pytest
 from fitting import commands
 from fitting.expressions import ExpressionError, evaluate
 from fitting.fit import FitError, fit, select_rows
-from fitting.laws import BESIROGLU_2024, LAWS
+from fitting.laws import LAWS
 from fitting.options import OUR_COLUMNS
 from fitting.results import COLUMNS, ResultsError, load
 from fitting.swept import is_key
-from fitting.synthetic import make_table
+from tests.chinchilla_table import losses
 
-N, D = np.meshgrid(np.geomspace(5e7, 1e10, 4), np.geomspace(1e9, 3e11, 4))
-GOOD = make_table(
-    "chinchilla",
-    BESIROGLU_2024,
-    pd.DataFrame({"params": N.ravel(), "tokens": D.ravel()}),
-    noise=2e-3,
-    seed=0,
-)[["params", "tokens", "loss"]]
+GOOD = losses(4, 4)
 
 
 def command(

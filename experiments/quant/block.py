@@ -20,7 +20,7 @@ from experiments.quant.scale import (
     four_over_six_scale,
     pairwise_sum,
     power_of_two,
-    reach,
+    saturation,
     unit_exponent,
 )
 from experiments.quant.straight_through import differentiated, straight_through
@@ -256,8 +256,7 @@ def _round_scaled(
 ) -> Tensor:
     rounded = _round(blocks / scale, precision.element, noise, rounding)
     if precision.element.exponent == 8:  # scaled to the part of the format that float32 has
-        largest = reach(precision.element)[0]
-        rounded = rounded.clamp_(-largest, largest)
+        rounded = rounded.clamp_(*saturation(precision.element, scaled=True))
     return rounded.mul_(scale)
 
 

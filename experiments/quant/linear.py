@@ -102,7 +102,7 @@ class QuantLinear(nn.Linear):
         self.kept = not recipe.quantized
         """Whether this layer stays in high precision; the model keeps those its recipe names."""
         self.given: frozenset[str] = frozenset()
-        """Of P1 and P2 those that come quantized, as where a trained model is scored so: they are
+        """Those of P1 and P2 that come quantized, as where a trained model is scored so: they are
         multiplied as they are, whatever the compute dtype."""
         self.steps = self._steps()
         """Multiples to which rows, in_features and out_features are filled up with zeros."""

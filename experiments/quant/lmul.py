@@ -44,7 +44,7 @@ def lmul(left: Tensor, right: Tensor, mantissa: int, dtype: torch.dtype = torch.
         left: [rows, K], float32; numbers of `mantissa` bits times powers of two.
         right: [columns, K], the same.
         mantissa: Bits of both.
-        dtype: Of the result; the sums are in float32 and rounded to it once.  Where a GEMM of
+        dtype: The result's; the sums are in float32 and rounded to it once.  Where a GEMM of
             bfloat16 stores float32, it multiplies numbers of up to 6 bits, which are exact in it.
 
     Returns:

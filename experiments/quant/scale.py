@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from experiments.quant.formats import ElementFormat, FloatFormat, ScaleFormat
-from experiments.quant.rounding import round_nearest_even
+from experiments.quant.rounding import bounds, round_nearest_even
 
 _SMALLEST_NORMAL = 2.0**-126
 MAX_SCALED_EXPONENT = 64
@@ -141,6 +141,14 @@ def reach(element: ElementFormat) -> tuple[float, int]:
     return element.max * 2.0**-shift, element.emax - shift
 
 
+def saturation(element: ElementFormat, scaled: bool) -> tuple[float, float]:
+    """Lowest and largest number of a result: under a scale, of the part that `reach` uses."""
+    if scaled and element.exponent == 8:
+        largest = reach(element)[0]
+        return -largest, largest
+    return bounds(element)
+
+
 def power_of_two(exponent: Tensor) -> Tensor:
     """2^exponent, the exponent cut to E8M0's -127..127; exact."""
     # By its bits: torch.ldexp calls pow for each, which took half of a scale's time.
@@ -221,7 +229,7 @@ def _quest(blocks: Tensor, amax: Tensor, element: ElementFormat, nearest: bool) 
 
 
 def unit_exponent(amax: Tensor) -> Tensor:
-    """Of a power of two near amax: in such units no square leaves float32."""
+    """Exponent of a power of two near amax: in such units no square leaves float32."""
     return torch.frexp(amax).exponent.clamp(-126, 126)
 
 

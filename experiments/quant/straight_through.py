@@ -31,7 +31,7 @@ def straight_through(
         x: What has a gradient.
         noise: Passed on.
         hadamard: Block length of the rotation; 0 for none.
-        signs: Of the rotation.
+        signs: Those of the rotation.
 
     Raises:
         ValueError: `noise` or `signs` want a gradient; they have none.

@@ -30,7 +30,7 @@ from experiments.sweep.work import (
     execute,
     execute_together,
 )
-from fitting.results import RESULT, DamagedError, RunRecord, read_record
+from fitting.results import RESULT, RunRecord, look_at
 
 _MAX_DEATHS = 3
 """Of workers under one run in one launch, after which it is left alone."""
@@ -94,20 +94,12 @@ def launch(
                     outcome.signal = terminable.received or signal.SIGINT
             write_study(plan)  # again: a driver that began at the same moment may have missed ours
     for run in plan.runs:
-        record, damaged = _look(run)
+        record, damaged = look_at(run.folder)
         if record is not None:
             outcome.records.append(record)
         if damaged:
             print(f"damaged: {damaged}", file=sys.stderr)
     return outcome
-
-
-def _look(run: PlannedRun) -> tuple[RunRecord | None, str]:
-    """A run's record, or the line that says why there is none."""
-    try:
-        return read_record(run.folder), ""
-    except DamagedError as error:
-        return None, str(error)
 
 
 class _Terminable:
@@ -232,7 +224,7 @@ class _Driver:
                 break
             if (run.folder / RESULT).exists():  # by another driver, since we planned
                 self.waiting.remove(run)
-                self.display.ended(run, *_look(run), run.folder / LOG)
+                self.display.ended(run, *look_at(run.folder), run.folder / LOG)
                 continue
             if now < self.not_before.get(run.run_id, 0.0) or not self._free.holds(run.takes):
                 continue
@@ -301,7 +293,7 @@ class _Driver:
         if how == STOPPED:  # by somebody else than us
             self.waiting.insert(0, run)
             return
-        record, damaged = _look(run)
+        record, damaged = look_at(run.folder)
         self.display.ended(run, record, why or damaged, log)
         if how == FAILED and run.config.on_failure == "stop":
             self.stopping = True

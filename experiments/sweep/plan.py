@@ -21,7 +21,7 @@ from fitting.results import (
     STUDY,
     DamagedError,
     RunRecord,
-    read_record,
+    look_at,
     read_study,
     write_atomic,
 )
@@ -240,12 +240,7 @@ def make_plan(configs: Sequence[TrainConfig]) -> Plan:
         a_token = flops_per_token(config.model, config.data.seq_len)
         flops = config.steps * config.batch_tokens * a_token
         scoring = len(opened[key].validation) * config.data.seq_len * a_token / 3
-        record, damaged = None, ""
-        try:
-            record = read_record(folder)
-        except DamagedError as error:
-            damaged = str(error)
-        runs[identity] = PlannedRun(config, identity, folder, flops, scoring, record, damaged)
+        runs[identity] = PlannedRun(config, identity, folder, flops, scoring, *look_at(folder))
     plan = Plan(
         list(runs.values()),
         duplicates=len(configs) - len(runs),

@@ -18,7 +18,7 @@ from torch import Tensor
 from experiments.quant.formats import ElementFormat, FloatFormat, Precision, ScaleFormat
 from experiments.quant.kernels.dense import address, dense, tracing_nothing
 from experiments.quant.kernels.noise import mix
-from experiments.quant.rounding import ROUNDINGS, bounds
+from experiments.quant.rounding import ROUNDINGS
 from experiments.quant.scale import (
     CLIPPED_BEYOND,
     E4M3,
@@ -28,6 +28,7 @@ from experiments.quant.scale import (
     nearest_bounds,
     quest_clip,
     reach,
+    saturation,
     two_level_parts,
 )
 
@@ -393,9 +394,7 @@ def _format(element: ElementFormat, scale: ScaleFormat | None, rounding: str) ->
     if scale is not None and scale.two_level:
         largest, stored, top = two_level_parts(element, scale)
     beyond = CLIPPED_BEYOND if rounding == "unclipped" else 1.0
-    lowest, limit = bounds(element)
-    if scale is not None and element.exponent == 8:
-        lowest, limit = -reach(element)[0], reach(element)[0]
+    lowest, limit = saturation(element, scaled=scale is not None)
     lower, upper = nearest_bounds(element)
     exact = scale is None or (scale.power_of_two and scale is not ScaleFormat.E8M0_4_3)
     return _Format(

@@ -17,7 +17,7 @@ from torch import Tensor
 from experiments.quant.formats import ElementFormat, FloatFormat, Precision, ScaleFormat
 from experiments.quant.kernels.dense import on_device, tracing_nothing
 from experiments.quant.kernels.noise import mix
-from experiments.quant.rounding import ROUNDINGS, bounds
+from experiments.quant.rounding import ROUNDINGS
 from experiments.quant.scale import (
     E4M3,
     OTHER_REACHED,
@@ -25,6 +25,7 @@ from experiments.quant.scale import (
     most_scale,
     nearest_bounds,
     reach,
+    saturation,
     two_level_parts,
 )
 
@@ -65,9 +66,7 @@ class Grid:
     def of(cls, element: ElementFormat, scaled: bool) -> Grid:
         """The numbers of a format, as far as float32 reaches; or as far as scales make use of."""
         emin = element.emin if isinstance(element, FloatFormat) else element.mantissa
-        lowest, limit = bounds(element)
-        if scaled and element.exponent == 8:
-            lowest, limit = -reach(element)[0], reach(element)[0]
+        lowest, limit = saturation(element, scaled)
         return cls(
             mantissa=element.mantissa,
             emin_bits=(emin + 127) << 23,
