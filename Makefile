@@ -2,9 +2,20 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# A user with a GPU installs their own torch into .venv first; pip then keeps it.
+# A user with a GPU installs their own torch into .venv first; it is then kept.
 TORCH := torch==2.13.0
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# uv installs in seconds what takes pip minutes.  It reads none of pip's settings, so it is told
+# where pip looks; where uv cannot be had, or does not find something there, pip installs it.
+PLACES = $(BIN)/python -m pip config list \
+	| sed -nE "s/^[^=]*\.(index-url|extra-index-url|find-links)='(.*)'$$/\1 \2/p" \
+	| while read -r option places; do for place in $$places; do echo "--$$option $$place"; done; done
+define install
+	@test -x $(BIN)/uv || $(PIP) install uv || true
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --index-strategy unsafe-best-match \
+		$$($(PLACES)) --constraint constraints.txt $(1) \
+		|| $(PIP) install --constraint constraints.txt $(1)
+endef
 CHROMIUM := apt-get install --yes --quiet --no-install-recommends chromium
 
 .DEFAULT_GOAL := help
@@ -16,13 +27,13 @@ help: ## Show this list
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "making $(VENV) (about a minute) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) install --constraint constraints.txt $(TORCH) setuptools
-	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable .
+	$(call install,$(TORCH) setuptools)
+	$(call install,--no-build-isolation --editable .)
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo "adding the development tools ..."
-	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	$(call install,--no-build-isolation --editable '.[dev]')
 	@touch $@
 
 install: $(VENV)/installed ## Make .venv and install the commands into it

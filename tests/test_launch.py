@@ -77,7 +77,7 @@ def launch(tmp_path: Path, text: Path, cluster: str) -> Iterator[Launch]:
         process.communicate()
 
 
-def said(process: subprocess.Popen[str], code: int, timeout: float = 400) -> str:
+def said(process: subprocess.Popen[str], code: int, timeout: float = 1200) -> str:
     """All that a process printed; it must have ended with this exit code."""
     out, _ = process.communicate(timeout=timeout)
     assert process.returncode == code, out

@@ -1,6 +1,6 @@
 """The compiled way to quantize on a CPU: the same bits as `experiments.quant.block`, faster.
 
-`quantize.c` is built with the package as a plain shared library and called through ctypes on raw
+The C sources here are built with the package as a plain shared library and called through ctypes on raw
 pointers, so it depends on neither torch's nor Python's ABI.  Where it could not be built, `NAME`
 is None and nothing here can be used; whoever dispatches decides and records what ran.
 """
@@ -33,7 +33,7 @@ from experiments.quant.scale import (
 )
 
 _LIBRARY_PATH = Path(__file__).with_name("_quantize" + sysconfig.get_config_var("EXT_SUFFIX"))
-_ROUNDINGS = {  # the enum in quantize.c; the other ones are _DIRECTED
+_ROUNDINGS = {  # the enum in format.h; the other ones are _DIRECTED
     "nearest_even": 0,
     "nearest_even_code": 1,
     "stochastic": 2,
@@ -47,7 +47,7 @@ _BY_ALL_VALUES = (ScaleFormat.E4M3_4_6, ScaleFormat.QUEST, ScaleFormat.QUEST_FLO
 """Rules that go by more than amax; the kernel knows them for contiguous blocks of at most 256."""
 _MOST_VALUES = 256
 ROTATIONS = (16, 32, 64, 128, 256, 512, 1024)
-SCALES = {  # rules it knows; the enum in quantize.c
+SCALES = {  # rules it knows; the enum in format.h
     ScaleFormat.FP32: 0,
     ScaleFormat.E8M0: 1,
     ScaleFormat.E8M0_CEIL: 2,
@@ -63,7 +63,7 @@ SCALES = {  # rules it knows; the enum in quantize.c
 
 
 class _Format(ctypes.Structure):
-    """`lowbit_format` of quantize.c."""
+    """`lowbit_format` of format.h."""
 
     _fields_ = (
         ("rounding", ctypes.c_int32),

@@ -1,154 +1,31 @@
 /* Fake-quantization on the CPU, bit for bit what experiments/quant/block.py defines.
  *
  * One pass where the arithmetic allows: a block's amax, its scale, and its values rounded while
- * they are in cache.  Compiled once per instruction set, the best one chosen at run time.  No
- * floating-point contraction (-ffp-contract=off): every operation rounds as the definition says.
+ * they are in cache.  Compiled once per instruction set (avx512.c, avx2.c, plain.c), the best one
+ * chosen at run time.  No floating-point contraction (-ffp-contract=off): every operation rounds as
+ * the definition says.
  */
 
-#include <stdlib.h>
+#include "kernels.h"
 
-#include "format.h"
-
-enum {
-    MOST_VALUES = 256,  /* in a block of FOUR_OVER_SIX or QUEST */
-    CACHED = 1 << 13,   /* values read twice: 32 KiB stay in the first cache */
-    FETCHED = 1 << 11,  /* the same, if as many more are fetched meanwhile */
-    CHUNK = 1 << 15,    /* that one thread takes at a time: 128 KiB stay in its cache */
-    GROUP = 4,          /* registers of blocks whose scales are found together */
-    PIECE = 1 << 10,    /* that pass through a buffer at a time, or twice as many */
-    STRIP = 64,         /* columns that are quantized together */
-    TALL = 256,         /* rows of them that are read twice, at most */
-    MOST_ROTATED = 1 << 14, /* values of a strip: the largest rotation of a register of columns */
-    STREAMED = 1 << 22, /* from here on a result is written past the caches */
-};
-
-/* Of registers, for h = 1, 2, 4, ...: FIRST(a, b, h) has, where bit h of a lane's number is set,
- * the lane of b that is h lower, else a's own; SECOND b's own, else the lane of a that is h higher;
- * ACROSS(a, h) swaps lanes h apart. */
-#define FIRST_LANE(i, h) ((i) & (h) ? LANES + (i) - (h) : (i))
-#define SECOND_LANE(i, h) ((i) & (h) ? LANES + (i) : (i) + (h))
-#define LANE_ACROSS(i, h) ((i) ^ (h))
-#define NUMBER(i, h) (i)
-#define SAME(i, c) (c)
-#define PLUS_OR_MINUS(i, h) ((i) & (h) ? -1.0f : 1.0f)
-#define FIRST(a, b, h) SHUFFLE(a, b, FIRST_LANE, h)
-#define SECOND(a, b, h) SHUFFLE(a, b, SECOND_LANE, h)
-#define ACROSS(a, h) SHUFFLE(a, a, LANE_ACROSS, h)
-#define ADD_MASKED(a, b, to, more)                                                                 \
-    ((to) + (NAME(vector))((NAME(ints))((a) < (b)) & (NAME(ints))(more)))
-
-/* Of an instruction set: TARGET, the function attribute that selects it; NAME(f), f with its
- * suffix; LANES, the floats in a register; and for registers
- *   FMA(a, b, c)             a * b + c, rounded once if HAS_FMA
- *   MAX(a, b), MIN_WORDS     of integers, signed and not
- *   COPY_SIGN(a, b)          a with the sign of b
- *   CLAMP(a, lowest, limit)  a NaN stays; CUT is the same with -limit, of no NaN
- *   TRUNCATE(a)              toward zero, |a| < 2^31
- *   ADD_WHERE_LESS(a, b, to, more)  to + more where a < b, else to
- *   EVERY(mask)              whether all lanes are set
- *   STREAM(to, a)            past the caches, `to` being aligned */
-#if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
-#include <immintrin.h>
-#define X86 1
-#define FENCE() _mm_sfence()
-#define TARGET __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma")))
-#define NAME(f) f##_avx512
-#define LANES 16
-#define HAS_FMA 1
-#define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
-#define MAX(a, b) _mm512_max_epi32((__m512i)(a), (__m512i)(b))
-#define COPY_SIGN(a, b)                                                                            \
-    (NAME(vector))_mm512_ternarylogic_epi32((__m512i)(a), (__m512i)(b),                            \
-                                            _mm512_set1_epi32(SIGN_BIT), 0xD8)
-#define CUT(a, limit) _mm512_range_ps(a, limit, 2)
-#define CLAMP(a, lowest, limit) _mm512_max_ps(lowest, _mm512_min_ps(limit, a))
-#define MIN_WORDS(a, b) _mm512_min_epu32((__m512i)(a), (__m512i)ALL_INTS(b))
-#define TRUNCATE(a) _mm512_roundscale_ps(a, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC)
-#define ADD_WHERE_LESS(a, b, to, more)                                                             \
-    _mm512_mask_add_ps(to, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), to, more)
-#define EVERY(mask) (_mm512_movepi32_mask((__m512i)(mask)) == 0xFFFF)
-#define STREAM(to, a) _mm512_stream_ps(to, a)
-#include "quantize.h"
-#define TARGET __attribute__((target("avx2,fma")))
-#define NAME(f) f##_avx2
-#define LANES 8
-#define HAS_FMA 1
-#define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
-#define MAX(a, b) _mm256_max_epi32((__m256i)(a), (__m256i)(b))
-#define COPY_SIGN(a, b) ((NAME(vector))SELECT(ALL_INTS(SIGN_BIT), b, a))
-#define CUT(a, limit) CLAMP(a, -(limit), limit)
-#define CLAMP(a, lowest, limit) _mm256_max_ps(lowest, _mm256_min_ps(limit, a))
-#define MIN_WORDS(a, b) _mm256_min_epu32((__m256i)(a), (__m256i)ALL_INTS(b))
-#define TRUNCATE(a) _mm256_round_ps(a, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC)
-#define ADD_WHERE_LESS(a, b, to, more) ADD_MASKED(a, b, to, more)
-#define EVERY(mask) (_mm256_movemask_ps((__m256)(mask)) == 0xFF)
-#define STREAM(to, a) _mm256_stream_ps(to, a)
-#include "quantize.h"
-#else
-#define X86 0
-#define FENCE()
-#endif
-#define TARGET
-#define NAME(f) f##_plain
-#define LANES 4
-#define HAS_FMA 0
-#define FMA(a, b, c) ((a) * (b) + (c))
-#define MAX(a, b) (((a) & ((a) > (b))) | ((b) & ~((a) > (b))))
-#define COPY_SIGN(a, b) ((NAME(vector))SELECT(ALL_INTS(SIGN_BIT), b, a))
-#define CUT(a, limit) CLAMP(a, -(limit), limit)
-#define CLAMP(a, lowest, limit)                                                                    \
-    ((NAME(vector))SELECT((a) > (limit), limit, SELECT((a) < (lowest), lowest, a)))
-#define MIN_WORDS(a, b) SELECT((NAME(ints))((a) < (b)), a, ALL_INTS((int32_t)(b)))
-#define TRUNCATE(a) __builtin_convertvector(__builtin_convertvector(a, NAME(ints)), NAME(vector))
-#define ADD_WHERE_LESS(a, b, to, more) ADD_MASKED(a, b, to, more)
-#define EVERY(mask) (((mask)[0] & (mask)[1] & (mask)[2] & (mask)[3]) != 0)
+static const kernels *const ALL_SETS[] = {
 #if X86
-#define STREAM(to, a) _mm_stream_ps(to, a)
-#else
-#define STREAM(to, a) memcpy(to, &(a), sizeof(a))
+    &lowbit_avx512,
+    &lowbit_avx2,
 #endif
-#include "quantize.h"
-
-typedef struct {
-    const char *name;
-    int32_t (*amax)(const float *, int64_t);
-    void (*scales)(const lowbit_format *, const int32_t *, int64_t, float, float *);
-    void (*tiles)(const lowbit_format *, const float *, const float *, float *, const float *,
-                  int64_t, int64_t, int64_t, int64_t, int64_t, float);
-    void (*span)(const lowbit_format *, const float *, const float *, float *, const float *,
-                 int64_t, int64_t, float, int);
-    void (*stream)(const float *, float *, int64_t);
-    void (*column_amax)(const float *, int64_t, int64_t, int64_t, int32_t *);
-    void (*strip)(const lowbit_format *, const lowbit_rotation *, const float *, float *,
-                  const float *, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
-                  float, const float *);
-    void (*rotate)(const lowbit_rotation *, const float *, float *, int64_t, int64_t);
-    void (*rotate_columns)(const lowbit_rotation *, const float *, int64_t, float *, int64_t,
-                           int64_t, int64_t, int64_t);
-    void (*signs)(float *, uint64_t, int64_t);
-} kernels;
-
-#define KERNELS(S)                                                                                 \
-    {#S, amax_##S, scales_##S, tiles_##S, span_##S, stream_##S, column_amax_##S, strip_##S,       \
-     rotate_##S, rotate_columns_##S, signs_##S}
-static const kernels ALL[] = {
-#if X86
-    KERNELS(avx512),
-    KERNELS(avx2),
-#endif
-    KERNELS(plain),
+    &lowbit_plain,
 };
 
 static int supported(const kernels *set) {
 #if X86
-    if (set->amax == amax_avx512)
+    if (set == &lowbit_avx512)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                __builtin_cpu_supports("fma");
-    if (set->amax == amax_avx2)
+    if (set == &lowbit_avx2)
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
-    return set->amax == amax_plain;
+    return set == &lowbit_plain;
 }
 
 static const kernels *active;
@@ -158,9 +35,9 @@ int64_t lowbit_format_size(void) { return sizeof(lowbit_format); }
 /* Choose the named instruction set, or the best one for "".  Returns its name, NULL if this
  * processor lacks it.  Not to be called while another thread quantizes. */
 const char *lowbit_select(const char *name) {
-    for (size_t i = 0; i < sizeof ALL / sizeof *ALL; i++)
-        if (supported(ALL + i) && (!*name || !strcmp(name, ALL[i].name))) {
-            active = ALL + i;
+    for (size_t i = 0; i < sizeof ALL_SETS / sizeof *ALL_SETS; i++)
+        if (supported(ALL_SETS[i]) && (!*name || !strcmp(name, ALL_SETS[i]->name))) {
+            active = ALL_SETS[i];
             return active->name;
         }
     return NULL;

@@ -1,8 +1,35 @@
-/* The loops, once per instruction set: quantize.c includes this file several times.
+/* The loops, once per instruction set: each of avx512.c, avx2.c and plain.c says what it is made of
+ * and includes this file.
  *
  * Parameters called `const` are constants after inlining, so that every combination becomes a loop
  * without branches.
+ *
+ * An instruction set defines TARGET, the function attribute that selects it; NAME(f), f with its
+ * suffix; LANES, the floats in a register; and for registers
+ *   FMA(a, b, c)             a * b + c, rounded once if HAS_FMA
+ *   MAX(a, b), MIN_WORDS     of integers, signed and not
+ *   COPY_SIGN(a, b)          a with the sign of b
+ *   CLAMP(a, lowest, limit)  a NaN stays; CUT is the same with -limit, of no NaN
+ *   TRUNCATE(a)              toward zero, |a| < 2^31
+ *   ADD_WHERE_LESS(a, b, to, more)  to + more where a < b, else to
+ *   EVERY(mask)              whether all lanes are set
+ *   STREAM(to, a)            past the caches, `to` being aligned
  */
+
+/* Of registers, for h = 1, 2, 4, ...: FIRST(a, b, h) has, where bit h of a lane's number is set,
+ * the lane of b that is h lower, else a's own; SECOND b's own, else the lane of a that is h higher;
+ * ACROSS(a, h) swaps lanes h apart. */
+#define FIRST_LANE(i, h) ((i) & (h) ? LANES + (i) - (h) : (i))
+#define SECOND_LANE(i, h) ((i) & (h) ? LANES + (i) : (i) + (h))
+#define LANE_ACROSS(i, h) ((i) ^ (h))
+#define NUMBER(i, h) (i)
+#define SAME(i, c) (c)
+#define PLUS_OR_MINUS(i, h) ((i) & (h) ? -1.0f : 1.0f)
+#define FIRST(a, b, h) SHUFFLE(a, b, FIRST_LANE, h)
+#define SECOND(a, b, h) SHUFFLE(a, b, SECOND_LANE, h)
+#define ACROSS(a, h) SHUFFLE(a, a, LANE_ACROSS, h)
+#define ADD_MASKED(a, b, to, more)                                                                 \
+    ((to) + (NAME(vector))((NAME(ints))((a) < (b)) & (NAME(ints))(more)))
 
 #define INLINE TARGET static inline __attribute__((always_inline))
 
@@ -286,7 +313,8 @@ INLINE void NAME(tiles_as)(const lowbit_format *f, const float *x, const float *
     case UNCLIPPED: CASE(UNCLIPPED, WIDE); break;                                                  \
     }
 
-/* FOUR_OVER_SIX: blocks are rounded with two scales; the second result stays where it errs less. */
+/* FOUR_OVER_SIX: blocks are rounded with two scales; the second result stays where it errs less.
+ * Those scales have two levels, so only a division or its correction is exact. */
 INLINE void NAME(choices_as)(const lowbit_format *f, const float *x, float *out,
                              const float *noise, int64_t first, int64_t count, int64_t width,
                              float tensor_scale, const int rounding) {
@@ -301,37 +329,71 @@ INLINE void NAME(choices_as)(const lowbit_format *f, const float *x, float *out,
         NAME(tile_amax)(x + b * width, n, width, 1, 0, amax);
         NAME(scales)(f, amax, n, tensor_scale, scale);
         NAME(scales)(&other, amax, n, tensor_scale, scale + n);
-        const int scaling = NAME(scaling)(f, scale, inverse, 2 * n);
+        const int corrected = NAME(scaling)(f, scale, inverse, 2 * n) == BY_CORRECTION;
+        for (int64_t i = 0; i < n; i++) {
+            const int64_t at = (b + i) * width;
+            const float *draws = noise ? noise + at : noise;
+            const float unit = power_of_two(-unit_exponent(amax[i]));
+            float tried[2][MOST_VALUES], difference[MOST_VALUES], error[2];
 #define RUN(SCALING)                                                                               \
-    for (int64_t i = 0; i < n; i++) {                                                              \
-        const int64_t at = (b + i) * width;                                                        \
-        const float *draws = noise ? noise + at : noise;                                           \
-        const float unit = power_of_two(-unit_exponent(amax[i]));                                  \
-        float tried[2][MOST_VALUES], difference[MOST_VALUES], error[2];                            \
-        for (int k = 0; k < 2; k++) {                                                              \
-            NAME(run)(&own, x + at, x + at, tried[k], draws, first + at, width,                    \
-                      scale[k * n + i], inverse[k * n + i], rounding, SCALING, 0, 0);              \
-            for (int64_t l = 0; l < width; l++)                                                    \
-                difference[l] = (tried[k][l] - x[at + l]) * unit;                                  \
-            error[k] = NAME(sum_of_squares)(difference, width);                                    \
-        }                                                                                          \
-        memcpy(out + at, tried[error[1] < error[0]], (size_t)width * sizeof *out);                 \
-    }
-        FOR_SCALING(RUN, scaling, rounding, 0)
+    NAME(run)(&own, x + at, x + at, tried[k], draws, first + at, width, scale[k * n + i],          \
+              inverse[k * n + i], rounding, SCALING, 0, 0)
+            _Pragma("GCC unroll 1") for (int k = 0; k < 2; k++) {
+                if (rounding == NEAREST_EVEN && corrected)
+                    RUN(BY_CORRECTION);
+                else
+                    RUN(BY_DIVISION);
+                for (int64_t l = 0; l < width; l++)
+                    difference[l] = (tried[k][l] - x[at + l]) * unit;
+                error[k] = NAME(sum_of_squares)(difference, width);
+            }
 #undef RUN
+            memcpy(out + at, tried[error[1] < error[0]], (size_t)width * sizeof *out);
+        }
     }
 }
+
+/* The same, functions of their own as below; FOUR_OVER_SIX is of E2M1 alone, which has a mantissa. */
+#define CHOICES(CASE, WIDTH, ROUNDING)                                                             \
+    TARGET static __attribute__((noinline)) void NAME(choices_##CASE)(                             \
+        const lowbit_format *f, const float *x, float *out, const float *noise, int64_t first,     \
+        int64_t count, int64_t width, float tensor_scale) {                                        \
+        (void)width;                                                                               \
+        NAME(choices_as)(f, x, out, noise, first, count, WIDTH, tensor_scale, ROUNDING);           \
+    }
+CHOICES(NEAREST_EVEN_16, 16, NEAREST_EVEN)
+CHOICES(STOCHASTIC_16, 16, STOCHASTIC)
+CHOICES(STOCHASTIC_COUNTER_16, 16, STOCHASTIC_COUNTER)
+CHOICES(NEAREST_EVEN_any, width, NEAREST_EVEN)
+CHOICES(STOCHASTIC_any, width, STOCHASTIC)
+CHOICES(STOCHASTIC_COUNTER_any, width, STOCHASTIC_COUNTER)
+CHOICES(DIRECTED_any, width, DIRECTED)
+CHOICES(UNCLIPPED_any, width, UNCLIPPED)
+#undef CHOICES
 
 TARGET static void NAME(choices)(const lowbit_format *f, const float *x, float *out,
                                  const float *noise, int64_t first, int64_t count, int64_t width,
                                  float tensor_scale) {
-#define CASE(ROUNDING, WIDE)                                                                       \
-    if (width == 16)                                                                               \
-        NAME(choices_as)(f, x, out, noise, first, count, 16, tensor_scale, ROUNDING);              \
-    else                                                                                           \
-        NAME(choices_as)(f, x, out, noise, first, count, width, tensor_scale, ROUNDING)
-    FOR_ROUNDING(f, CASE, 0)
-#undef CASE
+#define CHOICES(CASE) NAME(choices_##CASE)(f, x, out, noise, first, count, width, tensor_scale)
+#define ANY_WIDTH(ROUNDING)                                                                        \
+    case ROUNDING: CHOICES(ROUNDING##_any); break;
+#define OR_16(ROUNDING)                                                                            \
+    case ROUNDING:                                                                                 \
+        if (width == 16)                                                                           \
+            CHOICES(ROUNDING##_16);                                                                \
+        else                                                                                       \
+            CHOICES(ROUNDING##_any);                                                               \
+        break;
+    switch (f->rounding) {
+        OR_16(NEAREST_EVEN)
+        OR_16(STOCHASTIC)
+        OR_16(STOCHASTIC_COUNTER)
+        ANY_WIDTH(DIRECTED)
+        ANY_WIDTH(UNCLIPPED)
+    }
+#undef OR_16
+#undef ANY_WIDTH
+#undef CHOICES
 }
 
 /* tiles_as, the usual widths as constants.  Functions of their own: in one that has all cases the
@@ -442,22 +504,6 @@ TARGET static void NAME(signs)(float *out, uint64_t key, int64_t n) {
 #include "rotate.h"
 #include "columns.h"
 
-#undef FOR_ROUNDING
-#undef INLINE
-#undef TARGET
-#undef NAME
-#undef LANES
-#undef HAS_FMA
-#undef FMA
-#undef MAX
-#undef COPY_SIGN
-#undef CUT
-#undef TRUNCATE
-#undef ADD_WHERE_LESS
-#undef MIN_WORDS
-#undef CLAMP
-#undef EVERY
-#undef STREAM
-#undef EACH_LANE
-#undef FOR_DISTANCES
-#undef SHUFFLE
+#define KERNELS(S)                                                                                 \
+    {#S, amax_##S, scales_##S, tiles_##S, span_##S, stream_##S, column_amax_##S, strip_##S,       \
+     rotate_##S, rotate_columns_##S, signs_##S}
