@@ -11,7 +11,7 @@ PLACES = $(BIN)/python -m pip config list \
 	| sed -nE "s/^[^=]*\.(index-url|extra-index-url|find-links)='(.*)'$$/\1 \2/p" \
 	| while read -r option places; do for place in $$places; do echo "--$$option $$place"; done; done
 define install
-	@test -x $(BIN)/uv || $(PIP) install uv || true
+	@test -x $(BIN)/uv || $(PIP) install --constraint constraints.txt uv || true
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --index-strategy unsafe-best-match \
 		$$($(PLACES)) --constraint constraints.txt $(1) \
 		|| $(PIP) install --constraint constraints.txt $(1)
