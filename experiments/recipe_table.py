@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from experiments.quant.recipe_error import (
     is_random,
     recipe_error,
 )
-from fitting.entry import Refusal
+from fitting.atomic import write_atomic
+from fitting.entry import Refusal, of_the_system
 
 DEFAULTS = {"recipe": "", "source": "normal", "draws": "16", "out": "", "--config-dir": ""}
 TRAINING = [
@@ -80,7 +82,7 @@ def show(words: Sequence[str]) -> None:
         try:
             request.out.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise Refusal(f"out={request.out}: {error}") from None
+            raise Refusal(f"out={of_the_system(error)}") from None
     torch.set_num_threads(1)  # sums in one order, however many cores
     console = Console()
     rows: list[Row] = []
@@ -151,15 +153,16 @@ def read(words: Sequence[str]) -> Request:
 
 def write(rows: Sequence[Row], path: Path) -> None:
     """The CSV: a line a source, recipe and tensor; empty where a measure is not defined."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(COLUMNS)
-        for row in rows:
-            for tensor, error in row.tensors.items():
-                run = (row.source, row.model, row.precision, row.recipe)
-                start = (*run, tensor, row.layers, row.draws)
-                estimates = [getattr(error, measure) for measure in MEASURES]
-                table.writerow([*start, *(cell for e in estimates for cell in _cells(e))])
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for row in rows:
+        for tensor, error in row.tensors.items():
+            run = (row.source, row.model, row.precision, row.recipe)
+            start = (*run, tensor, row.layers, row.draws)
+            estimates = [getattr(error, measure) for measure in MEASURES]
+            table.writerow([*start, *(cell for e in estimates for cell in _cells(e))])
+    write_atomic(text.getvalue(), path)
 
 
 def _cells(estimate: Estimate | None) -> tuple[str, str]:

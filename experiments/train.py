@@ -199,10 +199,16 @@ def _result(folder: Path) -> RunResult | None:
     return RunResult(record, folder, already_done=True)
 
 
+_TROUBLES = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.EFBIG),
+    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE),
+)
+"""Errors of the system that the same run would not have elsewhere, or later."""
+
+
 def _of_the_machine(error: Exception) -> bool:
-    """Whether a full or broken disk is to blame: the run is not failed, only not done yet."""
-    troubles = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS)
-    return isinstance(error, OSError) and error.errno in troubles
+    """Whether disk, rights or limits are to blame: the run is not failed, only not done yet."""
+    return isinstance(error, OSError) and error.errno in _TROUBLES
 
 
 class _Run:

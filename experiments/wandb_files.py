@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fitting.atomic import write_atomic
 from fitting.entry import one_line
 
 _FILE_HEADER = struct.pack("<4sHB", b":W&B", 0xBEE1, 0)
@@ -114,7 +115,7 @@ def read_run(path: Path) -> WandbRun:
 
 def mark_synced(file: Path, size: int) -> None:
     """Note beside a file that its first `size` bytes are on the server, where `wandb sync` does."""
-    _marker(file).write_text(f"{size}\n")
+    write_atomic(f"{size}\n", _marker(file))
 
 
 def is_synced(file: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from pathlib import Path
@@ -53,9 +54,11 @@ def _written_aside(content: bytes, target: Path) -> Path:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        # A full disk is noticed where no name is known any more, and the name aside helps nobody.
+        raise OSError(error.errno, error.strerror, str(target)) from error
     return temporary
 
 

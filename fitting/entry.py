@@ -39,6 +39,20 @@ class Failure(Exception):
     """Work that was asked for rightly and could not be done, in one line."""
 
 
+_REMEDIES = {
+    errno.ENOSPC: "make room (df -h and df -i show where none is left) and repeat the command",
+    errno.EDQUOT: "make room in your quota and repeat the command",
+    errno.EROFS: "name a folder that can be written to",
+    errno.EACCES: "name a folder that you may use, or get the right to this one",
+    errno.EPERM: "name a folder that you may use, or get the right to this one",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "the machine has too many files open",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u), or run fewer at a time",
+}
+"""What mends an error of the system."""
+
 Told = Callable[[BaseException], str | None]
 """Says in a line what an exception of a package means to the user; None where it does not know."""
 
@@ -102,7 +116,7 @@ def _understood(error: Exception, told: Told | None) -> tuple[list[str], int] | 
     if said := told(error) if told else None:
         return said.splitlines(), WRONG_REQUEST
     if isinstance(error, OSError):
-        return [_of_the_system(error)], (
+        return [of_the_system(error)], (
             WRONG_REQUEST if error.errno in _FAULTS_OF_THE_PLACE else FAILED
         )
     if isinstance(error, MemoryError) or _is_one_of(error, _MACHINERY):
@@ -119,9 +133,11 @@ def _is_one_of(error: BaseException, names: tuple[str, ...]) -> bool:
     return any(f"{kind.__module__}.{kind.__qualname__}" in names for kind in type(error).__mro__)
 
 
-def _of_the_system(error: OSError) -> str:
-    """The file before the reason, as `FILE: No space left on device`."""
+def of_the_system(error: OSError) -> str:
+    """The file before the reason, as `FILE: No space left on device`, and what to do."""
     why = error.strerror or one_line(error) or type(error).__name__
+    if remedy := _REMEDIES.get(error.errno or 0):
+        why += f"; {remedy}"
     names = [
         os.fsdecode(n) for n in (error.filename, error.filename2) if isinstance(n, str | bytes)
     ]

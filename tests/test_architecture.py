@@ -71,6 +71,8 @@ FLOORS = {
     "experiments.sweep.show": 14,
     "experiments.sweep.work": 12,
     "experiments.sweep.cluster": 14,
+    "experiments.sweep.own_ray": 13,
+    "experiments.sweep.reach": 13,
     "experiments.sweep.launch": 15,
     "experiments.plugins.hydra_plugins.lowbit": 16,
     "experiments.commands": 17,

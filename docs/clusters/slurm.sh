@@ -21,9 +21,9 @@
 
 export PATH="$PWD/.venv/bin:$PATH"
 
-# Who can reach a Ray cluster can run code on it as you; the token keeps others out.
-export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
-ray get-auth-token --generate >/dev/null || exit 2
+# Who can reach a Ray cluster can run code on it as you; the token, one for this job, keeps others out.
+RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))') || exit 2
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0
 
 # Where nodes reach each other by another network than the first one of this node, name it here.
 read -r ip _ < <(hostname --all-ip-addresses)

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import ConfigError
+from experiments.sweep.own_ray import own_ray
 from experiments.sweep.plan import Resources
+from experiments.sweep.reach import KEY, wait_for_cluster
 from fitting.results import create_exclusive
 
 LOCAL = "local"
@@ -37,7 +39,8 @@ def ray_session(address: str, dashboard: bool) -> Iterator[Any]:
     """A Ray of our own, ended with us, or the user's cluster, joined and left alone.
 
     Raises:
-        ConfigError: There is no cluster at that address, or none could be started here.
+        ConfigError: There is no cluster at that address, or no place for the files of our own.
+        Failure: None could be started here.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
@@ -62,13 +65,19 @@ def ray_session(address: str, dashboard: bool) -> Iterator[Any]:
             "include_dashboard": dashboard,
             "dashboard_host": "127.0.0.1",
         }
+        with own_ray(ray, options):
+            yield ray
+        return
     try:
+        wait_for_cluster(ray, address)
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
+        if isinstance(error, ConfigError):
+            raise
         why = (str(error).splitlines() or [""])[0]
-        if address == LOCAL:
-            raise ConfigError(f"Ray did not start on this machine ({why}); try again") from error
-        raise ConfigError(f"hydra.launcher.address={address}: no Ray cluster ({why})") from error
+        if "InvalidAuthToken" in str(error) + str(error.__cause__):
+            why = "its token is not ours: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as it has them"
+        raise ConfigError(f"{KEY}={address}: no Ray cluster ({why})") from error
     try:
         yield ray
     finally:
@@ -151,7 +160,7 @@ def check_nodes(ray: Any, folder: Path) -> None:
     finally:
         probe.unlink(missing_ok=True)
     if found:
-        raise ConfigError("\n".join(f"hydra.launcher.address: {line}" for line in found))
+        raise ConfigError("\n".join(f"{KEY}: {line}" for line in found))
 
 
 def _look(probe: str) -> dict[str, Any]:

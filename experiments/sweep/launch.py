@@ -78,6 +78,8 @@ def launch(
     if address == LOCAL:
         for run in to_do:
             run.refuse_unless_held_by([this_machine()])
+        if to_do:
+            write_study(plan)  # a folder that cannot be written to is known before Ray starts
     outcome = Outcome(wanted=len(plan.runs))
     if to_do:
         with _Terminable() as terminable, ray_session(address, dashboard) as ray:
@@ -87,8 +89,9 @@ def launch(
                     run.refuse_unless_held_by(machines(ray))
                 check_nodes(ray, plan.study_folder)
             if dashboard and (url := ray._private.worker.global_worker.node.webui_url):
-                print(f"Ray's dashboard: http://{url}")
-            write_study(plan)
+                print(f"Ray's dashboard: http://{url} (it asks for RAY_AUTH_TOKEN, yours to set)")
+            if address != LOCAL:
+                write_study(plan)
             with Display(plan) as display:
                 if _Driver(ray, plan, display, max_parallel).drive():
                     outcome.signal = terminable.received or signal.SIGINT
@@ -185,6 +188,9 @@ class _Driver:
             with contextlib.suppress(KeyboardInterrupt):
                 self._stop_running()
             return True
+        except OSError:  # of the store: what runs is not to die with this driver
+            self._stop_running()
+            raise
         return False
 
     def _capacity(self) -> Resources:
@@ -307,15 +313,18 @@ class _Driver:
         """
         busy = []
         for reference, task in self.running.items():
-            ask_to_stop(task.run.folder, task.token)
-            who = holder(task.run.folder)
+            who = None
+            with contextlib.suppress(OSError):  # one that cannot be asked is not waited for
+                ask_to_stop(task.run.folder, task.token)
+                who = holder(task.run.folder)
             if who is not None and who.token == task.token:  # else it has nothing to lose
                 busy.append(reference)
         if busy:
             self.ray.wait(busy, num_returns=len(busy), timeout=_GRACE_SECONDS)
         for task in self.running.values():
-            break_lease(task.run.folder, task.token)
-            unask(task.run.folder, task.token)
+            with contextlib.suppress(OSError):
+                break_lease(task.run.folder, task.token)
+                unask(task.run.folder, task.token)
 
 
 def _reason(ray: Any, error: Exception) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import tempfile
 import time
 import traceback
-from typing import Any
+from typing import Any, TextIO
 
 from experiments.config import from_dict
 from experiments.identity import run_folder
 from experiments.lease import Fenced, Held
+from fitting.entry import of_the_system
 
 LOG = "log.txt"
 DONE, FAILED, ELSEWHERE, STOPPED = "done", "failed", "elsewhere", "stopped"
@@ -33,8 +35,13 @@ def execute(config: dict[str, Any], token: str) -> tuple[str, str]:
 
     checked = from_dict(config)
     folder = run_folder(checked)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOG, "a", encoding="utf-8", buffering=1) as log:
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            log = _Log(open(folder / LOG, "a", encoding="utf-8", buffering=1))  # noqa: SIM115
+        except OSError as error:
+            return FAILED, _said(error)
+        stack.enter_context(log)
         handler = logging.StreamHandler(log)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(handler)
@@ -55,13 +62,52 @@ def execute(config: dict[str, Any], token: str) -> tuple[str, str]:
             note("stopped")
             return STOPPED, "stopped from outside"
         except Exception as error:
-            with contextlib.suppress(OSError):  # a full disk may be the very reason
-                traceback.print_exc(file=log)
-            return FAILED, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            traceback.print_exc(file=log)
+            return FAILED, _said(error)
         finally:
             logging.getLogger().removeHandler(handler)
-            with contextlib.suppress(OSError):
-                note("end")
+            note("end")
+
+
+class _Log(io.TextIOBase):
+    """A log that a full disk costs lines of, and never the run that writes to it."""
+
+    encoding = "utf-8"
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def fileno(self) -> int:
+        """The file's, for what prints past Python."""
+        return self._file.fileno()
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, text: str) -> int:
+        """All of the text, or nothing."""
+        with contextlib.suppress(OSError):
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Whatever waits to be written."""
+        with contextlib.suppress(OSError):
+            self._file.flush()
+
+    def close(self) -> None:
+        """Give the file back; what it could not take before it cannot take now."""
+        super().close()
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+def _said(error: Exception) -> str:
+    """What a run failed by, in one line; of an error of the system the file and what to do."""
+    if isinstance(error, OSError):
+        return of_the_system(error)
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 class _Ended(Exception):
