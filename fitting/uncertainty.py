@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -251,9 +251,7 @@ def intervals(draws: pd.DataFrame, level: float = 0.95) -> dict[str, tuple[float
     """
     tail = (1 - level) / 2
     # The (draws + 1) tail-th lowest draw and highest: beyond it the truth is as often as tail says.
-    bounds = np.quantile(
-        draws.drop(columns="converged"), [tail, 1 - tail], axis=0, method="weibull"
-    )
+    bounds = _quantiles(draws, tail, "weibull")
     names = [c for c in draws if c != "converged"]
     return {str(n): (float(a), float(b)) for n, a, b in zip(names, *bounds, strict=True)}
 
@@ -264,9 +262,25 @@ def standard_errors(draws: pd.DataFrame) -> dict[str, float]:
     The standard deviation where draws are normal; unlike it, finite where a few of them ran away.
     """
     tail = 0.5 * math.erfc(math.sqrt(0.5))
-    low, high = np.quantile(draws.drop(columns="converged"), [tail, 1 - tail], axis=0)
+    low, high = _quantiles(draws, tail, "linear")
     names = [c for c in draws if c != "converged"]
-    return {str(n): float((b - a) / 2) for n, a, b in zip(names, low, high, strict=True)}
+    with np.errstate(invalid="ignore"):  # between two infinities there is no width
+        half = (high - low) / 2
+    return {str(n): float(h) for n, h in zip(names, half, strict=True)}
+
+
+def _quantiles(draws: pd.DataFrame, tail: float, method: Literal["weibull", "linear"]) -> Array:
+    """Of each parameter's draws the quantiles `tail` and 1 - `tail`, [2, parameters].
+
+    Between two infinite draws lies an infinite one; NaN where a draw has no value.
+    """
+    values = draws.drop(columns="converged").to_numpy(dtype=np.float64)
+    levels = [tail, 1 - tail]
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = np.quantile(values, levels, axis=0, method=method)
+        drawn = np.quantile(values, levels, axis=0, method="nearest")
+    result: Array = np.where(np.isnan(found), drawn, found)
+    return result
 
 
 def percentiles(values: Array) -> tuple[float, float]:
@@ -312,7 +326,9 @@ def vague(draws: pd.DataFrame) -> tuple[str, ...]:
     That is 1.96 standard errors of a factor e either way, as `fitting.fit` asks of its curvature;
     draws see what curvature cannot, such as a term that vanishes in some of them.
     """
-    return tuple(n for n, (low, high) in intervals(draws).items() if high > WIDE * max(low, 0.0))
+    return tuple(
+        n for n, (low, high) in intervals(draws).items() if not high <= WIDE * max(low, 0.0)
+    )
 
 
 def noise_floor(table: pd.DataFrame) -> NoiseFloor:
