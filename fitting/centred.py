@@ -15,6 +15,8 @@ from fitting.minimise import Mask, Problem
 
 SMALL = 0.01
 """Share of the median loss below which a term has all but vanished."""
+SMALLEST_VALUE = 1e-300
+"""Of a positive parameter; one over it is the largest of any."""
 LARGEST_UNIT = 300.0
 """Logarithm of a coefficient's unit: an exponent frozen at 50 asks for more than float64 holds."""
 
@@ -147,9 +149,14 @@ class Centred:
         return values
 
     def encode(self, parameters: Mapping[str, float]) -> Array:
-        """The solver's point for the law's parameters, moved into the bounds."""
+        """The solver's point for the law's parameters, moved into the bounds.
+
+        A search may have ended where a parameter is beyond what float64 holds, or, under a parent
+        of zero, has no value: the nearest that there is, or any.
+        """
         in_units = {n: parameters[n] * math.exp(-unit) for n, unit in self.units.items()}
-        raw = self.law.encode({**parameters, **in_units}, self.frozen)
+        held = representable(self.law, {**parameters, **in_units})
+        raw = self.law.encode(held, self.frozen)
         theta = np.linalg.solve(self.to_raw, raw) + self.origin
         return np.clip(theta, self.problem.lower, self.problem.upper)
 
@@ -225,6 +232,15 @@ def _encoded_bounds(law: Law, name: str, bounds: tuple[float, float]) -> tuple[f
         if kind.logarithmic:
             return float(np.log(low)), float(np.log(high))
         return (float(1 / high), float(1 / low)) if kind.kind == "rate" else (low, high)
+
+
+def representable(law: Law, parameters: Mapping[str, float]) -> dict[str, float]:
+    """Values that the law can take: the nearest ones, and for NaN, which has no effect, one."""
+    least = {n: SMALLEST_VALUE if law.parameters[n].positive else -math.inf for n in parameters}
+    return {
+        n: 1.0 if math.isnan(v) else min(max(v, least[n]), 1 / SMALLEST_VALUE)
+        for n, v in parameters.items()
+    }
 
 
 def _largest(values: Array) -> Mask:

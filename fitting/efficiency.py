@@ -178,7 +178,8 @@ def quartet_table(
         ("eff_N", "forward", "params_factor"),
         ("eff_D", "backward", "tokens_factor"),
     ):
-        for name in (n for n in fit.parameters if n.startswith(prefix) and n not in fit.flat):
+        known = [n for n, v in fit.parameters.items() if n not in fit.flat and 0 < v < math.inf]
+        for name in (n for n in known if n.startswith(prefix)):
             schemes[prefix].append(name)
             entry: dict[str, Any] = {"scheme": name[len(prefix) + 1 : -1], "pass": role}
             for key, power in (("efficiency", 1), (factor, -1)):

@@ -409,20 +409,24 @@ def measured_layouts(layouts: pd.DataFrame) -> str | None:
     sentences = []
     if len(told):
         listed = series(
-            f"{row.better} before {row.other} by {row.difference:.3f} ± {row.standard_error:.3f}"
-            for row in told.itertuples()
+            f"{row.better} before {row.other} by {_give_or_take(row)}" for row in told.itertuples()
         )
         sentences.append(f"Measured at equal bits and seeds: {listed} nats per token.")
     if len(open_):
         listed = series(
-            f"{row.better} and {row.other} ({row.difference:.3f} ± {row.standard_error:.3f})"
-            for row in open_.itertuples()
+            f"{row.better} and {row.other} ({_give_or_take(row)})" for row in open_.itertuples()
         )
         sentences.append(
             f"At equal bits and seeds the runs themselves cannot tell apart {listed}; "
             "a fit that prefers one of them does so by the law's form."
         )
     return " ".join(sentences)
+
+
+def _give_or_take(pair: Any) -> str:
+    """A difference with its standard error, if there are repeats to have one from."""
+    error = f" ± {pair.standard_error:.3f}" if np.isfinite(pair.standard_error) else ""
+    return f"{pair.difference:.3f}{error}"
 
 
 def small_model(table: pd.DataFrame) -> str | None:

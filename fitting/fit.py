@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from fitting.centred import Centred
+from fitting.centred import Centred, representable
 from fitting.curves import Array
 from fitting.designs import doubts_of_design
-from fitting.law import FitError, Law
+from fitting.law import LARGEST, FitError, Law
 from fitting.laws import get
 from fitting.minimise import Mask, at_bounds, minimise
 from fitting.results import require_columns
@@ -186,6 +186,8 @@ def fit(
         raise FitError(f"starts={starts}: must be at least 1")
     require_columns(table, ("loss", *law.columns, *law.schemes), f"law={law.name}")
     rows, excluded = select_rows(table)
+    if (rows["loss"] >= LARGEST).any():
+        raise FitError(f"loss: is up to {rows['loss'].max():g}, but must be below {LARGEST:g}")
     law = law.on(rows)
     law.check(freeze, "freeze.")
     weight = row_weights(rows, weights)
@@ -221,7 +223,7 @@ def fit(
     log_predicted, jacobian = problem.predict(point)
     residual = problem.log_loss - log_predicted
     bound = at_bounds(problem, point)
-    parameters = centred.decode(point)
+    parameters = representable(law, centred.decode(point)) | freeze
     root = np.sqrt(weight)
     flat, vague = _unidentified(
         centred, parameters, jacobian * root[:, None], residual * root, bound

@@ -33,6 +33,8 @@ Columns: TypeAlias = Mapping[str, Array]
 Kind: TypeAlias = Literal["coefficient", "exponent", "factor", "rate", "shift"]
 
 POSITIVE = float(np.finfo(np.float64).tiny)
+LARGEST = 1e150
+"""Of what a table holds: products of two are finite."""
 LOSSLESS = ("BF16", "FP8")
 """Schemes whose efficiency is one by definition."""
 
@@ -234,12 +236,13 @@ class Law:
         require_columns(table, (*self.columns, *self.schemes), f"law={self.name}")
         values = {c: table[c].to_numpy(dtype=np.float64) for c in self.columns}
         for column, minimum in self.columns.items():
-            below = self.below.get(column, math.inf)
+            below = self.below.get(column, LARGEST)
             good = (values[column] >= minimum) & (values[column] < below)
             bad = values[column][~good]
             if bad.size:
                 right = "positive" if minimum == POSITIVE else f"at least {minimum:g}"
-                right += "" if below == math.inf else f" and below {below:g}"
+                if column in self.below or below <= bad[0] < math.inf:
+                    right += f" and below {below:g}"
                 raise FitError(
                     f"law={self.name}: column {column!r} must be finite and {right}, but is not "
                     f"in {bad.size} of {len(table)} rows (the first has {bad[0]:g})"

@@ -139,6 +139,19 @@ class Problem:
             found[near, j] = True
         return found
 
+    def constants(self) -> list[int]:
+        """Coefficients of terms that are the same in all rows."""
+        alone = (
+            (j, *self._own[form], self.offsets[form])
+            for j, form in self.coefficients
+            if form >= self._bent_forms
+        )
+        return [
+            j
+            for j, columns, own, offset in alone
+            if list(columns) == [j] and not np.ptp(own) and not np.ptp(offset)
+        ]
+
     def predict(self, theta: Array) -> tuple[Array, Array]:
         """Log loss and its gradient at one point: [rows], [rows, parameters]."""
         log_predicted, slopes, _ = self._forward(theta[None])

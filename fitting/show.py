@@ -103,7 +103,7 @@ def _parameters(report: Mapping[str, Any]) -> Table:
         identified = "yes" if report["derived"]["identified"][name] else "NO"
         table.add_row(
             escape(name),
-            f"{value:.6g}",
+            _figure(value, 6),
             open_interval(report["intervals"][name]),
             open_interval(report.get("profile_intervals", {}).get(name)),
             _figure(report["standard_errors"][name]),
@@ -125,5 +125,5 @@ def _conclusion(view: View) -> Table:
     return table
 
 
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+def _figure(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}g}"

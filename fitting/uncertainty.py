@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,10 @@ TOLERANCE = 1e-7
 """Of the objective in one draw: resampling moves it by some percent."""
 
 RAISED_STARTS = 8
-"""Blind starts for the rest of the law where one of its terms is held large."""
+"""Blind starts for the rest of the law where one of its terms is held large, or left out."""
+
+BLIND_STARTS = 3
+"""Blind starts of a draw whose optimum is in doubt."""
 
 MEMORY = 10_000_000
 """Doubles in the weights of the draws that are solved at a time: 80 MB."""
@@ -81,7 +84,10 @@ def bootstrap(
     from as far on the optimum's other side as that solution came to lie, and where the fit's own
     starts disagreed also from the second best place that they found.  Where a term has all but
     vanished it is solved once more from the optimum with that term large (an irreducible loss of
-    half the smallest loss): the way up may lead over a hill.  The lowest objective counts.
+    half the smallest loss): the way up may lead over a hill.  Draws in which a decaying term stays
+    small, or whose search did not end (a decay so slow that its term cannot be told from a constant
+    makes a long valley), are solved from a few blind starts, too, and from the optimum without the
+    constant.  The lowest objective counts.
 
     Args:
         table: The table that `fit` was fitted to.
@@ -119,7 +125,13 @@ def bootstrap(
 
     @functools.cache
     def raised(j: int) -> Array:
-        return _raised(centred, weight, down, j)
+        return _holding(centred, weight, down, j, centred.large(j))
+
+    @functools.cache
+    def elsewhere() -> list[Array]:
+        gone = ((j, float(centred.problem.lower[j])) for j in centred.problem.constants())
+        without = [_holding(centred, weight, down, j, at) for j, at in gone]
+        return [*without, *centred.starts(BLIND_STARTS, seed=0)]
 
     places = [centred.encode(p) for p in (fit.parameters, fit.rival) if p is not None]
     path = warm_thresholds(fit)
@@ -133,6 +145,8 @@ def bootstrap(
             path,
             centred.doubtful(),
             raised,
+            down,
+            elsewhere,
         )
         for begin in range(0, draws, size)
     ]
@@ -168,13 +182,14 @@ def other_places(fit: Fit, centred: Centred, weight: Array, point: Array) -> lis
     places = [] if fit.rival is None else [centred.encode(fit.rival)]
     path = thresholds(fit.objective.name, fit.objective.delta)
     small = np.flatnonzero(centred.problem.vanishing(point[None], centred.doubtful())[0])
-    return places + [_raised(centred, weight, path, int(j)) for j in small]
+    large = ((int(j), centred.large(int(j))) for j in small)
+    return places + [_holding(centred, weight, path, j, at) for j, at in large]
 
 
-def _raised(centred: Centred, weight: Array, path: Sequence[float], j: int) -> Array:
-    """The optimum of the whole table where the term of coefficient `j` is held large."""
+def _holding(centred: Centred, weight: Array, path: Sequence[float], j: int, at: float) -> Array:
+    """The optimum of the whole table where coordinate `j` is held."""
     lower, upper = centred.problem.lower.copy(), centred.problem.upper.copy()
-    lower[j] = upper[j] = centred.large(j)
+    lower[j] = upper[j] = at
     held = replace(centred.problem, lower=lower, upper=upper)
     starts = np.clip(centred.starts(RAISED_STARTS, seed=0), lower, upper)
     theta, value, _ = minimise(held, starts, weight[None], path)
@@ -189,28 +204,39 @@ def _solve(
     path: Sequence[float],
     low: Array,
     raised: Callable[[int], Array],
+    down: Sequence[float],
+    elsewhere: Callable[[], Sequence[Array]],
 ) -> tuple[Array, Mask]:
     """The best optimum of each weighting and whether its search ended, [draws, free], [draws].
 
-    Where a term is nowhere above `low` also from where it is `raised`.
+    Where a term is nowhere above `low` also from where it is `raised`; if a term that is no
+    constant stays there, or where no search ended, also from `elsewhere` by the thresholds `down`.
     """
     first = np.tile(places[0], (len(weights), 1))
     theta, value, converged = minimise(problem, first, weights, path, TOLERANCE)
 
-    def again(starts: Array, which: Any = slice(None)) -> None:
-        """Solve some once more, and keep what is lower."""
-        point, found, ended = minimise(problem, starts, weights[which], path, TOLERANCE)
+    def again(start: Array, which: Any = slice(None), path: Sequence[float] = path) -> None:
+        """Solve some once more, and keep what is lower, or as low and ended."""
+        w = weights[which]
+        starts = np.broadcast_to(start, (len(w), theta.shape[1]))
+        point, found, ended = minimise(problem, starts, w, path, TOLERANCE)
         lower = found < value[which] * (1 - TOLERANCE)
+        lower |= ended & ~converged[which] & (found <= value[which] * (1 + TOLERANCE))
         taken = np.arange(len(theta))[which][lower]
         theta[taken], value[taken], converged[taken] = point[lower], found[lower], ended[lower]
 
     again(np.clip(2 * first - theta, problem.lower, problem.upper))
     for place in places[1:]:
-        again(np.tile(place, (len(weights), 1)))
+        again(place)
     small = problem.vanishing(theta, low)
     for j in map(int, np.flatnonzero(small.any(axis=0))):
-        which = np.flatnonzero(small[:, j])
-        again(np.tile(raised(j), (len(which), 1)), which)
+        again(raised(j), np.flatnonzero(small[:, j]))
+    fading = problem.vanishing(theta, low)
+    fading[:, problem.constants()] = False  # without a constant there is one valley less, not more
+    doubtful = np.flatnonzero(fading.any(axis=1) | ~converged)
+    if doubtful.size:
+        for start in elsewhere():
+            again(start, doubtful, down)
     return theta, converged
 
 
@@ -225,9 +251,7 @@ def intervals(draws: pd.DataFrame, level: float = 0.95) -> dict[str, tuple[float
     """
     tail = (1 - level) / 2
     # The (draws + 1) tail-th lowest draw and highest: beyond it the truth is as often as tail says.
-    bounds = np.quantile(
-        draws.drop(columns="converged"), [tail, 1 - tail], axis=0, method="weibull"
-    )
+    bounds = _quantiles(draws, tail, "weibull")
     names = [c for c in draws if c != "converged"]
     return {str(n): (float(a), float(b)) for n, a, b in zip(names, *bounds, strict=True)}
 
@@ -238,9 +262,25 @@ def standard_errors(draws: pd.DataFrame) -> dict[str, float]:
     The standard deviation where draws are normal; unlike it, finite where a few of them ran away.
     """
     tail = 0.5 * math.erfc(math.sqrt(0.5))
-    low, high = np.quantile(draws.drop(columns="converged"), [tail, 1 - tail], axis=0)
+    low, high = _quantiles(draws, tail, "linear")
     names = [c for c in draws if c != "converged"]
-    return {str(n): float((b - a) / 2) for n, a, b in zip(names, low, high, strict=True)}
+    with np.errstate(invalid="ignore"):  # between two infinities there is no width
+        half = (high - low) / 2
+    return {str(n): float(h) for n, h in zip(names, half, strict=True)}
+
+
+def _quantiles(draws: pd.DataFrame, tail: float, method: Literal["weibull", "linear"]) -> Array:
+    """Of each parameter's draws the quantiles `tail` and 1 - `tail`, [2, parameters].
+
+    Between two infinite draws lies an infinite one; NaN where a draw has no value.
+    """
+    values = draws.drop(columns="converged").to_numpy(dtype=np.float64)
+    levels = [tail, 1 - tail]
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = np.quantile(values, levels, axis=0, method=method)
+        drawn = np.quantile(values, levels, axis=0, method="nearest")
+    result: Array = np.where(np.isnan(found), drawn, found)
+    return result
 
 
 def percentiles(values: Array) -> tuple[float, float]:
@@ -286,7 +326,9 @@ def vague(draws: pd.DataFrame) -> tuple[str, ...]:
     That is 1.96 standard errors of a factor e either way, as `fitting.fit` asks of its curvature;
     draws see what curvature cannot, such as a term that vanishes in some of them.
     """
-    return tuple(n for n, (low, high) in intervals(draws).items() if high > WIDE * max(low, 0.0))
+    return tuple(
+        n for n, (low, high) in intervals(draws).items() if not high <= WIDE * max(low, 0.0)
+    )
 
 
 def noise_floor(table: pd.DataFrame) -> NoiseFloor:

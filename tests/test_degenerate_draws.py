@@ -16,7 +16,7 @@ from fitting.describe import describe
 from fitting.fit import fit
 from fitting.laws import BESIROGLU_2024, LAWS
 from fitting.synthetic import make_table
-from fitting.uncertainty import percentiles
+from fitting.uncertainty import intervals, percentiles, standard_errors, vague
 
 SIZES = pd.DataFrame(
     list(itertools.product((3e7, 6e7, 1.1e8), (1.5e9, 3e9, 1e10))), columns=["params", "tokens"]
@@ -29,6 +29,20 @@ def test_no_interval_where_many_draws_have_no_value() -> None:
     assert percentiles(np.append(values, np.nan)) == percentiles(values)
     assert np.isnan(percentiles(np.append(values, [np.nan] * 10))).all()
     assert np.isnan(percentiles(np.array([np.nan] * 3))).all()
+
+
+def test_draws_that_are_infinite_make_an_interval_open_and_a_parameter_vague() -> None:
+    values = np.arange(1.0, 101.0)
+    draws = pd.DataFrame({"a": values, "b": values, "c": values}).assign(converged=True)
+    draws.loc[90:, "b"] = np.inf
+    draws.loc[50, "c"] = np.nan
+    assert intervals(draws)["b"] == (intervals(draws)["a"][0], np.inf)
+    assert np.isnan(intervals(draws)["c"]).all()
+    assert standard_errors(draws)["b"] == standard_errors(draws)["a"]
+    assert vague(draws) == ("b", "c")
+    draws["b"] = np.inf
+    assert intervals(draws)["b"] == (np.inf, np.inf)
+    assert np.isnan(standard_errors(draws)["b"])
 
 
 @pytest.mark.parametrize("zero", [*itertools.combinations(COMMON, 1), ("alpha", "beta")])
