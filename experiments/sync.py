@@ -228,7 +228,7 @@ def push(folder: Path, timeout: float) -> dict[str, Any]:
         ValueError: A file is not W&B's.
     """
     sizes = {file: file.stat().st_size for file in run_files(folder)}
-    found = read_run(folder)
+    found = read_run(folder, folder.name)
     if found.history:
         found.config.pop("_wandb", None)
         with tempfile.TemporaryDirectory(prefix="lowbit-sync-") as scratch:
@@ -333,7 +333,7 @@ def _without_pushing(folder: Path, reads_only: bool = False) -> Outcome | None:
 
 
 def _would_push(folder: Path) -> Outcome:
-    found = read_run(folder)
+    found = read_run(folder, folder.name)
     said = {"rows": len(found.history), "attempts": found.attempts, "torn": found.torn}
     outcome = _arrived(said)
     return Outcome(f"would be {outcome.state}", outcome.detail)

@@ -79,11 +79,15 @@ def row_key(row: Row) -> tuple[float, frozenset[str]]:
     return row["step"], frozenset(name for name in row if not name.startswith("_"))
 
 
-def read_run(path: Path) -> WandbRun:
+def read_run(path: Path, run_id: str = "") -> WandbRun:
     """Read a W&B file, or the folder of a run with those of its attempts, as far as whole.
 
     Rows are in the order of their `step`; of a row that several attempts wrote the first stands,
     as on a server, which has it already.  Everything else is the last attempt's.
+
+    Args:
+        path: The file or folder.
+        run_id: Whose they must be; "": whose their names say.
 
     Raises:
         FileNotFoundError: No such file, or none below the folder.
@@ -91,12 +95,11 @@ def read_run(path: Path) -> WandbRun:
             line that begins with its path.
     """
     files = run_files(path) if path.is_dir() else [path]
-    run_id = path.absolute().name if path.is_dir() else ""
     if not files:
         raise FileNotFoundError(f"{path}: no W&B file below it")
     found = WandbRun()
     rows: dict[Any, Row] = {}
-    attempts = [_read_attempt(file, run_id or _id_of(file)) for file in files]
+    attempts = [_read_attempt(file, run_id or file.stem.removeprefix("run-")) for file in files]
     for attempt in sorted(attempts, key=lambda attempt: attempt.started):
         found.torn += attempt.torn
         if attempt.run is None:
@@ -134,10 +137,6 @@ def is_synced(file: Path) -> bool:
 
 def _marker(file: Path) -> Path:
     return file.with_name(f"{file.name}.synced")
-
-
-def _id_of(file: Path) -> str:
-    return file.stem.removeprefix("run-")
 
 
 def _values(items: Iterable[Any]) -> Row:

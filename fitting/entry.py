@@ -131,7 +131,7 @@ def _of_the_system(error: OSError) -> str:
 def one_line(text: object) -> str:
     r"""A text, or what an error says, without line breaks, nor what a terminal would obey.
 
-    >>> one_line("a \\n b"), one_line("\\x1b[2J")
+    >>> one_line("a \n b"), one_line("\x1b[2J")
     ('a b', '?[2J')
     """
     said = " ".join(str(text).split())

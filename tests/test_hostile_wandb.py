@@ -64,7 +64,7 @@ def lines(said: str) -> list[str]:
 
 def test_what_is_taken_apart_is_put_together_to_the_same_records(study: Path) -> None:
     [file] = run_files(study / "a")
-    whole, before = file.read_bytes(), read_run(study / "a")
+    whole, before = file.read_bytes(), read_run(study / "a", "a")
     change(file, lambda records: records)
     assert read_run(study / "a") == before
     assert len(records_of(whole)) == len(records_of(file.read_bytes())) > len(STEPS)
