@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -264,3 +265,52 @@ def test_each_command_lives_with_each_damage_to_each_file(
     place: Place, file: str, kind: str, command: str
 ) -> None:
     check(place, file, kind, command)
+
+
+@pytest.mark.filterwarnings("always:written anew from this plan:UserWarning")
+@pytest.mark.slow
+def test_a_sweep_goes_on_beside_what_is_damaged(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On Ray: five runs, then one file of each damaged and one run more; then the remedy."""
+    monkeypatch.chdir(tmp_path)
+    words = ["-m", *(word for word in GRID if "," not in word), "model=ladder/a", "tokens=1024"]
+    words += ["tracking=none", "hydra.launcher.max_parallel=2"]
+
+    def sweep(seeds: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["lowbit-train", *words, f"seed={seeds}"])
+        code = 0
+        try:
+            commands.train()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        said = capfd.readouterr()
+        return code, said.out + said.err
+
+    assert sweep("0,1,2,3,4")[0] == 0
+    study = Path("runs/s")
+    runs = {int(f.name.split("-s")[-1].split("-")[0]): f for f in study.iterdir() if f.is_dir()}
+    result = runs[0] / RESULT
+    lost = {seed: json.loads((runs[seed] / RESULT).read_text())["loss"] for seed in runs}
+    DAMAGE["cut"](result)
+    DAMAGE["zeroed"](runs[1] / CONFIG)
+    DAMAGE["garbage"](runs[2] / METRICS)
+    (runs[3] / ATTEMPTS).write_bytes(b"")
+    (runs[3] / RESULT).unlink()
+    (runs[4] / "lease.7.json").write_bytes(b"")
+    os.utime(runs[4] / "lease.7.json", (0, 0))
+    (runs[4] / RESULT).unlink()
+    DAMAGE["empty"](study / STUDY)
+    code, said = sweep("0,1,2,3,4,5")
+    assert code == 1
+    assert "Traceback" not in said
+    assert f"damaged: {result}" in said
+    for path in (result, runs[3] / ATTEMPTS, study / STUDY):
+        assert str(path) in said, "path and remedy"
+    (runs[3] / ATTEMPTS).unlink()
+    result.unlink()
+    code, said = sweep("0,1,2,3,4,5")
+    assert (code, "damaged" in said) == (0, False)
+    assert {seed: json.loads((runs[seed] / RESULT).read_text())["loss"] for seed in runs} == lost, (
+        "made anew, to the bit"
+    )
