@@ -304,7 +304,7 @@ def test_a_sweep_goes_on_beside_what_is_damaged(
     code, said = sweep("0,1,2,3,4,5")
     assert code == 1
     assert "Traceback" not in said
-    assert f"damaged: {result}" in said
+    assert f"{result}: damaged (" in said
     for path in (result, runs[3] / ATTEMPTS, study / STUDY):
         assert str(path) in said, "path and remedy"
     (runs[3] / ATTEMPTS).unlink()
