@@ -309,6 +309,7 @@ def test_a_sweep_goes_on_beside_what_is_damaged(
         assert str(path) in said, "path and remedy"
     (runs[3] / ATTEMPTS).unlink()
     result.unlink()
+    words.append("retry_failed=true")
     code, said = sweep("0,1,2,3,4,5")
     assert (code, "damaged" in said) == (0, False)
     assert {seed: json.loads((runs[seed] / RESULT).read_text())["loss"] for seed in runs} == lost, (
