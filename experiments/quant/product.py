@@ -12,8 +12,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from experiments.quant.kernels.dense import of_one_process
-
 WIDE_DEVICES = ("cuda",)
 """Where a GEMM takes 16-bit operands and stores float32.  On a CPU torch 2.13 has none: its 16-bit
 GEMM rounds what it stores, and without AVX-512 is an order of magnitude slower than float32's."""
@@ -29,7 +27,6 @@ def has_wide_product(device: torch.device) -> bool:
     return device.type in WIDE_DEVICES
 
 
-@of_one_process
 def wide_product(left: Tensor, right: Tensor) -> Tensor:
     """[rows, K] times [columns, K] transposed, both bfloat16 or both float16, in float32.
 
