@@ -17,7 +17,7 @@ from rich.text import Text
 from experiments.lease import at_work
 from experiments.progress import duration, last_row
 from fitting.entry import UsageError as UsageError
-from fitting.entry import answer, one_line
+from fitting.entry import answer
 from fitting.own_json import read_object
 from fitting.results import STUDY, RunRecord, look_at, read_study
 
@@ -168,7 +168,7 @@ def render(status: Status) -> str:
 
 def _told(text: str) -> str:
     """A text from a file: in one line, and nothing that rich or a terminal would obey."""
-    return escape(one_line(text))
+    return escape("".join(c if c.isprintable() else " " for c in text))
 
 
 def main() -> None:
