@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.wandb_files import read_run, run_files
-from fitting.results import STUDY, read_study
+from fitting.entry import one_line
+from fitting.results import STUDY, DamagedWarning, read_study
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # pydantic's, of how its models are written
@@ -111,25 +112,39 @@ def _panels(part: Any) -> Iterator[dict[str, Any]]:
 def read_logged(folder: Path) -> Logged:
     """Read what the runs of the study in `folder` have logged to W&B so far.
 
+    A run whose files cannot be used is left out, with a `DamagedWarning` of one line.
+
     Raises:
         FileNotFoundError: There is no study, or no run of it has a W&B file.
-        ValueError: A file is not W&B's.
+        ResultsError: study.json cannot be used.
     """
     if not (folder / STUDY).is_file():
         raise FileNotFoundError(f"study={folder.name}: there is no {folder / STUDY}")
     about = read_study(folder)
     found = Logged(about["name"], about["title"], about["description"])
+    damaged = ""
     for run_id in sorted(about["planned"]):
         files = run_files(folder / run_id)
-        if not files or not (run := read_run(folder / run_id)).config:
+        if not files:
             continue
-        found.runs[run_id] = dict(_flat(run.config))
+        try:
+            run = read_run(folder / run_id, run_id)
+            config = _checked(dict(_flat(run.config)), folder / run_id)
+        except (OSError, ValueError, RecursionError) as error:
+            damaged = damaged or one_line(error)
+            warnings.warn(f"left out: {one_line(error)}", DamagedWarning, stacklevel=2)
+            continue
+        if not config:
+            continue
+        found.runs[run_id] = config
         found.metrics |= {name for row in run.history for name in row if name[0] != "_"}
         found.projects.add(run.project)
         found.files += files
     if not found.runs:
         raise FileNotFoundError(
-            f"study={folder.name}: no run of it has W&B files; was it trained with tracking=none?"
+            damaged
+            or f"study={folder.name}: no run of it has W&B files; was it trained with "
+            "tracking=none?"
         )
     return found
 
@@ -140,6 +155,24 @@ def _flat(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
             yield from _flat(value, f"{above}{key}.")
         else:
             yield above + key, json.dumps(value) if isinstance(value, list) else value
+
+
+def _checked(run: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A run's configuration, whose columns are what panels take them for.
+
+    Raises:
+        ValueError: One is not.
+    """
+    for key in (*COLUMNS, "model.name"):
+        value = run.get(key)
+        if key in ("quantization", "model.name"):
+            right = isinstance(value, str)
+        else:
+            right = type(value) is int or (type(value) is float and abs(value) < 1e300)
+        if key in run and not right:
+            said = one_line(repr(value))[:60]
+            raise ValueError(f"{folder}: what it logged cannot be used ({key} is {said})")
+    return run
 
 
 def grouping(logged: Logged) -> list[str]:

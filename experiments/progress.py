@@ -26,9 +26,9 @@ def last_row(folder: Path) -> dict[str, Any]:
         while True:  # a row of diagnostics has tens of kilobytes
             file.seek(max(0, end - length))
             for line in reversed(file.read().splitlines()):
-                with contextlib.suppress(ValueError, TypeError):
-                    row: dict[str, Any] = json.loads(line)
-                    if "train/loss" in row:
+                with contextlib.suppress(ValueError, RecursionError):
+                    row = json.loads(line)
+                    if isinstance(row, dict) and type(row.get("train/loss")) in (int, float):
                         return row
             if length >= end:
                 return {}

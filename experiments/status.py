@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from dataclasses import dataclass, field
@@ -36,6 +37,9 @@ done, 1 some are not, 2 a wrong request.
 """
 
 
+RATE = "train/tokens_per_second"
+
+
 @dataclass
 class State:
     """Of one run."""
@@ -68,7 +72,8 @@ class Status:
     def share(self) -> float:
         """Of all work that is done, weighted by FLOPs; a diverged run's is done."""
         total = sum(state.work for state in self.states)
-        return sum(s.work * (1.0 if _ended(s) else s.share) for s in self.states) / total
+        done = sum(s.work * (1.0 if _ended(s) else s.share) for s in self.states)
+        return done / total if total else 1.0
 
     @property
     def eta(self) -> float | None:
@@ -129,9 +134,11 @@ def _progress(run: Path, row: dict[str, Any]) -> tuple[float, float]:
         return 0.0, 0.0
     try:
         tokens = max(1, int(read_object(config, "the next attempt writes it anew")["tokens"]))
-        share = min(1.0, float(row["tokens"]) / tokens)
-        return share, float(row.get("train/tokens_per_second", 0.0)) / tokens
-    except (ValueError, TypeError, KeyError):  # a share is not worth an error
+        share, rate = float(row["tokens"]) / tokens, float(row.get(RATE, 0.0)) / tokens
+        if not (share >= 0 and 0 <= rate < math.inf):
+            return 0.0, 0.0
+        return min(1.0, share), rate
+    except (ValueError, TypeError, KeyError, OverflowError):  # a share is not worth an error
         return 0.0, 0.0
 
 
@@ -142,9 +149,8 @@ def render(status: Status) -> str:
         if number := status.count(kind):
             parts.append(f"{number} {kind}")
     eta = f", about {duration(status.eta)} left" if status.eta is not None else ""
-    lines = [
-        f"study [bold]{status.name}[/]: {', '.join(parts)}; {status.share:.0%} of the work{eta}"
-    ]
+    name, share = _told(status.name), status.share
+    lines = [f"study [bold]{name}[/]: {', '.join(parts)}; {share:.0%} of the work{eta}"]
     for kind, colour in (
         ("running", "cyan"),
         ("interrupted", "yellow"),
@@ -153,11 +159,16 @@ def render(status: Status) -> str:
         ("diverged", "yellow"),
     ):
         lines += [
-            f"  [{colour}]{kind:<11}[/] {state.run_id}  {escape(state.text)}"
+            f"  [{colour}]{kind:<11}[/] {_told(state.run_id)}  {_told(state.text)}"
             for state in status.states
             if state.kind == kind
         ]
     return "\n".join(lines)
+
+
+def _told(text: str) -> str:
+    """A text from a file: in one line, and nothing that rich or a terminal would obey."""
+    return escape("".join(c if c.isprintable() else " " for c in text))
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ Each run is pushed by a process of its own, so that a time limit is one.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from experiments import tracking
 from experiments.wandb_files import inside, is_synced, mark_synced, read_run, run_files
@@ -54,10 +55,14 @@ _AT_ONCE = 4
 _ANSWER_SHARE = 0.7
 """Of the time limit, for the server's first answer: time is left to say what was wrong."""
 _PROBE_SECONDS = 5.0
+_LINE_CHARACTERS = 500
 NO_KEY = (
     "no W&B key: log in with `wandb login`, or set WANDB_API_KEY "
     "(and WANDB_BASE_URL for a server of your own)"
 )
+
+
+_Found = TypeVar("_Found")
 
 
 @dataclass
@@ -103,7 +108,6 @@ def run(arguments: Sequence[str]) -> int:
     if options.dry_run:
         for folder in folders:
             outcome = _unharmed(_in_a_dry_run, folder)
-            assert outcome is not None
             _say(folder, outcome)
             states[outcome.state] += 1
         return 1 if states["failed"] else 0
@@ -195,7 +199,7 @@ def push_all(folders: Sequence[Path], timeout: float, url: str) -> Iterator[tupl
             return outcome
         if hopeless.is_set():
             return Outcome("not tried")
-        outcome = _in_a_process(folder, timeout, url)
+        outcome = _unharmed(lambda folder: _in_a_process(folder, timeout, url), folder)
         if outcome.ends_all:
             hopeless.set()
         return outcome
@@ -224,7 +228,7 @@ def push(folder: Path, timeout: float) -> dict[str, Any]:
         ValueError: A file is not W&B's.
     """
     sizes = {file: file.stat().st_size for file in run_files(folder)}
-    found = read_run(folder)
+    found = read_run(folder, folder.name)
     if found.history:
         found.config.pop("_wandb", None)
         with tempfile.TemporaryDirectory(prefix="lowbit-sync-") as scratch:
@@ -242,8 +246,10 @@ def push_alone(folder: str, timeout: float) -> None:
     """What the process of one run does: push, and tell its parent in a line of JSON."""
     try:
         print(json.dumps(push(Path(folder), timeout)))
-    except (tracking.TrackingError, ValueError, OSError) as error:
+    except tracking.TrackingError as error:
         print(json.dumps({"error": str(error)}))
+    except (ValueError, OSError) as error:
+        print(json.dumps({"error": str(error), "of_a_file": True}))
 
 
 def _in_a_process(folder: Path, timeout: float, url: str) -> Outcome:
@@ -255,13 +261,16 @@ def _in_a_process(folder: Path, timeout: float, url: str) -> Outcome:
     command = [sys.executable, "-P", "-c", program]  # -P: not what lies in the current folder
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout
         )
     except subprocess.TimeoutExpired:
         return _failed(f"no answer within {timeout:g} s", url)
     if done.returncode:
-        return _failed((done.stderr.strip().splitlines() or ["its process was killed"])[-1], url)
-    said = json.loads(done.stdout)
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        return Outcome("failed", (lines or ["its process was killed"])[-1])
+    said = json.loads(done.stdout.splitlines()[-1])  # W&B may have had something to say, too
+    if "of_a_file" in said:
+        return Outcome("failed", said["error"])
     return _failed(said["error"], url) if "error" in said else _arrived(said)
 
 
@@ -277,9 +286,11 @@ def _arrived(said: dict[str, Any]) -> Outcome:
 
 
 def _failed(reason: str, url: str) -> Outcome:
-    if "No API key" in reason:
+    # A run's own words, which its project's name could be, do not end all: only W&B's do.
+    said = reason.removeprefix("W&B did not start (")
+    if said.startswith("No API key"):
         return Outcome("failed", "no key", NO_KEY)
-    if "error 401" in reason or "API key" in reason:
+    if re.match(r"[^'\"]*(returned error 401|API key)", said):
         return Outcome("failed", reason, f"{url} refuses the key: log in again with `wandb login`")
     if ("no answer" in reason or "deadline" in reason) and not _answers(url):
         return Outcome("failed", reason, f"{url} does not answer; nothing was lost, try again")
@@ -297,12 +308,12 @@ def _answers(url: str) -> bool:
     return True
 
 
-def _unharmed(look: Callable[[Path], Outcome | None], folder: Path) -> Outcome | None:
+def _unharmed(look: Callable[[Path], _Found], folder: Path) -> _Found | Outcome:
     """What a look at a run's folder says; what is wrong with one of them stops no other."""
     try:
         return look(folder)
-    except (OSError, ValueError) as error:
-        return Outcome("failed", one_line(error))
+    except (OSError, ValueError, MemoryError) as error:
+        return Outcome("failed", one_line(error) or type(error).__name__)
 
 
 def _in_a_dry_run(folder: Path) -> Outcome:
@@ -322,13 +333,16 @@ def _without_pushing(folder: Path, reads_only: bool = False) -> Outcome | None:
 
 
 def _would_push(folder: Path) -> Outcome:
-    found = read_run(folder)
+    found = read_run(folder, folder.name)
     said = {"rows": len(found.history), "attempts": found.attempts, "torn": found.torn}
     outcome = _arrived(said)
     return Outcome(f"would be {outcome.state}", outcome.detail)
 
 
 def _say(folder: Path, outcome: Outcome) -> None:
-    line = f"{outcome.state:<15}  {folder.name}  {outcome.detail}"
+    detail = one_line(outcome.detail)
+    if len(detail) > _LINE_CHARACTERS:
+        detail = f"{detail[:_LINE_CHARACTERS]} ..."
+    line = f"{outcome.state:<15}  {one_line(folder.name)}  {detail}"
     sys.stdout.write(line.rstrip() + "\n")
     sys.stdout.flush()

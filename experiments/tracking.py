@@ -108,7 +108,7 @@ def start(
     )
     if config.tracking.mode == "online" and time.monotonic() >= _avoid_until:
         try:
-            earlier = read_run(folder).history if run_files(folder) else []
+            earlier = read_run(folder, run_id).history if run_files(folder) else []
             return connect(described, folder, earlier, _INIT_SECONDS, _FINISH_SECONDS)
         except (TrackingError, ValueError, OSError) as error:
             _avoid_until = time.monotonic() + _AVOID_SECONDS

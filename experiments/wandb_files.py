@@ -22,6 +22,10 @@ _FILE_HEADER = struct.pack("<4sHB", b":W&B", 0xBEE1, 0)
 _BLOCK_BYTES = 32 * 1024
 _PIECE_HEADER = struct.Struct("<IHB")  # CRC-32 of kind and data, length of the data, kind
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+_MOST_COLUMNS = 100_000
+"""Of a history: more W&B does not take, and no run here has."""
+_LATEST = 1e11
+"""Seconds since 1970 beyond which no time of day is one."""
 
 Row = dict[str, Any]
 """One row of the history; columns that begin with _ are W&B's own."""
@@ -76,22 +80,28 @@ def row_key(row: Row) -> tuple[float, frozenset[str]]:
     return row["step"], frozenset(name for name in row if not name.startswith("_"))
 
 
-def read_run(path: Path) -> WandbRun:
+def read_run(path: Path, run_id: str = "") -> WandbRun:
     """Read a W&B file, or the folder of a run with those of its attempts, as far as whole.
 
     Rows are in the order of their `step`; of a row that several attempts wrote the first stands,
     as on a server, which has it already.  Everything else is the last attempt's.
 
+    Args:
+        path: The file or folder.
+        run_id: Whose they must be; "": whose their names say.
+
     Raises:
         FileNotFoundError: No such file, or none below the folder.
-        ValueError: It is not a W&B file.
+        ValueError: It is not a W&B file, or not of this run, or nothing that could be a curve; one
+            line that begins with its path.
     """
     files = run_files(path) if path.is_dir() else [path]
     if not files:
         raise FileNotFoundError(f"{path}: no W&B file below it")
     found = WandbRun()
     rows: dict[Any, Row] = {}
-    for attempt in sorted(map(_read_attempt, files), key=lambda attempt: attempt.started):
+    attempts = [_read_attempt(file, run_id or file.stem.removeprefix("run-")) for file in files]
+    for attempt in sorted(attempts, key=lambda attempt: attempt.started):
         found.torn += attempt.torn
         if attempt.run is None:
             continue
@@ -105,7 +115,7 @@ def read_run(path: Path) -> WandbRun:
         if attempt.history:
             found.attempts += 1
             last = attempt.history[-1].get("_timestamp", attempt.started)
-            found.seconds += last - attempt.started
+            found.seconds += max(0.0, last - attempt.started) if attempt.started else 0.0
     found.history = list(rows.values())
     if all("step" in row for row in found.history):
         # Stable: the row of the validation loss stays behind the last training row.
@@ -120,10 +130,9 @@ def mark_synced(file: Path, size: int) -> None:
 
 def is_synced(file: Path) -> bool:
     """Whether a file was marked, by us or by `wandb sync`, and has not grown since."""
-    try:
-        marked = _marker(file).read_text().strip()
-    except FileNotFoundError:
+    if not _marker(file).is_file():
         return False
+    marked = _marker(file).read_bytes().decode(errors="replace").strip()
     return marked in ("", str(file.stat().st_size))  # wandb sync's own marker is empty
 
 
@@ -132,7 +141,14 @@ def _marker(file: Path) -> Path:
 
 
 def _values(items: Iterable[Any]) -> Row:
-    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
+    """Names and values; NaN and infinities are numbers here, half a character is none.
+
+    Raises:
+        ValueError: Not JSON, or text that no file could hold.
+    """
+    found = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
+    json.dumps(found, ensure_ascii=False).encode()
+    return found
 
 
 @dataclass
@@ -149,7 +165,12 @@ class _Attempt:
     torn: int = 0
 
 
-def _read_attempt(path: Path) -> _Attempt:
+def _read_attempt(path: Path, run_id: str) -> _Attempt:
+    """Read one file of a run.
+
+    Raises:
+        ValueError: As `read_run` has it.
+    """
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from wandb.proto import wandb_internal_pb2  # takes its time to import
 
@@ -157,51 +178,84 @@ def _read_attempt(path: Path) -> _Attempt:
     if data[: len(_FILE_HEADER)] != _FILE_HEADER[: len(data)]:
         raise ValueError(f"{path}: not a W&B file")
     found, whole = _Attempt(), min(len(data), len(_FILE_HEADER))
-    for encoded, end in _scan(data):
-        try:
-            _take(found, wandb_internal_pb2.Record.FromString(encoded))  # type: ignore[attr-defined]
-        except (DecodeError, ValueError, RecursionError, OverflowError) as error:
-            raise ValueError(
-                f"{path}: not a W&B file (byte {whole}: {one_line(error)[:120]})"
-            ) from error
-        whole = end
+    columns: set[str] = set()
+    try:
+        for encoded, end in _scan(data):
+            record = wandb_internal_pb2.Record.FromString(encoded)  # type: ignore[attr-defined]
+            _take(found, record, run_id, columns)
+            whole = end
+        if found.run is None and found.history:
+            raise ValueError("rows of a run that it does not name")
+    except (DecodeError, ValueError, RecursionError, OverflowError) as error:
+        raise ValueError(
+            f"{path}: not a W&B file of this run (byte {whole}: {one_line(error)[:120]}); "
+            "delete it: the run's curve is in its metrics.jsonl, too"
+        ) from error
     found.torn = len(data) - whole
     return found
 
 
-def _take(found: _Attempt, record: Any) -> None:
-    """Add what one record says."""
+def _take(found: _Attempt, record: Any, run_id: str, columns: set[str]) -> None:
+    """Add what one record says.
+
+    Args:
+        found: What is known of the attempt.
+        record: The next one.
+        run_id: Of the run to which the file has to belong.
+        columns: Names in the rows so far.
+    """
     match record.WhichOneof("record_type"):
         case "run":
-            found.run = record.run
-            found.started = record.run.start_time.ToNanoseconds() / 1e9
+            if record.run.run_id != run_id:
+                raise ValueError(f"it is of run {record.run.run_id[:60]!r}")
+            started = record.run.start_time.ToNanoseconds() / 1e9
+            _demand("start_time", started, 0.0, _LATEST)
+            found.run, found.started = record.run, started
             found.config |= _values(record.run.config.update)
         case "config":
             found.config |= _values(record.config.update)
         case "history":
+            if len(record.history.item) > _MOST_COLUMNS:
+                raise ValueError(f"a row of {len(record.history.item)} columns")
             row = _values(record.history.item)
-            for key in ("step", "_timestamp"):
-                if key in row and type(row[key]) not in (int, float):
-                    raise ValueError(f"{key} is not a number")
+            columns.update(row)
+            if len(columns) > _MOST_COLUMNS:
+                raise ValueError(f"rows of more than {_MOST_COLUMNS} columns")
+            _demand("step", row.get("step", 0), 0, 2**53)
+            _demand("_timestamp", row.get("_timestamp", 0), 0, _LATEST)
             found.history.append(row)
         case "exit":
             found.exit_code = record.exit.exit_code
 
 
+def _demand(name: str, value: Any, least: float, most: float) -> None:
+    if type(value) not in (int, float) or not least <= value <= most:  # NaN is in no range
+        raise ValueError(f"{name} is {str(value)[:40]!r}, no number from {least:g} to {most:g}")
+
+
 def _scan(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """Each whole record and where it ends."""
-    position, parts = len(_FILE_HEADER), b""
+    """Each whole record and where it ends.
+
+    Raises:
+        ValueError: Whole pieces that make no records.
+    """
+    position = len(_FILE_HEADER)
+    parts: list[bytes] = []
     while position + _PIECE_HEADER.size <= len(data):
-        left_in_block = _BLOCK_BYTES - position % _BLOCK_BYTES
-        if left_in_block < _PIECE_HEADER.size:
-            position += left_in_block
+        left = _BLOCK_BYTES - position % _BLOCK_BYTES - _PIECE_HEADER.size
+        if left < 0:
+            position += left + _PIECE_HEADER.size
             continue
         checksum, length, kind = _PIECE_HEADER.unpack_from(data, position)
         position += _PIECE_HEADER.size
         piece = data[position : position + length]
         if len(piece) < length or checksum != zlib.crc32(piece, zlib.crc32(bytes([kind]))):
             return
+        begins = kind in (_FULL, _FIRST)
+        if not _FULL <= kind <= _LAST or begins == bool(parts) or length > left:
+            raise ValueError("pieces that make no record")
         position += length
-        parts = piece if kind in (_FULL, _FIRST) else parts + piece
+        parts.append(piece)
         if kind in (_FULL, _LAST):
-            yield parts, position
+            yield b"".join(parts), position
+            parts = []

@@ -7,6 +7,7 @@ are compared.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,12 @@ texts and vocabularies are another validation stream."""
 VERSIONS = ("numerics_version", "operand_values")
 """In these the studies may differ, each of one version: that is what one wants to compare."""
 SAME = "the same runs"
+_NAMED = 4
+"""Keys that a sentence names before it says that there are more."""
+
+
+class UnseenWarning(UserWarning):
+    """Studies are compared that may differ in what one of them does not record."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,9 @@ def write_comparison(
     a, b = (load_study(place.results, place.fit_dir) for place in places)
     names = _names(places, (a, b))
     cells, order, no_cells = common_cells(a, b)
+    blind = "" if cells.empty else unseen((a, b), names)
+    if blind:
+        warnings.warn(blind, UnseenWarning, stacklevel=2)
     drawn = _figures(a, b, names, cells, order)
     made = [
         _facts(a, b, names), _cells(cells, names), _parameters(a.fit, b.fit, names),
@@ -92,7 +102,7 @@ def write_comparison(
         title=f"{names[0]} and {names[1]}",
         names=names,
         titles=[name_of(study) for study in (a, b)],
-        lead=_lead(cells, names, no_cells),
+        lead=" ".join(filter(None, (_lead(cells, names, no_cells), blind))),
         parameters_lead=_parameters_lead(views.get("parameters"), a.fit, b.fit, names),
         findings=[[lead, *points] for lead, points in heads],
         figures=drawn,
@@ -170,6 +180,26 @@ def common_cells(a: Study, b: Study) -> tuple[pd.DataFrame, list[str], str]:
     rank = both["format"].map(order.index)
     both = both.assign(rank=rank).sort_values(["params", "tokens", "rank"], ignore_index=True)
     return both, order, ""
+
+
+def unseen(studies: Sequence[Study], names: Sequence[str]) -> str:
+    """What cannot be seen of two studies, in a sentence for each; "" where all is recorded.
+
+    A table without study.json, or with one that is older than its `config`, tells only of the keys
+    that its own runs swept.
+    """
+    sentences = []
+    for name, study, other in zip(names, studies, studies[::-1], strict=True):
+        if "config" in study.about:
+            continue
+        told = set(filter(is_key, study.done))
+        keys = sorted({*filter(is_key, other.done), *other.about.get("config", {})} - told)
+        which = f" ({', '.join(keys[:_NAMED])}{', ...' if len(keys) > _NAMED else ''})"
+        sentences.append(
+            f"What all runs of {name} have in common is not recorded{which if keys else ''}: a "
+            "difference in that would not be seen. A page made again from its runs records it."
+        )
+    return " ".join(sentences)
 
 
 def _no_cell() -> pd.DataFrame:

@@ -145,8 +145,13 @@ def of_the_system(error: OSError) -> str:
 
 
 def one_line(text: object) -> str:
-    """A text, or what an error says, without its line breaks."""
-    return " ".join(str(text).split())
+    r"""A text, or what an error says, without line breaks, nor what a terminal would obey.
+
+    >>> one_line("a \n b"), one_line("\x1b[2J")
+    ('a b', '?[2J')
+    """
+    said = " ".join(str(text).split())
+    return said if said.isprintable() else "".join(c if c.isprintable() else "?" for c in said)
 
 
 def _report(error: Exception) -> str:

@@ -12,12 +12,18 @@ import io
 import json
 import lzma
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+class CommentWarning(UserWarning):
+    """A table has lines among its rows that are taken for comments."""
+
 
 TEXT = (".csv", ".tsv")
 LINES = (".jsonl", ".ndjson")
@@ -83,6 +89,15 @@ def _separated(text: str, kind: str) -> pd.DataFrame:
     lines = text.splitlines(keepends=True)
     kept = [line for line in lines if not line.lstrip().startswith("#")]
     header = next((line for line in kept if line.strip()), "")
+    behind = lines[lines.index(header) + 1 :] if header else []
+    if dropped := sum(line.lstrip().startswith("#") for line in behind):
+        said = "1 line begins" if dropped == 1 else f"{dropped} lines begin"
+        warnings.warn(
+            f"below its columns' names {said} with # and {'is' if dropped == 1 else 'are'} left "
+            "out as a comment; delete the # of what is a row",
+            CommentWarning,
+            stacklevel=2,
+        )
     separator = "\t" if kind == ".tsv" else _separator(header)
     if header and all(map(_is_number, _fields(header, separator))):
         kept = [_names_in_comment(lines, header, separator), *kept]

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,21 @@ import pandas as pd
 import pytest
 
 from fitting import commands
-from fitting.compare import SAME, Place, common_cells, overlapping, write_comparison
+from fitting.compare import (
+    SAME,
+    Place,
+    UnseenWarning,
+    common_cells,
+    overlapping,
+    write_comparison,
+)
+from fitting.publish import publish
 from fitting.results import RunRecord
 from fitting.study import load_study
 from fitting.verdicts import enough
 from tests.report_study import Page, a_fit, files_of, the_runs, write_fit, write_runs
 
+pytestmark = pytest.mark.filterwarnings("ignore::fitting.compare.UnseenWarning")
 SHIFT = 0.2
 """Nats by which the second study's E1M1 runs end higher."""
 
@@ -216,3 +226,35 @@ def test_the_command_compares_published_reports(
     with pytest.raises(SystemExit):
         commands.report()
     assert "reports/nowhere/results.csv: no such file" in capsys.readouterr().err
+
+
+def test_what_one_study_does_not_record_is_said(
+    places: tuple[Place, Place],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two studies at another rate, the page of one older than `config` in study.json."""
+    for name, rate, runs in (("old", 0.016, the_runs()), ("new", 0.001, again(the_runs()))):
+        config = {"optim": {"lr": rate}, "batch_size": 8}
+        write_runs(tmp_path / "made" / name, [replace(run, config=config) for run in runs])
+        publish(tmp_path / "made" / name, tmp_path / "nowhere", tmp_path / "reports" / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lowbit-report", "--compare", "old", "new", "figures=svg"])
+    page = tmp_path / "reports" / "old-vs-new" / "index.html"
+    commands.report()
+    assert not capsys.readouterr().err
+    assert "they differ in optim.lr (0.016 and 0.001)" in Page(page).text
+    about = json.loads(Path("reports/old/study.json").read_text())
+    del about["config"]
+    Path("reports/old/study.json").write_text(json.dumps(about))
+    capsys.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UnseenWarning)
+        commands.report()
+    said = (
+        "What all runs of old have in common is not recorded (batch_size, optim.lr): a difference "
+        "in that would not be seen. A page made again from its runs records it."
+    )
+    assert capsys.readouterr().err == f"lowbit-report: {said}\n"
+    assert said in Page(page).text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,36 @@ FILES: dict[str, bytes] = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore::fitting.table_files.CommentWarning")
 @pytest.mark.parametrize("name", FILES)
 def test_a_table_is_read_whatever_separates_it(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(FILES[name])
     table = load(tmp_path / name)
     np.testing.assert_allclose(table[["params", "tokens", "loss"]], GOOD, rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"# by us\nN,D,loss\n1,2,3\n#4,5,6\n7,8,9\n", "1 line begins with # and is left out"),
+        (b"N\tD\n1\t2\n  # 3\t4\n#\n5\t6\n", "2 lines begin with # and are left out"),
+        (b"# N D\n1,2\n", ""),
+        (b"# one\n\n# N,D\n1,2\n3,4\n", ""),
+        (b"N,D\n1,2\n", ""),
+    ],
+)
+def test_rows_that_look_like_comments_are_counted(text: bytes, said: str, tmp_path: Path) -> None:
+    path = tmp_path / ("t.tsv" if b"\t" in text else "t.csv")
+    path.write_bytes(text)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if b"# N D" in text:
+            with pytest.raises(ResultsError, match="its first line holds numbers"):
+                load(path)
+        else:
+            assert len(load(path)) == (2 if said or b"3,4" in text else 1)
+    assert len(caught) == bool(said)
+    assert said in "".join(str(w.message) for w in caught)
 
 
 @pytest.mark.parametrize(

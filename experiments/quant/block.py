@@ -12,7 +12,7 @@ from torch import Tensor
 from experiments.quant.formats import ElementFormat, Precision, ScaleFormat, parse_element
 from experiments.quant.hadamard import check_rotation, rotate, rotate_plain
 from experiments.quant.kernels import cpu, gpu
-from experiments.quant.kernels.dense import dense, on_device
+from experiments.quant.kernels.dense import dense, of_one_process, on_device
 from experiments.quant.kernels.noise import uniform
 from experiments.quant.rounding import ROUNDINGS, round_stochastic, round_to
 from experiments.quant.scale import (
@@ -36,6 +36,7 @@ def backend(precision: Precision, device: str = "cpu") -> str:
     return "torch"
 
 
+@of_one_process
 def quantize(
     x: Tensor,
     precision: Precision,
@@ -145,6 +146,7 @@ def _(x: Tensor, *others: object) -> Tensor:
     return x.new_empty(x.t().shape).t() if cpu.turned(x) else x.new_empty(x.shape)
 
 
+@of_one_process
 def quantize_plain(
     x: Tensor,
     precision: Precision,
@@ -169,6 +171,7 @@ def quantize_plain(
     return cpu.lying_as(x, cpu.narrowed(_from_blocks(values, x.shape, precision), x.dtype))
 
 
+@of_one_process
 def round_elements(
     x: Tensor,
     element: ElementFormat,
@@ -234,6 +237,7 @@ def _(x: Tensor, *others: object) -> Tensor:
     return x.new_empty(x.shape)
 
 
+@of_one_process
 def round_elements_plain(
     x: Tensor,
     element: ElementFormat,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from experiments.quant.formats import FloatFormat, ScaleFormat
 from experiments.quant.kernels.cpu import narrowed
+from experiments.quant.kernels.dense import of_one_process
 from experiments.quant.kernels.noise import uniform
 from experiments.quant.rounding import round_nearest_even, round_stochastic
 from experiments.quant.scale import E4M3, most_scale, power_of_two, two_level, unit_exponent
@@ -28,6 +29,7 @@ TOP = _REACHED * _TOP_SCALE
 """What the tensor's amax is mapped to by its FP32 scale."""
 
 
+@of_one_process
 def ms_eden(x: Tensor, noise: Tensor | int) -> Tensor:
     """Fake-quantize to NVFP4 with E[<x, Q(x)>] = <x, x> in every block.
 

@@ -13,6 +13,7 @@ from experiments.quant.block import _to_blocks, quantize
 from experiments.quant.eden import BLOCK, ms_eden
 from experiments.quant.formats import Precision
 from experiments.quant.hadamard import rotate
+from experiments.quant.kernels.dense import of_one_process
 from experiments.quant.rounding import ROUNDINGS, few_bits
 from experiments.quant.scale import block_scale, power_of_two, unit_exponent
 
@@ -20,17 +21,20 @@ _ROUNDING_OF_THE_SCALE = 2.0**-20
 """Values this little beyond scale * max lie there because x / max was rounded: not clipped."""
 
 
+@of_one_process
 def relative_mse(x: Tensor, quantized: Tensor) -> float:
     """||x - Q(x)||^2 / ||x||^2, in float64."""
     exact = x.double()
     return ((exact - quantized.double()).square().sum() / exact.square().sum()).item()
 
 
+@of_one_process
 def qsnr(x: Tensor, quantized: Tensor) -> float:
     """-10 log10 of the relative MSE, in dB (2510.25602)."""
     return -10.0 * math.log10(relative_mse(x, quantized))
 
 
+@of_one_process
 def misalignment(x: Tensor, quantized: Tensor) -> float:
     """1 - E[1 / S], S = <x, x> / <x, Q(x)>, over the rows of x (2505.14669, section 4.3).
 
@@ -44,6 +48,7 @@ def misalignment(x: Tensor, quantized: Tensor) -> float:
     return 1.0 - projections.mean().item()
 
 
+@of_one_process
 def cosine(x: Tensor, quantized: Tensor) -> float:
     """<x, Q(x)> / (||x|| ||Q(x)||) of all values as one vector, in float64; NaN if one is zero."""
     a, b = x.double(), quantized.double()
@@ -51,11 +56,13 @@ def cosine(x: Tensor, quantized: Tensor) -> float:
     return (product / (a.square().sum() * b.square().sum()).sqrt()).item()
 
 
+@of_one_process
 def norm_ratio(x: Tensor, quantized: Tensor) -> float:
     """||Q(x)|| / ||x||, in float64."""
     return (quantized.double().square().sum() / x.double().square().sum()).sqrt().item()
 
 
+@of_one_process
 def crest_factor(x: Tensor) -> Tensor:
     """Max |x| / root mean square along the last axis, [...] (2510.25602)."""
     amax = x.abs().amax(-1)
@@ -63,12 +70,14 @@ def crest_factor(x: Tensor) -> Tensor:
     return scaled.abs().amax(-1) / scaled.square().mean(-1).sqrt()
 
 
+@of_one_process
 def underflown_share(x: Tensor, quantized: Tensor) -> float:
     """Share of the non-zero values that became zero."""
     nonzero = x != 0
     return ((quantized == 0) & nonzero).sum().item() / max(1, nonzero.sum().item())
 
 
+@of_one_process
 def clipped_share(x: Tensor, precision: Precision) -> float:
     """Share of the values that lie beyond the largest number of their block, scale * max.
 
@@ -103,6 +112,7 @@ class OperandError:
     """log2 of the largest over the smallest scale of a block, blocks of zeros aside."""
 
 
+@of_one_process
 def operand_error(
     x: Tensor, quantized: Tensor, precision: Precision, scales: bool = True
 ) -> OperandError:

@@ -12,6 +12,7 @@ from torch import Tensor
 from experiments.quant.formats import ElementFormat, Precision
 from experiments.quant.hadamard import rotate
 from experiments.quant.kernels import cpu
+from experiments.quant.kernels.dense import of_one_process
 from experiments.quant.rounding import ulp
 from experiments.quant.scale import CLIPPED_BEYOND, block_scale
 
@@ -19,6 +20,7 @@ _STEEPEST = 3.0
 """At the middle of a step the derivative of the power staircase is infinite; cut there."""
 
 
+@of_one_process
 def rounding_gradient(
     x: Tensor,
     precision: Precision,
@@ -62,6 +64,7 @@ def rounding_gradient(
     return factor.reshape(x.shape)
 
 
+@of_one_process
 def staircase_slope(x: Tensor, element: ElementFormat, k: float) -> Tensor:
     """Slope of a smooth staircase through the grid of `element`.
 

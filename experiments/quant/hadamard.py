@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from experiments.quant.kernels import cpu
+from experiments.quant.kernels.dense import of_one_process
 from experiments.quant.kernels.noise import uniform
 
 
+@of_one_process
 def rotate(x: Tensor, size: int, signs: Tensor | None = None) -> Tensor:
     """Multiply every `size` consecutive values of the last axis by signs, then by H.
 
@@ -47,6 +49,7 @@ def check_rotation(shape: torch.Size, size: int) -> None:
         raise ValueError(f"hadamard={size}: the summed axis of {tuple(shape)} is no multiple of it")
 
 
+@of_one_process
 def rotate_plain(x: Tensor, size: int, signs: Tensor | None = None) -> Tensor:
     """The definition: what `rotate` returns, to the bit; arguments as there.
 
@@ -63,6 +66,7 @@ def rotate_plain(x: Tensor, size: int, signs: Tensor | None = None) -> Tensor:
     return values.mul(size**-0.5).reshape(x.shape)
 
 
+@of_one_process
 def unrotate(x: Tensor, size: int, signs: Tensor | None = None) -> Tensor:
     """The inverse of `rotate` with the same `size` and `signs`."""
     x = rotate(x, size)

@@ -31,6 +31,7 @@ from experiments.quant.eden import ms_eden
 from experiments.quant.formats import Precision
 from experiments.quant.gradient import rounding_gradient
 from experiments.quant.hadamard import random_signs, rotate, unrotate
+from experiments.quant.kernels.dense import refuse_unless_there
 from experiments.quant.kernels.noise import mix, uniform
 from experiments.quant.lmul import lmul
 from experiments.quant.operand import Operand, factor_of, has_factor, multiply
@@ -109,6 +110,9 @@ class QuantLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
+        if not torch.compiler.is_dynamo_compiling():
+            refuse_unless_there("QuantLinear", input)
+            refuse_unless_there("QuantLinear", self.weight)
         if input.numel() == 0 or input.is_meta:  # nothing to quantize
             return F.linear(input, self.weight, self.bias)
         dtype = self._compute_dtype(input)

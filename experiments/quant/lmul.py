@@ -22,6 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from experiments.quant.kernels.dense import of_one_process
 from experiments.quant.product import has_wide_product, wide_product
 
 _SIGN_AND_EXPONENT = -0x00800000
@@ -37,6 +38,7 @@ def offset(mantissa: int) -> float:
     return 2.0 ** -(mantissa if mantissa <= 3 else 3 if mantissa == 4 else 4)
 
 
+@of_one_process
 def lmul(left: Tensor, right: Tensor, mantissa: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Sums over k of L-Mul(left[i, k], right[j, k]).
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from experiments.quant import eden
 from experiments.quant.formats import BFLOAT16_DIGITS, Precision, ScaleFormat
+from experiments.quant.kernels.dense import of_one_process
 from experiments.quant.product import has_wide_product, wide_product
 from experiments.quant.scale import block_scale, two_level, two_level_parts
 
@@ -75,6 +76,7 @@ def has_factor(precision: Precision) -> bool:
     return digits <= BFLOAT16_DIGITS and shared
 
 
+@of_one_process
 def factor_of(x: Tensor, precision: Precision, rounding: str) -> Tensor | float | None:
     """What to divide `quantize(x, precision)` by, so that bfloat16 holds the quotient.
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from experiments.quant.formats import ElementFormat, FloatFormat, IntFormat
+from experiments.quant.kernels.dense import of_one_process
 
 _EXPONENT_MASK = 0x7F800000
 
@@ -30,6 +31,7 @@ ROUNDINGS = ("nearest_even", "nearest_away", "toward_zero", "up", "down")
 """The deterministic ones; `round_stochastic` takes noise."""
 
 
+@of_one_process
 def ulp(x: Tensor, element: ElementFormat) -> Tensor:
     """Spacing of the grid of `element` at `x`: 2^(max(floor(log2 |x|), emin) - mantissa)."""
     if isinstance(element, IntFormat) or element.exponent == 0:
@@ -39,6 +41,7 @@ def ulp(x: Tensor, element: ElementFormat) -> Tensor:
     return power.clamp_(min=2.0**element.emin).mul_(2.0**-element.mantissa)
 
 
+@of_one_process
 def round_to(x: Tensor, element: ElementFormat, rounding: str) -> Tensor:
     """Round to the grid of `element` by one of `ROUNDINGS`.
 
@@ -75,6 +78,7 @@ def round_to(x: Tensor, element: ElementFormat, rounding: str) -> Tensor:
     return _saturate(torch.copysign(lower.mul_(spacing), x), element)
 
 
+@of_one_process
 def round_nearest_even(x: Tensor, element: ElementFormat) -> Tensor:
     """The nearest number of `element`; of two equally near ones that with the even code.
 
@@ -104,6 +108,7 @@ def round_nearest_even(x: Tensor, element: ElementFormat) -> Tensor:
     return _saturate(rounded, element)
 
 
+@of_one_process
 def round_stochastic(x: Tensor, element: ElementFormat, noise: Tensor) -> Tensor:
     """One of the two neighbours of x, the upper with probability (x - lower) / (upper - lower).
 
@@ -128,6 +133,7 @@ def round_stochastic(x: Tensor, element: ElementFormat, noise: Tensor) -> Tensor
     return _saturate(torch.copysign(lower.mul_(spacing), x), element)
 
 
+@of_one_process
 def few_bits(noise: Tensor, bits: int) -> Tensor:
     """Noise with which `round_stochastic` uses only `bits` random bits a value, as hardware does.
 

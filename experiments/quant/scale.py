@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from experiments.quant.formats import ElementFormat, FloatFormat, ScaleFormat
+from experiments.quant.kernels.dense import of_one_process
 from experiments.quant.rounding import bounds, round_nearest_even
 
 _SMALLEST_NORMAL = 2.0**-126
@@ -35,6 +36,7 @@ _GAUSSIAN_CLIP = 2.92247856
 """Standard deviations at which clipping E2M1 errs least on Gaussian data (2505.14669)."""
 
 
+@of_one_process
 def block_scale(
     blocks: Tensor,
     element: ElementFormat,
@@ -87,6 +89,7 @@ def block_scale(
     return torch.where(own_amax.isfinite(), result, torch.nan)
 
 
+@of_one_process
 def four_over_six_scale(blocks: Tensor) -> Tensor:
     """The other scale of E4M3_4_6: the block's amax falls on 4 of E2M1's grid instead of on 6.
 
@@ -98,6 +101,7 @@ def four_over_six_scale(blocks: Tensor) -> Tensor:
     return (stored * tensor_scale).clamp(max=largest_factor(OTHER_REACHED))
 
 
+@of_one_process
 def divided(x: Tensor, by: float) -> Tensor:
     """The quotients, correctly rounded on every device.
 
@@ -149,6 +153,7 @@ def saturation(element: ElementFormat, scaled: bool) -> tuple[float, float]:
     return bounds(element)
 
 
+@of_one_process
 def power_of_two(exponent: Tensor) -> Tensor:
     """2^exponent, the exponent cut to E8M0's -127..127; exact."""
     # By its bits: torch.ldexp calls pow for each, which took half of a scale's time.
@@ -228,6 +233,7 @@ def _quest(blocks: Tensor, amax: Tensor, element: ElementFormat, nearest: bool) 
     return power_of_two(torch.where(amax > 0, exponent, -127))
 
 
+@of_one_process
 def unit_exponent(amax: Tensor) -> Tensor:
     """Exponent of a power of two near amax: in such units no square leaves float32."""
     return torch.frexp(amax).exponent.clamp(-126, 126)
@@ -238,6 +244,7 @@ def quest_clip(element: ElementFormat) -> float:
     return _GAUSSIAN_CLIP / element.max
 
 
+@of_one_process
 def pairwise_sum(values: Tensor) -> Tensor:
     """[..., K] to [..., 1], in a fixed order, so that every backend has the same bits.
 
@@ -263,6 +270,7 @@ def two_level_parts(element: ElementFormat, scale: ScaleFormat) -> tuple[float, 
     return largest, E4M3, largest * E4M3.max
 
 
+@of_one_process
 def two_level(
     amax: Tensor, tensor_amax: Tensor, reached: float, stored: FloatFormat, top: float
 ) -> tuple[Tensor, Tensor]:

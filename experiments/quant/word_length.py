@@ -28,6 +28,7 @@ from torch import Tensor
 
 from experiments.quant.block import quantize
 from experiments.quant.formats import FloatFormat, Precision
+from experiments.quant.kernels.dense import of_one_process
 from experiments.quant.linear import QuantLinear
 from experiments.quant.recipe import LONGEST_WORD, SHORTEST_WORD, WordLengthConfig
 
@@ -120,6 +121,7 @@ def with_word_length(precision: Precision, bits: int) -> Precision:
     return replace(precision, element=FloatFormat(0, bits - 1))
 
 
+@of_one_process
 def least_word_length(weight: Tensor, precision: Precision, bins: int) -> int:
     """The smallest word length whose rounding the histogram of `weight` does not show.
 
@@ -143,6 +145,7 @@ def least_word_length(weight: Tensor, precision: Precision, bins: int) -> int:
     return LONGEST_WORD
 
 
+@of_one_process
 def divergence(counts: Tensor, others: Tensor) -> float:
     """Kullback-Leibler's, in nats, of two histograms; infinite where one lacks the other's values.
 

@@ -31,6 +31,7 @@ def show_plan(plan: Plan, capacity: Resources, max_parallel: int | None, full: b
     """Counts, cost and time; every run if `full`."""
     to_do = plan.to_do
     done = sum(run.done for run in plan.runs)
+    damaged = [run for run in plan.runs if run.damaged]
     skipped = sum(run.failed_before for run in plan.runs) if not plan.retry_failed else 0
     if full:
         table = Table(title=f"study {plan.runs[0].config.study.name}: the plan", box=box.SIMPLE)
@@ -40,6 +41,7 @@ def show_plan(plan: Plan, capacity: Resources, max_parallel: int | None, full: b
         table.add_column("state", no_wrap=True)
         for run in plan.runs:
             state = "done" if run.done else "failed before" if run.failed_before else "to do"
+            state = "damaged" if run.damaged else state
             table.add_row(
                 run.run_id,
                 f"{count_parameters(run.config.model).block:,}",
@@ -50,9 +52,13 @@ def show_plan(plan: Plan, capacity: Resources, max_parallel: int | None, full: b
                 state,
             )
         console.print(table)
+        for run in damaged:
+            console.print(f"damaged: {run.damaged}", soft_wrap=True, highlight=False, markup=False)
     parts = [f"{len(plan.runs)} runs", f"{done} done", f"{len(to_do)} to do"]
     if plan.duplicates:
         parts.append(f"{plan.duplicates} duplicates dropped")
+    if damaged:
+        parts.append(f"{len(damaged)} damaged and left alone")
     if skipped:
         parts.append(f"{skipped} failed before (retry_failed=true runs them again)")
     flops, hours = sum(run.flops for run in to_do), plan.device_hours()

@@ -7,8 +7,56 @@ address is null, or what lies there is not their value.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import torch
 from torch import Tensor, nn
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_REFUSED = {
+    "DTensor": "is spread over processes: give each process its own, x.to_local(), of whole blocks",
+    "MaskedTensor": "has values that are not there: fill them, x.to_tensor(0)",
+}
+"""Wrappers by class, and why they have no values that can be taken."""
+
+
+def of_one_process(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let a function refuse tensors whose values are not all there, before it touches them.
+
+    Raises:
+        ValueError: One of the tensors is spread over processes, masked, or without memory.
+    """
+
+    @functools.wraps(function)
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if not torch.compiler.is_dynamo_compiling():
+            for value in args if not kwargs else (*args, *kwargs.values()):
+                refuse_unless_there(function.__name__, value)
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def refuse_unless_there(what: str, value: object) -> None:
+    """Refuse a tensor whose values are not all in this process; anything else is let through.
+
+    Raises:
+        ValueError: As `of_one_process`.
+    """
+    kind = type(value)
+    if kind is Tensor or kind is nn.Parameter:
+        assert isinstance(value, Tensor)
+        if torch._C._dispatch_keys(value).raw_repr() not in _DENSE or value.data_ptr():
+            return
+        if value.numel():
+            raise ValueError(f"{what} got a tensor whose memory was freed (its storage is empty)")
+    elif isinstance(value, Tensor):
+        for base in kind.__mro__:
+            if base.__name__ in _REFUSED:
+                raise ValueError(f"{what} got a {kind.__name__}, which {_REFUSED[base.__name__]}")
 
 
 def _keys(x: Tensor) -> int:
