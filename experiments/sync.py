@@ -126,9 +126,12 @@ def parse(arguments: Sequence[str]) -> Options:
     Raises:
         UsageError: Names the word, and what would be right.
     """
-    options, runs, studies = Options(), "runs", []
+    options, runs, studies, given = Options(), "runs", [], set[str]()
     for word in arguments:
         key, equals, value = word.partition("=")
+        if equals and key in given and key != "study":  # of which there may be several
+            raise UsageError(f"{word}: {key} is given twice")
+        given.add(key)
         if equals and key == "study":
             studies.append(value)
         elif equals and key == "runs":
@@ -156,6 +159,8 @@ def parse(arguments: Sequence[str]) -> Options:
     for path in options.paths:
         if not path.exists():
             raise UsageError(f"study={path.name}: there is no folder {path.absolute()}")
+        if path.is_file() and not path.match("run-*.wandb"):
+            raise UsageError(f"{path}: must be a folder, or a file of W&B's, run-<id>.wandb")
     return options
 
 

@@ -175,8 +175,10 @@ def fit_options(arguments: Sequence[str]) -> FitOptions:
         raise UsageError(f"law: missing; give law={' or law='.join(LAW_NAMES)}")
     if options.compare and set(options.compare) <= {options.law}:
         raise UsageError(f"compare={','.join(options.compare)}: name a law besides {options.law}")
-    if not 0 < options.cost_k < math.inf:
-        raise UsageError(f"cost.k={options.cost_k}: must be a positive number")
+    for key in ("cost.k", "speedup.forward", "speedup.backward", "objective.delta"):
+        value = getattr(options, key.replace(".", "_"))
+        if not 0 < value < math.inf:
+            raise UsageError(f"{key}={value:g}: must be a positive number")
     if options.compare and not options.evidence:
         raise UsageError("evidence=false: compare= judges laws by held-out runs; leave out one")
     if options.cluster and not options.bootstrap:
@@ -210,6 +212,10 @@ def report_options(arguments: Sequence[str]) -> ReportOptions:
         options.out = options.out or f"reports/{options.study}"
     if not options.fit:
         raise UsageError("fit: missing; give study=<name> or fit=<folder>")
+    if not options.study and not Path(options.fit).is_dir():
+        raise UsageError(
+            f"fit={options.fit}: no such folder; lowbit-fit ... out={options.fit} fits"
+        )
     options.results = options.results or f"{options.fit}/results.csv"
     options.out = options.out or options.fit
     return options
