@@ -141,7 +141,7 @@ def parse(arguments: Sequence[str]) -> Options:
                 options.timeout = float(value)
             except ValueError:
                 options.timeout = 0.0
-            if not options.timeout > 0:
+            if not 0 < options.timeout < float("inf"):
                 raise UsageError(f"timeout={value}: must be a number of seconds, more than 0")
         elif equals and key == "dry_run":
             if value not in ("true", "false"):

@@ -89,7 +89,8 @@ def _pairs(
     """Options typed as key=value: each with wrong values, misspelt, twice, with dashes, bare."""
     for key, values in options.items():
         for value in values:
-            yield name, _beside(base, f"{key}={value}"), key
+            said = value if value == "missing" else key
+            yield name, _beside(base, f"{key}={value}"), said
         yield name, (*base, f"{key}s=1"), f"{key}s"
         yield name, (*base, f"--{key}=1"), f"--{key}"
         yield name, (*base, f"{key} =1"), f"{key} =1"

@@ -173,7 +173,9 @@ def _show(request: dict[str, str]) -> None:
             try:
                 found = gaussian_error(precision, rounding, **settings)
             except ValueError as problem:  # what these values cannot do together
-                raise Refusal(str(problem)) from problem
+                text = str(problem)
+                where = f"rounding={rounding}: " if text.startswith("bits=") else ""
+                raise Refusal(where + text) from problem
             table.add_row(
                 name,
                 f"{precision.bits_per_element(rows, columns):.4g}",
