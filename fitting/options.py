@@ -212,10 +212,6 @@ def report_options(arguments: Sequence[str]) -> ReportOptions:
         options.out = options.out or f"reports/{options.study}"
     if not options.fit:
         raise UsageError("fit: missing; give study=<name> or fit=<folder>")
-    if not options.study and not Path(options.fit).is_dir():
-        raise UsageError(
-            f"fit={options.fit}: no such folder; lowbit-fit ... out={options.fit} fits"
-        )
     options.results = options.results or f"{options.fit}/results.csv"
     options.out = options.out or options.fit
     return options
