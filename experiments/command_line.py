@@ -19,15 +19,25 @@ from hydra.errors import HydraException
 
 from experiments.config import ConfigError
 from experiments.paths import conf_dir
+from fitting.entry import one_line
 
 _WITH_VALUE = (
     *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
     *("--package", "-p", "--cfg", "-c"),
 )
+_INFO, _SHOWN = ("--info", "-i"), ("--cfg", "-c")
+_COMPLETION, _PACKAGE = ("--shell-completion", "-sc"), ("--package", "-p")
 _FLAGS = (
     *("--multirun", "-m", "--run", "-r", "--help", "-h", "--hydra-help", "--version"),
-    *("--resolve", "--shell-completion", "-sc", "--info", "-i"),
+    *("--resolve", *_COMPLETION),
 )
+_CHOICES = {
+    **dict.fromkeys(_SHOWN, ("job", "hydra", "all")),
+    **dict.fromkeys(_INFO, ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
+}
+_MODES = (("--multirun", "-m"), ("--run", "-r"), _SHOWN, _INFO, _COMPLETION)
+"""Of which a command line has one."""
+_INSTEAD = ("--config-path", "-cp", "--config-name", "-cn")
 _OF_HYDRA = {
     "hydra.sweeper": "a sweep is typed with -m key=a,b or written as study.grids",
     "hydra.sweep": "results go below runs=FOLDER",
@@ -102,10 +112,17 @@ def arrange(words: Sequence[str]) -> tuple[list[str], str]:
             value = value if equals else next(waiting, "")
             if not value:
                 raise ConfigError(f"{name}: needs a value, {name}=...")
+            if name in _INSTEAD:
+                instead = _OF_HYDRA["hydra.searchpath"]
+                raise ConfigError(f"{name}={value}: no such option; {instead}")
             if name in ("--config-dir", "-cd"):
                 folder = value
             else:
-                options += [name, value]
+                options.append(_with_value(name, value))
+        elif name in _INFO:
+            options.append(_with_value(name, value if equals else "all"))
+        elif name in _FLAGS and equals:
+            raise ConfigError(f"{word}: {name} takes no value")
         elif name in _FLAGS:
             options.append(word)
         elif word.startswith("-"):
@@ -114,8 +131,35 @@ def arrange(words: Sequence[str]) -> tuple[list[str], str]:
             options.append("--help")
         else:
             overrides.append(word)
+    if not {"--help", "-h"} & set(options):
+        _check_options(options, overrides)
     check_overrides(overrides, several={"-m", "--multirun"} & set(options) != set())
     return [*options, *overrides], folder
+
+
+def _with_value(name: str, value: str) -> str:
+    """An option of Hydra's as one word, for in two a choice may be taken for an override."""
+    choices = _CHOICES.get(name, (value,))
+    if value not in choices:
+        raise ConfigError(f"{name}={value}: must be one of {', '.join(choices)}")
+    return f"{name}={value}" if name.startswith("--") else f"{name}{value}"
+
+
+def _check_options(options: Sequence[str], overrides: Sequence[str]) -> None:
+    """Refuse options that do not go together, which Hydra would not name."""
+
+    def given(names: Sequence[str]) -> list[str]:
+        return [word for word in options if word.startswith(tuple(names))]
+
+    modes = [given(names)[0] for names in _MODES if given(names)]
+    if len(modes) > 1:
+        raise ConfigError(f"{modes[1]}: cannot go with {modes[0]}; leave out one")
+    for word in given(("--resolve", *_PACKAGE)):
+        if not given(_SHOWN):
+            raise ConfigError(f"{word}: goes with --cfg job, which shows the configuration")
+    does = ("install=", "uninstall=", "query=")
+    if given(_COMPLETION) and not any(word.startswith(does) for word in overrides):
+        raise ConfigError(f"{modes[0]}: needs install=SHELL or uninstall=SHELL, e.g. install=bash")
 
 
 @functools.cache
@@ -138,7 +182,7 @@ def check_overrides(words: Sequence[str], several: bool) -> None:
         try:
             override = parser.parse_override(word)
         except HydraException:
-            raise ConfigError(_unreadable(word, parser)) from None
+            raise ConfigError(one_line(_unreadable(word, parser))) from None
         _check(override, word, several)
 
 

@@ -274,7 +274,7 @@ def check(config: TrainConfig) -> None:
         except ConfigError as error:
             found.append(str(error))
     if found:
-        raise ConfigError("\n".join(found))
+        raise ConfigError("\n".join(map(one_line, found)))
 
 
 def _scalar_problems(config: TrainConfig) -> list[str]:

@@ -137,9 +137,12 @@ def parse(arguments: Sequence[str]) -> Options:
     Raises:
         UsageError: Names the word, and what would be right.
     """
-    options = Options()
+    options, given = Options(), set[str]()
     for word in arguments:
         key, equals, value = word.partition("=")
+        if equals and key in given:
+            raise UsageError(f"{word}: {key} is given twice")
+        given.add(key)
         if word == "push":
             options.push = True
         elif equals and key == "timeout":

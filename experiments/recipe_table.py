@@ -118,22 +118,25 @@ def show(words: Sequence[str]) -> None:
 
 def read(words: Sequence[str]) -> Request:
     """The request behind a command line; raises as `show` does."""
-    own, others = dict(DEFAULTS), []
+    own, others, given = dict(DEFAULTS), [], set[str]()
     for word in words:
         key, equals, value = word.partition("=")
         if key not in own:
             others.append(word)
         elif not equals or not value:
             raise Refusal(f"{word}: write it as {key}=value")
+        elif key in given:
+            raise Refusal(f"{word}: {key} is given twice")
         else:
             own[key] = value
+            given.add(key)
     sources = own["source"].split(",")
     for source in sources:
         if source not in SOURCES:
             raise Refusal(f"source={source}: must be one of {', '.join(SOURCES)}")
     draws = own["draws"]
-    if not draws.isdecimal() or int(draws) < 3:
-        raise Refusal(f"draws={draws}: must be a whole number, 3 or more")
+    if not draws.isdecimal() or len(draws) > 7 or not 3 <= int(draws) <= 10**6:
+        raise Refusal(f"draws={draws}: must be a whole number, 3 to 1000000")
     out = Path(own["out"]) if own["out"] else None
     if out and (out.suffix != ".csv" or out.is_dir()):
         raise Refusal(f"out={out}: must be the name of a .csv file")

@@ -204,10 +204,14 @@ def run(arguments: list[str]) -> int:
 def _read(arguments: list[str]) -> tuple[Path, float]:
     """The study's folder, and the seconds between two looks (0: one look)."""
     options = {"study": "", "runs": "runs", "watch": "0"}
+    given: set[str] = set()
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or key not in options:
             raise UsageError(f"{argument}: must be one of study=NAME, runs=FOLDER, watch=SECONDS")
+        if key in given:
+            raise UsageError(f"{argument}: {key} is given twice")
+        given.add(key)
         options[key] = value
     if not options["study"]:
         raise UsageError("study=: which study? e.g. study=demo")

@@ -130,9 +130,12 @@ def parse(arguments: Sequence[str]) -> Options:
     Raises:
         UsageError: Names the word, and what would be right.
     """
-    options, runs, studies = Options(), "runs", []
+    options, runs, studies, given = Options(), "runs", [], set[str]()
     for word in arguments:
         key, equals, value = word.partition("=")
+        if equals and key in given and key != "study":  # of which there may be several
+            raise UsageError(f"{word}: {key} is given twice")
+        given.add(key)
         if equals and key == "study":
             studies.append(value)
         elif equals and key == "runs":
@@ -142,7 +145,7 @@ def parse(arguments: Sequence[str]) -> Options:
                 options.timeout = float(value)
             except ValueError:
                 options.timeout = 0.0
-            if not options.timeout > 0:
+            if not 0 < options.timeout < float("inf"):
                 raise UsageError(f"timeout={value}: must be a number of seconds, more than 0")
         elif equals and key == "dry_run":
             if value not in ("true", "false"):
@@ -160,6 +163,8 @@ def parse(arguments: Sequence[str]) -> Options:
     for path in options.paths:
         if not path.exists():
             raise UsageError(f"study={path.name}: there is no folder {path.absolute()}")
+        if path.is_file() and not path.match("run-*.wandb"):
+            raise UsageError(f"{path}: must be a folder, or a file of W&B's, run-<id>.wandb")
     return options
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fitting.entry import answer
+from fitting.entry import UsageError, answer
 from fitting.options import (
     FIT_HELP,
     REPORT_HELP,
@@ -52,6 +52,8 @@ def _report_command(arguments: Sequence[str]) -> None:
         sys.stdout.write(REPORT_HELP)
         return
     options = report_options(arguments)
+    if options.fit and not options.study and not Path(options.fit).is_dir():
+        raise UsageError(f"fit={options.fit}: no such folder; lowbit-fit ... out=FOLDER makes one")
     out, figures = Path(options.out), options.figures
     if options.compare:
         from fitting.compare import Place, write_comparison

@@ -175,8 +175,10 @@ def fit_options(arguments: Sequence[str]) -> FitOptions:
         raise UsageError(f"law: missing; give law={' or law='.join(LAW_NAMES)}")
     if options.compare and set(options.compare) <= {options.law}:
         raise UsageError(f"compare={','.join(options.compare)}: name a law besides {options.law}")
-    if not 0 < options.cost_k < math.inf:
-        raise UsageError(f"cost.k={options.cost_k}: must be a positive number")
+    for key in ("cost.k", "speedup.forward", "speedup.backward", "objective.delta"):
+        value = getattr(options, key.replace(".", "_"))
+        if not 0 < value < math.inf:
+            raise UsageError(f"{key}={value:g}: must be a positive number")
     if options.compare and not options.evidence:
         raise UsageError("evidence=false: compare= judges laws by held-out runs; leave out one")
     if options.cluster and not options.bootstrap:

@@ -4,12 +4,23 @@ import errno
 import io
 import os
 import re
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fitting.entry import Failure, Refusal, answer
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    """A command that was interrupted leaves its handlers to the end of its process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def _raising(error: BaseException):  # type: ignore[no-untyped-def]
@@ -38,6 +49,7 @@ def _raising(error: BaseException):  # type: ignore[no-untyped-def]
         (MemoryError(), 1, "MemoryError: there is no more memory"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 2, "not UTF-8 text"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (KeyboardInterrupt("SIGTERM"), 143, "terminated"),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -77,6 +77,8 @@ _DEFAULTS = {
     "columns": "1024",
     "seed": "0",
 }
+_DIGITS = 18
+"""Of a whole number that fits 64 bits."""
 _OF_RECIPES = ("source", "draws", "out", "--config-dir")
 
 
@@ -99,7 +101,7 @@ def _answer(words: list[str]) -> None:
 
 def _read(words: list[str]) -> dict[str, str]:
     """The request, every key with its value."""
-    request = dict(_DEFAULTS)
+    request, given = dict(_DEFAULTS), set[str]()
     for word in words:
         key, equals, value = word.partition("=")
         if key not in _DEFAULTS:
@@ -109,6 +111,9 @@ def _read(words: list[str]) -> dict[str, str]:
             raise Refusal(f"{word}: no such key{f'; did you mean {near[0]}?' if near else ''}")
         if not equals or not value:
             raise Refusal(f"{word}: write it as {key}=value")
+        if key in given:
+            raise Refusal(f"{word}: {key} is given twice")
+        given.add(key)
         request[key] = value
     if not request["precision"]:
         raise Refusal("precision: is missing, e.g. precision=mxfp4, or recipe=...; see --help")
@@ -117,8 +122,10 @@ def _read(words: list[str]) -> dict[str, str]:
 
 def _number(request: dict[str, str], key: str, smallest: int) -> int:
     text = request[key]
-    if not text.isdecimal() or int(text) < smallest:
-        raise Refusal(f"{key}={text}: must be a whole number, {smallest} or more")
+    if not text.isdecimal() or len(text) > _DIGITS or int(text) < smallest:
+        raise Refusal(
+            f"{key}={text}: must be a whole number, {smallest} or more, of {_DIGITS} digits or less"
+        )
     return int(text)
 
 
@@ -166,7 +173,9 @@ def _show(request: dict[str, str]) -> None:
             try:
                 found = gaussian_error(precision, rounding, **settings)
             except ValueError as problem:  # what these values cannot do together
-                raise Refusal(str(problem)) from problem
+                text = str(problem)
+                where = f"rounding={rounding}: " if text.startswith("bits=") else ""
+                raise Refusal(where + text) from problem
             table.add_row(
                 name,
                 f"{precision.bits_per_element(rows, columns):.4g}",

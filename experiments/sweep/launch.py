@@ -319,12 +319,14 @@ class _Driver:
                 who = holder(task.run.folder)
             if who is not None and who.token == task.token:  # else it has nothing to lose
                 busy.append(reference)
-        if busy:
-            self.ray.wait(busy, num_returns=len(busy), timeout=_GRACE_SECONDS)
-        for task in self.running.values():
-            with contextlib.suppress(OSError):
-                break_lease(task.run.folder, task.token)
-                unask(task.run.folder, task.token)
+        try:
+            if busy:
+                self.ray.wait(busy, num_returns=len(busy), timeout=_GRACE_SECONDS)
+        finally:  # also after a second Ctrl-C
+            for task in self.running.values():
+                with contextlib.suppress(OSError):
+                    break_lease(task.run.folder, task.token)
+                    unask(task.run.folder, task.token)
 
 
 def _reason(ray: Any, error: Exception) -> str:

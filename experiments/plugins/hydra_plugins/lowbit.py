@@ -1,6 +1,6 @@
 """Hydra plugins, a thin shell over `experiments.sweep`: which runs, and where they run.
 
-Hydra finds plugins only in packages called `hydra_plugins` on sys.path; `experiments.commands`
+Hydra finds plugins only in packages called `hydra_plugins` on sys.path; `experiments.train_command`
 puts this one's folder there.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,7 @@ class RayLauncher(Launcher):
         Raises:
             ConfigError: Before anything is started.
             SystemExit: With the exit code, if not all runs are done at the end.
+            KeyboardInterrupt: By its name, the signal that ended it.
         """
         if self.max_parallel is not None and (
             not isinstance(self.max_parallel, int) or self.max_parallel < 1
@@ -139,6 +141,8 @@ class RayLauncher(Launcher):
         outcome = launch(plan, self.address, self.max_parallel, self.dashboard)
         show_results(outcome.records)
         console.print(f"records: {plan.study_folder}", soft_wrap=True, highlight=False)
+        if outcome.signal:
+            raise KeyboardInterrupt(signal.Signals(outcome.signal).name)
         if outcome.exit_code:
             raise SystemExit(outcome.exit_code)
         return []
