@@ -131,8 +131,9 @@ def arrange(words: Sequence[str]) -> tuple[list[str], str]:
             options.append("--help")
         else:
             overrides.append(word)
-    if not {"--help", "-h"} & set(options):
-        _check_options(options, overrides)
+    if {"--help", "-h"} & set(options):  # whatever else was typed: it is not done
+        return ["--help"], ""
+    _check_options(options, overrides)
     check_overrides(overrides, several={"-m", "--multirun"} & set(options) != set())
     return [*options, *overrides], folder
 
@@ -179,6 +180,8 @@ def check_overrides(words: Sequence[str], several: bool) -> None:
     """
     parser = _parser()
     for word in words:
+        if word.startswith("="):  # which Hydra takes for an override of nothing
+            raise ConfigError(one_line(_unreadable(word, parser)))
         try:
             override = parser.parse_override(word)
         except HydraException:
@@ -207,6 +210,8 @@ def _for_a_shell(word: str) -> str:
 
 def _check(override: Override, word: str, several: bool) -> None:
     key = override.key_or_group
+    if key.startswith("study.grids."):
+        raise ConfigError(f"{word}: study.grids is a list; write study.grids=[{{key: [values]}}]")
     for start, instead in _OF_HYDRA.items():
         if key == start or key.startswith(f"{start}."):
             raise ConfigError(f"{word}: has no effect here; {instead}")

@@ -165,25 +165,33 @@ def refuse_resolvers(cfg: DictConfig) -> None:
 
 
 @functools.cache
-def _texts() -> dict[str, tuple[type, ...]]:
-    """Each key that holds text, and what YAML must not take it for; "1" may be typed 0.5."""
+def _misreadings() -> dict[str, tuple[type, ...]]:
+    """What the value of each key that holds text or a truth value must not have been read as.
+
+    A text such as "1" may be typed 0.5; a truth value would be made of any number.
+    """
     return {
-        key: (bool,) if default.isdecimal() else (bool, float)
+        key: (int, float)
+        if isinstance(default, bool)
+        else ((bool,) if default.isdecimal() else (bool, float))
         for key, default in leaves(TrainConfig())
-        if isinstance(default, str)
+        if isinstance(default, bool | str)
     }
 
 
 def _refuse_misread(cfg: DictConfig) -> None:
-    """Refuse what YAML read as something else than the text that the key holds."""
+    """Refuse what YAML read as something else than the text or truth value that the key holds."""
     values = OmegaConf.to_container(cfg, resolve=False)
-    for key, wrong in _texts().items():
+    for key, wrong in _misreadings().items():
         value: Any = values
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
-        if isinstance(value, wrong):
-            kind = "a truth value" if isinstance(value, bool) else "a number"
-            raise ConfigError(f"{key}={value}: was read as {kind}; put the text in quotes")
+        if not isinstance(value, wrong) or (int in wrong and isinstance(value, bool)):
+            continue
+        if int in wrong:
+            raise ConfigError(f"{key}={value}: must be true or false")
+        kind = "a truth value" if isinstance(value, bool) else "a number"
+        raise ConfigError(f"{key}={value}: was read as {kind}; put the text in quotes")
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

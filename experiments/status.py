@@ -182,7 +182,7 @@ def run(arguments: list[str]) -> int:
     Raises:
         UsageError: They cannot be meant.
     """
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments or {"-h", "--help", "help"} & set(arguments):
         print(HELP, end="")
         return 0 if arguments else 2
     console = Console(width=None if sys.stdout.isatty() else 200)

@@ -219,7 +219,7 @@ def equal_loss(
         up, or has no runs of as many tokens as make up.
     """
     share, sizes = float(shares[0]), rows["params"]
-    within = params * share >= sizes.min() or params / share <= sizes.max()
+    within = params * share >= sizes.min() or params <= share * sizes.max()
     return {
         "params": float(params),
         "tokens": float(tokens),

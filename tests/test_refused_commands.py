@@ -77,8 +77,14 @@ def _of_hydra() -> Iterator[Case]:
         yield "lowbit-train", (*TRAIN, *words), words[-1].partition("=")[0].split()[0][:2]
     for values in ("range(0)", "range(a)", "0,abc", "0,,1", "interval(0,1)", "glob(x)", "choice()"):
         yield "lowbit-train", ("-m", *TRAIN, f"seed={values}", "plan_only=true"), "seed"
-    for grid in ("3", "[3]", "[{seed: abc}]", "[{sed: [1]}]", "[{precision: [zzz]}]", "[[1]]"):
-        yield "lowbit-train", ("-m", *TRAIN, f"study.grids={grid}", "plan_only=true"), "se"
+    for grid, said in {
+        **dict.fromkeys(("3", "[3]", "[[1]]", "zzz"), "study.grids"),
+        "[{seed: abc}]": "seed",
+        "[{sed: [1]}]": "sed",
+        "[{precision: [zzz]}]": "precision",
+    }.items():
+        yield "lowbit-train", ("-m", *TRAIN, f"study.grids={grid}", "plan_only=true"), said
+    yield "lowbit-train", ("-m", *TRAIN, "study.grids.x=1", "plan_only=true"), "study.grids.x"
     for file in ("missing", "losses.csv/x", f"own{BYTES}"):
         yield "lowbit-train", _beside(TRAIN, f"data.path={file}"), "data.path"
 
@@ -187,7 +193,7 @@ def _others() -> Iterator[Case]:
         yield "lowbit-error", words, words[-1]
     for name in COMMANDS:
         for word in ("nonsense", "nonsense=1", "=", "=1", "-x", "--", BYTES, f"{LONG}=1"):
-            yield name, (word,), word[:20] if word != BYTES else ""
+            yield name, (word,), word.partition("=")[0][:20] if word != BYTES else ""
 
 
 CASES = [*_keys(), *_choices(), *_of_hydra(), *_fit(), *_others()]
@@ -201,7 +207,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / folder).mkdir(parents=True)
     here = root / "here"
     for number in range(8):
-        (here / "text" / f"{number}.txt").write_text("some loss in few bits on chip\n" * 200)
+        (here / "text" / f"{number}.txt").write_text("some loss in few bits on chip\n" * 2000)
     lines = [f"{3 + 1e6 / n},{n},{d}" for n in (10**6, 10**7) for d in (10**8, 10**9, 10**10)]
     (here / "losses.csv").write_text("\n".join(["loss,params,tokens", *lines, ""]))
     (here / "empty.csv").write_text("")

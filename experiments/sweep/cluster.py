@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import platform
+import sys
 import uuid
 from collections.abc import Iterator
 from importlib import metadata
@@ -21,6 +22,11 @@ from experiments.sweep.reach import KEY, wait_for_cluster
 from fitting.results import create_exclusive
 
 LOCAL = "local"
+_ANSWER_SECONDS = 600.0
+"""For a node to say what it has: Ray's workers run at the lowest priority, so that a node that
+computes something else takes minutes to import us."""
+_SAID_SECONDS = 30.0
+"""Of them without a word."""
 _MUST_AGREE = ("torch", "lightning", "numpy")
 """Packages whose versions change losses."""
 
@@ -139,7 +145,10 @@ def check_nodes(ray: Any, folder: Path) -> None:
         found = []
         for host, reference in asked:
             try:
-                there = ray.get(reference, timeout=120)
+                if not ray.wait([reference], timeout=_SAID_SECONDS)[0]:
+                    sys.stderr.write(f"waiting for node {host}, which may be busy\n")
+                    sys.stderr.flush()
+                there = ray.get(reference, timeout=_ANSWER_SECONDS)
             except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
                 continue  # it has just left
             except Exception as error:

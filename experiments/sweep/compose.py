@@ -100,7 +100,8 @@ def checked_grids(cfg: DictConfig) -> list[dict[str, list[Any]]]:
     Raises:
         ConfigError: They are not {key: [values]}, a list of them.
     """
-    grids = OmegaConf.to_container(cfg.study.grids, resolve=False) if cfg.study.grids else []
+    study: Any = OmegaConf.to_container(cfg.study, resolve=False)
+    grids = study.get("grids") or []
     if not isinstance(grids, list):
         raise ConfigError(f"study.grids={grids}: must be a list of grids, [{{key: [values]}}]")
     found = []
