@@ -259,11 +259,11 @@ def _study_defaults(folder: Path) -> dict[str, str]:
     from fitting.results import STUDY, STUDY_REMEDY
 
     path = folder / STUDY
-    if not path.is_file():
-        return {}
     try:
         settings = read_object(path, STUDY_REMEDY)
         pairs = dict(settings.get("fit", {}))
+    except FileNotFoundError:
+        return {}
     except ResultsError as error:
         raise UsageError(str(error)) from error
     except (AttributeError, TypeError, ValueError) as error:

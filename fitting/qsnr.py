@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fitting.findings import number
 from fitting.naming import records
-from fitting.results import ResultsError, require_columns
+from fitting.results import DamagedWarning, ResultsError, require_columns
 from fitting.study import sha256_of
 from fitting.style import (
     PANEL_WIDTH,
@@ -66,20 +67,30 @@ def read(results: Path) -> tuple[pd.DataFrame, dict[str, str]]:
     sums: dict[str, str] = {}
     rows: list[tuple[str, int, str, str, float]] = []
     for path in sorted(results.glob(f"*/{METRICS}")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if "qsnr_" not in line:
-                continue
-            try:
-                row = json.loads(line)
-                step = int(row["step"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ResultsError(f"{path}: not a row of metrics ({error})") from error
-            for key, value in row.items():
-                if match := KEY.fullmatch(key):
-                    rows.append((path.parent.name, step, match["layer"], match["operand"], value))
-        if rows and rows[-1][0] == path.parent.name:
+        if not path.is_file():  # a pipe would be waited for
+            continue
+        try:
+            own = list(_of_run(path))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            line = f"{path}: not a row of metrics ({error}); its diagnostics are left out"
+            warnings.warn(line, DamagedWarning, stacklevel=2)
+            continue
+        rows += own
+        if own:
             sums[f"{path.parent.name}/{METRICS}"] = sha256_of(path)
     return pd.DataFrame(rows, columns=list(COLUMNS)), sums
+
+
+def _of_run(path: Path) -> Iterator[tuple[str, int, str, str, float]]:
+    """The diagnostics in a run's metrics, a row for each value."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if "qsnr_" not in line:
+            continue
+        row = json.loads(line)
+        step = int(row["step"])
+        for key, value in row.items():
+            if match := KEY.fullmatch(key):
+                yield path.parent.name, step, match["layer"], match["operand"], float(value)
 
 
 def to_file(table: pd.DataFrame) -> str:

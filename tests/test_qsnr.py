@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from fitting import qsnr
-from fitting.results import ResultsError
+from fitting.results import DamagedWarning, ResultsError
 from fitting.style import format_colours
 
 ORDER = ["E1M1", "E2M1", "none"]
@@ -62,11 +62,23 @@ def test_a_results_file_may_have_them_beside_it(tmp_path: Path) -> None:
     assert list(inputs) == ["diagnostics.csv"]
 
 
-def test_a_broken_row_is_refused_by_its_file(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "metrics.jsonl").write_text('{"qsnr_P1/x": 3')
-    with pytest.raises(ResultsError, match=r"a/metrics\.jsonl: not a row of metrics"):
-        qsnr.read(tmp_path)
+@pytest.mark.parametrize(
+    "row",
+    ['{"qsnr_P1/x": 3', '["qsnr_"]', '{"step": 1, "qsnr_P1/x": "high"}', "[" * 9999 + "qsnr_"],
+)
+def test_the_diagnostics_of_a_broken_file_are_left_out_by_its_name(
+    row: str, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        whole = json.dumps({"step": 10, "qsnr_P1/x": 15.5})
+        (tmp_path / name / "metrics.jsonl").write_text(f"{whole}\n{row if name == 'a' else ''}\n")
+    with pytest.warns(DamagedWarning, match=r"a/metrics\.jsonl: not a row of metrics"):
+        table, inputs = qsnr.read(tmp_path)
+    assert (set(table["run_id"]), list(inputs)) == ({"b"}, ["b/metrics.jsonl"])
+
+
+def test_a_broken_table_of_diagnostics_is_refused_by_its_file(tmp_path: Path) -> None:
     (tmp_path / "diagnostics.csv").write_text("run_id,step\na,1\n")
     with pytest.raises(ResultsError, match="needs column operand"):
         qsnr.read(tmp_path / "results.csv")
