@@ -92,11 +92,12 @@ def start(
         columns: For W&B's table of runs, beside the configuration.
 
     Returns:
-        What `log` wants; None if tracking is off, here or by W&B's own
-        WANDB_MODE=disabled, or W&B cannot even write a file.
+        What `log` wants; None if tracking is off, or W&B cannot even write a file.  W&B's own
+        switch may ask for less than the configuration does: WANDB_MODE=disabled, or offline.
     """
     global _avoid_until
-    if config.tracking.mode == "none" or os.environ.get("WANDB_MODE") == "disabled":
+    switch = os.environ.get("WANDB_MODE")
+    if config.tracking.mode == "none" or switch == "disabled":
         return None
     described = WandbRun(
         run_id=run_id,
@@ -106,7 +107,8 @@ def start(
         tags=tags(config),
         config=asdict(config) | dict(columns) | {"attempts": attempt},
     )
-    if config.tracking.mode == "online" and time.monotonic() >= _avoid_until:
+    online = config.tracking.mode == "online" and switch != "offline"
+    if online and time.monotonic() >= _avoid_until:
         try:
             earlier = read_run(folder, run_id).history if run_files(folder) else []
             return connect(described, folder, earlier, _INIT_SECONDS, _FINISH_SECONDS)
