@@ -59,7 +59,7 @@ test: $(VENV)/installed-dev browser ## Run the tests, but for the slow ones (6 m
 	@$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/installed-dev ## Run the slow ones: sweeps that are killed, coverage of intervals, Slurm
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
 
 test-all: $(VENV)/installed-dev ## Run all tests
 	@$(BIN)/python -m pytest

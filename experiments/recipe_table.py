@@ -82,7 +82,7 @@ def show(words: Sequence[str]) -> None:
         try:
             request.out.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise Refusal(f"out={of_the_system(error)}") from None
+            raise Refusal(f"out={request.out}: {of_the_system(error)}") from None
     torch.set_num_threads(1)  # sums in one order, however many cores
     console = Console()
     rows: list[Row] = []

@@ -23,8 +23,9 @@ from fitting.laws import get
 from fitting.options import FitOptions, UsageError
 from fitting.precision import COST
 from fitting.results import ResultsError, require_columns
+from fitting.seeds import noise_floor
 from fitting.swept import is_key
-from fitting.uncertainty import bootstrap, intervals, noise_floor, standard_errors, vague
+from fitting.uncertainty import bootstrap, intervals, standard_errors, vague
 
 ENOUGH_DRAWS = 0.95
 MOST_LISTED = 6

@@ -401,7 +401,7 @@ def not_concluded(fit: Mapping[str, Any] | None) -> list[str]:
 
 
 def measured_layouts(layouts: pd.DataFrame) -> str | None:
-    """Splits of one width as measured (`uncertainty.compare_layouts`), beside what a fit says."""
+    """Splits of one width as measured (`seeds.compare_layouts`), beside what a fit says."""
     if layouts.empty:
         return None
     told = layouts[layouts["verdict"] == "better"]

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from fitting.figures import cell_words
 from fitting.findings import number, signed
 from fitting.naming import count_label, records, sizes, whole
+from fitting.seeds import SPLIT
 from fitting.style import (
     INK,
     MARKERS,
@@ -33,7 +34,6 @@ from fitting.style import (
 )
 from fitting.svg import tag
 from fitting.swept import is_key
-from fitting.uncertainty import SPLIT
 from fitting.verdicts import WORSE
 
 KIND = ("granularity", "block_size", "scale", "recipe", "operands")

@@ -178,7 +178,7 @@ def fit_options(arguments: Sequence[str]) -> FitOptions:
     for key in ("cost.k", "speedup.forward", "speedup.backward", "objective.delta"):
         value = getattr(options, key.replace(".", "_"))
         if not 0 < value < math.inf:
-            raise UsageError(f"{key}={value:g}: must be a positive number")
+            raise UsageError(f"{key}={value}: must be a positive number")
     if options.compare and not options.evidence:
         raise UsageError("evidence=false: compare= judges laws by held-out runs; leave out one")
     if options.cluster and not options.bootstrap:

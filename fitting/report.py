@@ -32,6 +32,7 @@ from fitting.findings import number, plural
 from fitting.naming import are_none, sizes
 from fitting.options import FIGURE_FILES
 from fitting.publish import RESULTS, publish
+from fitting.seeds import NoiseFloor
 from fitting.study import (
     Study,
     fitted_runs,
@@ -41,7 +42,6 @@ from fitting.study import (
 )
 from fitting.style import Panel
 from fitting.tables import View
-from fitting.uncertainty import NoiseFloor
 from fitting.verdicts import BETTER
 
 PANELS_ON_PAGE = 6

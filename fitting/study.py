@@ -30,9 +30,9 @@ from fitting.results import (
     read_records,
     require_columns,
 )
+from fitting.seeds import NoiseFloor, compare_cells, compare_layouts, noise_floor
 from fitting.style import format_colours
 from fitting.swept import constant
-from fitting.uncertainty import NoiseFloor, compare_cells, compare_layouts, noise_floor
 
 FIT = "fit.json"
 FIT_KEYS = ("law", "objective", "parameters", "rows", "starts", "status", "warnings")
@@ -51,11 +51,11 @@ class Study:
     """study.json: name, title, description, planned, notes, config, provenance; all optional."""
     fit: Mapping[str, Any] | None
     cells: pd.DataFrame | None
-    """Quantized cells against `none` (`uncertainty.compare_cells`) with `format`, `params`."""
+    """Quantized cells against `none` (`seeds.compare_cells`) with `format`, `params`."""
     no_cells: str
     """Why `cells` is None, in words."""
     layouts: pd.DataFrame
-    """Splits of equal width as measured (`uncertainty.compare_layouts`); may be empty."""
+    """Splits of equal width as measured (`seeds.compare_layouts`); may be empty."""
     noise: NoiseFloor
     order: list[str]
     colours: dict[str, str]

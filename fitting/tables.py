@@ -49,7 +49,7 @@ def losses(cells: pd.DataFrame, done: pd.DataFrame) -> View:
     """Losses by size, tokens and format, each against `none`.
 
     Args:
-        cells: `fitting.uncertainty.compare_cells` with `format` and `params`.
+        cells: `fitting.seeds.compare_cells` with `format` and `params`.
         done: Runs with a loss: `format`, `params`, `tokens`, `loss`.
     """
     header = [("format", ""), ("above none", "num"), ("z", "num"),

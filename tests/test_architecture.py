@@ -98,6 +98,7 @@ FLOORS = {
     "fitting.synthetic": 3,
     "fitting.fit": 3,
     "fitting.cells": 1,
+    "fitting.seeds": 4,
     "fitting.uncertainty": 4,
     "fitting.validation": 4,
     "fitting.profile": 5,
@@ -131,7 +132,7 @@ FLOORS = {
     "fitting.show": 10,
     "fitting.commands": 12,
 }
-SHARED = {("experiments", f"fitting.{name}") for name in ("results", "own_json", "entry")}
+SHARED = {("experiments", f"fitting.{name}") for name in ("results", "own_json", "atomic", "entry")}
 """What training and fitting have in common: the run record, and how a command ends."""
 NO_TORCH = {"experiments.quant.formats", "experiments.quant.recipe", "experiments.accounting"}
 MODULES = {

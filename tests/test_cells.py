@@ -19,8 +19,8 @@ from fitting.cells import cell_keys
 from fitting.compare import common_cells
 from fitting.report import write_report
 from fitting.results import RunRecord, load, write_exclusive
+from fitting.seeds import compare_cells, noise_floor
 from fitting.study import load_study
-from fitting.uncertainty import compare_cells, noise_floor
 
 QUANTIZED = {
     "recipe": {

@@ -167,7 +167,7 @@ def test_a_sweep_that_is_killed_a_dozen_times_gives_the_same_bits(
     assert statuses == ["diverged"] + 2 * ["failed"] + 9 * ["finished"]
     reasons = [r.reason for r in map(read_record, (stormy / "s").iterdir()) if r and r.reason]
     assert sum(reason.startswith("OutOfMemory: it takes more than") for reason in reasons) == 1
-    assert sum(reason.startswith("IsADirectoryError") for reason in reasons) == 1
+    assert sum("Is a directory" in reason for reason in reasons) == 1
     attempts = [json.loads(p.read_text())["attempts"] for p in stormy.glob(f"s/*/{ATTEMPTS}")]
     assert sum(attempts) > len(expected) + 5, "the kills hit runs at work"
     assert strays(stormy) == []

@@ -113,7 +113,7 @@ def test_a_recipe_of_ones_own_and_its_options_are_measured(
         (["recipe=quartet"], "recipe=quartet: no such choice; there are: dge fixed_adaptive"),
         (["recipe="], "recipe=: write it as recipe=value"),
         (["recipe=nearest", "source=real"], "source=real: must be one of normal, trained"),
-        (["recipe=nearest", "draws=2"], "draws=2: must be a whole number, 3 or more"),
+        (["recipe=nearest", "draws=2"], "draws=2: must be a whole number, 3 to 1000000"),
         (["recipe=nearest", "draws=many"], "draws=many: must be a whole number"),
         (["recipe=nearest", "out=table.txt"], "out=table.txt: must be the name of a .csv file"),
         (["recipe=nearest", "out=/dev/null/a.csv"], "out=/dev/null/a.csv: "),

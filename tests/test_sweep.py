@@ -126,7 +126,9 @@ def test_a_failure_stays_alone_and_only_what_is_missing_is_run_again(
 
     assert lowbit_train(monkeypatch, *command) == 1
     out = capsys.readouterr().out
-    assert re.search(rf"failed +{victim.name}: IsADirectoryError: .*; log: {victim / LOG}", out)
+    assert re.search(
+        rf"failed +{victim.name}: {victim}.*: Is a directory.*; log: {victim / LOG}", out
+    )
     assert "IsADirectoryError" in (victim / LOG).read_text(), "the log holds the traceback"
     table = load(here / "runs" / "s")
     assert table["status"].value_counts().to_dict() == {"finished": 3, "failed": 1}

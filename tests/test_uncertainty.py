@@ -15,17 +15,9 @@ from fitting.fit import FitError, fit, in_coordinates, thresholds
 from fitting.laws import BESIROGLU_2024, SUN_2025
 from fitting.minimise import minimise
 from fitting.results import ResultsError
+from fitting.seeds import compare_cells, compare_layouts, noise_floor
 from fitting.synthetic import make_table, sun_cells, sun_design
-from fitting.uncertainty import (
-    bootstrap,
-    compare_cells,
-    compare_layouts,
-    intervals,
-    noise_floor,
-    resample,
-    standard_errors,
-    vague,
-)
+from fitting.uncertainty import bootstrap, intervals, resample, standard_errors, vague
 
 
 def chinchilla_table(noise: float, seed: int) -> pd.DataFrame:
