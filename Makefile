@@ -58,8 +58,10 @@ browser: $(VENV)/installed ## Install Chromium for the tests of pages, where tha
 test: $(VENV)/installed-dev browser ## Run the tests, but for the slow ones (6 minutes on 2 cores)
 	@$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
+# Ray's workers run at the lowest priority and wait for whatever else computes: alone, and last.
 test-slow: $(VENV)/installed-dev ## Run the slow ones: sweeps that are killed, coverage of intervals, Slurm
-	@$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
+	@$(BIN)/python -m pytest -m "slow and not ray" --numprocesses 2 --dist loadfile
+	@$(BIN)/python -m pytest -m "slow and ray"
 
 test-all: $(VENV)/installed-dev ## Run all tests
 	@$(BIN)/python -m pytest

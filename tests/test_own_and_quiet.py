@@ -56,6 +56,7 @@ def test_an_own_file_wins_over_the_built_in_one_of_its_name(group: str, tmp_path
 def test_wandb_mode_is_not_overruled(mode: str, switch: str, tmp_path: Path, text: Path) -> None:
     """Disabled leaves nothing; offline lets nothing ask a server, whatever tracking.mode says."""
     words = ["debug=tiny", "data=tokens", f"data.path={text}", "tokens=1024", "recipe=none"]
+    words += ["data.validation_windows=8"]
     server = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "k" * 40}
     done = lowbit_train(tmp_path, *words, f"tracking.mode={mode}", WANDB_MODE=switch, **server)
     assert done.returncode == 0, done.stderr

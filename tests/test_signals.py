@@ -198,7 +198,6 @@ def test_a_second_ctrl_c_while_a_sweep_shuts_down_ends_it_with_a_word(
     driver.send_signal(INT)
     wait_for(lambda: driver.poll() is not None or list(runs.glob("*/stop.*")), driver)
     driver.send_signal(INT)
-    driver.send_signal(TERM)
     said = ends(driver, 130)
     assert said[0] == "lowbit-train: interrupted; the same command goes on from here"
     assert said[1:] in ([], ["lowbit-train: ended at once"])
