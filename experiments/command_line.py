@@ -36,7 +36,7 @@ _CHOICES = {
     **dict.fromkeys(_INFO, ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
 }
 _MODES = (("--multirun", "-m"), ("--run", "-r"), _SHOWN, _INFO, _COMPLETION)
-"""Of which a command line has one."""
+"""Groups of options of which a command line has one."""
 _INSTEAD = ("--config-path", "-cp", "--config-name", "-cn")
 _OF_HYDRA = {
     "hydra.sweeper": "a sweep is typed with -m key=a,b or written as study.grids",

@@ -165,33 +165,30 @@ def refuse_resolvers(cfg: DictConfig) -> None:
 
 
 @functools.cache
-def _misreadings() -> dict[str, tuple[type, ...]]:
-    """What the value of each key that holds text or a truth value must not have been read as.
+def _words() -> dict[str, str | bool]:
+    """The default of each key that holds text or a truth value."""
+    return {key: value for key, value in leaves(TrainConfig()) if isinstance(value, str | bool)}
 
-    A text such as "1" may be typed 0.5; a truth value would be made of any number.
-    """
-    return {
-        key: (int, float)
-        if isinstance(default, bool)
-        else ((bool,) if default.isdecimal() else (bool, float))
-        for key, default in leaves(TrainConfig())
-        if isinstance(default, bool | str)
-    }
+
+def _misread(value: Any, default: str | bool) -> str:
+    """What is wrong with what YAML read for such a key, of which OmegaConf would make the type."""
+    truth, number = isinstance(value, bool), type(value) in (int, float)
+    if isinstance(default, bool):
+        return "must be true or false" if number else ""
+    if truth or (isinstance(value, float) and not default.isdecimal()):  # "1" may be typed 0.5
+        return f"was read as {'a truth value' if truth else 'a number'}; put the text in quotes"
+    return ""
 
 
 def _refuse_misread(cfg: DictConfig) -> None:
     """Refuse what YAML read as something else than the text or truth value that the key holds."""
     values = OmegaConf.to_container(cfg, resolve=False)
-    for key, wrong in _misreadings().items():
+    for key, default in _words().items():
         value: Any = values
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
-        if not isinstance(value, wrong) or (int in wrong and isinstance(value, bool)):
-            continue
-        if int in wrong:
-            raise ConfigError(f"{key}={value}: must be true or false")
-        kind = "a truth value" if isinstance(value, bool) else "a number"
-        raise ConfigError(f"{key}={value}: was read as {kind}; put the text in quotes")
+        if wrong := _misread(value, default):
+            raise ConfigError(f"{key}={value}: {wrong}")
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from experiments import tracking
 from experiments.sync import NO_KEY, server
-from fitting.entry import Failure, UsageError, answer
+from fitting.entry import Failure, UsageError, answer, refuse_twice
 from fitting.results import write_atomic
 
 if TYPE_CHECKING:  # it takes a second to import
@@ -137,12 +137,10 @@ def parse(arguments: Sequence[str]) -> Options:
     Raises:
         UsageError: Names the word, and what would be right.
     """
-    options, given = Options(), set[str]()
+    options = Options()
+    refuse_twice(arguments)
     for word in arguments:
         key, equals, value = word.partition("=")
-        if equals and key in given:
-            raise UsageError(f"{word}: {key} is given twice")
-        given.add(key)
         if word == "push":
             options.push = True
         elif equals and key == "timeout":

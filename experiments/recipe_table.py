@@ -27,7 +27,7 @@ from experiments.quant.recipe_error import (
     recipe_error,
 )
 from fitting.atomic import write_atomic
-from fitting.entry import Refusal, of_the_system
+from fitting.entry import Refusal, of_the_system, refuse_twice
 
 DEFAULTS = {"recipe": "", "source": "normal", "draws": "16", "out": "", "--config-dir": ""}
 TRAINING = [
@@ -118,18 +118,16 @@ def show(words: Sequence[str]) -> None:
 
 def read(words: Sequence[str]) -> Request:
     """The request behind a command line; raises as `show` does."""
-    own, others, given = dict(DEFAULTS), [], set[str]()
+    own, others = dict(DEFAULTS), []
+    refuse_twice([word for word in words if word.partition("=")[0] in own])
     for word in words:
         key, equals, value = word.partition("=")
         if key not in own:
             others.append(word)
         elif not equals or not value:
             raise Refusal(f"{word}: write it as {key}=value")
-        elif key in given:
-            raise Refusal(f"{word}: {key} is given twice")
         else:
             own[key] = value
-            given.add(key)
     sources = own["source"].split(",")
     for source in sources:
         if source not in SOURCES:

@@ -17,7 +17,7 @@ from rich.text import Text
 from experiments.lease import at_work
 from experiments.progress import duration, last_row
 from fitting.entry import UsageError as UsageError
-from fitting.entry import answer
+from fitting.entry import answer, refuse_twice
 from fitting.own_json import read_object
 from fitting.results import STUDY, RunRecord, look_at, read_study
 
@@ -204,14 +204,11 @@ def run(arguments: list[str]) -> int:
 def _read(arguments: list[str]) -> tuple[Path, float]:
     """The study's folder, and the seconds between two looks (0: one look)."""
     options = {"study": "", "runs": "runs", "watch": "0"}
-    given: set[str] = set()
+    refuse_twice(arguments)
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or key not in options:
             raise UsageError(f"{argument}: must be one of study=NAME, runs=FOLDER, watch=SECONDS")
-        if key in given:
-            raise UsageError(f"{argument}: {key} is given twice")
-        given.add(key)
         options[key] = value
     if not options["study"]:
         raise UsageError("study=: which study? e.g. study=demo")

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 from experiments import tracking
 from experiments.wandb_files import inside, is_synced, mark_synced, read_run, run_files
-from fitting.entry import UsageError, answer, one_line
+from fitting.entry import UsageError, answer, one_line, refuse_twice
 
 HELP = """\
 lowbit-sync: push the offline W&B runs of a study, continuing the curves of resumed runs.
@@ -130,12 +130,10 @@ def parse(arguments: Sequence[str]) -> Options:
     Raises:
         UsageError: Names the word, and what would be right.
     """
-    options, runs, studies, given = Options(), "runs", [], set[str]()
+    options, runs, studies = Options(), "runs", []
+    refuse_twice(arguments, several=("study",))
     for word in arguments:
         key, equals, value = word.partition("=")
-        if equals and key in given and key != "study":  # of which there may be several
-            raise UsageError(f"{word}: {key} is given twice")
-        given.add(key)
         if equals and key == "study":
             studies.append(value)
         elif equals and key == "runs":

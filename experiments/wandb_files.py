@@ -23,7 +23,7 @@ _BLOCK_BYTES = 32 * 1024
 _PIECE_HEADER = struct.Struct("<IHB")  # CRC-32 of kind and data, length of the data, kind
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 _MOST_COLUMNS = 100_000
-"""Of a history: more W&B does not take, and no run here has."""
+"""Columns of a history: more W&B does not take, and no run here has."""
 _LATEST = 1e11
 """Seconds since 1970 beyond which no time of day is one."""
 
@@ -43,7 +43,7 @@ class WandbRun:
     config: dict[str, Any] = field(default_factory=dict)
     history: list[Row] = field(default_factory=list)
     exit_code: int | None = None
-    """Of the last attempt; None: it was killed before it could say."""
+    """The last attempt's; None: it was killed before it could say."""
     host: str = ""
     attempts: int = 0
     """Those that logged a row."""
@@ -201,7 +201,7 @@ def _take(found: _Attempt, record: Any, run_id: str, columns: set[str]) -> None:
     Args:
         found: What is known of the attempt.
         record: The next one.
-        run_id: Of the run to which the file has to belong.
+        run_id: The run to which the file has to belong.
         columns: Names in the rows so far.
     """
     match record.WhichOneof("record_type"):

@@ -16,7 +16,7 @@ from fitting.minimise import Mask, Problem
 SMALL = 0.01
 """Share of the median loss below which a term has all but vanished."""
 SMALLEST_VALUE = 1e-300
-"""Of a positive parameter; one over it is the largest of any."""
+"""The least value of a positive parameter; one over it is the largest of any."""
 LARGEST_UNIT = 300.0
 """Logarithm of a coefficient's unit: an exponent frozen at 50 asks for more than float64 holds."""
 

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TextIO, cast
@@ -40,6 +40,20 @@ class UsageError(Refusal):
 
 class Failure(Exception):
     """Work that was asked for rightly and could not be done, in one line."""
+
+
+def refuse_twice(words: Sequence[str], several: Collection[str] = ()) -> None:
+    """Refuse key=value words that give a key twice, but for keys that may have several values.
+
+    Raises:
+        UsageError: The first word that does.
+    """
+    given = set()
+    for word in words:
+        key, equals, _ = word.partition("=")
+        if equals and key in given and key not in several:
+            raise UsageError(f"{word}: {key} is given twice")
+        given.add(key)
 
 
 _REMEDIES = {

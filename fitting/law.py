@@ -34,7 +34,7 @@ Kind: TypeAlias = Literal["coefficient", "exponent", "factor", "rate", "shift"]
 
 POSITIVE = float(np.finfo(np.float64).tiny)
 LARGEST = 1e150
-"""Of what a table holds: products of two are finite."""
+"""Bound of what a table holds: products of two are finite."""
 LOSSLESS = ("BF16", "FP8")
 """Schemes whose efficiency is one by definition."""
 

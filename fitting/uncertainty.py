@@ -244,7 +244,7 @@ def standard_errors(draws: pd.DataFrame) -> dict[str, float]:
 
 
 def _quantiles(draws: pd.DataFrame, tail: float, method: Literal["weibull", "linear"]) -> Array:
-    """Of each parameter's draws the quantiles `tail` and 1 - `tail`, [2, parameters].
+    """The quantiles of each parameter's draws, `tail` and 1 - `tail`, [2, parameters].
 
     Between two infinite draws lies an infinite one; NaN where a draw has no value.
     """

@@ -60,7 +60,7 @@ class Shell:
 
     Args:
         folder: Where they run.
-        environment: Of theirs; what the tests' own has beside it is kept.
+        environment: Theirs; what the tests' own has beside it is kept.
     """
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:

@@ -69,7 +69,7 @@ def row(**values: str) -> Any:
 
 
 Change = Callable[[list[Any]], list[Any] | bytes]
-"""Of a file's records: others, or the whole file."""
+"""What is done to a file's records: others, or the whole file."""
 
 
 def _run(change: Callable[[Any], object]) -> Change:

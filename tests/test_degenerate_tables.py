@@ -114,7 +114,7 @@ def _formats(table: pd.DataFrame) -> list[str]:
 
 NO_NUMBER = re.compile(r"(?<![\w.#-])[-−+±]?\s?(nan|inf|infinity|None to|to None)(?![\w-])", re.I)
 WITHIN = r"(?:(?!  )[^)\n])*"
-"""Of one cell of a table, up to its brackets' end."""
+"""What is left of one cell of a table, up to its brackets' end."""
 NO_UNIT = re.compile(rf"× \([+−]\d|% \({WITHIN}\d ×|× \({WITHIN} %|\+[-−]")
 
 

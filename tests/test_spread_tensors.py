@@ -25,7 +25,7 @@ from tests.test_linear import case, six
 from tests.test_stand_ins import ALL, normal
 
 NOT_DOORS = {"straight_through", "differentiated", "passed_back", "wide_product"}
-"""Of what the doors call, behind them."""
+"""Functions that the doors call, behind them."""
 
 
 def _functions() -> Iterator[tuple[str, Callable[..., Any], list[str]]]:

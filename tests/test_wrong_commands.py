@@ -15,6 +15,7 @@ from experiments.config import ConfigError, TrainConfig, from_typed, leaves, nam
 from experiments.configure import configure
 from experiments.paths import conf_dir
 from experiments.sweep.compose import checked_grids
+from tests.command_shell import COMMANDS
 
 LEAVES = dict(leaves(TrainConfig()))
 NUMBERS = [
@@ -158,15 +159,6 @@ BROKEN = {
     "open": b"seed: [1\n",
     "latin": "# Mü\nseed: 1\n".encode("latin-1"),
     "list": b"- 1\n- 2\n",
-}
-COMMANDS = {
-    "lowbit-train": ("experiments.commands", "train"),
-    "lowbit-status": ("experiments.status", "main"),
-    "lowbit-error": ("experiments.quant.command", "error"),
-    "lowbit-sync": ("experiments.sync", "main"),
-    "lowbit-dashboard": ("experiments.dashboard", "main"),
-    "lowbit-fit": ("fitting.commands", "fit"),
-    "lowbit-report": ("fitting.commands", "report"),
 }
 LISTED = [
     *(("lowbit-train", ["--config-dir=own", f"study={name}"], name) for name in BROKEN),

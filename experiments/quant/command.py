@@ -14,7 +14,7 @@ from rich.table import Table
 
 from experiments.paths import conf_dir
 from experiments.quant.formats import PRECISIONS, FormatError, Precision
-from fitting.entry import Refusal, answer
+from fitting.entry import Refusal, answer, refuse_twice
 
 
 def _indented(names: Iterable[str]) -> str:
@@ -78,7 +78,7 @@ _DEFAULTS = {
     "seed": "0",
 }
 _DIGITS = 18
-"""Of a whole number that fits 64 bits."""
+"""Digits of a whole number that fits 64 bits."""
 _OF_RECIPES = ("source", "draws", "out", "--config-dir")
 
 
@@ -101,7 +101,8 @@ def _answer(words: list[str]) -> None:
 
 def _read(words: list[str]) -> dict[str, str]:
     """The request, every key with its value."""
-    request, given = dict(_DEFAULTS), set[str]()
+    request = dict(_DEFAULTS)
+    refuse_twice(words)
     for word in words:
         key, equals, value = word.partition("=")
         if key not in _DEFAULTS:
@@ -111,9 +112,6 @@ def _read(words: list[str]) -> dict[str, str]:
             raise Refusal(f"{word}: no such key{f'; did you mean {near[0]}?' if near else ''}")
         if not equals or not value:
             raise Refusal(f"{word}: write it as {key}=value")
-        if key in given:
-            raise Refusal(f"{word}: {key} is given twice")
-        given.add(key)
         request[key] = value
     if not request["precision"]:
         raise Refusal("precision: is missing, e.g. precision=mxfp4, or recipe=...; see --help")

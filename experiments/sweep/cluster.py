@@ -26,7 +26,7 @@ _ANSWER_SECONDS = 600.0
 """For a node to say what it has: Ray's workers run at the lowest priority, so that a node that
 computes something else takes minutes to import us."""
 _SAID_SECONDS = 30.0
-"""Of them without a word."""
+"""What a node gets of it before a word is said."""
 _MUST_AGREE = ("torch", "lightning", "numpy")
 """Packages whose versions change losses."""
 
@@ -77,9 +77,9 @@ def ray_session(address: str, dashboard: bool) -> Iterator[Any]:
     try:
         wait_for_cluster(ray, address)
         ray.init(**options)
+    except ConfigError:
+        raise
     except (ConnectionError, ValueError, RuntimeError) as error:
-        if isinstance(error, ConfigError):
-            raise
         why = (str(error).splitlines() or [""])[0]
         if "InvalidAuthToken" in str(error) + str(error.__cause__):
             why = "its token is not ours: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as it has them"
@@ -146,8 +146,7 @@ def check_nodes(ray: Any, folder: Path) -> None:
         for host, reference in asked:
             try:
                 if not ray.wait([reference], timeout=_SAID_SECONDS)[0]:
-                    sys.stderr.write(f"waiting for node {host}, which may be busy\n")
-                    sys.stderr.flush()
+                    print(f"waiting for node {host}, which may be busy", file=sys.stderr)
                 there = ray.get(reference, timeout=_ANSWER_SECONDS)
             except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
                 continue  # it has just left

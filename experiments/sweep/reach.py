@@ -14,7 +14,7 @@ KEY = "hydra.launcher.address"
 _PATIENCE_SECONDS = 30.0
 """For a cluster to answer: it may have been started a moment ago."""
 _ONE_SECONDS = 5.0
-"""Of it for one attempt."""
+"""What one attempt gets of it."""
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 """How a client of HTTP/2, which Ray speaks, begins: the preface and empty settings."""
 _FRAME_BYTES, _TYPE_BYTE, _SETTINGS = 9, 3, 4
