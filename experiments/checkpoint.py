@@ -21,6 +21,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
 
+from fitting.entry import first_line
 from fitting.own_json import DamagedError, read_object
 from fitting.results import write_atomic
 
@@ -180,11 +181,6 @@ class _HashedFile:
 
 def _seal(path: Path) -> Path:
     return path.with_suffix(".json")
-
-
-def first_line(error: Exception) -> str:
-    """What an error says first, or else what it is."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _misfit(held: Any, step: int, weights: Mapping[str, Tensor], stepped: Sequence[Tensor]) -> str:

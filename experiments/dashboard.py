@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from experiments import tracking
 from experiments.sync import NO_KEY, server
-from fitting.entry import Failure, UsageError, answer, refuse_twice
+from fitting.entry import Failure, UsageError, answer, first_line, refuse_twice
 from fitting.results import write_atomic
 
 if TYPE_CHECKING:  # it takes a second to import
@@ -266,7 +266,7 @@ def _ask(api: Any, url: str, query: str, variables: dict[str, Any]) -> dict[str,
 
 
 def _explained(error: Exception, url: str) -> PushError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     if re.search(r"error 40[13]", reason):
         return PushError(f"{url} refuses the key: log in again with `wandb login`")
     if "in time" in reason:

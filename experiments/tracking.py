@@ -25,7 +25,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from experiments.wandb_files import WandbRun, mark_synced, read_run, row_key, run_files
-from fitting.entry import Failure
+from fitting.entry import Failure, first_line
 
 if TYPE_CHECKING:  # it imports torch, for which lowbit-sync has no use
     from experiments.config import TrainConfig
@@ -159,7 +159,7 @@ def log(mirror: Mirror | None, row: dict[str, float]) -> None:
         mirror.run.log(row)
     except Exception as error:
         mirror.broken = True
-        _LOG.warning("W&B broke down (%s); the run goes on without it", _line(error))
+        _LOG.warning("W&B broke down (%s); the run goes on without it", first_line(error))
 
 
 def finish(exit_code: int) -> bool:
@@ -253,7 +253,7 @@ def _init(
         run.define_metric("*", step_metric="tokens")
     except Exception as error:
         shut_down()
-        raise TrackingError(f"W&B did not start ({_line(error)})") from error
+        raise TrackingError(f"W&B did not start ({first_line(error)})") from error
     _current = Mirror(run, online, finish_seconds)
     return _current
 
@@ -294,7 +294,3 @@ def _within(seconds: float, do: Callable[[], object]) -> bool:
     attempting.start()
     attempting.join(seconds)
     return done.is_set()
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

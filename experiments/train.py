@@ -33,7 +33,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from experiments import tracking
-from experiments.checkpoint import CHECKPOINTS, first_line
+from experiments.checkpoint import CHECKPOINTS
 from experiments.config import ConfigError, TrainConfig, check
 from experiments.data import StepLoader, TokenData
 from experiments.identity import run_folder, run_id
@@ -47,6 +47,7 @@ from experiments.ptq import quantized
 from experiments.quant.product import full_precision
 from experiments.record import columns, make_record
 from experiments.recorder import Diverged, Recorder, Report, Stopped
+from fitting.entry import first_line
 from fitting.results import FAILURE, RESULT, RunRecord, read_record, write_atomic, write_exclusive
 
 _VALIDATION_BATCH_TOKENS = 4_096

@@ -166,6 +166,11 @@ def of_the_system(error: OSError) -> str:
     return f"{' -> '.join(names)}: {why}" if names else why
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first, or else what it is."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def one_line(text: object) -> str:
     r"""A text, or what an error says, without line breaks, nor what a terminal would obey.
 

@@ -17,6 +17,7 @@ for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "HYDRA_FULL_ERROR"
 from experiments import tracking
 from experiments.config import TrainConfig
 from experiments.configure import configure
+from tests.wandb_server import KEY, WandbServer
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +26,15 @@ def _wandb_of_its_own() -> Iterator[None]:
     yield
     if "wandb" in sys.modules:
         tracking.shut_down()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    """A W&B server on the loopback device, to which W&B turns with the right key."""
+    with WandbServer() as running:
+        monkeypatch.setenv("WANDB_BASE_URL", running.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        yield running
 
 
 @pytest.fixture

@@ -85,14 +85,6 @@ def logged(study: Path) -> panels.Logged:
     return panels.read_logged(study)
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, study: Path) -> Iterator[WandbServer]:
-    with WandbServer() as running:
-        monkeypatch.setenv("WANDB_BASE_URL", running.url)
-        monkeypatch.setenv("WANDB_API_KEY", KEY)
-        yield running
-
-
 def named(part: Any) -> Iterator[tuple[str, str]]:
     """All that a specification says about columns: (history, summary, config or run, name).
 

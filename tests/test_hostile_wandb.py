@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from experiments.config import TrainConfig
 from experiments.configure import configure
 from experiments.wandb_files import _scan, is_synced, read_run, run_files
 from tests.hostile_wandb import BLOCK, HEADER, PUSHED, REFUSED, change, log_of, records_of, row
-from tests.wandb_server import KEY, WandbServer
+from tests.wandb_server import WandbServer
 
 ALL = REFUSED | PUSHED
 STEPS = range(6)
@@ -43,14 +43,6 @@ def study(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     shutil.copytree(written, tmp_path / "runs" / "s")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "runs" / "s"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    with WandbServer() as running:
-        monkeypatch.setenv("WANDB_BASE_URL", running.url)
-        monkeypatch.setenv("WANDB_API_KEY", KEY)
-        yield running
 
 
 def lines(said: str) -> list[str]:

@@ -16,6 +16,7 @@ import pytest
 from experiments.lease import ATTEMPTS, holder
 from experiments.sweep.work import LOG
 from fitting.results import FAILURE, RESULT, STUDY, load, read_record
+from tests.processes import processes
 
 pytestmark = [
     pytest.mark.ray,
@@ -53,28 +54,13 @@ Launch = Callable[..., subprocess.Popen[str]]
 @pytest.fixture
 def launch(tmp_path: Path, text: Path, cluster: str) -> Iterator[Launch]:
     """`launch(study, ...)`: `lowbit-train -m` as a process of its own, on the cluster."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(study: str, *arguments: str) -> subprocess.Popen[str]:
-        command = [*SMALL, f"data.path={text}", "-m", f"study.name={study}", *arguments]
-        process = subprocess.Popen(
-            [*COMMAND, *command, f"hydra.launcher.address={cluster}"],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            # A job in the background of a script is born deaf to Ctrl-C; this one must hear it.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    with processes(tmp_path, stderr=subprocess.STDOUT) as start:
+        yield lambda study, *arguments: start(
+            [
+                *(*COMMAND, *SMALL, f"data.path={text}", "-m", f"study.name={study}", *arguments),
+                f"hydra.launcher.address={cluster}",
+            ]
         )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
 
 
 def said(process: subprocess.Popen[str], code: int, timeout: float = 1200) -> str:

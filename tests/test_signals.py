@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from fitting.results import FAILURE, RESULT, read_record
+from tests.processes import processes
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
 WORDS = {INT: "interrupted", TERM: "terminated"}
@@ -39,29 +40,12 @@ Start = Callable[..., subprocess.Popen[str]]
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """`start(program, word, ...)`: a command as a process of its own, alone in its group."""
-    started: list[subprocess.Popen[str]] = []
-
-    def begin(program: str, *words: str) -> subprocess.Popen[str]:
-        root = str(Path(__file__).parents[1])
-        process = subprocess.Popen(
-            [sys.executable, "-c", f"import sys; sys.path.insert(0, {root!r}); {program}", *words],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            # A job in the background of a script is born deaf to Ctrl-C; this one must hear it.
-            preexec_fn=lambda: signal.signal(INT, signal.SIG_DFL),
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+    root = str(Path(__file__).parents[1])
+    quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with processes(tmp_path, stderr=subprocess.PIPE, env=quiet) as begin:
+        yield lambda program, *words: begin(
+            [sys.executable, "-c", f"import sys; sys.path.insert(0, {root!r}); {program}", *words]
         )
-        started.append(process)
-        return process
-
-    yield begin
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
 
 
 def wait_for(event: Callable[[], object], process: subprocess.Popen[str]) -> None:

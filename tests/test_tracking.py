@@ -50,13 +50,6 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert not children("wandb-core")
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    with WandbServer() as running:
-        monkeypatch.setenv("WANDB_BASE_URL", running.url)
-        yield running
-
-
 def children(name: str) -> list[int]:
     """Processes of this name that are children of this one."""
     found = []

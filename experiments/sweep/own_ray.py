@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import ConfigError
-from fitting.entry import Failure, one_line
+from fitting.entry import Failure, first_line, one_line
 
 _PREFIX = "lowbit-"
 _OWNER = "owner"
@@ -65,7 +65,7 @@ def _start(ray: Any, folder: Path, options: dict[str, Any]) -> None:
             ray.init(_temp_dir=str(folder / str(attempt)), **options)
             return
         except Exception as error:  # Ray raises whatever comes up, Exception itself included
-            why = one_line((str(error).splitlines() or [type(error).__name__])[0])
+            why = one_line(first_line(error))
             _end(ray, folder)
             if "timed out" not in why.lower() or attempt == _STARTS:
                 raise Failure(
