@@ -210,7 +210,7 @@ def typed(cfg: DictConfig) -> DictConfig:
     refuse_resolvers(cfg)
     _refuse_misread(cfg)
     try:
-        merged = OmegaConf.merge(_schema(), cfg)
+        merged = OmegaConf.merge(schema(), cfg)
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, cfg)) from error
     assert isinstance(merged, DictConfig)
@@ -224,6 +224,11 @@ def from_typed(merged: DictConfig) -> TrainConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, merged)) from error
     assert isinstance(config, TrainConfig)
+    return checked(config)
+
+
+def checked(config: TrainConfig) -> TrainConfig:
+    """The configuration, its paths made absolute in place; raises as `from_hydra` does."""
     if config.data.path:  # a worker's working folder is another one
         config.data.path = str(Path(config.data.path).expanduser().absolute())
     config.runs = str(Path(config.runs).expanduser().absolute())
@@ -232,7 +237,7 @@ def from_typed(merged: DictConfig) -> TrainConfig:
 
 
 @functools.cache
-def _schema() -> DictConfig:
+def schema() -> DictConfig:
     """The tree with its types; takes longer to make than to use, and is only read."""
     schema = OmegaConf.structured(TrainConfig)
     assert isinstance(schema, DictConfig)

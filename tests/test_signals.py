@@ -77,7 +77,7 @@ def test_a_run_that_is_told_to_stop_says_so_and_goes_on_later(
 ) -> None:
     runs = tmp_path / "runs" / "one"
     words = [*SMALL, f"data.path={text}", "study.name=one", "timeout_seconds=0"]
-    run = start(TRAIN, *words, "tokens=1_000_000")
+    run = start(TRAIN, *words, "tokens=300_000")
     wait_for(trains(runs), run)
     run.send_signal(number)
     said = ends(run, CODES[number])
@@ -85,7 +85,7 @@ def test_a_run_that_is_told_to_stop_says_so_and_goes_on_later(
     [folder] = (path for path in runs.iterdir() if path.is_dir())
     assert list(folder.glob("checkpoints/*.ckpt"))
     assert not [*folder.glob("lease.*"), *folder.glob(FAILURE), *folder.glob(RESULT)]
-    again = start(TRAIN, *words, "tokens=1_000_000")
+    again = start(TRAIN, *words, "tokens=300_000")
     assert ends(again, 0) == []
     record = read_record(folder)
     assert record is not None

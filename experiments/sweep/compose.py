@@ -1,7 +1,8 @@
 """Hydra's composition, once for each choice of files instead of once a run.
 
 Composing takes 50 to 100 ms, and a thousand runs of a sweep choose from a few dozen files; what
-else distinguishes them is values, which are set on a copy, by Hydra's own code.
+else distinguishes them is values.  A number, a word or a truth value is read once, by OmegaConf,
+and set on a copy of the dataclasses; any other by Hydra's own code, which takes 10 ms a run.
 """
 
 from __future__ import annotations
@@ -17,17 +18,28 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import ValidationError
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from experiments.config import (
     ConfigError,
     TrainConfig,
+    checked,
     explain,
     from_typed,
+    leaves,
     named,
     refuse_resolvers,
+    schema,
     typed,
 )
+
+
+@functools.cache
+def plain_keys() -> frozenset[str]:
+    """The keys that hold a number, a word or a truth value."""
+    return frozenset(
+        key for key, value in leaves(TrainConfig()) if isinstance(value, bool | int | float | str)
+    )
 
 
 class Composer:
@@ -44,6 +56,9 @@ class Composer:
         self._parser = OverridesParser.create(config_loader=loader)
         self._parse = functools.lru_cache(maxsize=None)(self._parser.parse_override)
         self._compose = functools.lru_cache(maxsize=256)(self._composed)
+        self._plain = functools.lru_cache(maxsize=256)(self._as_dataclasses)
+        self._value = functools.lru_cache(maxsize=None)(self._read)
+        self._types = copy.deepcopy(schema())
 
     def __call__(self, overrides: Sequence[str]) -> TrainConfig:
         """The configuration of one run.
@@ -54,6 +69,8 @@ class Composer:
         parsed = [self._parse(text) for text in overrides]
         values = [override for override in parsed if self._is_value(override)]
         files = tuple(override.input_line or "" for override in parsed if override not in values)
+        if (config := self._soon(files, values)) is not None:
+            return checked(config)
         composed = copy.deepcopy(self._compose(files))
         try:
             ConfigLoaderImpl._apply_overrides_to_config(values, composed)
@@ -65,6 +82,47 @@ class Composer:
         if any("${" in text for text in overrides):
             refuse_resolvers(composed)
         return from_typed(composed)
+
+    def _soon(self, files: tuple[str, ...], values: Sequence[Override]) -> TrainConfig | None:
+        """The configuration where each value stands for itself; None: Hydra has to set them."""
+        plain = self._plain(files)
+        if plain is None:
+            return None
+        config = copy.deepcopy(plain)
+        for override in values:
+            read = self._value(override.input_line or "")
+            if read is None:
+                return None
+            *parents, name = override.key_or_group.split(".")
+            holder: Any = config
+            for parent in parents:
+                holder = getattr(holder, parent)
+            setattr(holder, name, read[0])
+        return config
+
+    def _read(self, text: str) -> tuple[Any] | None:
+        """A value as its key's type has it; None where it is wrong, or sets more than itself."""
+        override = self._parse(text)
+        key = override.key_or_group
+        if key not in plain_keys() or "${" in text or override.package is not None:
+            return None
+        try:
+            ConfigLoaderImpl._apply_overrides_to_config([override], self._types)
+        except ConfigCompositionException:
+            return None
+        return (OmegaConf.select(self._types, key),)
+
+    def _as_dataclasses(self, files: tuple[str, ...]) -> TrainConfig | None:
+        """What was composed from files; None where values refer to others, or are missing."""
+        composed = self._compose(files)
+        if "${" in str(OmegaConf.to_container(composed, resolve=False)):
+            return None
+        try:
+            config = OmegaConf.to_object(composed)
+        except OmegaConfBaseException:
+            return None
+        assert isinstance(config, TrainConfig)
+        return config
 
     def _is_value(self, override: Override) -> bool:
         """Whether it sets a key that is there; a file, a new or a deleted key is composed."""
