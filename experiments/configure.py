@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -9,11 +10,13 @@ from experiments.paths import conf_dir, plugins_dir
 
 sys.path.append(str(plugins_dir()))  # before Hydra looks for plugins
 
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf, open_dict
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 
 from experiments.command_line import check_overrides, with_own_files
-from experiments.config import ConfigError, TrainConfig, from_hydra, named, told
+from experiments.config import ConfigError, TrainConfig, told
+from experiments.sweep.compose import Composer
 
 
 def configure(*overrides: str, folder: Path | str = "") -> TrainConfig:
@@ -28,17 +31,23 @@ def configure(*overrides: str, folder: Path | str = "") -> TrainConfig:
     """
     check_overrides(overrides, several=False)
     try:
-        with (
-            with_own_files(folder),
-            initialize_config_dir(str(conf_dir()), version_base="1.3"),
-        ):
-            cfg = compose("train", overrides=list(overrides), return_hydra_config=True)
-        choices = cfg.hydra.runtime.choices
-        OmegaConf.set_struct(cfg, True)
-        with open_dict(cfg):
-            cfg.pop("hydra", None)
-        return from_hydra(named(cfg, choices))
+        if not folder:
+            return _built_in()(overrides)
+        with with_own_files(folder):  # which may be written anew before the next call
+            return _composer()(overrides)
     except Exception as error:
         if (said := told(error)) is None:
             raise
         raise ConfigError(said) from None
+
+
+def _composer() -> Composer:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        return Composer(loader, loader.load_configuration("train", [], RunMode.MULTIRUN))
+
+
+@functools.cache
+def _built_in() -> Composer:
+    """Composes from the files that come with us, which stay as they are."""
+    return _composer()

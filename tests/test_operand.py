@@ -85,9 +85,7 @@ def data(rows: int = 64, into: int = 64, out: int = 96) -> tuple[Tensor, Tensor]
 @pytest.mark.parametrize("rounding", ["nearest_even", "stochastic", "stochastic_4"])
 @pytest.mark.parametrize("name", [*PRESETS, *sorted(set(PRECISIONS) - set(PRESETS))])
 def test_every_preset_reaches_the_gemms_as_it_was_quantized(name: str, rounding: str) -> None:
-    from experiments.configure import configure
-
-    precision = PRECISIONS.get(name) or configure(f"precision={name}").precision.build()
+    precision = Precision.parse(name)
     torch.manual_seed(0)
     layer = QuantLinear(64, 96, six(OperandConfig(rounding)), precision, NoiseClock(5), 3)
     check_operands(layer, *data())
