@@ -55,16 +55,15 @@ browser: $(VENV)/installed ## Install Chromium for the tests of pages, where tha
 		|| echo "no Chromium, and no way to add it here: the tests of pages are skipped"
 
 # Two files at a time: many tests wait for processes and servers they started.
-test: $(VENV)/installed-dev browser ## Run the tests, but for the slow ones (6 minutes on 2 cores)
-	@$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+test: $(VENV)/installed-dev browser ## Run the tests, but for the slow ones (MINUTES minutes on 2 cores)
+	@$(BIN)/python -m pytest $(TWO) -m "not slow and not long"
 
-# Ray's workers run at the lowest priority and wait for whatever else computes: alone, and last.
 test-slow: $(VENV)/installed-dev ## Run the slow ones: sweeps that are killed, coverage of intervals, Slurm
-	@$(BIN)/python -m pytest -m "slow and not ray" --numprocesses 2 --dist loadfile
-	@$(BIN)/python -m pytest -m "slow and ray"
+	@$(BIN)/python -m pytest $(TWO) -m "slow and not long"
 
-test-all: $(VENV)/installed-dev ## Run all tests
-	@$(BIN)/python -m pytest
+test-all: $(VENV)/installed-dev ## Run all tests, the long walks and the tutorial among them (two hours)
+	@$(BIN)/python -m pytest $(TWO)
 
 lint: $(VENV)/installed-dev ## Check style and types
 	@$(BIN)/ruff check .

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # no token file in the home of whoever runs the tests
+# Or its workers wait for whatever else computes.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 os.environ["WANDB_SILENT"] = "true"
 for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "HYDRA_FULL_ERROR"):
     os.environ.pop(name, None)
@@ -18,6 +20,12 @@ from experiments import tracking
 from experiments.config import TrainConfig
 from experiments.configure import configure
 from tests.wandb_server import KEY, WandbServer
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start Ray come first: they take longest, and the small ones fill what is left."""
+    longest = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in longest)
 
 
 @pytest.fixture(autouse=True)

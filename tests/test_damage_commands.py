@@ -248,14 +248,14 @@ loud = pytest.mark.filterwarnings("always::fitting.results.DamagedWarning")
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("file", FILES)
 def test_each_command_lives_with_damage_to_each_file(place: Place, file: str, command: str) -> None:
-    """One kind of damage each, another for each pair; every kind in the slow test."""
+    """One kind of damage each, another for each pair; every kind in the long test."""
     kinds = [kind for name, kind in CASES if name == file]
     number = 7 * FILES.index(file) + list(COMMANDS).index(command)
     check(place, file, kinds[number % len(kinds)], command)
 
 
 @loud
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("file", "kind"), CASES)
 def test_every_damage_to_each_file_is_lived_with(place: Place, file: str, kind: str) -> None:
     """By one of the commands, another for the next kind: all of them would take ten minutes."""

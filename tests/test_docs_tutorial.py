@@ -72,7 +72,7 @@ def clean_copy(target: Path) -> Path:
 
 @pytest.mark.corpus
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stranger_gets_to_the_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All commands in one shell, with exit codes and times; then the files, then the text."""
     home = clean_copy(tmp_path / "clone")

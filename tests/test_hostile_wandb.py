@@ -112,7 +112,7 @@ def test_the_healthy_run_arrives(
     assert is_synced(run_files(study / "a")[0]) == (state == "pushed")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [kind for kind in ALL if kind not in FEW])
 def test_the_healthy_run_arrives_beside_each(
     study: Path, server: WandbServer, capsys: pytest.CaptureFixture[str], kind: str

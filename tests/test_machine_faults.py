@@ -76,7 +76,7 @@ def one_line(done: subprocess.CompletedProcess[str], command: str) -> str:
 
 QUICK = {("fit", "full"), ("report", "readonly"), ("error", "inodes")}
 WRITERS = [
-    pytest.param(command, fault, marks=[] if (command, fault) in QUICK else pytest.mark.slow)
+    pytest.param(command, fault, marks=[] if (command, fault) in QUICK else pytest.mark.long)
     for command in ("fit", "report", "error")
     for fault in FAULTS
 ]
@@ -100,7 +100,9 @@ def test_results_that_cannot_be_written(command: str, fault: str, tmp_path: Path
 
 @needs_mounts
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", ["full", *(pytest.param(f, marks=pytest.mark.long) for f in FAULTS if f != "full")]
+)
 def test_a_run_goes_on_when_there_is_room_again(fault: str, tmp_path: Path, text: Path) -> None:
     place = tmp_path / "runs"
     run = typed("train", *SMALL, f"data.path={text}", f"runs={place}", "study.name=s")

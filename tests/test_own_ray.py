@@ -49,8 +49,9 @@ def _beneath(pid: int) -> list[Any]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
 )
 def test_a_sweep_is_reached_by_nobody_else_and_leaves_nothing_when_it_is_stopped(
     tmp_path: Path, text: Path, place: Path, number: signal.Signals

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from experiments.config import TrainConfig
 from experiments.quant.product import full_precision
 from experiments.recorder import Progress

@@ -262,6 +262,7 @@ def test_the_published_law_comes_back_from_records(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_sweep_is_scored_and_fitted(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

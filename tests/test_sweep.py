@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -153,6 +152,7 @@ def test_a_failure_stays_alone_and_only_what_is_missing_is_run_again(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_the_result_is_the_same_bits(
     here: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,69 +184,12 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same_bits(
     assert killed["run_id"].tolist() == undisturbed["run_id"].tolist()
 
 
-@pytest.mark.ray
-def test_ctrl_c_keeps_what_was_computed_and_leaves_no_process(here: Path, text: Path) -> None:
-    arguments = [*SMALL, f"data.path={text}", "tokens=2_000_000", "data.max_epochs=100"]
-    arguments += ["optim.lr=0.001", "-m", "study.name=c", "seed=0,1"]
-    driver = subprocess.Popen(
-        [sys.executable, "-c", "from experiments.commands import train; train()", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A job in the background of a shell script is born deaf to Ctrl-C; this one must hear it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        curves = list((here / "runs" / "c").glob("*/metrics.jsonl"))
-        if len(curves) == 2 and all(curve.stat().st_size for curve in curves):
-            break
-        time.sleep(0.1)
-    workers = [
-        int(re.search(r"process (\d+)", log.read_text())[1])  # type: ignore[index]
-        for log in (here / "runs" / "c").glob(f"*/{LOG}")
-    ]
-    driver.send_signal(signal.SIGINT)
-    _, err = driver.communicate(timeout=60)
-    assert driver.returncode == 130
-    assert "Traceback" not in err
-    assert len(list((here / "runs" / "c").glob("*/checkpoints/*.ckpt"))) == 2
-    assert not list((here / "runs" / "c").glob(f"*/{FAILURE}"))
-    deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
-
-
 def test_a_run_that_asks_for_more_than_there_is_is_refused(
     here: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     command = [*SMALL, f"data.path={text}", "-m", "resources.cpus=1000"]
     assert lowbit_train(monkeypatch, *command) == 2
     assert "wants 1000 CPUs" in capfd.readouterr().err
-
-
-@pytest.mark.ray
-def test_a_sweep_joins_a_cluster_that_is_already_there(
-    here: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Two nodes of one CPU each; the sweep uses both and leaves them running."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        cluster.add_node(num_cpus=1)
-        command = [*SMALL, f"data.path={text}", "-m", "study.name=joined", "seed=0,1"]
-        command += [f"hydra.launcher.address={cluster.address}"]
-        assert lowbit_train(monkeypatch, *command) == 0
-        assert load(here / "runs" / "joined")["status"].tolist() == ["finished", "finished"]
-        ray.init(address=cluster.address)
-        assert ray.cluster_resources()["CPU"] == 2
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 @pytest.mark.parametrize(
