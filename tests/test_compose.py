@@ -30,6 +30,7 @@ OVERRIDES = [
     ["study.grids=[{seed: [0, 1]}]"],
     ["debug=tiny", "recipe=none"],
     ["study=smoke", "data.validation_windows=7"],
+    ["hydra.launcher.max_parallel=3", "seed=4"],
 ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from torch.utils._pytree import tree_map
 import experiments.quant
 from experiments.quant.recipe import OperandConfig
 from tests.test_linear import case, six
-from tests.test_stand_ins import ALL, normal
+from tests.test_stand_ins import ALL, ROUNDED, normal
 
 NOT_DOORS = {"straight_through", "differentiated", "passed_back", "wide_product"}
 """Functions that the doors call, behind them."""
@@ -59,7 +60,6 @@ def test_the_walk_has_found_the_doors() -> None:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_tensor_spread_over_processes_is_refused_by_name(name: str, mesh: Any) -> None:
-    """At 8ba701a some die in torch's words, and some return wrong values: an amax not yet taken."""
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
     function, tensors = FUNCTIONS[name]
@@ -99,8 +99,44 @@ def test_a_masked_tensor_is_refused_with_what_to_do(name: str) -> None:
         ALL[name](masked)
 
 
+NOT_DENSE: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "quantized": (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "x.dequantize()"),
+    "sparse": (lambda x: x.to_sparse(), "x.to_dense()"),
+    "sparse rows": (lambda x: x.to_sparse_csr(), "x.to_dense()"),
+    "of another library": (lambda x: x.to_mkldnn(), "x.to_dense()"),
+    "nested": (lambda x: torch.nested.nested_tensor([x[:3], x]), "x.unbind()"),
+    "jagged": (
+        lambda x: torch.nested.nested_tensor([x[:3], x], layout=torch.jagged),
+        "x.unbind()",
+    ),
+}
+"""Tensors whose values do not lie in rows, and what has them."""
+
+
+@pytest.mark.filterwarnings("ignore:.*(Sparse|sparse|nested|quantized).*")
+@pytest.mark.parametrize("kind", NOT_DENSE)
+def test_what_is_not_dense_is_refused_with_what_would_be(kind: str) -> None:
+    make, remedy = NOT_DENSE[kind]
+    for name, (function, tensors) in FUNCTIONS.items():
+        for parameter in tensors:
+            given = {
+                p.name: None
+                for p in inspect.signature(function).parameters.values()
+                if p.default is p.empty
+            }
+            with pytest.raises(ValueError, match=rf"^{name} got a .*{re.escape(remedy)}$"):
+                function(**{**given, parameter: make(normal(8, 64))})
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float64, torch.complex64, torch.float8_e5m2])
+@pytest.mark.parametrize("name", ROUNDED)
+def test_no_other_dtype_is_rounded(name: str, dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=rf"takes float32, bfloat16 or float16, got {dtype}$"):
+        ROUNDED[name](torch.ones(8, 64).to(dtype))
+
+
 def test_memory_that_was_freed_is_not_read() -> None:
-    """In a process of its own: at 8ba701a it dies."""
+    """In a process of its own, which would die of it."""
     code = """
 import torch
 from tests.test_stand_ins import ALL

@@ -296,9 +296,6 @@ def _stands_for_another(*tensors: Tensor | None) -> bool:
 def _check(x: Tensor, noise: Tensor | int | None, rounding: str) -> None:
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"quantize takes float32, bfloat16 or float16, got {x.dtype}")
-    if x.layout is not torch.strided or x.is_nested:
-        kind = "a nested one" if x.is_nested else f"layout {x.layout}"
-        raise ValueError(f"quantize takes dense tensors, got {kind}")
     if isinstance(noise, Tensor) and noise.shape != x.shape:
         raise ValueError(f"noise has shape {tuple(noise.shape)}, x has {tuple(x.shape)}")
     if rounding not in ROUNDINGS:

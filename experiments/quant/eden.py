@@ -47,7 +47,7 @@ def ms_eden(x: Tensor, noise: Tensor | int) -> Tensor:
         gradient is straight-through (`experiments.quant.straight_through`).
 
     Raises:
-        ValueError: K is no multiple of 16, or `noise` of another shape.
+        ValueError: `x` has another dtype, K is no multiple of 16, or `noise` of another shape.
 
     Source:
         2601.22813, MS-EDEN; S per block of 16 as in the paper (its repository takes it over the
@@ -58,6 +58,8 @@ def ms_eden(x: Tensor, noise: Tensor | int) -> Tensor:
     >>> f"{((x * q).sum() / (x * x).sum()).item():.3f}"
     '1.000'
     """
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"ms_eden takes float32, bfloat16 or float16, got {x.dtype}")
     if x.shape[-1] % BLOCK:
         raise ValueError(f"the summed axis of {tuple(x.shape)} must be a multiple of {BLOCK}")
     shape = (*x.shape[:-1], x.shape[-1] // BLOCK)

@@ -125,8 +125,9 @@ class Composer:
         return config
 
     def _is_value(self, override: Override) -> bool:
-        """Whether it sets a key that is there; a file, a new or a deleted key is composed."""
-        plain = not (override.is_add() or override.is_force_add() or override.is_delete())
+        """Whether it sets a key of a run; files, new, deleted and Hydra's own keys are composed."""
+        other = override.is_add() or override.is_force_add() or override.is_delete()
+        plain = not other and not override.is_hydra_override()
         return plain and not self._loader.repository.group_exists(override.key_or_group)
 
     def _composed(self, files: tuple[str, ...]) -> DictConfig:

@@ -19,6 +19,7 @@ _R = TypeVar("_R")
 _REFUSED = {
     "DTensor": "is spread over processes: give each process its own, x.to_local(), of whole blocks",
     "MaskedTensor": "has values that are not there: fill them, x.to_tensor(0)",
+    "NestedTensor": "has rows of unequal length: give one after the other, x.unbind()",
 }
 """Wrappers by class, and why they have no values that can be taken."""
 
@@ -27,7 +28,8 @@ def of_one_process(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Let a function refuse tensors whose values are not all there, before it touches them.
 
     Raises:
-        ValueError: One of the tensors is spread over processes, masked, or without memory.
+        ValueError: One of the tensors is spread over processes, masked, without memory, or not
+            dense.
     """
 
     @functools.wraps(function)
@@ -49,14 +51,26 @@ def refuse_unless_there(what: str, value: object) -> None:
     kind = type(value)
     if kind is Tensor or kind is nn.Parameter:
         assert isinstance(value, Tensor)
-        if torch._C._dispatch_keys(value).raw_repr() not in _DENSE or value.data_ptr():
-            return
-        if value.numel():
+        if torch._C._dispatch_keys(value).raw_repr() not in _DENSE:
+            if why := _not_dense(value):
+                raise ValueError(f"{what} got a tensor which {why}")
+        elif not value.data_ptr() and value.numel():
             raise ValueError(f"{what} got a tensor whose memory was freed (its storage is empty)")
     elif isinstance(value, Tensor):
         for base in kind.__mro__:
             if base.__name__ in _REFUSED:
                 raise ValueError(f"{what} got a {kind.__name__}, which {_REFUSED[base.__name__]}")
+
+
+def _not_dense(x: Tensor) -> str:
+    """Why its values do not lie in rows, and what would; "" where they do."""
+    if x.is_nested:
+        return _REFUSED["NestedTensor"]
+    if x.is_quantized:
+        return f"holds {x.dtype}: give its values, x.dequantize()"
+    if x.layout is not torch.strided:
+        return f"has the layout {x.layout}: make it dense, x.to_dense()"
+    return ""
 
 
 def _keys(x: Tensor) -> int:
