@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-PATIENCE = 60.0
+PATIENCE = 300.0
 """Seconds until a browser that does not answer is an error."""
 
 

@@ -59,7 +59,7 @@ def driver(
 
 def break_the_raising_run(folder: Path, text: Path) -> None:
     """Its loss curve cannot be written: a folder stands in its place."""
-    assert driver(folder, text, "plan_only=true").wait(timeout=120) == 0
+    assert driver(folder, text, "plan_only=true").wait(timeout=1200) == 0
     plan = (folder / "driver.txt").read_text()
     [name] = {word for word in plan.split() if Path(word).match(RAISES)}
     (folder / "s" / name / METRICS).mkdir(parents=True)
@@ -126,7 +126,7 @@ def test_a_sweep_that_is_killed_a_dozen_times_gives_the_same_bits(
     try:
         node = cluster.add_node(num_cpus=1)
         address = f"hydra.launcher.address={cluster.address}"
-        deadline = time.monotonic() + 600
+        deadline = time.monotonic() + 1200
         while len(killed) < KILLS:
             assert time.monotonic() < deadline, killed
             if process is None or process.poll() is not None:
@@ -171,7 +171,7 @@ def test_a_sweep_that_is_killed_a_dozen_times_gives_the_same_bits(
     attempts = [json.loads(p.read_text())["attempts"] for p in stormy.glob(f"s/*/{ATTEMPTS}")]
     assert sum(attempts) > len(expected) + 5, "the kills hit runs at work"
     assert strays(stormy) == []
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 300
     while processes_below(stormy) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert processes_below(stormy) == []

@@ -86,7 +86,7 @@ def test_commands_that_need_no_cluster_run(tmp_path: Path, text: Path) -> None:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1200,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         ran.append(command[0])

@@ -47,7 +47,7 @@ def in_a_process(main: str, *words: str, **environment: str) -> str:
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=300,
+        timeout=1200,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,
     )
     assert done.returncode == 0, done.stderr
@@ -367,7 +367,7 @@ def leet(folder: str) -> str:
         env=os.environ | {"TERM": "xterm-256color"},
         start_new_session=True,
     )
-    drawn, deadline = "", time.monotonic() + 120
+    drawn, deadline = "", time.monotonic() + 600
     try:
         while time.monotonic() < deadline and "[3 items]" not in drawn and process.poll() is None:
             if select.select([main], [], [], 0.2)[0]:
@@ -435,7 +435,7 @@ def test_every_command_of_the_page_does_what_it_says(
                 capture_output=True,
                 text=True,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-                timeout=500,
+                timeout=1200,
             )
             assert done.returncode == 0, done.stderr
         ours = []

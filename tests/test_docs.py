@@ -75,7 +75,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[str], str, 
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr
     codes = [int(code) for code in re.findall(r"\x00 (\d+)", done.stdout)]

@@ -20,6 +20,7 @@ from tests.processes import processes
 
 pytestmark = [
     pytest.mark.ray,
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*socket.*"),  # Ray's own, left open by its test cluster
 ]
 COMMAND = (sys.executable, "-c", "from experiments.commands import train; train()")
@@ -73,7 +74,7 @@ def said(process: subprocess.Popen[str], code: int, timeout: float = 1200) -> st
 
 def wait_for(condition: Callable[[], object], driver: subprocess.Popen[str] | None = None) -> None:
     """Until it holds; the driver must live to see it."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 1200
     while not condition():
         assert time.monotonic() < deadline
         if driver is not None and driver.poll() is not None:
@@ -84,7 +85,12 @@ def wait_for(condition: Callable[[], object], driver: subprocess.Popen[str] | No
 def test_two_drivers_at_once_share_the_work_and_both_end_with_all_of_it(
     launch: Launch, tmp_path: Path
 ) -> None:
-    arguments = ["recipe=none,stochastic", "seed=0,1", "tokens=25600"]
+    arguments = [
+        "recipe=none,stochastic",
+        "seed=0,1",
+        "tokens=25600",
+        "hydra.launcher.max_parallel=1",
+    ]
     drivers = [launch("shared", *arguments) for _ in range(2)]
     study = tmp_path / "runs" / "shared" / STUDY
     wait_for(lambda: list(study.parent.glob("*/lease.*")))
@@ -132,7 +138,6 @@ def test_on_failure_stop_starts_nothing_more_and_keeps_what_runs(
     assert not list(runs.glob("*/lease.*"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
     [pytest.param(signal.SIGINT, 130, marks=pytest.mark.long), (signal.SIGTERM, 143)],
@@ -153,7 +158,6 @@ def test_a_signal_ends_a_sweep_politely(
     assert not list(runs.glob(f"*/{FAILURE}"))
 
 
-@pytest.mark.slow
 def test_a_run_whose_workers_die_three_times_is_left_for_the_next_launch(
     launch: Launch, tmp_path: Path
 ) -> None:
@@ -174,7 +178,26 @@ def test_a_run_whose_workers_die_three_times_is_left_for_the_next_launch(
     assert not list(runs.glob(f"*/{FAILURE}")), "the machine was at fault, not the run"
 
 
-@pytest.mark.slow
+def test_a_store_that_goes_wrong_ends_the_driver_and_not_what_runs(
+    launch: Launch, tmp_path: Path
+) -> None:
+    """One run's folder turns into a file under the driver: the other run is asked to stop."""
+    driver = launch("store", "seed=0,1", *LONG)
+    runs = tmp_path / "runs" / "store"
+    wait_for(
+        lambda: len([c for c in runs.glob("*/metrics.jsonl") if c.stat().st_size]) == 2, driver
+    )
+    lost, kept = sorted(path for path in runs.iterdir() if path.is_dir())
+    lost.rename(tmp_path / "away")
+    lost.write_text("")
+    out = said(driver, 1)
+    assert out.splitlines()[-1].startswith(f"lowbit-train: {lost}"), out
+    assert "Not a directory" in out.splitlines()[-1]
+    assert "a bug of" not in out
+    assert list(kept.glob("checkpoints/*.ckpt"))
+    assert not [*kept.glob("lease.*"), *kept.glob("stop.*"), *kept.glob(FAILURE)]
+
+
 def test_isolated_runs_have_a_process_each(launch: Launch, tmp_path: Path) -> None:
     pids = {}
     for isolate in ("none", "process"):
@@ -186,7 +209,6 @@ def test_isolated_runs_have_a_process_each(launch: Launch, tmp_path: Path) -> No
     assert len(pids["none"]) < 4, "warm workers are used again"
 
 
-@pytest.mark.slow
 def test_a_run_on_two_nodes_sees_the_same_batches_and_has_the_same_loss(
     launch: Launch, tmp_path: Path
 ) -> None:
@@ -213,7 +235,6 @@ def test_a_run_on_two_nodes_sees_the_same_batches_and_has_the_same_loss(
         assert curves[1] == pytest.approx(curves[0], rel=tolerance)
 
 
-@pytest.mark.slow
 def test_a_killed_process_of_several_is_a_retry_from_the_checkpoint(
     launch: Launch, tmp_path: Path
 ) -> None:
@@ -227,7 +248,6 @@ def test_a_killed_process_of_several_is_a_retry_from_the_checkpoint(
     assert load(runs)["attempts"].tolist() == [2]
 
 
-@pytest.mark.slow
 def test_a_signal_stops_a_run_on_two_nodes_behind_a_checkpoint_and_it_goes_on(
     launch: Launch, tmp_path: Path
 ) -> None:
@@ -254,7 +274,6 @@ def may_unshare() -> bool:
         return False
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not may_unshare(), reason="needs mount namespaces")
 def test_a_node_that_does_not_see_the_store_is_named_before_anything_starts(
     launch: Launch, tmp_path: Path, cluster: str
@@ -285,7 +304,6 @@ def test_a_node_that_does_not_see_the_store_is_named_before_anything_starts(
         ray.shutdown()
 
 
-@pytest.mark.slow
 def test_the_last_run_of_a_dead_driver_is_waited_for_and_not_doubled(
     launch: Launch, tmp_path: Path
 ) -> None:

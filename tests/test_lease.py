@@ -118,7 +118,7 @@ def test_a_stale_lease_of_another_machine_is_taken_over_and_its_zombie_is_fenced
     time.sleep(1.2)
     with Lease(tmp_path, ttl=60) as lease:
         process.send_signal(signal.SIGCONT)
-        _, err = process.communicate("go on\n", timeout=30)
+        _, err = process.communicate("go on\n", timeout=600)
         assert "Fenced: attempt 1" in err
         assert process.returncode == 1
         lease.check()
@@ -215,7 +215,7 @@ def test_of_eight_racers_exactly_one_wins(tmp_path: Path, stale: bool) -> None:
             dead = {"number": 1, "token": "t", "host": "h", "machine": "m", "pid": 1, "born": "1"}
             (run / "lease.1.json").write_text(json.dumps({**dead, "ttl": 0.0}))
     context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(racers, timeout=60)
+    barrier = context.Barrier(racers, timeout=600)
     started = [
         context.Process(target=race, args=(str(tmp_path), barrier, rounds)) for _ in range(racers)
     ]

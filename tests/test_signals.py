@@ -21,7 +21,7 @@ from tests.processes import processes
 INT, TERM = signal.SIGINT, signal.SIGTERM
 WORDS = {INT: "interrupted", TERM: "terminated"}
 CODES = {INT: 130, TERM: 143}
-PATIENCE = 240.0
+PATIENCE = 1200.0
 """Seconds; a busy machine is no failure."""
 SMALL = [
     *("model=ladder/a", "data=tokens", "data.seq_len=64", "data.max_epochs=200"),

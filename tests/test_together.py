@@ -35,7 +35,7 @@ else:
     except (Held, DataError) as error:
         print(type(error).__name__)
 """
-PATIENCE = 300.0
+PATIENCE = 1200.0
 """Seconds after which a process counts as waiting for ever: starting one takes a few."""
 SMALL = [
     *("model=ladder/a", "data=tokens", "data.seq_len=64", "batch_size=4", "tokens=1024"),
