@@ -56,13 +56,13 @@ browser: $(VENV)/installed ## Install Chromium for the tests of pages, where tha
 
 # Two files at a time: many tests wait for processes and servers they started.
 TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
-test: $(VENV)/installed-dev browser ## Run the tests, but for the slow ones (MINUTES minutes on 2 cores)
+test: $(VENV)/installed-dev browser ## Run the tests, but for the slow ones (25 minutes on two slow cores)
 	@$(BIN)/python -m pytest $(TWO) -m "not slow and not long"
 
 test-slow: $(VENV)/installed-dev ## Run the slow ones: sweeps that are killed, coverage of intervals, Slurm
 	@$(BIN)/python -m pytest $(TWO) -m "slow and not long"
 
-test-all: $(VENV)/installed-dev ## Run all tests, the long walks and the tutorial among them (two hours)
+test-all: $(VENV)/installed-dev ## Run all tests, the long walks and the tutorial among them (hours)
 	@$(BIN)/python -m pytest $(TWO)
 
 lint: $(VENV)/installed-dev ## Check style and types
