@@ -165,9 +165,10 @@ def refuse_resolvers(cfg: DictConfig) -> None:
 
 
 @functools.cache
-def _words() -> dict[str, str | bool]:
-    """The default of each key that holds text or a truth value."""
-    return {key: value for key, value in leaves(TrainConfig()) if isinstance(value, str | bool)}
+def plain_keys() -> dict[str, bool | int | float | str]:
+    """The default of each key that holds a number, a word or a truth value."""
+    kinds = bool | int | float | str
+    return {key: value for key, value in leaves(TrainConfig()) if isinstance(value, kinds)}
 
 
 def _misread(value: Any, default: str | bool) -> str:
@@ -183,7 +184,9 @@ def _misread(value: Any, default: str | bool) -> str:
 def _refuse_misread(cfg: DictConfig) -> None:
     """Refuse what YAML read as something else than the text or truth value that the key holds."""
     values = OmegaConf.to_container(cfg, resolve=False)
-    for key, default in _words().items():
+    for key, default in plain_keys().items():
+        if not isinstance(default, str | bool):
+            continue
         value: Any = values
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None

@@ -12,7 +12,7 @@ sys.path.append(str(plugins_dir()))  # before Hydra looks for plugins
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from experiments.command_line import check_overrides, with_own_files
 from experiments.config import ConfigError, TrainConfig, told
@@ -41,10 +41,15 @@ def configure(*overrides: str, folder: Path | str = "") -> TrainConfig:
         raise ConfigError(said) from None
 
 
+_NO_SWEEP = OmegaConf.create(
+    {"hydra": {"overrides": {"hydra": []}, "job": {"config_name": "train"}}}
+)
+"""All that a composer asks of the configuration that a sweep was started with."""
+
+
 def _composer() -> Composer:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        return Composer(loader, loader.load_configuration("train", [], RunMode.MULTIRUN))
+        return Composer(GlobalHydra.instance().config_loader(), _NO_SWEEP)
 
 
 @functools.cache

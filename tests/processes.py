@@ -1,11 +1,15 @@
-"""Commands as processes of their own, which hear signals and do not outlive a test."""
+"""Commands as processes of their own: they hear signals, are waited for, do not outlive a test."""
 
 import contextlib
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+PATIENCE = 1200.0
+"""Seconds; a busy machine is no failure."""
 
 
 @contextlib.contextmanager
@@ -34,8 +38,20 @@ def processes(
         started.append(process)
         return process
 
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+    try:
+        yield start
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+
+def wait_for(event: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+    """Until something can be seen; the process must live to show it."""
+    deadline = time.monotonic() + PATIENCE
+    while not event():
+        assert time.monotonic() < deadline
+        if process is not None and process.poll() is not None:
+            raise AssertionError(f"it ended: {process.communicate()}")
+        time.sleep(0.02)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 from experiments.lease import ATTEMPTS, holder
 from experiments.sweep.work import LOG
 from fitting.results import FAILURE, RESULT, STUDY, load, read_record
-from tests.processes import processes
+from tests.processes import processes, wait_for
 
 pytestmark = [
     pytest.mark.ray,
@@ -72,25 +71,13 @@ def said(process: subprocess.Popen[str], code: int, timeout: float = 1200) -> st
     return out
 
 
-def wait_for(condition: Callable[[], object], driver: subprocess.Popen[str] | None = None) -> None:
-    """Until it holds; the driver must live to see it."""
-    deadline = time.monotonic() + 1200
-    while not condition():
-        assert time.monotonic() < deadline
-        if driver is not None and driver.poll() is not None:
-            raise AssertionError(f"the driver ended: {driver.communicate()[0]}")
-        time.sleep(0.05)
-
-
 def test_two_drivers_at_once_share_the_work_and_both_end_with_all_of_it(
-    launch: Launch, tmp_path: Path
+    launch: Launch, tmp_path: Path, cluster: str
 ) -> None:
-    arguments = [
-        "recipe=none,stochastic",
-        "seed=0,1",
-        "tokens=25600",
-        "hydra.launcher.max_parallel=1",
-    ]
+    import ray
+
+    arguments = ["recipe=none,stochastic", "seed=0,1", "tokens=25600"]
+    arguments += ["hydra.launcher.max_parallel=1"]
     drivers = [launch("shared", *arguments) for _ in range(2)]
     study = tmp_path / "runs" / "shared" / STUDY
     wait_for(lambda: list(study.parent.glob("*/lease.*")))
@@ -104,6 +91,9 @@ def test_two_drivers_at_once_share_the_work_and_both_end_with_all_of_it(
     assert table["attempts"].tolist() == [1] * 4, "no run was started twice"
     logs = "".join(path.read_text() for path in (tmp_path / "runs" / "shared").glob(f"*/{LOG}"))
     assert len(re.findall(r"process \d+ finished", logs)) == 4
+    ray.init(address=cluster, log_to_driver=False)
+    assert ray.cluster_resources()["CPU"] == 2, "the cluster is left running"
+    ray.shutdown()
 
 
 def test_a_run_past_its_time_fails_and_goes_on_when_it_is_given_more(

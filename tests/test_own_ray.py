@@ -8,8 +8,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 from experiments.config import ConfigError
 from experiments.sweep.cluster import LOCAL, ray_session
 from experiments.sweep.own_ray import _private_folder
+from tests.processes import PATIENCE, processes, wait_for
 
 COMMAND = (sys.executable, "-c", "from experiments.commands import train; train()")
 
@@ -29,16 +29,6 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
     yield folder
     shutil.rmtree(folder)
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    """Until it holds; the process must live to see it."""
-    deadline = time.monotonic() + 1200
-    while not condition():
-        assert time.monotonic() < deadline
-        if process.poll() is not None:
-            raise AssertionError(f"it ended: {process.communicate()}")
-        time.sleep(0.05)
 
 
 def _beneath(pid: int) -> list[Any]:
@@ -62,30 +52,22 @@ def test_a_sweep_is_reached_by_nobody_else_and_leaves_nothing_when_it_is_stopped
     size = ["model=ladder/a", "data.seq_len=64", "data.max_epochs=500", "batch_size=4"]
     size += ["data.validation_windows=32", "tokens=8_000_000", "optim.lr=0.001"]
     size += ["data=tokens", "tracking=none", "tracking.log_every=4"]
-    driver = subprocess.Popen(
-        [*COMMAND, "-m", "study.name=s", "seed=0,1", *size, f"data.path={text}"],
-        cwd=tmp_path,
-        env=environment | {"HOME": str(home)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
+    options = {"env": environment | {"HOME": str(home)}, "stderr": subprocess.STDOUT}
+    with processes(tmp_path, **options) as start:
+        driver = start([*COMMAND, "-m", "study.name=s", "seed=0,1", *size, f"data.path={text}"])
         curves = tmp_path / "runs" / "s"
         wait_for(lambda: [c for c in curves.glob("*/metrics.jsonl") if c.stat().st_size], driver)
         [folder] = place.iterdir()
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        processes = _beneath(driver.pid)
+        its_own = _beneath(driver.pid)
         heard = {
             connection.laddr.ip.removeprefix("::ffff:")
-            for process in processes
+            for process in its_own
             for connection in process.net_connections("inet")
             if connection.status == "LISTEN"
         }
         assert heard == {"127.0.0.1"}
-        [raylet] = [process for process in processes if process.name() == "raylet"]
+        [raylet] = [process for process in its_own if process.name() == "raylet"]
         assert raylet.environ()["RAY_AUTH_MODE"] == "token"
         token = raylet.environ()["RAY_AUTH_TOKEN"]
         assert len(token) == 64
@@ -93,17 +75,13 @@ def test_a_sweep_is_reached_by_nobody_else_and_leaves_nothing_when_it_is_stopped
             if path.is_file():
                 assert token.encode() not in path.read_bytes(), path
         driver.send_signal(number)
-        out, _ = driver.communicate(timeout=1200)
+        out, _ = driver.communicate(timeout=PATIENCE)
         assert driver.returncode == 128 + number, out
         assert "Traceback" not in out
-        assert not [process for process in processes if process.is_running()]
+        assert not [process for process in its_own if process.is_running()]
         assert not list(place.iterdir())
         assert not (home / ".ray").exists()
         assert len(list(curves.glob("*/checkpoints/*.ckpt"))) >= 1
-    finally:
-        if driver.poll() is None:
-            driver.kill()
-        driver.communicate()
 
 
 @pytest.mark.ray

@@ -16,13 +16,11 @@ from pathlib import Path
 import pytest
 
 from fitting.results import FAILURE, RESULT, read_record
-from tests.processes import processes
+from tests.processes import PATIENCE, processes, wait_for
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
 WORDS = {INT: "interrupted", TERM: "terminated"}
 CODES = {INT: 130, TERM: 143}
-PATIENCE = 1200.0
-"""Seconds; a busy machine is no failure."""
 SMALL = [
     *("model=ladder/a", "data=tokens", "data.seq_len=64", "data.max_epochs=200"),
     *("data.validation_windows=32", "batch_size=4", "tracking=none", "tracking.log_every=4"),
@@ -48,15 +46,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
         yield lambda program, *words: begin(
             [sys.executable, "-c", f"import sys; sys.path.insert(0, {root!r}); {program}", *words]
         )
-
-
-def wait_for(event: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    """Until something can be seen; the process must live to show it."""
-    deadline = time.monotonic() + PATIENCE
-    while not event():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def ends(process: subprocess.Popen[str], code: int) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from experiments.quant.formats import ElementFormat, Precision, ScaleFormat, parse_element
 from experiments.quant.hadamard import check_rotation, rotate, rotate_plain
 from experiments.quant.kernels import cpu, gpu
-from experiments.quant.kernels.dense import dense, of_one_process, on_device
+from experiments.quant.kernels.dense import dense, of_one_process, on_device, refuse_dtype
 from experiments.quant.kernels.noise import uniform
 from experiments.quant.rounding import ROUNDINGS, round_stochastic, round_to
 from experiments.quant.scale import (
@@ -294,8 +294,7 @@ def _stands_for_another(*tensors: Tensor | None) -> bool:
 
 
 def _check(x: Tensor, noise: Tensor | int | None, rounding: str) -> None:
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"quantize takes float32, bfloat16 or float16, got {x.dtype}")
+    refuse_dtype("quantize", x)
     if isinstance(noise, Tensor) and noise.shape != x.shape:
         raise ValueError(f"noise has shape {tuple(noise.shape)}, x has {tuple(x.shape)}")
     if rounding not in ROUNDINGS:

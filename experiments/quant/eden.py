@@ -13,7 +13,7 @@ from torch import Tensor
 
 from experiments.quant.formats import FloatFormat, ScaleFormat
 from experiments.quant.kernels.cpu import narrowed
-from experiments.quant.kernels.dense import of_one_process
+from experiments.quant.kernels.dense import of_one_process, refuse_dtype
 from experiments.quant.kernels.noise import uniform
 from experiments.quant.rounding import round_nearest_even, round_stochastic
 from experiments.quant.scale import E4M3, most_scale, power_of_two, two_level, unit_exponent
@@ -58,8 +58,7 @@ def ms_eden(x: Tensor, noise: Tensor | int) -> Tensor:
     >>> f"{((x * q).sum() / (x * x).sum()).item():.3f}"
     '1.000'
     """
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"ms_eden takes float32, bfloat16 or float16, got {x.dtype}")
+    refuse_dtype("ms_eden", x)
     if x.shape[-1] % BLOCK:
         raise ValueError(f"the summed axis of {tuple(x.shape)} must be a multiple of {BLOCK}")
     shape = (*x.shape[:-1], x.shape[-1] // BLOCK)

@@ -26,20 +26,12 @@ from experiments.config import (
     checked,
     explain,
     from_typed,
-    leaves,
     named,
+    plain_keys,
     refuse_resolvers,
     schema,
     typed,
 )
-
-
-@functools.cache
-def plain_keys() -> frozenset[str]:
-    """The keys that hold a number, a word or a truth value."""
-    return frozenset(
-        key for key, value in leaves(TrainConfig()) if isinstance(value, bool | int | float | str)
-    )
 
 
 class Composer:

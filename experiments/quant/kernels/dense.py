@@ -43,7 +43,7 @@ def of_one_process(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def refuse_unless_there(what: str, value: object) -> None:
-    """Refuse a tensor whose values are not all in this process; anything else is let through.
+    """Refuse a tensor whose values are not all here, in rows; anything else is let through.
 
     Raises:
         ValueError: As `of_one_process`.
@@ -60,6 +60,16 @@ def refuse_unless_there(what: str, value: object) -> None:
         for base in kind.__mro__:
             if base.__name__ in _REFUSED:
                 raise ValueError(f"{what} got a {kind.__name__}, which {_REFUSED[base.__name__]}")
+
+
+def refuse_dtype(what: str, x: Tensor) -> None:
+    """Refuse values of a dtype that is not rounded.
+
+    Raises:
+        ValueError: `x` is neither float32 nor bfloat16 nor float16.
+    """
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"{what} takes float32, bfloat16 or float16, got {x.dtype}")
 
 
 def _not_dense(x: Tensor) -> str:
