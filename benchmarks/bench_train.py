@@ -2,7 +2,8 @@
 
 One thread; whole steps (forward, backward, optimizer) of the recipes and of `none` on the same
 batch, taking turns, so that a machine that is slow for a while is slow for all; the median step of
-each.  The profile is of the time beyond `none`'s, by what the layers do with their operands.
+each.  The profile is of the time beyond `none`'s, by what the layers do with their operands;
+`--diagnostics` adds what one of their measurements costs.
 
     make bench-train
     python benchmarks/bench_train.py --recipes sun quartet_v4 --hidden 128 --profile
@@ -23,6 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from experiments.config import COMPUTE_DTYPES, TrainConfig
 from experiments.configure import configure
 from experiments.model import Transformer
+from experiments.module import LanguageModel
 from experiments.optim import make_optimizer
 from experiments.process import use_cpus
 
@@ -86,6 +88,25 @@ def compare(
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def diagnose(recipe: str, hidden: int, layers: int, rounds: int, dtype: str) -> None:
+    """Print what one measurement of the diagnostics costs, in passes forward and backward."""
+    batch = torch.randint(256, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(0))
+    module = LanguageModel(configuration(recipe, hidden, layers, dtype))
+    passes: list[float] = []
+    measurements: list[float] = []
+    for turn in range(rounds + 1):  # the first one warms up
+        start = time.perf_counter()
+        torch.autograd.backward(module.model.loss(batch))
+        middle = time.perf_counter()
+        module.measure(batch)
+        end = time.perf_counter()
+        if turn:
+            passes.append(middle - start)
+            measurements.append(end - middle)
+    ratio = statistics.median(measurements) / statistics.median(passes)
+    print(f"{recipe:<16} {hidden:>6} a measurement takes as long as {ratio:.1f} steps")
+
+
 def explain(recipe: str, hidden: int, layers: int, dtype: str) -> None:
     """Print the operations that take most of a step's own time."""
     batch = torch.randint(256, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(0))
@@ -109,6 +130,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=15, help="steps of each (default: 15)")
     parser.add_argument("--compute-dtype", default="float32", choices=COMPUTE_DTYPES)
+    parser.add_argument("--diagnostics", action="store_true", help="and what a measurement costs")
     parser.add_argument("--profile", action="store_true", help="and where a step's time goes")
     return parser.parse_args()
 
@@ -128,6 +150,9 @@ def main() -> None:
             if name in TARGETS and given.compute_dtype == "float32":
                 line += f"  {'met' if share >= TARGETS[name] else 'MISSED'}, {TARGETS[name]:.2f}"
             print(line, flush=True)
+        if given.diagnostics:
+            for name in given.recipes:
+                diagnose(name, hidden, given.layers, given.rounds, given.compute_dtype)
     if given.profile:
         for name in given.recipes:
             explain(name, given.hidden[-1], given.layers, given.compute_dtype)

@@ -134,9 +134,16 @@ def at_work(folder: Path, reads_only: bool = False) -> Holder | None:
 
 
 def break_lease(folder: Path, token: str) -> None:
-    """Take away the lease of an attempt that its starter knows to be dead."""
+    """Take away the lease of an attempt that its starter knows to be dead.
+
+    The attempt counts, also where it died before it could say so itself: its number is its own.
+    """
     who = holder(folder)
     if who is not None and who.token == token:
+        # A store that cannot keep the count now is no reason to keep a dead attempt's lease.
+        with contextlib.suppress(OSError, DamagedError):
+            if _attempts(folder) < who.number:
+                _write_attempts(folder, who.number)
         _path(folder, who.number).unlink(missing_ok=True)
 
 
@@ -189,7 +196,7 @@ class Lease:
             won = False
         if not won:
             raise Held(f"{folder.name} was taken by somebody else at the same moment")
-        write_atomic(json.dumps({"attempts": self.number}) + "\n", folder / ATTEMPTS)
+        _write_attempts(folder, self.number)
         for number in _numbers(folder):
             if number < self.number:
                 _path(folder, number).unlink(missing_ok=True)
@@ -263,6 +270,10 @@ def _attempts(folder: Path) -> int:
     if type(attempts) is not int or attempts < 0:
         raise DamagedError(path, "attempts is not a count", remedy)
     return attempts
+
+
+def _write_attempts(folder: Path, number: int) -> None:
+    write_atomic(json.dumps({"attempts": number}) + "\n", folder / ATTEMPTS)
 
 
 def _store_time(folder: Path) -> float:

@@ -11,16 +11,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import signal
 import sys
 import tempfile
-import threading
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TextIO, cast
+
+from fitting.interrupts import interruptible, leave_at_once_when_asked_again
 
 WRONG_REQUEST, FAILED, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 1, 130, 141, 143
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -105,14 +104,14 @@ def answer(name: str, command: Callable[[], object], told: Told | None = None) -
             terminated.
     """
     traceback_wanted = FULL_ERROR in os.environ
-    with _printable(), _warnings_said(name), _terminable():
+    with _printable(), _warnings_said(name), interruptible():
         try:
             command()
             sys.stdout.flush()
         except KeyboardInterrupt as error:
             terminated = "SIGTERM" in error.args
             code = TERMINATED if terminated else INTERRUPTED
-            _leave_at_once_when_asked_again(name, code)
+            leave_at_once_when_asked_again(code, lambda: _say(name, "ended at once"))
             what = "terminated" if terminated else "interrupted"
             _say(name, f"{what}; the same command goes on from here")
             raise SystemExit(code) from None
@@ -204,36 +203,6 @@ def _say(name: str, line: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # nobody may be reading
         sys.stderr.write(f"{name}: {line}\n")
         sys.stderr.flush()
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Have SIGTERM raise what Ctrl-C raises, where nobody else has a use for it."""
-
-    def stop(number: int, _: FrameType | None) -> None:
-        raise KeyboardInterrupt(signal.Signals(number).name)
-
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGTERM) is stop:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _leave_at_once_when_asked_again(name: str, code: int) -> None:
-    def leave(_: int, __: FrameType | None) -> None:
-        _say(name, "ended at once")
-        os._exit(code)
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, leave)
 
 
 @contextlib.contextmanager

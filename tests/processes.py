@@ -44,7 +44,10 @@ def processes(
         for process in started:
             if process.poll() is None:
                 process.kill()
-            process.communicate()
+            process.wait()
+            for stream in (process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
 
 
 def wait_for(event: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:

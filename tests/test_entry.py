@@ -5,6 +5,7 @@ import io
 import os
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fitting.entry import Failure, Refusal, answer
+from tests.processes import PATIENCE
 
 
 @pytest.fixture(autouse=True)
@@ -119,3 +121,42 @@ def test_importing_it_costs_nothing() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "[]\n"
     assert os.environ.get("HYDRA_FULL_ERROR") is None
+
+
+LOADS_A_LIBRARY = """
+import builtins, os, signal, sys
+import numpy
+from fitting.entry import answer
+
+python_import, asked = builtins.__import__, []
+
+def as_numpy_is_asked_for_from_c(name, *more, **options):
+    if name == "numpy._core._multiarray_umath" and "scipy.optimize" in sys.modules and not asked:
+        asked.append(name)
+        os.kill(os.getpid(), signal.{number})
+    return python_import(name, *more, **options)
+
+def command():
+    builtins.__import__ = as_numpy_is_asked_for_from_c
+    import scipy.optimize
+    while asked:
+        pass
+
+answer("lowbit-fit", command)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")],
+)
+def test_a_signal_while_a_library_is_loaded_is_heard_when_it_is(
+    number: str, code: int, word: str
+) -> None:
+    """Numpy prints what is raised there and raises an ImportError instead: a bug report, once."""
+    program = LOADS_A_LIBRARY.replace("{number}", number)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stderr == f"lowbit-fit: {word}; the same command goes on from here\n"

@@ -161,6 +161,21 @@ def test_only_the_starter_of_an_attempt_can_break_its_lease(tmp_path: Path) -> N
             lease.check()
 
 
+def test_an_attempt_counts_that_died_before_it_could_say_so(tmp_path: Path) -> None:
+    """Killed between the creation of its lease and the note of the number: two files."""
+    Lease(tmp_path, ttl=3600, token="secret")
+    (tmp_path / ATTEMPTS).unlink()
+    break_lease(tmp_path, "secret")
+    assert Lease(tmp_path, ttl=3600).number == 2
+
+
+def test_a_dead_attempts_lease_goes_where_its_number_cannot_be_kept(tmp_path: Path) -> None:
+    Lease(tmp_path, ttl=3600, token="secret")
+    (tmp_path / ATTEMPTS).write_text("{")
+    break_lease(tmp_path, "secret")
+    assert leases(tmp_path) == []
+
+
 def test_only_the_starter_of_an_attempt_can_ask_it_to_stop(tmp_path: Path) -> None:
     ask_to_stop(tmp_path / "not begun", "secret")
     with Lease(tmp_path, ttl=3600, token="secret") as lease:

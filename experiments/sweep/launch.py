@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from dataclasses import asdict, dataclass, field
+from types import FrameType
 from typing import Any, Self
 
 from experiments.lease import ask_to_stop, at_work, break_lease, holder, unask
@@ -30,6 +31,7 @@ from experiments.sweep.work import (
     execute,
     execute_together,
 )
+from fitting.interrupts import interrupt
 from fitting.results import RESULT, RunRecord, look_at
 
 _MAX_DEATHS = 3
@@ -127,9 +129,9 @@ class _Terminable:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
-    def _stop(self, number: int, _: object) -> None:
+    def _stop(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        raise KeyboardInterrupt
+        interrupt(number, frame)
 
 
 @dataclass
