@@ -22,7 +22,8 @@ from typing import Any
 
 from experiments.wandb_files import read_run, run_files
 from fitting.entry import one_line
-from fitting.results import STUDY, DamagedWarning, read_study
+from fitting.results import STUDY, DamagedWarning
+from fitting.study_file import read_study
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # pydantic's, of how its models are written

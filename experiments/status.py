@@ -19,7 +19,8 @@ from experiments.progress import duration, last_row
 from fitting.entry import UsageError as UsageError
 from fitting.entry import answer, refuse_twice
 from fitting.own_json import read_object
-from fitting.results import STUDY, RunRecord, look_at, read_study
+from fitting.results import STUDY, RunRecord, look_at
+from fitting.study_file import read_study
 
 HELP = """\
 lowbit-status: how a study stands, from any shell and any machine that sees its folder.

@@ -17,11 +17,11 @@ import pandas as pd
 
 from fitting.describe import keep
 from fitting.fit import FitError, fit
+from fitting.fit_file import read_pilot
 from fitting.law import Law
 from fitting.laws import get
 from fitting.options import FitOptions, UsageError
 from fitting.results import ResultsError, load, write_atomic
-from fitting.study import read_json
 from fitting.synthetic import make_table
 
 FILE = "expected.json"
@@ -95,12 +95,11 @@ def run_expected(options: FitOptions) -> pd.DataFrame:
         ResultsError: A file cannot be read, or lacks a column.
         FitError: See `expected_intervals`.
     """
-    pilot = read_json(Path(options.expect))
-    if pilot is None:
-        raise ResultsError(f"expect={options.expect}: no such file")
-    if "parameters" not in pilot:
-        raise ResultsError(f"expect={options.expect}: must be a fit.json of lowbit-fit")
-    law = get(options.law or pilot["law"])
+    try:
+        pilot = read_pilot(Path(options.expect))
+    except FileNotFoundError as error:
+        raise ResultsError(f"expect={options.expect}: no such file") from error
+    law = get(options.law or pilot.get("law", ""))
     noise = options.noise or (pilot.get("noise_floor") or {}).get("std_log")
     if not noise:
         raise UsageError("noise: the pilot repeated no seed; give noise=0.01 for 1 % of the loss")

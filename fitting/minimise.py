@@ -139,6 +139,22 @@ class Problem:
             found[near, j] = True
         return found
 
+    def unvarying(self, theta: Array, limits: Array) -> Mask:
+        """Coefficients whose term varies over the rows by less than a limit, same shape as `theta`.
+
+        Args:
+            theta: [batch, parameters].
+            limits: [parameters], logarithms of differences of a term.
+        """
+        found = np.zeros(theta.shape, dtype=bool)
+        for j, form in self.coefficients:
+            columns, own = self._own[form]
+            logs = theta[:, columns] @ own.T + self.offsets[form]
+            # A term that some rows lack is zero there.
+            with np.errstate(over="ignore"):
+                found[:, j] = np.ptp(np.exp(logs), axis=1) < np.exp(limits[j])
+        return found
+
     def constants(self) -> list[int]:
         """Coefficients of terms that are the same in all rows."""
         alone = (
@@ -151,6 +167,34 @@ class Problem:
             for j, columns, own, offset in alone
             if list(columns) == [j] and not np.ptp(own) and not np.ptp(offset)
         ]
+
+    def steep(self, theta: Array) -> list[Array]:
+        """Points with a power's term small, and as steep as its exponent's bound allows.
+
+        Where all rows have a term much alike it may serve better as one that only few rows have,
+        and between the two the objective has no slope.
+
+        Args:
+            theta: [batch, parameters].
+
+        Returns:
+            As many points, one array for each term of a coefficient and a bounded exponent.
+        """
+        found = []
+        for j, form in self.coefficients:
+            columns, own = self._own[form]
+            powers = [int(k) for k in columns if k != j and np.isfinite(self.upper[k])]
+            if len(columns) != 2 or not powers:
+                continue
+            point = theta.copy()
+            level = (theta[:, columns] @ own.T + self.offsets[form]).min(axis=1)
+            for constant in self.constants()[:1]:  # what all rows have of the term is a constant
+                point[:, constant] = np.logaddexp(point[:, constant], level)
+            point[:, powers[0]] = self.upper[powers[0]]
+            logs = point[:, columns] @ own.T + self.offsets[form]
+            point[:, j] += self.small - logs.max(axis=1)
+            found.append(np.clip(point, self.lower, self.upper))
+        return found
 
     def predict(self, theta: Array) -> tuple[Array, Array]:
         """Log loss and its gradient at one point: [rows], [rows, parameters]."""

@@ -255,19 +255,16 @@ def _study_defaults(folder: Path) -> dict[str, str]:
 
     It may not set `where`: an expression is evaluated, and nothing read from a file is.
     """
-    from fitting.own_json import ResultsError, read_object
-    from fitting.results import STUDY, STUDY_REMEDY
+    from fitting.own_json import ResultsError
+    from fitting.study_file import STUDY, read_about
 
     path = folder / STUDY
     try:
-        settings = read_object(path, STUDY_REMEDY)
-        pairs = dict(settings.get("fit", {}))
+        pairs = read_about(folder).get("fit", {})
     except FileNotFoundError:
         return {}
     except ResultsError as error:
         raise UsageError(str(error)) from error
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from error
     for key in ("where", "study", "results", "out"):
         if key in pairs:
             raise UsageError(f"{path}: fit.{key}: a study cannot set it; type it")

@@ -10,8 +10,9 @@ import json
 from pathlib import Path
 
 from fitting import qsnr
+from fitting.fit_file import FIT, read_fit
 from fitting.results import STUDY, write_atomic
-from fitting.study import FIT, load_study, read_json, read_runs
+from fitting.study import load_study, read_runs
 
 RESULTS = "results.csv"
 
@@ -31,7 +32,7 @@ def publish(runs: Path, fit_dir: Path, out: Path) -> Path:
     Raises:
         ResultsError: A file cannot be used.
     """
-    fit = read_json(fit_dir / FIT) or {}
+    fit = read_fit(fit_dir / FIT) or {}
     table, about = read_runs(runs, ptq=fit.get("law") == "ptq")
     out.mkdir(parents=True, exist_ok=True)
     results = out / RESULTS

@@ -30,6 +30,7 @@ from fitting.own_json import ResultsError as ResultsError
 from fitting.own_json import read_object, strict
 from fitting.record_values import SCHEMA_VERSION as SCHEMA_VERSION
 from fitting.record_values import check, operand_values, short
+from fitting.study_file import STUDY as STUDY
 from fitting.swept import is_key, swept
 from fitting.table_files import KINDS, can_read, counts, read_file
 
@@ -38,12 +39,10 @@ if TYPE_CHECKING:  # a worker that writes one record needs no tables
 
 RESULT = "result.json"
 FAILURE = "failure.json"
-STUDY = "study.json"
 STATUSES = ("finished", "diverged", "failed")
 OPERAND_VALUES = ("exact", "rounded")
 REMEDY = "delete it and run the command again; the run is made anew"
 """Where a run's result or failure is damaged."""
-STUDY_REMEDY = "delete it and run lowbit-train again, which writes it anew"
 
 
 class DamagedWarning(UserWarning):
@@ -234,33 +233,6 @@ def read_records(folder: Path) -> tuple[list[RunRecord], list[str]]:
     """The records of all runs in a study's folder, and a line for each that is damaged."""
     seen = [look_at(run) for run in sorted(folder.iterdir()) if run.is_dir()]
     return [record for record, _ in seen if record], [damaged for _, damaged in seen if damaged]
-
-
-def read_study(folder: Path) -> dict[str, Any]:
-    """What study.json says: at least `name`, `title`, `description`, `planned` and `work`.
-
-    Raises:
-        FileNotFoundError: There is none.
-        DamagedError: It cannot be read, or a value of it cannot be used.
-    """
-    path = folder / STUDY
-    about = read_object(path, STUDY_REMEDY)
-    about = {"name": folder.name, "description": "", "planned": [], "work": {}} | about
-    about = {"title": about["name"]} | about
-    names = about["planned"]
-    for key in ("name", "title", "description"):
-        if not isinstance(about[key], str):
-            raise DamagedError(path, f"{key} is not a text", STUDY_REMEDY)
-    # A name is a folder in this one, not a way out of it.
-    if not isinstance(names, list) or not all(
-        isinstance(name, str) and name == Path(name).name not in ("", "..") for name in names
-    ):
-        raise DamagedError(path, "planned is not a list of runs", STUDY_REMEDY)
-    if not isinstance(about["work"], dict) or not all(
-        type(work) in (int, float) and 0 <= work < 1e300 for work in about["work"].values()
-    ):
-        raise DamagedError(path, "work is not a FLOP count for each run", STUDY_REMEDY)
-    return about
 
 
 def load(

@@ -17,6 +17,7 @@ import pandas as pd
 
 from fitting.cells import CELL, with_conditions
 from fitting.fit import select_rows
+from fitting.fit_file import FIT, read_fit
 from fitting.laws import LAWS, FitError
 from fitting.naming import format_names, format_order
 from fitting.own_json import read_object
@@ -31,11 +32,10 @@ from fitting.results import (
     require_columns,
 )
 from fitting.seeds import NoiseFloor, compare_cells, compare_layouts, noise_floor
+from fitting.study_file import read_about
 from fitting.style import format_colours
 from fitting.swept import constant
 
-FIT = "fit.json"
-FIT_KEYS = ("law", "objective", "parameters", "rows", "starts", "status", "warnings")
 FORMAT_COLUMNS = ("exponent", "mantissa", "block_size")
 PROVENANCE = ("git_sha", "git_dirty", "device", "threads", "compute_dtype")
 
@@ -84,32 +84,19 @@ def load_study(results: Path, fit_dir: Path) -> Study:
     Raises:
         ResultsError: Nothing at `results`, a broken file, or a table without loss, params, tokens.
     """
-    fit = read_json(fit_dir / FIT)
+    fit = read_fit(fit_dir / FIT)
     if results.is_dir():
         table, about = read_runs(results, ptq=fit is not None and fit.get("law") == "ptq")
         folders = [folder for folder in sorted(results.iterdir()) if folder.is_dir()]
         read = [STUDY, *(f"{d.name}/{name}" for d in folders for name in (RESULT, FAILURE))]
     else:
-        table, about = load(results), read_json(results.with_name(STUDY)) or {}
+        table, about = load(results), _about(results.parent)
         read = [results.name, STUDY]
     place = results if results.is_dir() else results.parent
     inputs = {name: sha256_of(place / name) for name in read if (place / name).is_file()}
     require_columns(table, ("loss", "params", "tokens"), "the report")
     if fit is not None:
         inputs[FIT] = sha256_of(fit_dir / FIT)
-        missing = [key for key in FIT_KEYS if key not in fit]
-        if missing:
-            raise ResultsError(f"{fit_dir / FIT}: lacks {', '.join(missing)}; run lowbit-fit again")
-        law = LAWS.get(fit["law"])
-        if law is None:
-            raise ResultsError(f"{fit_dir / FIT}: law={fit['law']} is none of {', '.join(LAWS)}")
-        law = law.with_schemes(fit["parameters"])
-        if set(fit["parameters"]) != set(law.parameters):
-            raise ResultsError(
-                f"{fit_dir / FIT}: parameters {', '.join(fit['parameters'])}, but law={law.name} "
-                f"has {', '.join(law.parameters)}"
-            )
-        fit["parameters"] = {name: fit["parameters"][name] for name in law.parameters}
     return _study(results, table, about, fit, inputs)
 
 
@@ -125,7 +112,7 @@ def read_runs(folder: Path, ptq: bool = False) -> tuple[pd.DataFrame, dict[str, 
         the keys in which all runs agree (`fitting.swept`), and with `provenance`: of what the runs'
         records know of commit and device, the different values.
     """
-    about = {"name": folder.name} | (read_json(folder / STUDY) or {})
+    about = {"name": folder.name} | _about(folder)
     about.pop("work", None)
     records, damaged = read_records(folder)
     if damaged:
@@ -139,6 +126,14 @@ def read_runs(folder: Path, ptq: bool = False) -> tuple[pd.DataFrame, dict[str, 
     }
     about["provenance"] = {key: found for key, found in values.items() if found}
     return table, about
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What study.json says; nothing where there is none."""
+    try:
+        return read_about(folder)
+    except FileNotFoundError:
+        return {}
 
 
 def _study(

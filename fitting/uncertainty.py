@@ -59,9 +59,9 @@ def bootstrap(
     starts disagreed also from the second best place that they found.  Where a term has all but
     vanished it is solved once more from the optimum with that term large (an irreducible loss of
     half the smallest loss): the way up may lead over a hill.  Draws in which a decaying term stays
-    small, or whose search did not end (a decay so slow that its term cannot be told from a constant
-    makes a long valley), are solved from a few blind starts, too, and from the optimum without the
-    constant.  The lowest objective counts.
+    small or varies little, or whose search did not end (a decay so slow that its term cannot be
+    told from a constant makes a long valley), are solved from a few blind starts, too, from the
+    optimum without the constant, and from where the term is steep.  The lowest objective counts.
 
     Args:
         table: The table that `fit` was fitted to.
@@ -184,7 +184,8 @@ def _solve(
     """The best optimum of each weighting and whether its search ended, [draws, free], [draws].
 
     Where a term is nowhere above `low` also from where it is `raised`; if a term that is no
-    constant stays there, or where no search ended, also from `elsewhere` by the thresholds `down`.
+    constant stays there or varies by half of that, or where no search ended, also from `elsewhere`
+    by the thresholds `down`, and from where it is steep.
     """
     first = np.tile(places[0], (len(weights), 1))
     theta, value, converged = minimise(problem, first, weights, path, TOLERANCE)
@@ -205,12 +206,14 @@ def _solve(
     small = problem.vanishing(theta, low)
     for j in map(int, np.flatnonzero(small.any(axis=0))):
         again(raised(j), np.flatnonzero(small[:, j]))
-    fading = problem.vanishing(theta, low)
+    fading = problem.vanishing(theta, low) | problem.unvarying(theta, low - math.log(2))
     fading[:, problem.constants()] = False  # without a constant there is one valley less, not more
     doubtful = np.flatnonzero(fading.any(axis=1) | ~converged)
     if doubtful.size:
         for start in elsewhere():
             again(start, doubtful, down)
+        for start in problem.steep(theta[doubtful]):
+            again(start, doubtful)
     return theta, converged
 
 

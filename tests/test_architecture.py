@@ -79,10 +79,12 @@ FLOORS = {
     "experiments.commands": 18,
     "fitting.swept": -2,
     "fitting.expressions": -2,
+    "fitting.interrupts": -4,
     "fitting.entry": -3,
     "fitting.atomic": -2,
     "fitting.own_json": -2,
     "fitting.record_values": -1,
+    "fitting.study_file": -1,
     "fitting.table_files": -1,
     "fitting.results": 0,
     "fitting.naming": 0,
@@ -93,6 +95,7 @@ FLOORS = {
     "fitting.minimise": 1,
     "fitting.law": 1,
     "fitting.laws": 2,
+    "fitting.fit_file": 3,
     "fitting.centred": 2,
     "fitting.designs": 2,
     "fitting.synthetic": 3,
@@ -132,8 +135,11 @@ FLOORS = {
     "fitting.show": 10,
     "fitting.commands": 12,
 }
-SHARED = {("experiments", f"fitting.{name}") for name in ("results", "own_json", "atomic", "entry")}
-"""What training and fitting have in common: the run record, and how a command ends."""
+SHARED = {
+    ("experiments", f"fitting.{name}")
+    for name in ("results", "study_file", "own_json", "atomic", "entry", "interrupts")
+}
+"""What training and fitting have in common: the files of a study, and how a command ends."""
 NO_TORCH = {"experiments.quant.formats", "experiments.quant.recipe", "experiments.accounting"}
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path

@@ -30,8 +30,8 @@ from fitting.results import (
     RunRecord,
     load,
     read_record,
-    read_study,
 )
+from fitting.study_file import read_study
 from tests.test_results import RECORD, save
 
 

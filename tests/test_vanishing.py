@@ -55,24 +55,46 @@ TABLES = {
 }
 
 
+def excess(law: str, table: pd.DataFrame, count: int, starts: int) -> list[float]:
+    """How far each draw's objective lies above the lowest of blind starts, as a share of it."""
+    fitted = fit(table, law, starts=16)
+    draws = bootstrap(table, fitted, draws=count, seed=0)
+    weights = resample(np.random.default_rng(0), count, len(table))
+    centred = in_coordinates(fitted, table)
+    found = []
+    for i in range(count):
+        mine = centred.encode(draws.loc[i, list(fitted.parameters)].to_dict())
+        value = centred.problem.evaluate(mine[None], weights[[i]], 1e-3)[0][0]
+        path = thresholds("huber", 1e-3)
+        _, blind, _ = minimise(centred.problem, centred.starts(starts, i), weights[[i]], path)
+        found.append(value / blind.min() - 1)
+    return found
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_warm_draws_are_as_low_as_blind_ones(name: str) -> None:
     # Draws stop at 1e-7 of the objective; a thousandth of the noise as Huber's threshold makes it
     # rough, so that Newton's promise is ten times too small now and then.
     law, table = TABLES[name]
-    fitted = fit(table, law, starts=16)
-    count = 12 if "data" not in name else 6
-    draws = bootstrap(table, fitted, draws=count, seed=0)
-    weights = resample(np.random.default_rng(0), count, len(table))
-    centred = in_coordinates(fitted, table)
-    for i in range(count):
-        mine = centred.encode(draws.loc[i, list(fitted.parameters)].to_dict())
-        value = centred.problem.evaluate(mine[None], weights[[i]], 1e-3)[0][0]
-        path = thresholds("huber", 1e-3)
-        _, blind, _ = minimise(
-            centred.problem, centred.starts(8 if count > 6 else 5, i), weights[[i]], path
-        )
-        assert value <= blind.min() * (1 + 1e-5), i
+    count, starts = (12, 8) if "data" not in name else (6, 5)
+    assert max(excess(law, table, count, starts)) <= 1e-5
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("data_term", [4.0, 40.0, 400.0])
+def test_many_tables_with_a_small_data_term_are_searched_to_the_end(
+    data_term: float, seed: int
+) -> None:
+    """A decay that cannot be told from a constant, or is seen in a few rows only.
+
+    A standard error costs one in 288 of the objective of 144 rows: what is allowed is a twentieth
+    of that.  Each draw is held against 24 blind starts, which Huber's threshold, a fortieth of the
+    noise, leaves in different places up to 1e-4 apart.
+    """
+    above = excess("chinchilla", runs(seed, 6, TRUTH | {"B": data_term}), 30, 24)
+    print(f"VALLEY B={data_term:g} seed={seed}: furthest above {max(above):.1e}")
+    assert max(above) <= 1 / 288 / 20
 
 
 @pytest.mark.parametrize("delta", [np.inf, 1e-3])

@@ -22,9 +22,9 @@ from fitting.results import (
     DamagedError,
     RunRecord,
     look_at,
-    read_study,
     write_atomic,
 )
+from fitting.study_file import read_study
 
 _PROCESS_BYTES = 450 * 2**20
 """Of a worker that has everything imported and trains nothing."""
