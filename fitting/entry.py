@@ -58,6 +58,7 @@ def refuse_twice(words: Sequence[str], several: Collection[str] = ()) -> None:
 _REMEDIES = {
     errno.ENOSPC: "make room (df -h and df -i show where none is left) and repeat the command",
     errno.EDQUOT: "make room in your quota and repeat the command",
+    errno.EIO: "the disk, or what connects it, fails: see what dmesg says, and use another",
     errno.EROFS: "name a folder that can be written to",
     errno.EACCES: "name a folder that you may use, or get the right to this one",
     errno.EPERM: "name a folder that you may use, or get the right to this one",

@@ -168,6 +168,25 @@ def test_a_run_whose_workers_die_three_times_is_left_for_the_next_launch(
     assert not list(runs.glob(f"*/{FAILURE}")), "the machine was at fault, not the run"
 
 
+def test_a_store_that_refuses_the_driver_costs_no_run_what_it_has(
+    launch: Launch, tmp_path: Path
+) -> None:
+    """A third run's result is a link that the system refuses to follow; two are at work."""
+    driver = launch("refused", "seed=0,1,2", *LONG)
+    runs = tmp_path / "runs" / "refused"
+    wait_for(
+        lambda: len([c for c in runs.glob("*/metrics.jsonl") if c.stat().st_size]) == 2, driver
+    )
+    planned = json.loads((runs / STUDY).read_text())["planned"]
+    [third] = [runs / name for name in planned if not (runs / name).exists()]
+    third.mkdir()
+    (third / RESULT).symlink_to("x" * 300)
+    out = said(driver, 2)
+    assert f"{third / RESULT}: File name too long; choose a shorter name" in out
+    assert len(list(runs.glob("*/checkpoints/*.ckpt"))) == 2, "what ran has written one"
+    assert not [*runs.glob("*/lease.*"), *runs.glob("*/stop.*"), *runs.glob(f"*/{FAILURE}")]
+
+
 def test_isolated_runs_have_a_process_each(launch: Launch, tmp_path: Path) -> None:
     pids = {}
     for isolate in ("none", "process"):

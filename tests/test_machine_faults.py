@@ -199,6 +199,32 @@ def test_a_worker_without_a_log_says_why_and_does_not_die(tmp_path: Path, text: 
     assert "No space left on device; make room" in why
 
 
+@pytest.mark.parametrize(
+    ("command", "option"), [("fit", "results"), ("report", "results"), ("train", "data.path")]
+)
+def test_a_disk_that_fails_while_it_is_read_is_said(
+    command: str, option: str, tmp_path: Path
+) -> None:
+    """The kernel answers a read of that file with EIO, as it does for a bad sector."""
+    name = "losses.csv" if option == "results" else "train.txt"
+    broken = tmp_path / name
+    broken.symlink_to("/proc/self/mem")
+    more = {
+        "fit": ["law=chinchilla", "bootstrap=0", f"out={tmp_path}/out"],
+        "report": [f"fit={tmp_path}", f"out={tmp_path}/out"],
+        "train": ["data=tokens", "debug=tiny", "tracking=none"],
+    }[command]
+    value = broken if option == "results" else tmp_path
+    done = subprocess.run(
+        ["sh", "-c", typed(command, f"{option}={value}", *more)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert "Input/output error" in one_line(done, command)
+
+
 @pytest.mark.parametrize("number", sorted(_REMEDIES), ids=errno.errorcode.get)
 def test_each_error_of_the_system_says_what_to_do(
     number: int, capsys: pytest.CaptureFixture[str]
