@@ -48,7 +48,7 @@ smoke: $(VENV)/installed ## The same path in its smallest form, under a minute
 	@$(BIN)/lowbit-fit study=smoke
 	@$(BIN)/lowbit-report study=smoke
 
-browser: $(VENV)/installed ## Install Chromium for the tests of pages, where that may be done: as root, on Debian
+browser: $(VENV)/installed ## Install Chromium, without which the tests of pages are skipped (as root, on Debian)
 	@$(BIN)/python -c "from tests.browser import CHROMIUM; raise SystemExit(not CHROMIUM)" || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 		&& echo "adding Chromium for the tests of pages ..." \
 		&& { $(CHROMIUM) || { apt-get update -q && $(CHROMIUM); }; } >/dev/null 2>&1; } \
@@ -56,7 +56,7 @@ browser: $(VENV)/installed ## Install Chromium for the tests of pages, where tha
 
 # Two files at a time: many tests wait for processes and servers they started.
 TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
-test: $(VENV)/installed-dev browser ## Run the tests, but for the slow ones (25 minutes on two slow cores)
+test: $(VENV)/installed-dev ## Run the tests, but for the slow ones (25 minutes on two slow cores)
 	@$(BIN)/python -m pytest $(TWO) -m "not slow and not long"
 
 test-slow: $(VENV)/installed-dev ## Run the slow ones: sweeps that are killed, coverage of intervals, Slurm
