@@ -6,11 +6,9 @@ write it.  Files of the user's own (`--config-dir`) come before the built-in one
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import shlex
-from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,7 +16,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from experiments.config import ConfigError
-from experiments.paths import conf_dir
+from experiments.own_files import groups
 from fitting.entry import one_line
 
 _WITH_VALUE = (
@@ -44,56 +42,6 @@ _OF_HYDRA = {
     "hydra.run": "results go below runs=FOLDER",
     "hydra.searchpath": "files of your own are found by --config-dir=FOLDER",
 }
-_own: ContextVar[Path | None] = ContextVar("own", default=None)
-
-
-def own_folder() -> Path | None:
-    """The folder of the user's own YAML files, where there is one."""
-    return _own.get()
-
-
-@contextlib.contextmanager
-def with_own_files(folder: Path | str) -> Iterator[None]:
-    """Have Hydra look into a folder of the user's before it looks into ours; "": into none.
-
-    Raises:
-        ConfigError: There is no such folder, or it has a file in the place of our train.yaml.
-    """
-    if not folder:
-        yield
-        return
-    found = Path(folder).expanduser().absolute()
-    if not found.is_dir():
-        raise ConfigError(f"--config-dir={folder}: no such folder")
-    if (found / "train.yaml").exists() and found != conf_dir():
-        raise ConfigError(
-            f"--config-dir={folder}: its train.yaml has the name of the file that lists every key; "
-            "write what you want to change into study/NAME.yaml and type study=NAME"
-        )
-    token = _own.set(found)
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        for path in sorted(path for group in groups() for path in (found / group).rglob("*.yaml")):
-            if not _is_text(path):
-                raise ConfigError(f"{path}: not UTF-8 text ({error.reason})") from None
-        raise
-    finally:
-        _own.reset(token)
-
-
-def _is_text(path: Path) -> bool:
-    try:
-        path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-@functools.cache
-def groups() -> tuple[str, ...]:
-    """The groups that a choice of file is made for: model, precision, ..."""
-    return tuple(sorted(path.name for path in conf_dir().iterdir() if path.is_dir()))
 
 
 def arrange(words: Sequence[str]) -> tuple[list[str], str]:

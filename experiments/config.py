@@ -9,12 +9,12 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments import demands
@@ -119,23 +119,6 @@ def from_hydra(cfg: DictConfig) -> TrainConfig:
         ConfigError: The first thing that is wrong, in one line.
     """
     return from_typed(typed(cfg))
-
-
-def named(cfg: DictConfig, choices: Mapping[str, Any]) -> DictConfig:
-    """A composed configuration in which a file of the user's that gives no name has its own.
-
-    Args:
-        cfg: Changed in place.
-        choices: The file chosen for each group.
-    """
-    with open_dict(cfg):
-        if choices.get("recipe") and "name" not in cfg.recipe:
-            cfg.recipe.name = Path(choices["recipe"]).name
-        for group, default in (("study", "scratch"), ("model", None)):
-            chosen = choices.get(group)
-            if chosen and cfg[group].get("name") == default:
-                cfg[group].name = Path(chosen).name
-    return cfg
 
 
 _RESOLVER = re.compile(r"(?<!\\)\$\{[^}]*:")
@@ -428,8 +411,17 @@ def explain(error: BaseException, cfg: DictConfig | None = None) -> str:
         known = " ".join(options[1].split()) if options else ""
         return f"{group}={option}: no such choice" + (f"; there are: {known}" if known else "")
     inside = re.match(r"In '([^']+)': \w+ raised while composing config", first)
+    if inside and "Cannot merge" in text:
+        return (
+            f"{inside[1]}.yaml: one of its keys holds a list where keys and values belong, or keys "
+            "and values where a list does"
+        )
     if inside:
         return f"{inside[1]}.yaml: must be keys and values, key: value ({text.splitlines()[-1]})"
+    if key and "is not a ListConfig" in text:
+        return f"{key}: must be a list, as {key}=[a,b]"
+    if key and re.match(r"Cannot assign \w+ to Dict", text):
+        return f"{key}: must be keys and values, as {key}={{a: 1}}"
     return f"{key}: {first}" if key and key not in first else first
 
 

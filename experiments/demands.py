@@ -14,16 +14,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`; all but `low` itself where `above`."""
+    """Numbers from `low` to `high`; where `above` without `low`, where `below` without `high`."""
 
     low: float
     high: float
     above: bool = False
+    below: bool = False
 
     def holds(self, value: float) -> bool:
         """Whether a number is one of them; what is not finite never is."""
         inside = value > self.low if self.above else value >= self.low
-        return math.isfinite(value) and inside and value <= self.high
+        inside &= value < self.high if self.below else value <= self.high
+        return math.isfinite(value) and inside
 
     def demand(self, value: float) -> str:
         """What a number that is none of them must be, as an error says it."""
@@ -34,12 +36,14 @@ class Range:
             return f"must be a finite number, {'above ' if self.above else ''}{self.low:g}" + (
                 "" if self.above else " or more"
             )
-        return f"must be from {self.low:.17g} to {self.high:.17g}"
+        beyond = "below " if self.below else ""
+        return f"must be from {self.low:.17g} to {beyond}{self.high:.17g}"
 
 
 _FINITE = Range(0, math.nextafter(math.inf, 0))
 _POSITIVE = Range(0, _FINITE.high, above=True)
 _SHARE = Range(0, 1)
+_DECAY = Range(0, 1, below=True)
 _SECONDS = Range(0, 1e9)
 _COUNT, _COUNT_OR_NONE = Range(1, 10**12), Range(0, 10**12)
 _ROTATION = Range(0, 2**20)
@@ -65,8 +69,8 @@ NUMBERS = {
     "recipe.word_length.lookback": _COUNT_OR_NONE,
     "recipe.word_length.bins": Range(2, 10**6),
     "optim.lr": _POSITIVE,
-    "optim.beta1": _SHARE,
-    "optim.beta2": _SHARE,
+    "optim.beta1": _DECAY,
+    "optim.beta2": _DECAY,
     "optim.eps": _POSITIVE,
     "optim.weight_decay": _FINITE,
     "optim.clip_norm": _POSITIVE,

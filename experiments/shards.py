@@ -325,14 +325,18 @@ def _refuse_held_out(path: Path, files: Sequence[Path], key: str) -> None:
         folders = {part.lower() for part in relative.parts[:-1]}
         if file.stem.lower() in HELD_OUT or (words & HELD_OUT and _TRAIN & _words(files)):
             what = f"{relative} is"
-        elif folders & HELD_OUT and {p.name.lower() for p in path.iterdir()} & _TRAIN:
-            what = f"{relative.parts[0]}/ is"
+        elif folders & HELD_OUT and _TRAIN & {*_words(files), *_folders(files, path)}:
+            what = f"{relative.parent}/ is"
         else:
             continue
         raise DataError(
             f"{key}: by its name {what} a held-out part, which would be trained on; the split is "
             "made here: give the training text alone, or another name to what is part of it"
         )
+
+
+def _folders(files: Sequence[Path], base: Path) -> set[str]:
+    return {part.lower() for file in files for part in file.relative_to(base).parts[:-1]}
 
 
 def _words(files: Sequence[Path]) -> set[str]:

@@ -18,8 +18,9 @@ from omegaconf import DictConfig
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from experiments.command_line import arrange, with_own_files
-from experiments.config import TrainConfig, from_hydra, named
+from experiments.command_line import arrange
+from experiments.config import TrainConfig, from_hydra
+from experiments.own_files import named, with_own_files
 from experiments.progress import duration
 from experiments.sweep.cluster import this_machine
 from experiments.sweep.estimate import probe
@@ -43,7 +44,8 @@ def train_command() -> None:
     composed: list[DictConfig] = []
 
     def take(cfg: DictConfig) -> None:
-        composed.append(named(cfg, HydraConfig.get().runtime.choices))
+        hydra_config = HydraConfig.get()
+        composed.append(named(cfg, hydra_config.runtime.choices, hydra_config.overrides.task))
 
     sys.argv[1:] = arranged
     try:

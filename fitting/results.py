@@ -345,8 +345,10 @@ def _status(table: pd.DataFrame) -> pd.Series:
 
     given = table.get("status")
     if given is None:
-        for name in ("State", "state"):  # as W&B exports it
-            if name in table and set(_word(table[name])) <= {*WANDB_STATES, ""}:
+        # W&B exports it as State; a column called Status or state is as likely to be it.
+        known_words = {*STATUSES, *WANDB_STATES, ""}
+        for name in table:
+            if str(name).lower() in ("state", "status") and set(_word(table[name])) <= known_words:
                 given = table[name]
                 break
     if given is None:

@@ -107,6 +107,10 @@ def _separated(text: str, kind: str) -> pd.DataFrame:
         decimal = ","
     rows = _rows(body, separator)
     names, row = next(rows, []), next(rows, [])
+    stripped = [name.strip() for name in names if name.strip()]
+    for name in stripped:
+        if stripped.count(name) > 1:  # pandas would call the second one NAME.1
+            raise ValueError(f"two columns are called {name!r}")
     if len(row) > len(names):
         # Pandas would take the first field for a row's label, and every name for its neighbour's.
         raise ValueError(f"its rows have {len(row)} fields, its first line names {len(names)}")

@@ -49,6 +49,7 @@ FLOORS = {
     "experiments.precision_config": 1,
     "experiments.running_config": 0,
     "experiments.config": 8,
+    "experiments.own_files": 8.5,
     "experiments.command_line": 9,
     "experiments.configure": 10,
     "experiments.identity": 9,

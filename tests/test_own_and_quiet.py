@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.configure import configure
 from experiments.paths import conf_dir
 from tests.command_shell import Shell
 
@@ -45,6 +46,37 @@ def test_an_own_file_wins_over_the_built_in_one_of_its_name(
     done = shell("lowbit-train", words)
     assert done.code == 0, done.err
     assert shown in done.out
+
+
+BUILT_ON = {"recipe": "sun", "model": "ladder/a", "study": "smoke"}
+
+
+@pytest.mark.parametrize("group", BUILT_ON)
+def test_an_own_file_that_builds_on_another_is_called_by_its_own_name(
+    group: str, tmp_path: Path, shell: Shell, text: Path
+) -> None:
+    own = tmp_path / "own" / group / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text(f"defaults: [/{group}/{BUILT_ON[group]}, _self_]\n")
+    if group == "recipe":
+        own.write_text(f"defaults: [{BUILT_ON[group]}, _self_]\n")
+    words = [f"--config-dir={tmp_path / 'own'}", f"{group}=mine"]
+
+    def name(*more: str) -> str:
+        config = configure(f"{group}=mine", *more, folder=own.parents[1])
+        return str(getattr(config, group).name)
+
+    assert name() == "mine"
+    assert name(f"{group}.name=typed") == "typed"
+    if group == "recipe":
+        own.write_text(own.read_text() + "name: said\n")
+        assert name() == "said"
+        own.write_text(f"defaults: [{BUILT_ON[group]}, _self_]\n")
+        small = ["data=tokens", f"data.path={text}", "tokens=1024", "debug=tiny", "tracking=none"]
+        small.append("data.validation_windows=8")
+        done = shell("lowbit-train", [*words, *small, f"runs={tmp_path / 'runs'}"], seconds=300)
+        assert done.code == 0, done.err
+        assert list((tmp_path / "runs").glob("*/mine-*"))
 
 
 @pytest.mark.parametrize(

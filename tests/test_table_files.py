@@ -243,6 +243,21 @@ def test_the_state_of_wandb_is_known(mapped: bool, tmp_path: Path) -> None:
     assert len(select_rows(load(path))[0]) == 2
 
 
+@pytest.mark.parametrize("name", ["State", "state", "STATE", "Status", "STATUS"])
+def test_a_state_is_known_however_its_column_is_written(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"loss,{name}\n3,finished\n4,crashed\n5,failed\n")
+    assert select_rows(load(path))[0]["loss"].tolist() == [3]
+
+
+@pytest.mark.parametrize("header", ["loss,params,params", "loss, params ,params", "loss,loss,x"])
+def test_two_columns_of_one_name_are_refused(header: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"{header}\n3,1,2\n")
+    with pytest.raises(ResultsError, match="two columns are called"):
+        load(path)
+
+
 def test_a_page_is_made_of_a_table_with_states(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

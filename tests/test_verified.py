@@ -202,7 +202,7 @@ def test_16_bit_tokens_of_any_vocabulary_are_taken(tokens: Path, largest: int) -
     "name",
     [
         *("valid.txt", "test.txt", "val.md", "dev.jsonl", "validation.txt", "deep/test.txt"),
-        *("wiki.valid.txt", "wiki_test_1.txt", "test/1.txt", "Valid/deep/2.md"),
+        *("wiki.valid.txt", "wiki_test_1.txt", "test/1.txt", "Valid/deep/2.md", "a/Dev/3.txt"),
     ],
 )
 def test_held_out_text_is_not_trained_on(tmp_path: Path, name: str) -> None:
@@ -217,6 +217,18 @@ def test_held_out_text_is_not_trained_on(tmp_path: Path, name: str) -> None:
         import_path(source, KEY)
     assert "\n" not in str(caught.value)
     import_path(file, KEY)  # asked for by name
+
+
+@pytest.mark.parametrize(
+    "train", ["train.txt", "wiki.train.txt", "train/1.txt", "a/Training/1.txt"]
+)
+def test_a_held_out_folder_is_known_beside_training_text(tmp_path: Path, train: str) -> None:
+    source = tmp_path / "mine"
+    for name in (train, "valid/b.txt"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text("text " * 100)
+    with pytest.raises(DataError, match="by its name valid/ is a held-out part"):
+        import_path(source, KEY)
 
 
 def test_hidden_files_are_no_text_and_what_was_taken_is_said(

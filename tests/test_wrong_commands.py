@@ -10,9 +10,10 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import demands
-from experiments.command_line import arrange, with_own_files
-from experiments.config import ConfigError, TrainConfig, from_typed, leaves, named, typed
+from experiments.command_line import arrange
+from experiments.config import ConfigError, TrainConfig, from_typed, leaves, typed
 from experiments.configure import configure
+from experiments.own_files import named, with_own_files
 from experiments.paths import conf_dir
 from experiments.sweep.compose import checked_grids
 from tests.command_shell import COMMANDS
@@ -37,6 +38,20 @@ def _wrong() -> Iterator[tuple[str, Any]]:
         yield from ((key, value) for value in ("many", "inf", "nan", "-1", "1e400", str(10**19)))
     yield from ((key, "many") for key in BOOLS)
     yield from ((key, value) for key in TEXTS for value in (True, 1.5, None, [1]))
+
+
+@pytest.mark.parametrize("key", ["optim.beta1", "optim.beta2"])
+def test_moments_that_would_never_move_are_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{key}=1(\.0)?: must be from 0 to below 1$"):
+        configure(f"{key}=1")
+    assert configure(f"{key}=0.999999")
+
+
+@pytest.mark.parametrize("key", demands.NUMBERS)
+def test_the_ends_of_a_demand_are_numbers_it_holds_or_says(key: str) -> None:
+    demand = demands.NUMBERS[key]
+    for end, left_out in ((demand.low, demand.above), (demand.high, demand.below)):
+        assert demand.holds(end) is not left_out
 
 
 @pytest.fixture(scope="module")

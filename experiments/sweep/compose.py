@@ -26,12 +26,12 @@ from experiments.config import (
     checked,
     explain,
     from_typed,
-    named,
     plain_keys,
     refuse_resolvers,
     schema,
     typed,
 )
+from experiments.own_files import named
 
 
 class Composer:

@@ -23,8 +23,9 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from experiments.command_line import check_overrides, own_folder
+from experiments.command_line import check_overrides
 from experiments.config import ConfigError
+from experiments.own_files import own_folder
 from experiments.sweep.compose import Composer, checked_grids, compose_all
 from experiments.sweep.estimate import probe
 from experiments.sweep.plan import make_plan, write_table
