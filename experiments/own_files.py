@@ -84,7 +84,9 @@ def named(
     with open_dict(cfg):
         for group, default in _NAMED.items():
             chosen = choices.get(group)
-            if not chosen or any(word.startswith(f"{group}.name=") for word in overrides):
+            if not chosen or any(
+                word.lstrip("+").startswith(f"{group}.name=") for word in overrides
+            ):
                 continue
             if cfg[group].get("name") == default or _inherits_name(group, chosen):
                 cfg[group].name = Path(chosen).name
