@@ -22,7 +22,7 @@ Interval: TypeAlias = Annotated[list[Number], Field(min_length=2, max_length=2)]
 """Ends of 95 %; None is unknown, or in a profile infinite."""
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 Shares: TypeAlias = dict[str, float]
-"""Of the draws, by what wins in them."""
+"""Shares of the draws, by what wins in them."""
 
 
 class Objective(TypedDict):
@@ -210,7 +210,7 @@ Efficiency = TypedDict(
 
 
 class Speedups(TypedDict):
-    """Of FP4 over FP8, by pass."""
+    """How many times faster FP4 is than FP8, by pass."""
 
     forward: float
     backward: float

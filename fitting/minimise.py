@@ -148,12 +148,17 @@ class Problem:
         """
         found = np.zeros(theta.shape, dtype=bool)
         for j, form in self.coefficients:
-            columns, own = self._own[form]
-            logs = theta[:, columns] @ own.T + self.offsets[form]
             # A term that some rows lack is zero there.
             with np.errstate(over="ignore"):
-                found[:, j] = np.ptp(np.exp(logs), axis=1) < np.exp(limits[j])
+                terms = np.exp(self._logs(theta, form))
+                found[:, j] = np.ptp(terms, axis=1) < np.exp(limits[j])
         return found
+
+    def _logs(self, theta: Array, form: int) -> Array:
+        """One affine form at each point in each row, [batch, rows]."""
+        columns, own = self._own[form]
+        logs: Array = theta[:, columns] @ own.T + self.offsets[form]
+        return logs
 
     def constants(self) -> list[int]:
         """Coefficients of terms that are the same in all rows."""
@@ -181,18 +186,18 @@ class Problem:
             As many points, one array for each term of a coefficient and a bounded exponent.
         """
         found = []
+        constants = self.constants()[:1]
         for j, form in self.coefficients:
-            columns, own = self._own[form]
+            columns, _ = self._own[form]
             powers = [int(k) for k in columns if k != j and np.isfinite(self.upper[k])]
             if len(columns) != 2 or not powers:
                 continue
             point = theta.copy()
-            level = (theta[:, columns] @ own.T + self.offsets[form]).min(axis=1)
-            for constant in self.constants()[:1]:  # what all rows have of the term is a constant
+            level = self._logs(theta, form).min(axis=1)
+            for constant in constants:  # what all rows have of the term is a constant
                 point[:, constant] = np.logaddexp(point[:, constant], level)
             point[:, powers[0]] = self.upper[powers[0]]
-            logs = point[:, columns] @ own.T + self.offsets[form]
-            point[:, j] += self.small - logs.max(axis=1)
+            point[:, j] += self.small - self._logs(point, form).max(axis=1)
             found.append(np.clip(point, self.lower, self.upper))
         return found
 

@@ -65,8 +65,7 @@ def read_file(path: Path) -> pd.DataFrame:
         text = _text(path, packed)
         table = _json_lines(text) if kind in LINES else _separated(text, kind)
     table.columns = [str(name).strip() for name in table.columns]
-    for name in table.columns[table.columns.duplicated()]:
-        raise ValueError(f"two columns are called {name!r}")
+    _refuse_twins(list(table.columns))
     return table
 
 
@@ -107,14 +106,23 @@ def _separated(text: str, kind: str) -> pd.DataFrame:
         decimal = ","
     rows = _rows(body, separator)
     names, row = next(rows, []), next(rows, [])
-    stripped = [name.strip() for name in names if name.strip()]
-    for name in stripped:
-        if stripped.count(name) > 1:  # pandas would call the second one NAME.1
-            raise ValueError(f"two columns are called {name!r}")
+    # Pandas would call the second one NAME.1.
+    _refuse_twins([name.strip() for name in names if name.strip()])
     if len(row) > len(names):
         # Pandas would take the first field for a row's label, and every name for its neighbour's.
         raise ValueError(f"its rows have {len(row)} fields, its first line names {len(names)}")
     return pd.read_csv(io.StringIO(body), sep=separator, decimal=decimal, skipinitialspace=True)
+
+
+def _refuse_twins(names: Sequence[str]) -> None:
+    """Refuse a table in which two columns have one name.
+
+    Raises:
+        ValueError: The first such name.
+    """
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two columns are called {name!r}")
 
 
 def _rows(text: str, separator: str) -> Iterator[list[str]]:
