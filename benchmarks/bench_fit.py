@@ -29,12 +29,12 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import minimize
 
-from fitting import results
-from fitting.evidence import evidence
-from fitting.fit import Fit, fit
-from fitting.laws import BESIROGLU_2024, SUN_2025
-from fitting.synthetic import make_table, sun_cells
-from fitting.uncertainty import bootstrap, resample
+from fitting.results import record as results
+from fitting.fit.evidence import evidence
+from fitting.fit.search import Fit, fit
+from fitting.laws.catalogue import BESIROGLU_2024, SUN_2025
+from fitting.laws.synthetic import make_table, sun_cells
+from fitting.fit.bootstrap import bootstrap, resample
 
 Array = npt.NDArray[np.float64]
 

@@ -21,12 +21,12 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from experiments.config import COMPUTE_DTYPES, TrainConfig
+from experiments.config.schema import COMPUTE_DTYPES, TrainConfig
 from experiments.configure import configure
 from experiments.model import Transformer
-from experiments.module import LanguageModel
+from experiments.run.module import LanguageModel
 from experiments.optim import make_optimizer
-from experiments.process import use_cpus
+from experiments.run.process import use_cpus
 
 TARGETS = {"nearest": 0.75, "sun": 0.75, "nvidia_nvfp4": 0.75, "quartet_v4": 0.6}
 """Least share of the unquantized speed; 0.6 where gradients are rotated and rounded anew."""

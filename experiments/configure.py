@@ -14,10 +14,10 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from experiments.command_line import check_overrides
-from experiments.config import ConfigError, TrainConfig, told
-from experiments.own_files import with_own_files
-from experiments.sweep.compose import Composer
+from experiments.config.command_line import check_overrides
+from experiments.config.compose import Composer
+from experiments.config.own_files import with_own_files
+from experiments.config.schema import ConfigError, TrainConfig, told
 
 
 def configure(*overrides: str, folder: Path | str = "") -> TrainConfig:

@@ -6,9 +6,14 @@ Results go below the folder a command is started in; configuration is read from 
 from pathlib import Path
 
 
+def package_dir() -> Path:
+    """The folder of the package `experiments`, beside which `fitting` lies."""
+    return Path(__file__).resolve().parent
+
+
 def conf_dir() -> Path:
     """The folder of the YAML configs, in a wheel (`experiments/conf`) or a checkout (`conf`)."""
-    package = Path(__file__).resolve().parent
+    package = package_dir()
     for folder in (package / "conf", package.parent / "conf"):
         if (folder / "train.yaml").exists():
             return folder
@@ -17,4 +22,4 @@ def conf_dir() -> Path:
 
 def plugins_dir() -> Path:
     """The folder that must be on sys.path for Hydra to find our launcher and sweeper."""
-    return Path(__file__).resolve().parent / "plugins"
+    return package_dir() / "plugins"

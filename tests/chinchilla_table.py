@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from fitting.laws import BESIROGLU_2024
-from fitting.synthetic import make_table
+from fitting.laws.catalogue import BESIROGLU_2024
+from fitting.laws.synthetic import make_table
 
 
 def losses(sizes: int, lengths: int) -> pd.DataFrame:

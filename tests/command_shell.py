@@ -23,23 +23,29 @@ from pathlib import Path
 from typing import Any, Self
 
 COMMANDS = {
-    "lowbit-train": ("experiments.commands", "train"),
-    "lowbit-status": ("experiments.status", "main"),
-    "lowbit-error": ("experiments.quant.command", "error"),
-    "lowbit-sync": ("experiments.sync", "main"),
-    "lowbit-dashboard": ("experiments.dashboard", "main"),
-    "lowbit-fit": ("fitting.commands", "fit"),
-    "lowbit-report": ("fitting.commands", "report"),
+    "lowbit-train": ("experiments.command.main", "train"),
+    "lowbit-status": ("experiments.store.status", "main"),
+    "lowbit-error": ("experiments.errors.command", "error"),
+    "lowbit-sync": ("experiments.mirror.sync", "main"),
+    "lowbit-dashboard": ("experiments.mirror.dashboard", "main"),
+    "lowbit-fit": ("fitting.command.main", "fit"),
+    "lowbit-report": ("fitting.command.main", "report"),
 }
 _LATE = (
     *(
-        "experiments.train_command",
+        "experiments.command.train",
         "experiments.train",
-        "experiments.recipe_table",
-        "experiments.panels",
+        "experiments.errors.recipes",
+        "experiments.mirror.panels",
     ),
-    *("experiments.quant.error", "experiments.sweep.launch", "wandb"),
-    *("fitting.show", "fitting.describe", "fitting.expected", "fitting.report", "fitting.compare"),
+    *("experiments.measure.error", "experiments.sweep.launch", "wandb"),
+    *(
+        "fitting.command.show",
+        "fitting.command.describe",
+        "fitting.command.expected",
+        "fitting.page.report",
+        "fitting.page.compare",
+    ),
 )
 """What the commands import once they know that they need it."""
 _KILLED = 128 + signal.SIGKILL

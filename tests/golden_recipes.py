@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from experiments.config import TrainConfig
+from experiments.config.schema import TrainConfig
 from experiments.configure import configure
-from experiments.module import LanguageModel
+from experiments.run.module import LanguageModel
 from experiments.paths import conf_dir
 
 GOLDEN = {

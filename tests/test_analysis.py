@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.analysis import (
+from fitting.analysis.layouts import (
     compute_optimal_exponent,
     critical_tokens,
     derived,
@@ -18,11 +18,11 @@ from fitting.analysis import (
     layout_table,
     optimal_layout,
 )
-from fitting.fit import Fit, fit
-from fitting.laws import BESIROGLU_2024, LAWS, SUN_2025
-from fitting.precision import effective_params_of_format
-from fitting.synthetic import SUN_TOKENS, make_table, sun_design
-from fitting.uncertainty import bootstrap
+from fitting.fit.search import Fit, fit
+from fitting.laws.catalogue import BESIROGLU_2024, LAWS, SUN_2025
+from fitting.analysis.trades import effective_params_of_format
+from fitting.laws.synthetic import SUN_TOKENS, make_table, sun_design
+from fitting.fit.bootstrap import bootstrap
 
 PUBLISHED = (
     *("E0M0", "E1M0", "E1M1", "E2M1", "E2M2", "E3M2", "E3M3", "E4M3"),

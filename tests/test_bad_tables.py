@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting import commands
-from fitting.laws import SUN_2025
-from fitting.synthetic import make_table, sun_design
+from fitting.command import main as commands
+from fitting.laws.catalogue import SUN_2025
+from fitting.laws.synthetic import make_table, sun_design
 from tests.chinchilla_table import losses
 
 GOOD = losses(6, 5)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from fitting.compare import Place, UnseenWarning, write_comparison
-from fitting.report import write_report
+from fitting.page.compare import Place, UnseenWarning, write_comparison
+from fitting.page.report import write_report
 from tests.browser import CHROMIUM, Page, chromium
 from tests.report_study import a_fit, the_runs, write_fit, write_runs
 from tests.test_compare import again

@@ -11,16 +11,17 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.config import TrainConfig, from_hydra
-from experiments.identity import run_id, science
-from experiments.record import design
-from fitting import commands, swept
-from fitting.cells import cell_keys
-from fitting.compare import common_cells
-from fitting.report import write_report
-from fitting.results import RunRecord, load, write_exclusive
-from fitting.seeds import compare_cells, noise_floor
-from fitting.study import load_study
+from experiments.config.schema import TrainConfig, from_hydra
+from experiments.run.identity import run_id, science
+from experiments.run.record import design
+from fitting.command import main as commands
+from fitting.results import swept
+from fitting.seeds.cells import cell_keys
+from fitting.page.compare import common_cells
+from fitting.page.report import write_report
+from fitting.results.record import RunRecord, load, write_exclusive
+from fitting.seeds.noise import compare_cells, noise_floor
+from fitting.page.study import load_study
 
 QUANTIZED = {
     "recipe": {

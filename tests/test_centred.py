@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.centred import Centred
-from fitting.curves import Array
-from fitting.law import FitError
-from fitting.laws import (
+from fitting.fit.centred import Centred
+from fitting.laws.curves import Array
+from fitting.laws.law import FitError
+from fitting.laws.catalogue import (
     BESIROGLU_2024,
     KUMAR_2024,
     KUMAR_2024_PTQ,
@@ -21,7 +21,7 @@ from fitting.laws import (
     QUARTET_2025,
     SUN_2025,
 )
-from fitting.synthetic import make_table, sun_design
+from fitting.laws.synthetic import make_table, sun_design
 
 
 def grid(**columns: Sequence[object]) -> pd.DataFrame:

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from experiments.checkpoint import CHECKPOINTS
-from experiments.lease import ATTEMPTS, at_work
-from experiments.progress import METRICS
+from experiments.store.checkpoint import CHECKPOINTS
+from experiments.store.lease import ATTEMPTS, at_work
+from experiments.store.curve import METRICS
 from experiments.sweep.work import LOG
-from fitting.results import FAILURE, RESULT, STUDY, read_record
+from fitting.results.record import FAILURE, RESULT, STUDY, read_record
 
 KILLS = 12
-COMMAND = (sys.executable, "-c", "from experiments.commands import train; train()")
+COMMAND = (sys.executable, "-c", "from experiments.command.main import train; train()")
 USUAL = "batch_size: [4], tokens: [102400]"
 GRIDS = (
     f"[{{recipe: [none, nearest, stochastic], seed: [0, 1, 2], {USUAL}}},"  # nine that finish,

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.config import TrainConfig
+from experiments.config.schema import TrainConfig
 from experiments.configure import configure
-from experiments.recorder import Progress
+from experiments.run.recorder import Progress
 from experiments.train import RunResult, train
 
 STEPS = 12
@@ -261,8 +261,8 @@ def test_one_that_is_whole_and_does_not_suit_is_passed_over_too(
 
 def test_every_byte_counts(trial: Trial, caplog: pytest.LogCaptureFixture) -> None:
     """Random bits, pages and lengths (seeded): none is accepted, whatever it hits."""
-    from experiments.checkpoint import CheckpointStore
-    from experiments.module import LanguageModel
+    from experiments.store.checkpoint import CheckpointStore
+    from experiments.run.module import LanguageModel
 
     module = LanguageModel(trial.config("case"))
     groups = module.configure_optimizers()["optimizer"].param_groups

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.config import TrainConfig
-from experiments.progress import METRICS
-from experiments.sync import parse
-from fitting.results import RESULT
+from experiments.config.schema import TrainConfig
+from experiments.store.curve import METRICS
+from experiments.mirror.sync import parse
+from fitting.results.record import RESULT
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "clusters.md").read_text()

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting import commands
-from fitting.compare import (
+from fitting.command import main as commands
+from fitting.page.compare import (
     SAME,
     Place,
     UnseenWarning,
@@ -24,13 +24,13 @@ from fitting.compare import (
     overlapping,
     write_comparison,
 )
-from fitting.publish import publish
-from fitting.results import RunRecord
-from fitting.study import load_study
-from fitting.verdicts import enough
+from fitting.page.publish import publish
+from fitting.results.record import RunRecord
+from fitting.page.study import load_study
+from fitting.seeds.verdicts import enough
 from tests.report_study import Page, a_fit, files_of, the_runs, write_fit, write_runs
 
-pytestmark = pytest.mark.filterwarnings("ignore::fitting.compare.UnseenWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::fitting.page.compare.UnseenWarning")
 SHIFT = 0.2
 """Nats by which the second study's E1M1 runs end higher."""
 

@@ -15,9 +15,9 @@ from hydra.errors import MissingConfigException
 from hydra.types import RunMode
 from omegaconf import open_dict
 
-from experiments.config import ConfigError, TrainConfig, explain, from_hydra, plain_keys
+from experiments.config.schema import ConfigError, TrainConfig, explain, from_hydra, plain_keys
 from experiments.paths import conf_dir
-from experiments.sweep.compose import Composer, compose_all
+from experiments.config.compose import Composer, compose_all
 from experiments.sweep.plan import make_plan
 
 OVERRIDES = [

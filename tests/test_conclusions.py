@@ -8,13 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting import conclusions
-from fitting.describe import describe
-from fitting.fit import fit
-from fitting.laws import BESIROGLU_2024, KUMAR_2024, KUMAR_2024_PTQ, QUARTET_2025, SUN_2025
-from fitting.synthetic import make_table, sun_design
-from fitting.tables import View
-from fitting.uncertainty import bootstrap
+from fitting.page import conclusions
+from fitting.command.describe import describe
+from fitting.fit.search import fit
+from fitting.laws.catalogue import (
+    BESIROGLU_2024,
+    KUMAR_2024,
+    KUMAR_2024_PTQ,
+    QUARTET_2025,
+    SUN_2025,
+)
+from fitting.laws.synthetic import make_table, sun_design
+from fitting.page.tables import View
+from fitting.fit.bootstrap import bootstrap
 
 
 def report(table: pd.DataFrame, law: str, draws: int = 40) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.config import ConfigError, TrainConfig, known_keys
-from experiments.identity import numerics_version, run_id, science
+from experiments.config.schema import ConfigError, TrainConfig, known_keys
+from experiments.run.identity import numerics_version, run_id, science
 from experiments.model import ladder
 from experiments.paths import conf_dir
 from experiments.quant.formats import PRECISIONS, FloatFormat, Precision

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.corpus import (
+from experiments.data.techdocs import (
     TECHDOCS,
     TECHDOCS_SHA256,
     build,
@@ -26,7 +26,7 @@ from experiments.corpus import (
     plain_paragraphs,
     techdocs,
 )
-from experiments.shards import DataError, file_sha256, read_manifest
+from experiments.data.shards import DataError, file_sha256, read_manifest
 
 ROOT = Path(__file__).parents[1]
 SERVICE = "Creates a {} that other accounts can share with each other at no cost."
@@ -127,7 +127,7 @@ def test_each_kind_of_archive_gives_its_prose(tmp_path: Path) -> None:
 def test_the_corpus_is_the_same_under_every_hash_seed_and_order(tmp_path: Path) -> None:
     paths = [str(path) for path in archives(tmp_path)]
     code = (
-        "import sys, pathlib; from experiments.corpus import build; "
+        "import sys, pathlib; from experiments.data.techdocs import build; "
         "out, *paths = map(pathlib.Path, sys.argv[1:]); out.mkdir(); "
         "print(build(paths, out, 'tiny', lambda step: None).sha256)"
     )
@@ -300,9 +300,9 @@ def test_a_damaged_techdocs_names_the_shard_and_the_command(
     (copy / "val-0000.bin").unlink()
     (copy / "val-0000.bin").write_bytes((real / "val-0000.bin").read_bytes()[:1000])
     monkeypatch.setenv("LOWBIT_CACHE", str(tmp_path))
-    command = [sys.executable, "-m", "experiments.corpus"]
+    command = [sys.executable, "-m", "experiments.data.techdocs"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 1
     assert run.stderr.count("\n") == 1
     assert f"{copy}/val-0000.bin has 1,000 bytes" in run.stderr
-    assert "python -m experiments.corpus --rebuild" in run.stderr
+    assert "python -m experiments.data.techdocs --rebuild" in run.stderr

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from fitting import coverage
-from fitting.style import INK
+from fitting.page import outcomes as coverage
+from fitting.figures.style import INK
 
 
 def a_run(status: str, reason: str = "", **more: Any) -> dict[str, Any]:

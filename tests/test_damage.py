@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from experiments import status
-from experiments.lease import Lease, at_work, holder
-from experiments.panels import read_logged
-from experiments.sync import find_runs, run
-from experiments.wandb_files import run_files
-from fitting.commands import fit
-from fitting.fit import select_rows
-from fitting.own_json import DamagedError, read_object
-from fitting.publish import publish
-from fitting.results import (
+from experiments.store import status
+from experiments.store.lease import Lease, at_work, holder
+from experiments.mirror.panels import read_logged
+from experiments.mirror.sync import find_runs, run
+from experiments.mirror.files import run_files
+from fitting.command.main import fit
+from fitting.fit.search import select_rows
+from fitting.files.own_json import DamagedError, read_object
+from fitting.page.publish import publish
+from fitting.results.record import (
     FAILURE,
     RESULT,
     STUDY,
@@ -31,7 +31,7 @@ from fitting.results import (
     load,
     read_record,
 )
-from fitting.study_file import read_study
+from fitting.results.study_file import read_study
 from tests.test_results import RECORD, save
 
 

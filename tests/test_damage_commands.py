@@ -17,14 +17,18 @@ from pathlib import Path
 
 import pytest
 
-from experiments import commands, dashboard, status, sync, tracking
+from experiments.command import main as commands
+from experiments.mirror import dashboard
+from experiments.store import status
+from experiments.mirror import sync
+from experiments.mirror import tracking
 from experiments.configure import configure
-from experiments.lease import ATTEMPTS, Lease
-from experiments.progress import METRICS
+from experiments.store.lease import ATTEMPTS, Lease
+from experiments.store.curve import METRICS
 from experiments.sweep.plan import PlannedRun, make_plan, write_study
-from experiments.wandb_files import run_files
-from fitting import commands as fitting_commands
-from fitting.results import FAILURE, RESULT, STUDY
+from experiments.mirror.files import run_files
+from fitting.command import main as fitting_commands
+from fitting.results.record import FAILURE, RESULT, STUDY
 from tests.test_damage import DAMAGE
 from tests.test_results import RECORD
 
@@ -83,7 +87,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _leave(run: PlannedRun) -> None:
     """Files of a run that finished, with the loss of a law."""
-    from experiments.record import design
+    from experiments.run.record import design
 
     record = dataclasses.replace(RECORD, run_id=run.run_id)
     known = {f.name for f in dataclasses.fields(record)}
@@ -241,7 +245,7 @@ def _answered(place: Place, file: str, command: str, said: Said) -> None:
         assert f"{runs} runs. The table" in json.dumps(report)
 
 
-loud = pytest.mark.filterwarnings("always::fitting.results.DamagedWarning")
+loud = pytest.mark.filterwarnings("always::fitting.results.record.DamagedWarning")
 
 
 @loud

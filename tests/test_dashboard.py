@@ -21,12 +21,14 @@ from typing import Any
 
 import pytest
 
-from experiments import dashboard, panels, sync
+from experiments.mirror import dashboard
+from experiments.mirror import panels
+from experiments.mirror import sync
 from experiments.configure import configure
-from experiments.diagnostics import MEASURES
-from experiments.sync import UsageError
+from experiments.measure.diagnostics import MEASURES
+from experiments.mirror.sync import UsageError
 from experiments.train import train
-from experiments.wandb_files import read_run
+from experiments.mirror.files import read_run
 from tests.wandb_server import KEY, WandbServer
 
 ROOT = Path(__file__).parent.parent
@@ -194,7 +196,7 @@ def test_same_runs_same_bytes(study: Path) -> None:
     dashboard.run(["study=s"])
     written = [file.read_bytes() for file in files]
     assert all(str(study).encode() not in content for content in written), "not of this machine"
-    in_a_process("experiments.dashboard import main", "study=s", PYTHONHASHSEED="7")
+    in_a_process("experiments.mirror.dashboard import main", "study=s", PYTHONHASHSEED="7")
     assert [file.read_bytes() for file in files] == written
 
 
@@ -286,7 +288,7 @@ def test_what_cannot_be_done_ends_the_command_with_one_line(
 
 
 def test_help_teaches() -> None:
-    said = in_a_process("experiments.dashboard import main", "--help")
+    said = in_a_process("experiments.mirror.dashboard import main", "--help")
     assert "lowbit-dashboard push study=demo" in said
 
 

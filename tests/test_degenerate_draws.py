@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.analysis import derived
-from fitting.conclusions import views
-from fitting.describe import describe
-from fitting.fit import fit
-from fitting.laws import BESIROGLU_2024, LAWS
-from fitting.synthetic import make_table
-from fitting.uncertainty import intervals, percentiles, standard_errors, vague
+from fitting.analysis.layouts import derived
+from fitting.page.conclusions import views
+from fitting.command.describe import describe
+from fitting.fit.search import fit
+from fitting.laws.catalogue import BESIROGLU_2024, LAWS
+from fitting.laws.synthetic import make_table
+from fitting.fit.bootstrap import intervals, percentiles, standard_errors, vague
 
 SIZES = pd.DataFrame(
     list(itertools.product((3e7, 6e7, 1.1e8), (1.5e9, 3e9, 1e10))), columns=["params", "tokens"]

@@ -16,11 +16,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.commands import _fit_command, _report_command
-from fitting.entry import Refusal
-from fitting.laws import BESIROGLU_2024, KUMAR_2024, KUMAR_2024_PTQ, LAWS, QAT_2025, QUARTET_2025
-from fitting.laws import SUN_2025 as SUN
-from fitting.synthetic import make_table
+from fitting.command.main import _fit_command, _report_command
+from fitting.entry.answer import Refusal
+from fitting.laws.catalogue import (
+    BESIROGLU_2024,
+    KUMAR_2024,
+    KUMAR_2024_PTQ,
+    LAWS,
+    QAT_2025,
+    QUARTET_2025,
+)
+from fitting.laws.catalogue import SUN_2025 as SUN
+from fitting.laws.synthetic import make_table
 
 FORMATS = ("exponent", "mantissa", "block_size", "forward", "backward", "bits_w", "bits_a")
 FORMATS += ("bits_kv", "bits_post", "gmse")

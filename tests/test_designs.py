@@ -7,8 +7,8 @@ from itertools import product
 import pandas as pd
 import pytest
 
-from fitting.designs import doubts_of_design
-from fitting.laws import LAWS
+from fitting.fit.designs import doubts_of_design
+from fitting.laws.catalogue import LAWS
 
 CHINCHILLA, FLOATING_POINT = LAWS["chinchilla"], LAWS["floating_point"]
 SIZES, TOKENS = (1e7, 3e7, 1e8), (1e9, 3e9, 1e10)

@@ -17,15 +17,15 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.config import ConfigError, TrainConfig, from_dict
-from experiments.data import TokenData
-from experiments.diagnostics import LABELS, MEASURES, DiagnosticsConfig, measure, summary
-from experiments.identity import run_id
+from experiments.config.schema import ConfigError, TrainConfig, from_dict
+from experiments.data.batches import TokenData
+from experiments.measure.diagnostics import LABELS, MEASURES, DiagnosticsConfig, measure, summary
+from experiments.run.identity import run_id
 from experiments.model import block_linears
-from experiments.module import LanguageModel, measured_steps
-from experiments.progress import METRICS, last_row
+from experiments.run.module import LanguageModel, measured_steps
+from experiments.store.curve import METRICS, last_row
 from experiments.quant.block import quantize
-from experiments.quant.error import (
+from experiments.measure.error import (
     clipped_share,
     crest_factor,
     operand_error,
@@ -36,9 +36,9 @@ from experiments.quant.formats import Precision
 from experiments.quant.hadamard import rotate
 from experiments.quant.linear import QuantLinear
 from experiments.quant.scale import block_scale
-from experiments.recorder import Progress
+from experiments.run.recorder import Progress
 from experiments.train import train
-from experiments.wandb_files import row_key
+from experiments.mirror.files import row_key
 
 Compose = Callable[..., TrainConfig]
 STEPS = 24

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from experiments.config import TrainConfig
+from experiments.config.schema import TrainConfig
 from experiments.paths import conf_dir
 from experiments.quant.recipe import GemmConfig, OperandConfig, RecipeConfig
 from tests.golden_recipes import RECIPES, configuration
@@ -27,7 +27,7 @@ SMALLER = (*SMALL, "data.max_epochs=100", "tracking=none")
 
 ALL_COMMANDS = """
 import json, sys
-from experiments.commands import train
+from experiments.command.main import train
 for words in json.loads(sys.argv[1]):
     sys.argv[1:] = words
     code = 0

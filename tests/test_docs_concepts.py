@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.quant.command import error
+from experiments.errors.command import error
 from experiments.quant.formats import FloatFormat
-from fitting.laws import LAWS, SUN_2025
+from fitting.laws.catalogue import LAWS, SUN_2025
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "concepts.md").read_text()

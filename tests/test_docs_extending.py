@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fitting.laws import LAWS
-from fitting.options import LAW_NAMES
-from fitting.results import load
+from fitting.laws.catalogue import LAWS
+from fitting.command.options import LAW_NAMES
+from fitting.results.record import load
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -20,8 +20,8 @@ SMALL = ("model=ladder/a", "data.seq_len=64", "batch_size=4", "tokens=1024", "da
 
 ALL_BLOCKS = """
 import json, subprocess, sys
-from experiments.commands import train
-from experiments.quant.command import error
+from experiments.command.main import train
+from experiments.errors.command import error
 COMMANDS = {"lowbit-train": train, "lowbit-error": error}
 for kind, content in json.loads(sys.argv[1]):
     if kind == "python":

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments import dashboard
-from experiments.config import TrainConfig
-from experiments.status import _read
-from experiments.sync import parse
-from fitting.options import fit_options, report_options
+from experiments.mirror import dashboard
+from experiments.config.schema import TrainConfig
+from experiments.store.status import _read
+from experiments.mirror.sync import parse
+from fitting.command.options import fit_options, report_options
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]

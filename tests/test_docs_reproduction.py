@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from experiments.paths import conf_dir
-from experiments.quant.command import error
-from fitting.commands import fit
+from experiments.errors.command import error
+from fitting.command.main import fit
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "reproduction.md").read_text()

@@ -126,7 +126,7 @@ def test_the_plan_of_the_page_is_the_study_of_the_page(tmp_path: Path, text: Pat
     subprocess.run(["bash", "-c", study], cwd=tmp_path, check=True)
     words = [*plan.split()[1:], "data=tokens", f"data.path={text}", "data.max_epochs=1000"]
     words += ["data.validation_windows=0"]
-    code = "from experiments.commands import train; train()"
+    code = "from experiments.command.main import train; train()"
     done = subprocess.run(
         [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True
     )

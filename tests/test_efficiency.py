@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.analysis import derived
-from fitting.efficiency import (
+from fitting.analysis.layouts import derived
+from fitting.analysis.efficiency import (
     CHOICES,
     best_precision,
     budget_losses,
@@ -20,11 +20,11 @@ from fitting.efficiency import (
     quartet_loss,
     training_speedup,
 )
-from fitting.fit import fit
-from fitting.law import FitError
-from fitting.laws import LAWS, QUARTET_2025
-from fitting.synthetic import make_table
-from fitting.uncertainty import bootstrap
+from fitting.fit.search import fit
+from fitting.laws.law import FitError
+from fitting.laws.catalogue import LAWS, QUARTET_2025
+from fitting.laws.synthetic import make_table
+from fitting.fit.bootstrap import bootstrap
 
 
 def test_training_is_one_third_forward() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fitting.entry import Failure, Refusal, answer
+from fitting.entry.answer import Failure, Refusal, answer
 from tests.processes import PATIENCE
 
 
@@ -104,7 +104,7 @@ def test_classes_of_other_packages_are_the_ones_that_are_named() -> None:
     """A package that renames a class would turn a user's mistake into a bug."""
     import importlib
 
-    from fitting.entry import _MACHINERY, _READERS
+    from fitting.entry.answer import _MACHINERY, _READERS
 
     for name in (*_READERS, *_MACHINERY):
         module, _, kind = name.rpartition(".")
@@ -117,7 +117,7 @@ def test_importing_it_costs_nothing() -> None:
     import subprocess
 
     heavy = "print(sorted({'torch','pandas','numpy','hydra','yaml'} & set(sys.modules)))"
-    program = f"import sys, fitting.entry; {heavy}"
+    program = f"import sys, fitting.entry.answer; {heavy}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "[]\n"
     assert os.environ.get("HYDRA_FULL_ERROR") is None
@@ -126,7 +126,7 @@ def test_importing_it_costs_nothing() -> None:
 LOADS_A_LIBRARY = """
 import builtins, os, signal, sys
 import numpy
-from fitting.entry import answer
+from fitting.entry.answer import answer
 
 python_import, asked = builtins.__import__, []
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from experiments.quant.block import quantize
-from experiments.quant.command import error
-from experiments.quant.error import (
+from experiments.errors.command import error
+from experiments.measure.error import (
     clipped_share,
     cosine,
     crest_factor,
@@ -280,7 +280,7 @@ def test_help_shows_examples_that_run(
 def test_a_wrong_request_is_refused_before_torch_is_imported() -> None:
     code = (
         "import sys; sys.argv = ['lowbit-error', 'precision=mxfp5']\n"
-        "from experiments.quant.command import error\n"
+        "from experiments.errors.command import error\n"
         "try: error()\n"
         "except SystemExit: print('torch' in sys.modules)"
     )

@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting import evidence as module
-from fitting.evidence import comparison, evidence
-from fitting.fit import fit
-from fitting.laws import BESIROGLU_2024, get
-from fitting.options import UsageError, fit_options
-from fitting.profile import profile_intervals
-from fitting.synthetic import make_table
-from fitting.validation import compare_laws, hold_out_largest, information, leave_one_out
+from fitting.fit import evidence as module
+from fitting.fit.evidence import comparison, evidence
+from fitting.fit.search import fit
+from fitting.laws.catalogue import BESIROGLU_2024, get
+from fitting.command.options import UsageError, fit_options
+from fitting.fit.profile import profile_intervals
+from fitting.laws.synthetic import make_table
+from fitting.fit.validation import compare_laws, hold_out_largest, information, leave_one_out
 
 SIZES, RATIOS = (3e7, 5e7, 1e8, 2e8), (25.0, 50.0, 100.0, 200.0, 400.0, 800.0)
 RUNS = make_table(

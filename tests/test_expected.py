@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting import commands
-from fitting.expected import SPLIT, expected_intervals
-from fitting.fit import fit
-from fitting.law import FitError
-from fitting.laws import SUN_2025
-from fitting.synthetic import make_table, sun_design
-from fitting.uncertainty import bootstrap
+from fitting.command import main as commands
+from fitting.command.expected import SPLIT, expected_intervals
+from fitting.fit.search import fit
+from fitting.laws.law import FitError
+from fitting.laws.catalogue import SUN_2025
+from fitting.laws.synthetic import make_table, sun_design
+from fitting.fit.bootstrap import bootstrap
 
 POWER = {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37}
 

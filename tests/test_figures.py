@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from fitting import figures
-from fitting.style import INK, format_colours, span
+from fitting.figures import losses as figures
+from fitting.figures.style import INK, format_colours, span
 
 
 def a_cell(name: str, difference: float, error: float, **more: float) -> dict[str, object]:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting import findings
+from fitting.page import sentences as findings
 
 
 def cells(*rows: tuple[str, int, float, float]) -> pd.DataFrame:

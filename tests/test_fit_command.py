@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting import commands, results
-from fitting.describe import describe
-from fitting.fit import fit
-from fitting.laws import BESIROGLU_2024, QUARTET_2025, SUN_2025
-from fitting.synthetic import make_table, sun_design
+from fitting.command import main as commands
+from fitting.results import record as results
+from fitting.command.describe import describe
+from fitting.fit.search import fit
+from fitting.laws.catalogue import BESIROGLU_2024, QUARTET_2025, SUN_2025
+from fitting.laws.synthetic import make_table, sun_design
 
 
 @pytest.fixture
@@ -428,7 +429,7 @@ def test_bad_losses_are_excluded_and_counted(
 
 
 def test_help_teaches_by_example_in_a_fresh_process() -> None:
-    code = "from fitting.commands import {0}; {0}()"
+    code = "from fitting.command.main import {0}; {0}()"
     for command, example in (
         ("fit", "lowbit-fit study=demo law=floating_point"),
         ("report", "lowbit-report study=demo"),
@@ -447,7 +448,7 @@ def test_help_teaches_by_example_in_a_fresh_process() -> None:
 @pytest.mark.parametrize("command", ["fit", "report"])
 def test_help_is_there_within_a_second_and_a_half(command: str) -> None:
     """Processor seconds, the best of three: somebody else may be busy on this machine."""
-    code = f"from fitting.commands import {command}; {command}()"
+    code = f"from fitting.command.main import {command}; {command}()"
     seconds = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fitting import fit_figures
-from fitting.style import INK, format_colours
+from fitting.figures import fits as fit_figures
+from fitting.figures.style import INK, format_colours
 
 ORDER = ["E1M1", "E2M1", "none"]
 COLOURS = format_colours(ORDER)

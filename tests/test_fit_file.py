@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.describe import describe
-from fitting.evidence import comparison, evidence
-from fitting.fit import fit
-from fitting.fit_file import FIT, read_fit, read_pilot
-from fitting.laws import (
+from fitting.command.describe import describe
+from fitting.fit.evidence import comparison, evidence
+from fitting.fit.search import fit
+from fitting.fit.fit_file import FIT, read_fit, read_pilot
+from fitting.laws.catalogue import (
     BESIROGLU_2024,
     KUMAR_2024,
     KUMAR_2024_PTQ,
@@ -24,11 +24,11 @@ from fitting.laws import (
     QUARTET_2025,
     SUN_2025,
 )
-from fitting.own_json import DamagedError, ResultsError
-from fitting.study import load_study
-from fitting.study_file import STUDY, read_about
-from fitting.synthetic import make_table, sun_design
-from fitting.uncertainty import bootstrap
+from fitting.files.own_json import DamagedError, ResultsError
+from fitting.page.study import load_study
+from fitting.results.study_file import STUDY, read_about
+from fitting.laws.synthetic import make_table, sun_design
+from fitting.fit.bootstrap import bootstrap
 
 REPORTS = Path(__file__).parents[1] / "reports"
 SIZES, DATA = np.meshgrid(np.geomspace(3e7, 1e9, 4), np.geomspace(1e9, 1e11, 4))

@@ -9,11 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.centred import Centred
-from fitting.fit import fit
-from fitting.laws import BESIROGLU_2024, KUMAR_2024, KUMAR_2024_PTQ, LAWS, QAT_2025, SUN_2025
-from fitting.profile import profile_intervals
-from fitting.synthetic import make_table, sun_design
+from fitting.fit.centred import Centred
+from fitting.fit.search import fit
+from fitting.laws.catalogue import (
+    BESIROGLU_2024,
+    KUMAR_2024,
+    KUMAR_2024_PTQ,
+    LAWS,
+    QAT_2025,
+    SUN_2025,
+)
+from fitting.fit.profile import profile_intervals
+from fitting.laws.synthetic import make_table, sun_design
 
 SIZES = pd.DataFrame(
     list(itertools.product((3e7, 6e7, 1.1e8, 2.2e8), (1.5e9, 3e9, 1e10, 2.6e10))),

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.analysis import derived
-from fitting.fit import Fit, fit
-from fitting.granularity import equivalent_blocks
-from fitting.laws import SUN_2025
-from fitting.synthetic import SUN_LOG2_CHANNEL, SUN_PARAMS, SUN_TOKENS, make_table
-from fitting.uncertainty import bootstrap
+from fitting.analysis.layouts import derived
+from fitting.fit.search import Fit, fit
+from fitting.analysis.granularity import equivalent_blocks
+from fitting.laws.catalogue import SUN_2025
+from fitting.laws.synthetic import SUN_LOG2_CHANNEL, SUN_PARAMS, SUN_TOKENS, make_table
+from fitting.fit.bootstrap import bootstrap
 
 OMEGA, XI, ETA = 0.12, 0.02, 0.14
 """Of log2 B = N^omega/(xi D^eta): 12 to 23 on the grid."""

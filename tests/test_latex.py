@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fitting.latex import ROWS_OF_A_PAGE, escape, to_latex
-from fitting.tables import View
+from fitting.page.latex import ROWS_OF_A_PAGE, escape, to_latex
+from fitting.page.tables import View
 
 HOSTILE = "50 % of $x_1^2$ & {a} ~ \\ # <b> −2.5×10⁻⁷ ± ∞ – Δδ E2M1/32"
 VIEW = View(

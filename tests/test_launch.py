@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.lease import ATTEMPTS, holder
+from experiments.store.lease import ATTEMPTS, holder
 from experiments.sweep.work import LOG
-from fitting.results import FAILURE, RESULT, STUDY, load, read_record
+from fitting.results.record import FAILURE, RESULT, STUDY, load, read_record
 from tests.processes import processes, wait_for
 
 pytestmark = [
@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*socket.*"),  # Ray's own, left open by its test cluster
 ]
-COMMAND = (sys.executable, "-c", "from experiments.commands import train; train()")
+COMMAND = (sys.executable, "-c", "from experiments.command.main import train; train()")
 SMALL = [
     "model=ladder/a",
     "data=tokens",

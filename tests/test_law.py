@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.law import FitError
-from fitting.laws import LAWS, QUARTET_2025
-from fitting.results import ResultsError
+from fitting.laws.law import FitError
+from fitting.laws.catalogue import LAWS, QUARTET_2025
+from fitting.results.record import ResultsError
 
 QUARTET = LAWS["quartet"]
 

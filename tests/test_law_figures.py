@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from fitting import law_figures
-from fitting.style import INK
+from fitting.figures import conclusions as law_figures
+from fitting.figures.style import INK
 
 
 def a_layout(bits: int, extrapolated: bool) -> dict[str, Any]:

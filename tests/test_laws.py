@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.laws import (
+from fitting.laws.catalogue import (
     BESIROGLU_2024,
     COEFFICIENT,
     EXPONENT,
@@ -25,7 +25,7 @@ from fitting.laws import (
     Term,
     get,
 )
-from fitting.results import ResultsError
+from fitting.results.record import ResultsError
 
 # N, D, exponent, mantissa, log2 B, unquantized loss, precision term, loss: computed from Eq. 1 of
 # 2501.02423 with the constants of its Table 2, printed to 1e-5.

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fitting import layout_figures
-from fitting.style import INK
+from fitting.figures import layouts as layout_figures
+from fitting.figures.style import INK
 
 NOISE = 0.004
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.lease import (
+from experiments.store.lease import (
     ATTEMPTS,
     Fenced,
     Held,
@@ -31,7 +31,7 @@ from pathlib import Path
 offset = float(sys.argv[3])
 real = time.time
 time.time = lambda: real() + offset
-from experiments.lease import Lease
+from experiments.store.lease import Lease
 with Lease(Path(sys.argv[1]), ttl=float(sys.argv[2])) as lease:
     print(lease.number, flush=True)
     sys.stdin.readline()

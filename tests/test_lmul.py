@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.config import ConfigError, TrainConfig
-from experiments.identity import run_id, science
+from experiments.config.schema import ConfigError, TrainConfig
+from experiments.run.identity import run_id, science
 from experiments.quant.block import round_elements
 from experiments.quant.formats import FloatFormat
 from experiments.quant.lmul import lmul, offset

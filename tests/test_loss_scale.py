@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.config import TrainConfig
-from experiments.data import TokenData
+from experiments.config.schema import TrainConfig
+from experiments.data.batches import TokenData
 from experiments.loss_scale import LossScale
 from experiments.model import Transformer
-from experiments.module import LanguageModel
+from experiments.run.module import LanguageModel
 from experiments.optim import lr_factor, make_optimizer
 from experiments.train import train
 

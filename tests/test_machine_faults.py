@@ -14,15 +14,15 @@ import pytest
 
 from experiments.sweep.work import FAILED, _Log
 from experiments.train import _of_the_machine
-from fitting.atomic import create_exclusive, write_atomic
-from fitting.entry import _REMEDIES, answer
+from fitting.files.atomic import create_exclusive, write_atomic
+from fitting.entry.answer import _REMEDIES, answer
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
-    "train": "experiments.commands:train",
-    "fit": "fitting.commands:fit",
-    "report": "fitting.commands:report",
-    "error": "experiments.quant.command:error",
+    "train": "experiments.command.main:train",
+    "fit": "fitting.command.main:fit",
+    "report": "fitting.command.main:report",
+    "error": "experiments.errors.command:error",
 }
 FAULTS = {"full": "size=4k", "inodes": "nr_inodes=2", "readonly": "ro"}
 SAYS = {"full": "No space left", "inodes": "No space left", "readonly": "Read-only file system"}

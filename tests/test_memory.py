@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import TrainConfig
-from experiments.identity import run_folder
-from experiments.process import held_to
-from fitting.results import read_record
+from experiments.config.schema import TrainConfig
+from experiments.run.identity import run_folder
+from experiments.run.process import held_to
+from fitting.results.record import read_record
 
 Compose = Callable[..., TrainConfig]
 BIG = ["model=ladder/a", "data=tokens", "data.seq_len=64", "batch_size=512", "tokens=131072"]

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.config import ConfigError, TrainConfig
-from experiments.identity import run_folder, run_id, science
+from experiments.config.schema import ConfigError, TrainConfig
+from experiments.run.identity import run_folder, run_id, science
 from experiments.model import Transformer, ladder
-from experiments.module import LanguageModel
+from experiments.run.module import LanguageModel
 from experiments.optim import (
     OptimConfig,
     block_matrices,
@@ -27,7 +27,7 @@ from experiments.optim import (
 from experiments.quant.block import quantize
 from experiments.quant.formats import FloatFormat, FormatError, Precision
 from experiments.quant.recipe import RecipeConfig
-from experiments.recorder import Progress
+from experiments.run.recorder import Progress
 from experiments.train import train
 
 Compose = Callable[..., TrainConfig]

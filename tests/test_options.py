@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fitting.laws import LAWS
-from fitting.options import (
+from fitting.laws.catalogue import LAWS
+from fitting.command.options import (
     FIT_HELP,
     LAW_NAMES,
     REPORT_HELP,

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from experiments.config import ConfigError
+from experiments.config.schema import ConfigError
 from experiments.sweep.cluster import LOCAL, ray_session
 from experiments.sweep.own_ray import _private_folder
 from tests.processes import PATIENCE, processes, wait_for
 
-COMMAND = (sys.executable, "-c", "from experiments.commands import train; train()")
+COMMAND = (sys.executable, "-c", "from experiments.command.main import train; train()")
 
 
 @pytest.fixture

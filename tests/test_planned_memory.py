@@ -7,8 +7,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from experiments.accounting import training_bytes
-from experiments.config import TrainConfig
-from experiments.module import LanguageModel
+from experiments.config.schema import TrainConfig
+from experiments.run.module import LanguageModel
 from experiments.paths import conf_dir
 
 Compose = Callable[..., TrainConfig]

@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 from scipy.optimize import minimize
 
-from fitting.analysis import critical_tokens, derived
-from fitting.curves import Array
-from fitting.fit import Fit, fit
-from fitting.law import FitError
-from fitting.laws import LAWS, SUN_2025
-from fitting.precision import (
+from fitting.analysis.layouts import critical_tokens, derived
+from fitting.laws.curves import Array
+from fitting.fit.search import Fit, fit
+from fitting.laws.law import FitError
+from fitting.laws.catalogue import LAWS, SUN_2025
+from fitting.analysis.trades import (
     compute_optimal,
     cost_table,
     effective_params,
@@ -32,8 +32,8 @@ from fitting.precision import (
     optimal_table,
     tokens_for_equal_loss,
 )
-from fitting.synthetic import SUN_TOKENS, make_table, sun_design
-from fitting.uncertainty import bootstrap
+from fitting.laws.synthetic import SUN_TOKENS, make_table, sun_design
+from fitting.fit.bootstrap import bootstrap
 
 LAW = LAWS["floating_point"]
 

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.config import TrainConfig
+from experiments.config.schema import TrainConfig
 from experiments.quant.product import full_precision
-from experiments.recorder import Progress
+from experiments.run.recorder import Progress
 from experiments.train import train
 
 Compose = Callable[..., TrainConfig]

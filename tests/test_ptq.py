@@ -10,22 +10,22 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments import commands
-from experiments.config import ConfigError, TrainConfig
-from experiments.data import TokenData
-from experiments.identity import run_id, science
+from experiments.command import main as commands
+from experiments.config.schema import ConfigError, TrainConfig
+from experiments.data.batches import TokenData
+from experiments.run.identity import run_id, science
 from experiments.model import block_linears
-from experiments.module import LanguageModel
-from experiments.progress import METRICS
-from experiments.ptq import PtqConfig, quantized
+from experiments.run.module import LanguageModel
+from experiments.store.curve import METRICS
+from experiments.measure.ptq import PtqConfig, quantized
 from experiments.quant.block import quantize_plain
 from experiments.quant.formats import Precision
 from experiments.train import train
-from fitting.commands import fit as lowbit_fit
-from fitting.commands import report as lowbit_report
-from fitting.laws import KUMAR_2024_PTQ, LAWS
-from fitting.results import RESULT, RunRecord, load, read_record, write_exclusive
-from fitting.study import load_study, used_runs
+from fitting.command.main import fit as lowbit_fit
+from fitting.command.main import report as lowbit_report
+from fitting.laws.catalogue import KUMAR_2024_PTQ, LAWS
+from fitting.results.record import RESULT, RunRecord, load, read_record, write_exclusive
+from fitting.page.study import load_study, used_runs
 from tests.test_results import RECORD
 
 Compose = Callable[..., TrainConfig]

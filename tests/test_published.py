@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fitting.page import versions
-from fitting.report import headline_words, write_report
-from fitting.study import load_study
+from fitting.page.files import versions
+from fitting.page.report import headline_words, write_report
+from fitting.page.study import load_study
 
 REPORTS = Path(__file__).parents[1] / "reports"
 PUBLISHED = sorted(path.parent.name for path in REPORTS.glob("*/results.csv"))

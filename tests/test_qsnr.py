@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fitting import qsnr
-from fitting.results import DamagedWarning, ResultsError
-from fitting.style import format_colours
+from fitting.page import diagnostics as qsnr
+from fitting.results.record import DamagedWarning, ResultsError
+from fitting.figures.style import format_colours
 
 ORDER = ["E1M1", "E2M1", "none"]
 RUNS = pd.DataFrame(

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from experiments.config import ConfigError
+from experiments.config.schema import ConfigError
 from experiments.sweep import reach
 from experiments.sweep.reach import wait_for_cluster
 
-COMMAND = (sys.executable, "-c", "from experiments.commands import train; train()")
+COMMAND = (sys.executable, "-c", "from experiments.command.main import train; train()")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from experiments.quant.formats import Precision
 from experiments.quant.recipe import RecipeConfig
-from experiments.quant.recipe_error import (
+from experiments.measure.recipe_error import (
     OPERANDS,
     PRODUCTS,
     TENSORS,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.quant.command import HELP, error
-from experiments.quant.recipe_error import OPERANDS, PRODUCTS, TENSORS, recipe_error
-from experiments.recipe_table import COLUMNS, MEASURES, TRAINING, read
+from experiments.errors.command import HELP, error
+from experiments.measure.recipe_error import OPERANDS, PRODUCTS, TENSORS, recipe_error
+from experiments.errors.recipes import COLUMNS, MEASURES, TRAINING, read
 from tests.golden_recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
@@ -267,7 +267,7 @@ def test_the_file_is_what_the_program_finds_today() -> None:
     """One recipe on normal tensors at full size.  Sums may differ in their last bits on another
     machine, and move a value over the middle between two numbers: to 1e-3.
     """
-    from experiments.capture import normal_layers
+    from experiments.errors.capture import normal_layers
 
     table = load(CSV)
     request = read(["recipe=mx_baseline"])

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import TrainConfig, leaves
+from experiments.config.schema import TrainConfig, leaves
 from experiments.paths import conf_dir
-from fitting.options import FitOptions, ReportOptions
+from fitting.command.options import FitOptions, ReportOptions
 from tests.command_shell import COMMANDS, Ended, Shell, contents
 from tests.report_study import a_fit, write_fit
 

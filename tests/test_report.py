@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fitting import conclusions
-from fitting.describe import run_fit
-from fitting.laws import QUARTET_2025
-from fitting.options import FitOptions, report_options
-from fitting.results import RunRecord, load
-from fitting.synthetic import make_table
+from fitting.page import conclusions
+from fitting.command.describe import run_fit
+from fitting.laws.catalogue import QUARTET_2025
+from fitting.command.options import FitOptions, report_options
+from fitting.results.record import RunRecord, load
+from fitting.laws.synthetic import make_table
 from tests.report_study import (
     TRUTH,
     Page,

@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fitting.results import ResultsError
-from fitting.synthetic import make_table, sun_design
+from fitting.results.record import ResultsError
+from fitting.laws.synthetic import make_table, sun_design
 from tests.report_study import (
     TRUTH,
     Page,
@@ -35,7 +35,7 @@ def test_the_same_inputs_give_the_same_bytes_in_another_process(
     study: tuple[Path, Path], out: Path, tmp_path: Path
 ) -> None:
     code = (
-        "import sys; from pathlib import Path; from fitting.report import write_report; "
+        "import sys; from pathlib import Path; from fitting.page.report import write_report; "
         "write_report(*map(Path, sys.argv[1:]))"
     )
     subprocess.run(

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.results import (
+from fitting.results.record import (
     COLUMNS,
     FAILURE,
     RESULT,

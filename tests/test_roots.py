@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
-from fitting.roots import rising_root
+from fitting.analysis.roots import rising_root
 
 
 def test_each_draw_has_the_root_that_brent_finds() -> None:

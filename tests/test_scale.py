@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from experiments.quant.block import quantize
-from experiments.quant.error import qsnr
+from experiments.measure.error import qsnr
 from experiments.quant.formats import (
     PRECISIONS,
     FloatFormat,

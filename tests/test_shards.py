@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.shards import (
+from experiments.data.shards import (
     DataError,
     Manifest,
     fingerprint,

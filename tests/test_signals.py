@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fitting.results import FAILURE, RESULT, read_record
+from fitting.results.record import FAILURE, RESULT, read_record
 from tests.processes import PATIENCE, processes, wait_for
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
@@ -30,8 +30,8 @@ LONG = "tokens=4_000_000"
 REMARK = re.compile(": data.max_epochs=|^Ray did not start in time|^waiting for node")
 """What a command may say besides; the last two on a machine that is slow."""
 TRAIN, FIT = (
-    "from experiments.commands import train; train()",
-    "from fitting.commands import fit; fit()",
+    "from experiments.command.main import train; train()",
+    "from fitting.command.main import fit; fit()",
 )
 
 Start = Callable[..., subprocess.Popen[str]]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import status
-from experiments.lease import Lease
-from experiments.progress import METRICS
-from fitting.results import FAILURE, STUDY, RunRecord, write_atomic, write_exclusive
+from experiments.store import status
+from experiments.store.lease import Lease
+from experiments.store.curve import METRICS
+from fitting.results.record import FAILURE, STUDY, RunRecord, write_atomic, write_exclusive
 
 RECORD = RunRecord(
     run_id="done",

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.results import ResultsError
-from fitting.study import fitted_runs, load_study, used_runs
+from fitting.results.record import ResultsError
+from fitting.page.study import fitted_runs, load_study, used_runs
 
 LOSSES = pd.DataFrame(
     {

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from fitting.style import format_colours, legend_below, new_figure, panel, ratio_axis
+from fitting.figures.style import format_colours, legend_below, new_figure, panel, ratio_axis
 
 
 def relative_luminance(colour: str) -> float:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from fitting import svg as module
-from fitting.style import INK, STYLE
-from fitting.svg import tag, tag_entry, to_svg, untagged
+from fitting.figures import svg as module
+from fitting.figures.style import INK, STYLE
+from fitting.figures.svg import tag, tag_entry, to_svg, untagged
 
 SVG = "{http://www.w3.org/2000/svg}"
 HREF = "{http://www.w3.org/1999/xlink}href"

@@ -13,12 +13,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments import commands
-from experiments.config import TrainConfig
+from experiments.command import main as commands
+from experiments.config.schema import TrainConfig
 from experiments.sweep.plan import Resources, make_plan
 from experiments.sweep.work import LOG
 from experiments.train import train
-from fitting.results import FAILURE, RESULT, STUDY, load
+from fitting.results.record import FAILURE, RESULT, STUDY, load
 
 SMALL = [
     "model=ladder/a",

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from experiments import sync, tracking
-from experiments.config import TrainConfig
-from experiments.lease import Lease
-from experiments.wandb_files import is_synced, run_files
+from experiments.mirror import sync
+from experiments.mirror import tracking
+from experiments.config.schema import TrainConfig
+from experiments.store.lease import Lease
+from experiments.mirror.files import is_synced, run_files
 from tests.wandb_server import KEY, WandbServer
 
 ROWS = 6
@@ -303,7 +304,7 @@ def test_a_wrong_request_is_one_line(
 
 def test_the_installed_command_teaches_and_exits_as_it_says(tmp_path: Path) -> None:
     def command(*words: str) -> subprocess.CompletedProcess[str]:
-        program = "from experiments.sync import main; main()"
+        program = "from experiments.mirror.sync import main; main()"
         return subprocess.run(
             [sys.executable, "-c", program, *words], capture_output=True, text=True, cwd=tmp_path
         )

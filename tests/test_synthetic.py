@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.laws import LAWS, SUN_2025, FitError
-from fitting.synthetic import SUN_PARAMS, make_table, sun_cells, sun_design
+from fitting.laws.catalogue import LAWS, SUN_2025, FitError
+from fitting.laws.synthetic import SUN_PARAMS, make_table, sun_cells, sun_design
 
 # layers, hidden, ffn of the four sizes of the grid (2501.02423, Table 4).
 SHAPES = [(12, 512, 1536), (12, 768, 2048), (12, 1024, 2816), (24, 1536, 4096)]

@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting import commands
-from fitting.expressions import ExpressionError, evaluate
-from fitting.fit import FitError, fit, select_rows
-from fitting.laws import LAWS
-from fitting.options import OUR_COLUMNS
-from fitting.results import COLUMNS, ResultsError, load
-from fitting.swept import is_key
+from fitting.command import main as commands
+from fitting.results.where import ExpressionError, evaluate
+from fitting.fit.search import FitError, fit, select_rows
+from fitting.laws.catalogue import LAWS
+from fitting.command.options import OUR_COLUMNS
+from fitting.results.record import COLUMNS, ResultsError, load
+from fitting.results.swept import is_key
 from tests.chinchilla_table import losses
 
 GOOD = losses(4, 4)
@@ -68,7 +68,7 @@ FILES: dict[str, bytes] = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore::fitting.table_files.CommentWarning")
+@pytest.mark.filterwarnings("ignore::fitting.files.tables.CommentWarning")
 @pytest.mark.parametrize("name", FILES)
 def test_a_table_is_read_whatever_separates_it(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(FILES[name])

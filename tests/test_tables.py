@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fitting.tables import comparison, held_out, open_interval, parameters
+from fitting.page.tables import comparison, held_out, open_interval, parameters
 
 
 def an_entry(**changes: Any) -> dict[str, Any]:

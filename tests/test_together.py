@@ -9,20 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import ConfigError, TrainConfig
-from experiments.identity import run_folder
-from experiments.lease import Lease
+from experiments.config.schema import ConfigError, TrainConfig
+from experiments.run.identity import run_folder
+from experiments.store.lease import Lease
 from experiments.paths import conf_dir
-from experiments.record import design
+from experiments.run.record import design
 from experiments.train import train
 
 Compose = Callable[..., TrainConfig]
 PROCESS = """
 import json, sys
 import torch.distributed as dist
-from experiments.config import from_dict
-from experiments.lease import Held
-from experiments.shards import DataError
+from experiments.config.schema import from_dict
+from experiments.store.lease import Held
+from experiments.data.shards import DataError
 from experiments.train import follow, train
 rank, store, config = int(sys.argv[1]), sys.argv[2], from_dict(json.loads(sys.argv[3]))
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from experiments import tracking
-from experiments.config import TrainConfig
-from experiments.progress import METRICS
+from experiments.mirror import tracking
+from experiments.config.schema import TrainConfig
+from experiments.store.curve import METRICS
 from experiments.train import RunResult, train
-from experiments.wandb_files import is_synced, read_run, run_files
+from experiments.mirror.files import is_synced, read_run, run_files
 from tests.wandb_server import KEY, StoredRun, WandbServer
 
 Compose = Callable[..., TrainConfig]
@@ -261,7 +261,7 @@ def test_a_wandb_that_died_between_two_runs_is_started_again(small: Compose) -> 
 def test_wandb_ends_with_the_process_it_belongs_to(small: Compose, tmp_path: Path) -> None:
     """Killed, as Ray kills a worker: no hook of Python's runs."""
     code = (
-        "import os, signal; from experiments import tracking; from experiments.wandb_files import "
+        "import os, signal; from experiments import tracking; from experiments.mirror.files import "
         "WandbRun; from pathlib import Path; tracking._init(WandbRun(run_id='r', group='g', "
         "job_type='train', project='p', tags=[], config={}), Path('.'), 'offline', 20.0, 5.0); "
         "tracking.finish(0); print(tracking._process().pid, flush=True); "
@@ -344,7 +344,7 @@ def test_wandb_says_nothing_on_the_console(
         [
             sys.executable,
             "-c",
-            "from experiments.commands import train; train()",
+            "from experiments.command.main import train; train()",
             *OVERRIDES,
             f"data.path={text}",
             f"runs={small().runs}",

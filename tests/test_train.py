@@ -17,19 +17,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.checkpoint import CHECKPOINTS
-from experiments.config import ConfigError, TrainConfig
-from experiments.data import TokenData
-from experiments.identity import run_folder
-from experiments.module import LanguageModel
+from experiments.store.checkpoint import CHECKPOINTS
+from experiments.config.schema import ConfigError, TrainConfig
+from experiments.data.batches import TokenData
+from experiments.run.identity import run_folder
+from experiments.run.module import LanguageModel
 from experiments.optim import lr_factor
-from experiments.progress import METRICS
+from experiments.store.curve import METRICS
 from experiments.quant.block import backend
 from experiments.quant.kernels import cpu
-from experiments.recorder import Progress
-from experiments.shards import DataError
+from experiments.run.recorder import Progress
+from experiments.data.shards import DataError
 from experiments.train import train
-from fitting.results import FAILURE, RESULT, RunRecord, read_record
+from fitting.results.record import FAILURE, RESULT, RunRecord, read_record
 
 Compose = Callable[..., TrainConfig]
 STEPS = 24
@@ -248,7 +248,7 @@ def test_a_killed_process_resumes_to_the_same_bits(small: Compose, tmp_path: Pat
         [
             sys.executable,
             "-c",
-            "from experiments.commands import train; train()",
+            "from experiments.command.main import train; train()",
             *arguments,
             "checkpoint_seconds=0",
         ],
@@ -311,8 +311,8 @@ def test_requests_that_cannot_run_say_so_before_any_work(small: Compose) -> None
 FULL_DISK = """
 import os, sys
 from pathlib import Path
-from experiments.commands import train as _  # plugins
-from experiments.config import from_dict
+from experiments.command.main import train as _  # plugins
+from experiments.config.schema import from_dict
 from experiments.train import train
 import json
 config = from_dict(json.loads(sys.argv[1]))

@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.analysis import critical_tokens
-from fitting.fit import FitError, fit, in_coordinates, thresholds
-from fitting.laws import BESIROGLU_2024, SUN_2025
-from fitting.minimise import minimise
-from fitting.results import ResultsError
-from fitting.seeds import compare_cells, compare_layouts, noise_floor
-from fitting.synthetic import make_table, sun_cells, sun_design
-from fitting.uncertainty import bootstrap, intervals, resample, standard_errors, vague
+from fitting.analysis.layouts import critical_tokens
+from fitting.fit.search import FitError, fit, in_coordinates, thresholds
+from fitting.laws.catalogue import BESIROGLU_2024, SUN_2025
+from fitting.fit.minimise import minimise
+from fitting.results.record import ResultsError
+from fitting.seeds.noise import compare_cells, compare_layouts, noise_floor
+from fitting.laws.synthetic import make_table, sun_cells, sun_design
+from fitting.fit.bootstrap import bootstrap, intervals, resample, standard_errors, vague
 
 
 def chinchilla_table(noise: float, seed: int) -> pd.DataFrame:

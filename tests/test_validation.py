@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fitting.fit import FitError, fit
-from fitting.laws import BESIROGLU_2024, QUARTET_2025
-from fitting.results import ResultsError
-from fitting.synthetic import make_table
-from fitting.validation import (
+from fitting.fit.search import FitError, fit
+from fitting.laws.catalogue import BESIROGLU_2024, QUARTET_2025
+from fitting.results.record import ResultsError
+from fitting.laws.synthetic import make_table
+from fitting.fit.validation import (
     compare_laws,
     hold_out,
     hold_out_largest,

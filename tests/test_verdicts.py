@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fitting.verdicts import enough, judge
+from fitting.seeds.verdicts import enough, judge
 
 
 @pytest.mark.parametrize("dof", [1, 2, 16, 40, 10_000])

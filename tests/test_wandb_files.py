@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import wandb
 
-from experiments.wandb_files import is_synced, mark_synced, read_run, row_key, run_files
+from experiments.mirror.files import is_synced, mark_synced, read_run, row_key, run_files
 
 ROWS = 300
 """Enough for three blocks of 32 KiB, so that records are cut at their ends."""

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments import commands
-from experiments.config import TrainConfig
-from experiments.module import LanguageModel
+from experiments.command import main as commands
+from experiments.config.schema import TrainConfig
+from experiments.run.module import LanguageModel
 from experiments.quant.formats import FloatFormat
 from experiments.quant.linear import QuantLinear
-from fitting.commands import fit as lowbit_fit
-from fitting.commands import report as lowbit_report
-from fitting.results import load
+from fitting.command.main import fit as lowbit_fit
+from fitting.command.main import report as lowbit_report
+from fitting.results.record import load
 
 SMALL = ["model=ladder/a", "data=tokens", "data.seq_len=64", "batch_size=4", "tracking=none"]
 
@@ -116,9 +116,9 @@ def test_the_config_of_a_record_is_a_whole_configuration(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a record says is enough to run it again."""
-    from experiments.config import from_dict
-    from experiments.identity import run_id
-    from fitting.results import read_record
+    from experiments.config.schema import from_dict
+    from experiments.run.identity import run_id
+    from fitting.results.record import read_record
 
     monkeypatch.chdir(tmp_path)
     arguments = [*SMALL, f"data.path={text}", "tokens=512", "recipe=hadamard", "precision=mxfp4"]

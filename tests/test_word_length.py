@@ -11,8 +11,8 @@ import pytest
 import scipy.stats
 import torch
 
-from experiments.config import ConfigError, TrainConfig, check
-from experiments.identity import run_folder, run_id
+from experiments.config.schema import ConfigError, TrainConfig, check
+from experiments.run.identity import run_folder, run_id
 from experiments.quant.block import quantize
 from experiments.quant.formats import Precision
 from experiments.quant.linear import NoiseClock, QuantLinear

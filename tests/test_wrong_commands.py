@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import demands
-from experiments.command_line import arrange
-from experiments.config import ConfigError, TrainConfig, from_typed, leaves, typed
+from experiments.config import demands
+from experiments.config.command_line import arrange
+from experiments.config.schema import ConfigError, TrainConfig, from_typed, leaves, typed
 from experiments.configure import configure
-from experiments.own_files import named, with_own_files
+from experiments.config.own_files import named, with_own_files
 from experiments.paths import conf_dir
-from experiments.sweep.compose import checked_grids
+from experiments.config.compose import checked_grids
 from tests.command_shell import COMMANDS
 
 LEAVES = dict(leaves(TrainConfig()))

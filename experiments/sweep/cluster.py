@@ -15,11 +15,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from experiments.config import ConfigError
+from experiments.config.schema import ConfigError
+from experiments.paths import package_dir
 from experiments.sweep.own_ray import own_ray
 from experiments.sweep.plan import Resources
 from experiments.sweep.reach import KEY, wait_for_cluster
-from fitting.results import create_exclusive
+from fitting.results.record import create_exclusive
 
 LOCAL = "local"
 _ANSWER_SECONDS = 600.0
@@ -185,7 +186,7 @@ def _look(probe: str) -> dict[str, Any]:
 @functools.cache
 def code_sha256() -> str:
     """Of everything that a run executes of ours."""
-    package = Path(__file__).resolve().parents[1]
+    package = package_dir()
     digest = hashlib.sha256()
     for path in [*sorted(package.rglob("*.py")), *sorted(package.rglob("*.[ch]"))]:
         digest.update(str(path.relative_to(package)).encode() + path.read_bytes())

@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from experiments.accounting import flops_per_token
-from experiments.config import TrainConfig
-from experiments.data import TokenData
+from experiments.config.schema import TrainConfig
+from experiments.data.batches import TokenData
 
 _ASSUMED_FLOPS_PER_SECOND = 3e10
 """Of one core on a small model, where nothing has been run yet to measure it."""

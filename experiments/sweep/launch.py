@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any, Self
 
-from experiments.lease import ask_to_stop, at_work, break_lease, holder, unask
-from experiments.progress import last_row
+from experiments.store.curve import last_row
+from experiments.store.lease import ask_to_stop, at_work, break_lease, holder, unask
 from experiments.sweep.cluster import LOCAL, check_nodes, machines, ray_session, this_machine
 from experiments.sweep.plan import Plan, PlannedRun, Resources, write_study
 from experiments.sweep.show import Display
@@ -31,8 +31,8 @@ from experiments.sweep.work import (
     execute,
     execute_together,
 )
-from fitting.interrupts import interrupt
-from fitting.results import RESULT, RunRecord, look_at
+from fitting.entry.interrupts import interrupt
+from fitting.results.record import RESULT, RunRecord, look_at
 
 _MAX_DEATHS = 3
 """Of workers under one run in one launch, after which it is left alone."""

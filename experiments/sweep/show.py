@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.accounting import count_parameters
-from experiments.progress import duration
+from experiments.store.curve import duration
 from experiments.sweep.plan import Plan, PlannedRun, Resources
-from fitting.results import RunRecord
+from fitting.results.record import RunRecord
 
 console = Console(width=None if sys.stdout.isatty() else 120)
 _PLAIN_STATUS_SECONDS = 30.0

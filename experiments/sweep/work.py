@@ -11,10 +11,10 @@ import time
 import traceback
 from typing import Any, TextIO
 
-from experiments.config import from_dict
-from experiments.identity import run_folder
-from experiments.lease import Fenced, Held
-from fitting.entry import of_the_system
+from experiments.config.schema import from_dict
+from experiments.run.identity import run_folder
+from experiments.store.lease import Fenced, Held
+from fitting.entry.answer import of_the_system
 
 LOG = "log.txt"
 DONE, FAILED, ELSEWHERE, STOPPED = "done", "failed", "elsewhere", "stopped"

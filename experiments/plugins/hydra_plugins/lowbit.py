@@ -1,6 +1,6 @@
 """Hydra plugins, a thin shell over `experiments.sweep`: which runs, and where they run.
 
-Hydra finds plugins only in packages called `hydra_plugins` on sys.path; `experiments.train_command`
+Hydra finds plugins only in packages called `hydra_plugins` on sys.path; `experiments.command.train`
 puts this one's folder there.
 """
 
@@ -23,10 +23,10 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from experiments.command_line import check_overrides
-from experiments.config import ConfigError
-from experiments.own_files import own_folder
-from experiments.sweep.compose import Composer, checked_grids, compose_all
+from experiments.config.command_line import check_overrides
+from experiments.config.compose import Composer, checked_grids, compose_all
+from experiments.config.own_files import own_folder
+from experiments.config.schema import ConfigError
 from experiments.sweep.estimate import probe
 from experiments.sweep.plan import make_plan, write_table
 from experiments.sweep.show import console, show_plan, show_results

@@ -1,0 +1,124 @@
+"""The work of `lowbit-train`: Hydra outside, `train` or a sweep inside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from experiments.paths import conf_dir, plugins_dir
+
+sys.path.append(str(plugins_dir()))  # before Hydra looks for plugins
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from experiments.config.command_line import arrange
+from experiments.config.own_files import named, with_own_files
+from experiments.config.schema import TrainConfig, from_hydra
+from experiments.store.curve import duration
+from experiments.sweep.cluster import this_machine
+from experiments.sweep.estimate import probe
+from experiments.sweep.plan import Resources, make_plan, write_study
+from experiments.sweep.show import console, show_plan
+from fitting.entry.answer import FULL_ERROR
+
+if TYPE_CHECKING:
+    from experiments.run.recorder import Progress, Report
+
+_PLAIN_LINES = 20
+"""Progress lines of a run that does not write to a terminal."""
+
+
+def train_command() -> None:
+    """What was typed: one run, or with -m a sweep."""
+    typed = sys.argv[1:]
+    arranged, folder = arrange(typed)
+    hydra_says = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"  # let errors through to here instead of printing them
+    composed: list[DictConfig] = []
+
+    def take(cfg: DictConfig) -> None:
+        hydra_config = HydraConfig.get()
+        composed.append(named(cfg, hydra_config.runtime.choices, hydra_config.overrides.task))
+
+    sys.argv[1:] = arranged
+    try:
+        # Hydra composes and, with -m, sweeps; a single run starts once Hydra is out of the way.
+        with with_own_files(folder):
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(take)()
+        for cfg in composed:
+            _run_one(from_hydra(cfg))
+    finally:
+        sys.argv[1:] = typed
+        if hydra_says is None:
+            os.environ.pop(FULL_ERROR, None)
+
+
+def _run_one(config: TrainConfig) -> None:
+    """One run, in this process."""
+    plan = make_plan([config])
+    if config.plan_only:
+        probe([config], plan.speeds)
+        cores = Resources(config.resources.cpus, config.resources.gpus)
+        show_plan(plan, cores, max_parallel=1, full=True)
+        return
+    for run in plan.to_do:
+        run.refuse_unless_held_by([this_machine()])
+    # Lightning takes seconds to import: not before a wrong request has been refused.
+    from experiments.train import train as train_run
+
+    with _progress(config.steps) as report:
+        result = train_run(config, report)
+    write_study(plan)
+    record = result.record
+    loss = "none" if record.loss is None else f"{record.loss:.4f} nats per token"
+    console.print(
+        f"{record.status}{' (was done before)' if result.already_done else ''}: "
+        f"loss {loss}, {record.tokens:,} tokens in {duration(record.wall_seconds)} "
+        f"({record.tokens_per_second:,.0f} a second) {record.reason}\n{result.folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@contextlib.contextmanager
+def _progress(steps: int) -> Iterator[Report]:
+    """A bar on a terminal, about twenty plain lines elsewhere."""
+    if not console.is_terminal:
+        last = [-1]
+
+        def line(progress: Progress) -> None:
+            share = progress.step * _PLAIN_LINES // steps
+            if progress.phase == "train" and share > last[0]:
+                last[0] = share
+                console.print(
+                    f"step {progress.step}/{steps}  loss {progress.loss:.4f}  "
+                    f"{progress.tokens_per_second:,.0f} tokens/s",
+                    highlight=False,
+                )
+
+        yield line
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} steps"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("training", total=steps)
+
+        def move(progress: Progress) -> None:
+            if progress.phase == "train":
+                text = f"loss {progress.loss:.4f} {progress.tokens_per_second:,.0f} tok/s"
+            else:
+                text = "scoring the validation stream"
+            bar.update(task, completed=progress.step, description=text)
+
+        yield move

@@ -1,0 +1,189 @@
+"""What is typed after `lowbit-train`, before Hydra reads it.
+
+Hydra answers a word that it cannot read in terms of its grammar; here it is named, with how to
+write it.  Files of the user's own (`--config-dir`) come before the built-in ones of the same name.
+"""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from experiments.config.own_files import groups
+from experiments.config.schema import ConfigError
+from fitting.entry.answer import one_line
+
+_WITH_VALUE = (
+    *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
+    *("--package", "-p", "--cfg", "-c"),
+)
+_INFO, _SHOWN = ("--info", "-i"), ("--cfg", "-c")
+_COMPLETION, _PACKAGE = ("--shell-completion", "-sc"), ("--package", "-p")
+_FLAGS = (
+    *("--multirun", "-m", "--run", "-r", "--help", "-h", "--hydra-help", "--version"),
+    *("--resolve", *_COMPLETION),
+)
+_CHOICES = {
+    **dict.fromkeys(_SHOWN, ("job", "hydra", "all")),
+    **dict.fromkeys(_INFO, ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
+}
+_MODES = (("--multirun", "-m"), ("--run", "-r"), _SHOWN, _INFO, _COMPLETION)
+"""Groups of options of which a command line has one."""
+_INSTEAD = ("--config-path", "-cp", "--config-name", "-cn")
+_OF_HYDRA = {
+    "hydra.sweeper": "a sweep is typed with -m key=a,b or written as study.grids",
+    "hydra.sweep": "results go below runs=FOLDER",
+    "hydra.run": "results go below runs=FOLDER",
+    "hydra.searchpath": "files of your own are found by --config-dir=FOLDER",
+}
+
+
+def arrange(words: Sequence[str]) -> tuple[list[str], str]:
+    """A command line as Hydra wants it, and the folder of the user's own files.
+
+    argparse takes options before the overrides only; here they may stand anywhere.
+
+    Raises:
+        ConfigError: A word that cannot be meant, with what could be.
+    """
+    options, overrides, folder = [], [], ""
+    waiting = iter(words)
+    for word in waiting:
+        name, equals, value = word.partition("=")
+        if name in _WITH_VALUE:
+            value = value if equals else next(waiting, "")
+            if not value:
+                raise ConfigError(f"{name}: needs a value, {name}=...")
+            if name in _INSTEAD:
+                instead = _OF_HYDRA["hydra.searchpath"]
+                raise ConfigError(f"{name}={value}: no such option; {instead}")
+            if name in ("--config-dir", "-cd"):
+                folder = value
+            else:
+                options.append(_with_value(name, value))
+        elif name in _INFO:
+            options.append(_with_value(name, value if equals else "all"))
+        elif name in _FLAGS and equals:
+            raise ConfigError(f"{word}: {name} takes no value")
+        elif name in _FLAGS:
+            options.append(word)
+        elif word.startswith("-"):
+            raise ConfigError(f"{word}: no such option; see lowbit-train --help")
+        elif word == "help":
+            options.append("--help")
+        else:
+            overrides.append(word)
+    if {"--help", "-h"} & set(options):  # whatever else was typed: it is not done
+        return ["--help"], ""
+    _check_options(options, overrides)
+    check_overrides(overrides, several={"-m", "--multirun"} & set(options) != set())
+    return [*options, *overrides], folder
+
+
+def _with_value(name: str, value: str) -> str:
+    """An option of Hydra's as one word, for in two a choice may be taken for an override."""
+    choices = _CHOICES.get(name, (value,))
+    if value not in choices:
+        raise ConfigError(f"{name}={value}: must be one of {', '.join(choices)}")
+    return f"{name}={value}" if name.startswith("--") else f"{name}{value}"
+
+
+def _check_options(options: Sequence[str], overrides: Sequence[str]) -> None:
+    """Refuse options that do not go together, which Hydra would not name."""
+
+    def given(names: Sequence[str]) -> list[str]:
+        return [word for word in options if word.startswith(tuple(names))]
+
+    modes = [given(names)[0] for names in _MODES if given(names)]
+    if len(modes) > 1:
+        raise ConfigError(f"{modes[1]}: cannot go with {modes[0]}; leave out one")
+    for word in given(("--resolve", *_PACKAGE)):
+        if not given(_SHOWN):
+            raise ConfigError(f"{word}: goes with --cfg job, which shows the configuration")
+    does = ("install=", "uninstall=", "query=")
+    if given(_COMPLETION) and not any(word.startswith(does) for word in overrides):
+        raise ConfigError(f"{modes[0]}: needs install=SHELL or uninstall=SHELL, e.g. install=bash")
+
+
+@functools.cache
+def _parser() -> OverridesParser:
+    return OverridesParser.create()
+
+
+def check_overrides(words: Sequence[str], several: bool) -> None:
+    """Make sure that every word can be read, and means what it seems to.
+
+    Args:
+        words: key=value, as typed.
+        several: Whether a key may have several values to choose from.
+
+    Raises:
+        ConfigError: The first that does not.
+    """
+    parser = _parser()
+    for word in words:
+        if word.startswith("="):  # which Hydra takes for an override of nothing
+            raise ConfigError(one_line(_unreadable(word, parser)))
+        try:
+            override = parser.parse_override(word)
+        except HydraException:
+            raise ConfigError(one_line(_unreadable(word, parser))) from None
+        _check(override, word, several)
+
+
+def _unreadable(word: str, parser: OverridesParser) -> str:
+    """What to say of a word that Hydra's grammar has no place for."""
+    key, equals, value = word.partition("=")
+    if not equals or not key:
+        return f"{word}: cannot be read as key=value; see lowbit-train --help"
+    quoted = key + "='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    try:
+        parser.parse_override(quoted)
+    except HydraException:
+        return f"{word}: cannot be read as key=value; see lowbit-train --help"
+    return f"{word}: cannot be read as key=value; put the value in quotes: {_for_a_shell(quoted)}"
+
+
+def _for_a_shell(word: str) -> str:
+    """Quoted, by double quotes where that can be."""
+    plain = not any(mark in word for mark in '"$`\\!')
+    return f'"{word}"' if plain else shlex.quote(word)
+
+
+def _check(override: Override, word: str, several: bool) -> None:
+    key = override.key_or_group
+    if key.startswith("study.grids."):
+        raise ConfigError(f"{word}: study.grids is a list; write study.grids=[{{key: [values]}}]")
+    for start, instead in _OF_HYDRA.items():
+        if key == start or key.startswith(f"{start}."):
+            raise ConfigError(f"{word}: has no effect here; {instead}")
+    if override.is_sweep_override() and not several:
+        value = word.partition("=")[2]
+        as_text = _for_a_shell(f"{key}='{value}'")
+        raise ConfigError(
+            f"{word}: is several values; add -m to sweep over them, or write {key}=[{value}] for "
+            f"a list, or {as_text} for one text"
+        )
+    if key not in groups() or override.is_delete() or override.is_sweep_override():
+        return
+    chosen = override.value()
+    if isinstance(chosen, list):
+        names = ",".join(str(name) for name in chosen)
+        raise ConfigError(f"{word}: a run has one; with -m, {key}={names} sweeps over them")
+    if isinstance(chosen, dict):
+        return
+    if not isinstance(chosen, str):
+        raise ConfigError(f"{word}: must be the name of a choice; leave it out for the default")
+    path = Path(chosen)
+    if path.suffix in (".yaml", ".yml") or chosen.startswith((".", "/")):
+        above = path.parent.parent if path.parent.name == key else path.parent
+        raise ConfigError(
+            f"{word}: must be a choice, not a file; with {path.name} in a folder {key}, type "
+            f"--config-dir={above} {key}={path.stem}"
+        )

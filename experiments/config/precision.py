@@ -1,0 +1,73 @@
+"""To what operands are quantized, as the configuration says it, and what a wrong one raises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from experiments.quant.formats import (
+    ElementFormat,
+    FloatFormat,
+    FormatError,
+    IntFormat,
+    Precision,
+    ScaleFormat,
+)
+from fitting.entry.answer import Refusal
+
+PRECISION_KINDS = ("float", "int", "int_asymmetric")
+
+
+class ConfigError(Refusal):
+    """A request that cannot be run as asked: one line a problem."""
+
+    several = True
+
+
+@dataclass
+class PrecisionConfig:
+    """To what the operands are quantized."""
+
+    kind: str = "float"
+    """float, int (symmetric) or int_asymmetric; INT8 has exponent 0 and mantissa 7."""
+    exponent: int = 2
+    mantissa: int = 1
+    specials: str = "none"
+    granularity: str = "block"
+    block_size: int = 32
+    scale: str = "fp32"
+
+    def build(self) -> Precision:
+        """The precision itself.
+
+        Raises:
+            ConfigError: A value that no format has.
+        """
+        try:
+            if self.scale not in list(ScaleFormat):
+                raise FormatError(
+                    f"scale={self.scale}: must be one of {', '.join(s.value for s in ScaleFormat)}"
+                )
+            scale = ScaleFormat(self.scale)
+            return Precision(self._element(), self.granularity, self.block_size, scale)
+        except FormatError as error:
+            raise ConfigError(f"precision.{error}") from error
+
+    def _element(self) -> ElementFormat:
+        if self.kind == "float":
+            return FloatFormat(self.exponent, self.mantissa, self.specials)
+        if self.kind not in PRECISION_KINDS:
+            raise FormatError(f"kind={self.kind}: must be one of {', '.join(PRECISION_KINDS)}")
+        if self.exponent != 0:
+            raise FormatError(f"exponent={self.exponent}: must be 0 for kind={self.kind}")
+        if not 1 <= self.mantissa <= 7:
+            raise FormatError(
+                f"mantissa={self.mantissa}: must be 1..7 (INT2..INT8) for kind={self.kind}"
+            )
+        if self.specials != "none":
+            raise FormatError(f"specials={self.specials}: must be none for kind={self.kind}")
+        return IntFormat(1 + self.mantissa, symmetric=self.kind == "int")
+
+    @property
+    def label(self) -> str:
+        """Short and readable, e.g. E2M1-block32-e8m0."""
+        return str(self.build())

@@ -1,0 +1,1 @@
+"""Data: tokens on disk, checked, and batches addressed by step."""

@@ -1,0 +1,337 @@
+"""From tokens on disk to batches, addressed by step: batch k is a function of (seed, k), no more.
+
+The training stream is cut into windows of T inputs and the T targets after them; window w holds
+tokens [wT, wT + T], so that every token is a target once an epoch.  A permutation for (seed, epoch)
+orders the windows; global batch k is sequences [kB, (k + 1)B) of that order, and rank r of a world
+of W takes the r-th of W equal slices of it.
+
+So the batches do not depend on the number of processes; resuming at step k is asking for batch k;
+a run on fewer tokens sees a prefix of what a longer one sees; and runs that differ in precision
+alone see the same batches, so that the data's noise cancels from the difference of their losses.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.data.shards import (
+    DataError,
+    Manifest,
+    Shard,
+    cache_folder,
+    fingerprint,
+    import_path,
+    read_manifest,
+)
+from experiments.data.techdocs import REBUILD, TECHDOCS_SHA256, techdocs
+from experiments.data.verified import verify as verify_shards
+
+NAMES = ("techdocs", "tokens")
+HARMLESS_EPOCHS = 4
+"""Up to here, repeating is nearly as good as fresh data (Muennighoff et al., arXiv:2305.16264)."""
+
+
+@dataclass
+class DataConfig:
+    """What to train on."""
+
+    name: str = "techdocs"
+    """techdocs (built in) or tokens (yours, at `path`)."""
+    path: str = ""
+    """For tokens: what `experiments.data.shards.import_path` takes."""
+    seq_len: int = 256
+    """Targets in a window, T."""
+    validation_windows: int = 0
+    """0: the whole validation stream; n: the same n windows, evenly spaced over it, every time."""
+    max_epochs: int = 1
+    """How often a token may be seen in training."""
+
+    @property
+    def key(self) -> str:
+        """What errors about the data itself start with."""
+        return f"data.path={self.path}" if self.name == "tokens" else f"data.name={self.name}"
+
+
+def corpus_folder(config: DataConfig) -> Path:
+    """The folder of the corpus' shards; makes or imports it first if need be.
+
+    Raises:
+        DataError: The name or the path is of no use; see `techdocs` and `import_path`.
+    """
+    if config.name not in NAMES:
+        raise DataError(f"data.name={config.name}: must be one of {', '.join(NAMES)}")
+    if config.name == "techdocs":
+        if config.path:
+            raise DataError(f"data.path={config.path}: is read with data=tokens only")
+        return techdocs()
+    if not config.path:
+        raise DataError("data.path=: data=tokens needs the path of your text or tokens")
+    path = Path(config.path).expanduser()
+    return _imported(path, config.key, fingerprint(path))
+
+
+@functools.lru_cache(maxsize=16)
+def _imported(path: Path, key: str, state: str) -> Path:
+    """`import_path`, once a process for each `state` of the files: a sweep asks for every run."""
+    return import_path(path, key)
+
+
+def corpus_sha256(config: DataConfig) -> str:
+    """The corpus' identity, for a run's id; that of techdocs is known without making it."""
+    if config.name == "techdocs" and not config.path:
+        return TECHDOCS_SHA256
+    return _manifest(corpus_folder(config), config)[0].sha256
+
+
+def _manifest(folder: Path, config: DataConfig) -> tuple[Manifest, str]:
+    """A corpus' manifest, and what is to be done if its shards are damaged."""
+    if config.name == "techdocs":
+        remedy = REBUILD
+    elif folder.is_relative_to(cache_folder()):
+        remedy = f"delete {folder}, and it is imported again"
+    else:
+        remedy = "restore it from where it came from"
+    manifest = read_manifest(folder, config.key, remedy)
+    if config.name == "techdocs" and manifest.sha256 != TECHDOCS_SHA256:
+        raise DataError(f"{config.key}: {folder} is not techdocs-v1; {REBUILD}")
+    return manifest, remedy
+
+
+class TokenStream:
+    """The shards of one part of a corpus as one sequence of tokens; nothing is read until asked.
+
+    Args:
+        folder: The corpus folder.
+        shards: The part's shards, in order.
+        dtype: Of the tokens on disk, "uint16" or "uint32".
+    """
+
+    def __init__(self, folder: Path, shards: tuple[Shard, ...], dtype: str) -> None:
+        kind = np.dtype(dtype).newbyteorder("<")
+        self._shards = [np.memmap(folder / s.file, kind, "r") for s in shards if s.tokens]
+        self._ends = np.cumsum([len(shard) for shard in self._shards])
+
+    def __len__(self) -> int:
+        """Tokens."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Tokens [start, start + count), [count]; across shards where need be."""
+        shard = int(np.searchsorted(self._ends, start, side="right"))
+        pieces = []
+        while count:
+            offset = start - (int(self._ends[shard - 1]) if shard else 0)
+            pieces.append(self._shards[shard][offset : offset + count])
+            start, count, shard = start + len(pieces[-1]), count - len(pieces[-1]), shard + 1
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+class TokenData:
+    """A corpus, opened: training batches by step, and the fixed validation stream.
+
+    Args:
+        config: What to open; made or imported first if need be.
+        verify: Read all shards and compare their SHA-256 even if this machine did so before, and
+            they are the same files since.
+
+    Raises:
+        DataError: No such data, a damaged shard, or a part shorter than one window.
+    """
+
+    def __init__(self, config: DataConfig, verify: bool = False) -> None:
+        folder = corpus_folder(config)
+        self.config = config
+        self.manifest, remedy = _manifest(folder, config)
+        verify_shards(folder, self.manifest, config.key, remedy, anew=verify)
+        self.train = TokenStream(folder, self.manifest.train, self.manifest.dtype)
+        self.val = TokenStream(folder, self.manifest.val, self.manifest.dtype)
+        self.seq_len = config.seq_len
+        self.windows = self._windows(self.train, "training")
+        """Windows in the training stream: sequences in one epoch."""
+        self.validation = self._validation_windows()
+        """The numbers of the validation windows that are scored, ascending."""
+
+    @property
+    def label(self) -> str:
+        """The corpus' name and the first 12 digits of its SHA-256, as run records carry it."""
+        return f"{self.manifest.name}-{self.manifest.sha256[:12]}"
+
+    @property
+    def vocab_size(self) -> int:
+        """All token ids are below it."""
+        return self.manifest.vocab_size
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Bytes of text per token; None where it is not known."""
+        return self.manifest.bytes_per_token
+
+    def check(self, steps: int, batch_size: int, vocab_size: int) -> None:
+        """Refuse a training run that this corpus cannot feed, before any work.
+
+        Args:
+            steps: Of the whole run, not from where it resumes.
+            batch_size: Sequences a step, over all processes.
+            vocab_size: The model's.
+
+        Raises:
+            DataError: Token ids the model does not have, fewer windows than one batch, or more
+                epochs than `max_epochs`.
+        """
+        config = self.config
+        if vocab_size < self.vocab_size:
+            raise DataError(
+                f"model.vocab_size={vocab_size}: must be at least {self.vocab_size}, the "
+                f"vocabulary of {config.key}"
+            )
+        if batch_size > self.windows:
+            raise DataError(
+                f"batch_size={batch_size}: must be at most {self.windows:,}, the windows of "
+                f"data.seq_len={config.seq_len} in the training stream of {config.key}"
+            )
+        epochs = -(-steps * batch_size // self.windows)
+        if epochs > config.max_epochs:
+            raise DataError(
+                f"data.max_epochs={config.max_epochs}: {steps:,} steps of {batch_size} sequences "
+                f"are {steps * batch_size * config.seq_len:,} tokens, {self.label} has "
+                f"{self.windows * config.seq_len:,}; "
+                f"set data.max_epochs={epochs} to repeat them, or train on fewer"
+            )
+        if epochs > HARMLESS_EPOCHS:
+            warnings.warn(
+                f"data.max_epochs={config.max_epochs}: tokens are seen up to {epochs} times; "
+                f"beyond {HARMLESS_EPOCHS} they count for less than new ones (arXiv:2305.16264)",
+                stacklevel=1,  # one place, so that it is said once
+            )
+
+    def unique_tokens(self, steps: int, batch_size: int) -> int:
+        """Different training targets seen in this many steps."""
+        return min(steps * batch_size, self.windows) * self.seq_len
+
+    def batch(self, step: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Tensor:
+        """The sequences of one step: inputs are [:, :-1], targets [:, 1:].
+
+        A batch may begin in one epoch and end in the next.
+
+        Args:
+            step: Counts from 0.
+            batch_size: Sequences over all processes.
+            seed: Of the order of the windows.
+            rank: Which of `world` equal slices.
+            world: Number of processes; divides `batch_size`.
+
+        Returns:
+            int64 [batch_size / world, seq_len + 1].
+        """
+        if batch_size % world:
+            raise DataError(f"batch_size={batch_size}: must be a multiple of {world} processes")
+        share = batch_size // world
+        first = step * batch_size + rank * share
+        windows = []
+        for sequence in range(first, first + share):
+            epoch, position = divmod(sequence, self.windows)
+            windows.append(int(_order(self.windows, seed, epoch)[position]))
+        return self._gather(self.train, windows)
+
+    def validation_batches(self, batch_size: int) -> Iterator[Tensor]:
+        """The validation windows in order, int64 [batch_size, seq_len + 1]; the last may be short.
+
+        Every target of the stream comes once, but for the last few that do not fill a window.
+        """
+        for start in range(0, len(self.validation), batch_size):
+            yield self._gather(self.val, self.validation[start : start + batch_size])
+
+    def _gather(self, stream: TokenStream, windows: list[int]) -> Tensor:
+        length = self.seq_len
+        batch = np.empty((len(windows), length + 1), dtype=np.int64)
+        for row, window in enumerate(windows):
+            batch[row] = stream.read(window * length, length + 1)
+        return torch.from_numpy(batch)
+
+    def _windows(self, stream: TokenStream, part: str) -> int:
+        windows = (len(stream) - 1) // self.seq_len
+        if windows < 1:
+            raise DataError(
+                f"{self.config.key}: the {part} stream has {len(stream):,} tokens, fewer than one "
+                f"window of data.seq_len={self.seq_len} and its last target"
+            )
+        return windows
+
+    def _validation_windows(self) -> list[int]:
+        windows = self._windows(self.val, "validation")
+        wanted = self.config.validation_windows or windows
+        if not 1 <= wanted <= windows:
+            raise DataError(
+                f"data.validation_windows={wanted}: must be from 1 to {windows:,}, the windows in "
+                f"the validation stream, or 0 for all"
+            )
+        return [number * windows // wanted for number in range(wanted)]
+
+
+@functools.lru_cache(maxsize=4)
+def _order(windows: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of range(windows), int64.
+
+    Sorted by raw Philox output, which NumPy keeps the same for ever; it does not promise that of
+    `Generator.permutation` (NEP 19).
+    """
+    keys = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(windows)
+    return np.argsort(keys, kind="stable")
+
+
+class StepLoader:
+    """The batches of a run from some step on, for a Lightning Trainer.
+
+    Its only state is the next step, so that resuming is exact and reads nothing twice.  Needs
+    `use_distributed_sampler=False`, since each rank already gets its own slice.
+
+    Args:
+        data: Where the batches come from.
+        seed: Of the order of the windows.
+        batch_size: Sequences a step, over all processes.
+        start: First step.
+        steps: Number of steps of the whole run: the last one is `steps - 1`.
+        rank: This process.
+        world: Number of processes.
+    """
+
+    def __init__(
+        self,
+        data: TokenData,
+        seed: int,
+        batch_size: int,
+        start: int,
+        steps: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.data, self.seed, self.batch_size = data, seed, batch_size
+        self.start, self.steps, self.rank, self.world = start, steps, rank, world
+        self.next_step = start
+
+    def __len__(self) -> int:
+        """Steps from `start` to the end; loading a state does not change it."""
+        return self.steps - self.start
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Go on at the next step; ends for good after the last."""
+        while self.next_step < self.steps:
+            step = self.next_step
+            self.next_step += 1  # before the yield: a state saved while step k runs says k + 1
+            yield self.data.batch(step, self.batch_size, self.seed, self.rank, self.world)
+
+    def state_dict(self) -> dict[str, int]:
+        """The next step."""
+        return {"next_step": self.next_step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on at the next step of `state`, whatever the number of processes was."""
+        self.next_step = state["next_step"]

@@ -1,0 +1,1 @@
+"""The command lowbit-error: what precisions and recipes do to tensors, as tables."""

@@ -1,0 +1,1 @@
+"""Measures of quantization: errors of tensors, of recipes, while training and after it."""

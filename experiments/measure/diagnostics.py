@@ -1,0 +1,192 @@
+"""Diagnostics: what rounding does to the tensors of a run, and to its gradient, while it trains.
+
+A measurement is two passes of its own over a step's batch, before that step and with its weights
+and its noise: one quantized, as the step will be, whose rounded operands are watched, one in high
+precision.  Nothing of them stays behind, so training goes on to the same bits as without.
+
+One row of the loss curve holds it, under names that a page of panels sorts by what is before the
+slash: `qsnr/P1` is the mean over the layers, `qsnr_P1/blocks.0.mlp.down` one layer's.  Operands
+are P1..P6 (`experiments.quant.recipe`), their measures those of `OperandError`; then
+`gradient_cosine` and `gradient_norm_ratio`, quantized over high precision, of each layer's weight
+and of `model`, all parameters together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments.measure.error import OperandError, operand_error
+from experiments.quant.hadamard import rotate
+from experiments.quant.linear import NoiseClock, QuantLinear
+
+MEASURES = tuple(f.name for f in fields(OperandError))
+LABELS = ("P1", "P2", "P3", "P4", "P5", "P6")
+COSINE, NORM_RATIO = "gradient_cosine", "gradient_norm_ratio"
+_MODEL = "model"
+_DIGITS = 4
+"""Of the numbers in a summary."""
+
+
+@dataclass
+class DiagnosticsConfig:
+    """How often; never part of a run's identity."""
+
+    points: int = 8
+    """Measurements of a run, spread evenly over its quantized steps from the first to the last, so
+    that runs of any length compare; 0: none."""
+    apart: int = 200
+    """Steps to each of them at least, fewer points if need be: one takes as long as three steps."""
+
+    def problems(self) -> list[str]:
+        """What is wrong, each as "key=value: what would be right"."""
+        found = []
+        if self.points < 0:
+            found.append(f"diagnostics.points={self.points}: must be 0 (none) or more")
+        if self.apart < 1:
+            found.append(f"diagnostics.apart={self.apart}: must be 1 or more steps")
+        return found
+
+    def steps(self, count: int) -> tuple[int, ...]:
+        """Before which of `count` steps, counted from 0, to measure; where once, before the last.
+
+        >>> DiagnosticsConfig(points=4, apart=10).steps(100)
+        (0, 33, 66, 99)
+        >>> DiagnosticsConfig(points=4, apart=10).steps(20)
+        (0, 19)
+        """
+        points = min(self.points, count // self.apart)
+        if points < 2:
+            return (count - 1,) * points
+        return tuple(round(n * (count - 1) / (points - 1)) for n in range(points))
+
+
+def measure(model: nn.Module, clock: NoiseClock, loss: Callable[[], Tensor]) -> dict[str, float]:
+    """One row of measures; changes nothing.
+
+    Args:
+        model: Its `QuantLinear` layers are watched.
+        clock: Theirs, set to the step.
+        loss: Of the step's batch, a scalar; called twice.
+
+    Returns:
+        Finite numbers by name, as the module says.  What is not finite or not defined is left out.
+    """
+    names = {layer: name for name, layer in model.named_modules() if isinstance(layer, QuantLinear)}
+    found: dict[str, dict[str, float]] = {}
+
+    def watch(
+        layer: QuantLinear,
+        label: str,
+        values: Tensor,
+        hadamard: int,
+        signs: Tensor | None,
+        rounded: Tensor,
+    ) -> None:
+        operand = layer.recipe.slots()[label]
+        scales = operand is not None and operand.rounding != "ms_eden"
+        x = (rotate(values, hadamard, signs) if hadamard else values).contiguous()
+        errors = operand_error(x, rounded, layer.precisions[label], scales)
+        for name, value in asdict(errors).items():
+            if math.isfinite(value):
+                found.setdefault(f"{name}_{label}", {})[names[layer]] = value
+
+    parameters = dict(model.named_parameters())
+    quantized = _gradients(parameters, clock, loss, watch)
+    exact = _gradients(parameters, clock, loss, None)
+    products = {name: _products(quantized[name], exact[name]) for name in parameters}
+    whole = torch.stack(list(products.values())).sum(0)
+    weights = {name: products[f"{name}.weight"] for name in names.values()}
+    for name, (dot, ours, theirs) in (weights | {_MODEL: whole}).items():
+        ratios = {COSINE: dot / (ours * theirs).sqrt(), NORM_RATIO: (ours / theirs).sqrt()}
+        for key, value in ratios.items():
+            if value.isfinite():
+                found.setdefault(key, {})[name] = value.item()
+
+    row = {
+        f"{name}/{label}": sum(layers.values()) / len(layers)
+        for name in MEASURES
+        for label in LABELS
+        if (layers := found.get(f"{name}_{label}"))
+    }
+    return row | {f"{key}/{name}": v for key, by in sorted(found.items()) for name, v in by.items()}
+
+
+def _gradients(
+    parameters: Mapping[str, Tensor],
+    clock: NoiseClock,
+    loss: Callable[[], Tensor],
+    watch: Any,
+) -> dict[str, Tensor]:
+    """Of the loss, by parameter; watched and quantized, or, with nobody to watch, in neither way.
+
+    By torch.autograd.grad: nothing accumulates in `.grad`, and where several processes share a
+    run none waits for the others.
+    """
+    clock.watch, clock.quantizing = watch, watch is not None
+    # A weight's cast is kept for a whole step; that of another pass belongs to its graph.
+    torch.clear_autocast_cache()
+    try:
+        found = torch.autograd.grad(loss(), list(parameters.values()))
+    finally:
+        clock.watch, clock.quantizing = None, True
+        torch.clear_autocast_cache()
+    return dict(zip(parameters, found, strict=True))
+
+
+def _products(ours: Tensor, theirs: Tensor) -> Tensor:
+    """<a, b>, <a, a> and <b, b>, [3], float64."""
+    a, b = ours.flatten().double(), theirs.flatten().double()
+    return torch.stack((a @ b, a @ a, b @ b))
+
+
+def summary(rows: Iterable[Mapping[str, float]]) -> dict[str, Any]:
+    """What a run's measurements come to, for its record.
+
+    Args:
+        rows: Of the loss curve; those without measures do not count.
+
+    Returns:
+        Empty without measurements.  By operand and measure `mean` over layers and time, and
+        `worst` (the lowest QSNR, the highest of all else) with its `layer`.  `gradient`: of the
+        whole model by `start`, `middle`, `end` its `step`, `cosine` and `norm_ratio`; as many of
+        these as there were measurements, the end first.
+    """
+    key = f"{COSINE}/{_MODEL}"
+    measured = [row for row in rows if key in row]
+    values: dict[str, dict[str, list[tuple[float, str]]]] = {}
+    for row in measured:
+        for name, value in row.items():
+            section, _, layer = name.partition("/")
+            error, _, label = section.rpartition("_")
+            if label in LABELS:
+                values.setdefault(label, {}).setdefault(error, []).append((value, layer))
+    found: dict[str, Any] = {}
+    for label in sorted(values):
+        found[label] = {}
+        for error, pairs in values[label].items():
+            worst, layer = (min if error == "qsnr" else max)(pairs)
+            mean = sum(value for value, _ in pairs) / len(pairs)
+            found[label][error] = {"mean": _short(mean), "worst": _short(worst), "layer": layer}
+    when = {"end": -1} if len(measured) == 1 else {"start": 0, "end": -1}
+    if len(measured) > 2:
+        when = {"start": 0, "middle": len(measured) // 2, "end": -1}
+    if measured:
+        found["gradient"] = {
+            name: {
+                "step": int(measured[place]["step"]),
+                "cosine": _short(measured[place][key]),
+                "norm_ratio": _short(measured[place][f"{NORM_RATIO}/{_MODEL}"]),
+            }
+            for name, place in when.items()
+        }
+    return found
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")

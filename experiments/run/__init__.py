@@ -1,0 +1,1 @@
+"""Inside one run: module, recorder, record, identity."""

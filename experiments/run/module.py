@@ -1,0 +1,143 @@
+"""The LightningModule: loss, optimizer, schedule.  Everything else is outside."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from experiments.config.schema import TrainConfig
+from experiments.loss_scale import LossScale
+from experiments.measure.diagnostics import measure
+from experiments.model import Transformer
+from experiments.optim import lr_factor, make_optimizer, round_weights
+from experiments.quant.linear import QuantLinear
+from experiments.quant.word_length import WordLength
+
+# Where the noise counter of validation starts: far from every training step's.
+_VALIDATION_COUNTER = 2**40
+_RANK_COUNTERS = 2**44
+
+
+class LanguageModel(L.LightningModule):
+    """Next-token training of a `Transformer` on batches of [B, T + 1] token ids."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Transformer(
+            config.model, config.recipe, config.precision.build(), seed=config.seed
+        )
+        self.model.initialize(config.seed)
+        round_weights(self.model, config.optim, config.seed)
+        self.loss_scale = LossScale(config.optim.loss_scale, config.optim.loss_scale_interval)
+        # At once: several processes compare their buffers before the first of them is used.
+        self.model.extend_tables(config.data.seq_len)
+        adaptive = config.recipe.word_length
+        self.word_lengths = {
+            name: WordLength(layer, adaptive)
+            for name, layer in (self.quantizable().items() if adaptive.lookback else ())
+        }
+        """By layer, of a recipe that moves them."""
+        self.validation_loss = math.nan
+        self._validation_sum, self._validation_tokens = 0.0, 0
+
+    def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
+        """The mean loss of one batch."""
+        self._set_clock()
+        return self.model.loss(batch)
+
+    def _set_clock(self) -> None:
+        # Each process of a run has noise of its own; where there is one, this is the step.
+        self.model.clock.counter = self.global_step + _RANK_COUNTERS * self.global_rank
+        self.model.clock.quantizing = quantizes(self.global_step, self.config)
+
+    def measure(self, batch: Tensor) -> dict[str, float]:
+        """`experiments.measure.diagnostics.measure` of the training step on `batch` that comes next."""
+        self._set_clock()
+        return measure(self.model, self.model.clock, lambda: self.model.loss(batch))
+
+    def quantizable(self) -> dict[str, QuantLinear]:
+        """The layers that the recipe does not keep in high precision, by name."""
+        recipe, blocks = self.config.recipe, self.config.model.layers
+        return {
+            name: layer
+            for name, layer in self.model.named_modules()
+            if isinstance(layer, QuantLinear) and not recipe.keeps(name, blocks)
+        }
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sum anew."""
+        self._validation_sum, self._validation_tokens = 0.0, 0
+
+    def validation_step(self, batch: Tensor, batch_index: int) -> None:
+        """Add one batch to the sum; every token weighs the same, whatever its batch's size."""
+        self.model.clock.counter = _VALIDATION_COUNTER + batch_index
+        self.model.clock.quantizing = quantizes(self.global_step, self.config)
+        self._validation_sum += self.model.loss(batch, reduction="sum").double().item()
+        self._validation_tokens += batch.shape[0] * (batch.shape[1] - 1)
+
+    def on_validation_epoch_end(self) -> None:
+        """Nats a token over the whole stream."""
+        self.validation_loss = self._validation_sum / self._validation_tokens
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Gradients of the loss times the loss scale."""
+        super().backward(loss * self.loss_scale.value, *args, **kwargs)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Gradients of the loss itself, before they are clipped; word lengths move by them."""
+        self.loss_scale.unscale(self.parameters())
+        for word_length in self.word_lengths.values():
+            if (gradient := word_length.layer.weight.grad) is not None:
+                word_length.observe(gradient)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the weights and the optimizer do not hold."""
+        if self.loss_scale.dynamic:
+            checkpoint["loss_scale"] = self.loss_scale.state_dict()
+        if self.word_lengths:
+            states = {name: w.state_dict() for name, w in self.word_lengths.items()}
+            checkpoint["word_lengths"] = states
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Back to where the checkpoint was written."""
+        if self.loss_scale.dynamic:
+            self.loss_scale.load_state_dict(checkpoint["loss_scale"])
+        for name, word_length in self.word_lengths.items():
+            word_length.load_state_dict(checkpoint["word_lengths"][name])
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer; its schedule steps with it."""
+        optim = self.config.optim
+        optimizer = make_optimizer(self.model, optim, self.config.seed)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: lr_factor(step, self.config.steps, optim)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+
+def quantizes(step: int, config: TrainConfig) -> bool:
+    """Whether `step` is quantized: not among the last that the recipe has in high precision.
+
+    Step `config.steps` is the validation after training.
+    """
+    return config.recipe.high_precision_share == 0 or step < quantized_steps(config)
+
+
+def quantized_steps(config: TrainConfig) -> int:
+    """How many steps are quantized, where the recipe quantizes any operand."""
+    return round((1 - config.recipe.high_precision_share) * config.steps)
+
+
+def measured_steps(config: TrainConfig) -> frozenset[int]:
+    """Before which steps diagnostics are measured: quantized ones."""
+    if not config.recipe.quantized:
+        return frozenset()
+    return frozenset(config.diagnostics.steps(quantized_steps(config)))

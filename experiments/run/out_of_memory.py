@@ -1,0 +1,50 @@
+"""Want of memory, by whatever error it shows itself, as one error that says what would help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from experiments.accounting import training_bytes
+from experiments.config.schema import TrainConfig
+from fitting.entry.answer import Failure
+
+
+class OutOfMemory(Failure):
+    """The run needs more memory than there is, or than it was given."""
+
+
+def named_if_of_memory(error: Exception, config: TrainConfig) -> Exception:
+    """The error itself, or, where memory ran out, one that says so and what would help."""
+    if not wants_memory(error):
+        return error
+    need = training_bytes(config.model, config.rows, config.recipe) / 2**30
+    given = config.resources.memory
+    limit = f"more than resources.memory={given:g} GiB" if given else "more memory than there is"
+    return OutOfMemory(
+        f"it takes {limit} (about {need:.1f} GiB by our count, and the process itself); "
+        f"lower batch_size={config.batch_size} or data.seq_len={config.data.seq_len}"
+        + (", or raise resources.memory" if given else "")
+    )
+
+
+def wants_memory(error: Exception) -> bool:
+    """Whether want of memory is at the bottom of an error."""
+    return any(_is_want_of_memory(each) for each in _chain(error))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it came from: where memory is short, dealing with that may fail too."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_want_of_memory(error: BaseException) -> bool:
+    texts = (
+        *("can't allocate memory", "out of memory", "Cannot allocate memory"),  # torch, system
+        *("bad_alloc", "could not create a memory", "failed to map segment"),  # C++, oneDNN, loader
+    )
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or any(text in str(error) for text in texts)

@@ -1,0 +1,254 @@
+"""From a finished, diverged or failed run to its `RunRecord`: every column in one place."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.accounting import count_parameters, flops_per_token
+from experiments.config.schema import TrainConfig
+from experiments.data.batches import TokenData
+from experiments.model import block_linears
+from experiments.paths import package_dir
+from experiments.quant.block import backend
+from experiments.run.identity import numerics_version, quantization
+from fitting.results.record import RunRecord
+
+_RECORDED_VERSIONS = ("torch", "lightning", "ray", "wandb", "numpy", "hydra-core")
+
+
+def make_record(
+    config: TrainConfig,
+    data: TokenData,
+    *,
+    run_id: str,
+    status: str,
+    reason: str,
+    steps: int,
+    loss: float | None,
+    train_loss: float | None,
+    wall_seconds: float,
+    attempts: int,
+    metrics: Path,
+    weights_sha256: str,
+    started: datetime,
+    diagnostics: dict[str, Any],
+    ptq: dict[str, float | None],
+) -> RunRecord:
+    """The record of one run.
+
+    Args:
+        config: What was asked for.
+        data: What it was trained on.
+        run_id: The run's address.
+        status: finished, diverged or failed.
+        reason: Why it diverged or failed.
+        steps: Optimizer steps taken.
+        loss: Validation loss, nats per token.
+        train_loss: Of the last tenth, nats per token.
+        wall_seconds: Training time over all attempts.
+        attempts: How often it was started.
+        metrics: The loss curve's file.
+        weights_sha256: Of the trained weights; "" where there are none.
+        started: Of the last attempt.
+        diagnostics: Their summary.
+        ptq: Validation loss by format of the weights; None where it is not finite.
+    """
+    tokens = steps * config.batch_tokens
+    bytes_per_token = data.bytes_per_token
+    return RunRecord(
+        run_id=run_id,
+        status=status,
+        unique_tokens=data.unique_tokens(steps, config.batch_size),
+        loss=loss,
+        train_loss=train_loss,
+        bits_per_byte=loss / math.log(2) / bytes_per_token if loss and bytes_per_token else None,
+        wall_seconds=wall_seconds,
+        tokens_per_second=tokens / wall_seconds if wall_seconds else 0.0,
+        attempts=attempts,
+        corpus=data.label,
+        numerics_version=numerics_version(config),
+        reason=reason,
+        metrics_sha256=hashlib.sha256(metrics.read_bytes()).hexdigest()
+        if metrics.is_file()
+        else "",
+        weights_sha256=weights_sha256,
+        diagnostics=diagnostics,
+        ptq={
+            name: {
+                "loss": ptq[name],
+                "bits": precision.element.bits,
+                "operands": config.ptq.operands,
+            }
+            for name, precision in config.ptq.precisions().items()
+            if name in ptq
+        },
+        provenance=provenance(config, started),
+        config=asdict(config),
+        **design(config, steps),
+    )
+
+
+def design(config: TrainConfig, steps: int) -> dict[str, Any]:
+    """The columns of a run's record that are known before it is run.
+
+    Args:
+        config: What is asked for.
+        steps: Optimizer steps taken, or to take.
+    """
+    model = config.model
+    count = count_parameters(model)
+    tokens = steps * config.batch_tokens
+    formats = _format_of(config)
+    return {
+        "study": config.study.name,
+        "model": model.name,
+        "recipe": config.recipe.name,
+        "exponent": formats.exponent,
+        "mantissa": formats.mantissa,
+        "bits": 1 + formats.exponent + formats.mantissa,
+        "bits_with_scales": formats.bits_with_scales,
+        "block_size": formats.sharing,
+        "granularity": formats.granularity,
+        "scale": formats.scale,
+        "operands": " ".join(config.recipe.quantized),
+        "operand_values": "exact",  # QuantLinear has no other way
+        "params": count.block,
+        "params_head": count.head,
+        "params_embedding": count.embedding,
+        "params_total": count.total,
+        "params_quantized": formats.params,
+        "tokens": tokens,
+        "flops": tokens * flops_per_token(model, config.data.seq_len),
+        "seed": config.seed,
+        "quantize_backend": formats.backend,
+    }
+
+
+def columns(config: TrainConfig) -> dict[str, int | str]:
+    """What one groups and sorts runs by in W&B, named by the letters of the papers.
+
+    E, M, bits and N are the record's exponent, mantissa, bits and params; D is its tokens, once the
+    run is through.
+    """
+    known = design(config, config.steps)
+    letters = {"E": "exponent", "M": "mantissa", "bits": "bits", "N": "params", "D": "tokens"}
+    return {"quantization": quantization(config)} | {
+        letter: known[name] for letter, name in letters.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Formats:
+    """What the record says about the quantized operands."""
+
+    exponent: int
+    mantissa: int
+    sharing: float
+    """Elements that share a scale."""
+    bits_with_scales: float
+    granularity: str
+    scale: str
+    params: int
+    """In quantized layers."""
+    backend: str
+
+
+def _format_of(config: TrainConfig) -> _Formats:
+    """The formats of a run in one row.
+
+    Element, granularity and scale are those of the first quantized operand, P1 before P2 and so
+    on, where the recipe gives operands formats of their own; bits with scales is the mean over all
+    elements of all operands.  How many share a scale differs between operands where that is a row
+    or a whole tensor; the geometric mean is taken, for the laws take its logarithm.  Each process
+    of a run on several quantizes its own share of a batch: that is what shares a scale.
+    """
+    recipe = config.recipe
+    if not recipe.quantized:
+        exponent, mantissa = (8, 7) if config.compute_dtype == "bfloat16" else (8, 23)
+        bits = float(1 + exponent + mantissa)
+        return _Formats(exponent, mantissa, 1.0, bits, "none", "none", 0, "none")
+    precisions = recipe.precisions(config.precision.build())
+    layers = {
+        name: shape
+        for name, shape in block_linears(config.model).items()
+        if not recipe.keeps(name, config.model.layers)
+    }
+    rows = config.rows
+    operands = []
+    for into, out in layers.values():
+        shape_of = {
+            "P1": (rows, into),
+            "P2": (out, into),
+            "P3": (rows, out),
+            "P4": (into, out),
+            "P5": (out, rows),
+            "P6": (into, rows),
+        }
+        operands += [(precisions[label], *shape_of[label]) for label in recipe.quantized]
+    elements = sum(r * c for _, r, c in operands)
+    mean_log2 = sum(math.log2(p.sharing(r, c)) for p, r, c in operands) / len(operands)
+    first = precisions[recipe.quantized[0]]
+    backends = {backend(p, config.resources.device) for p in precisions.values()}
+    if any(operand.rounding == "ms_eden" for _, _, operand in recipe.rounded()):
+        backends.add("torch")
+    return _Formats(
+        first.element.exponent,
+        first.element.mantissa,
+        2.0**mean_log2,
+        sum(r * c * p.bits_per_element(r, c) for p, r, c in operands) / elements,
+        first.granularity,
+        first.scale.value,
+        sum(into * out for into, out in layers.values()),
+        "+".join(sorted(backends)),
+    )
+
+
+def provenance(config: TrainConfig, started: datetime) -> dict[str, Any]:
+    """Where and with what a run was made: recorded, never part of its identity."""
+    sha, dirty = _git_state()
+    return {
+        "git_sha": sha,
+        "git_dirty": dirty,
+        "versions": {name: metadata.version(name) for name in _RECORDED_VERSIONS},
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "device": torch.cuda.get_device_name()
+        if config.resources.device == "cuda"
+        else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "compute_dtype": config.compute_dtype,
+        "started": started.isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+@functools.cache
+def _git_state() -> tuple[str, bool]:
+    """Commit and dirty flag of the checkout this code runs from; ("", False) for a wheel."""
+    here = package_dir()
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        git(
+            "ls-files", "--error-unmatch", str(here / "paths.py")
+        )  # installed below somebody else's checkout?
+        code = [str(here), str(here.parent / "conf"), str(here.parent / "fitting")]
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", *code))
+    except (OSError, subprocess.CalledProcessError):
+        return "", False

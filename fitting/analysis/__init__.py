@@ -1,0 +1,1 @@
+"""What follows from a fitted law, as numbers with intervals."""

@@ -1,0 +1,1 @@
+"""The commands lowbit-fit and lowbit-report."""

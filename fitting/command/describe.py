@@ -1,0 +1,289 @@
+"""A fit as a file: load a table, fit it, and say in strict JSON what came out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fitting.analysis.efficiency import FASTER
+from fitting.analysis.layouts import derived
+from fitting.analysis.trades import COST
+from fitting.command.options import FitOptions, UsageError
+from fitting.fit.bootstrap import bootstrap, intervals, standard_errors, vague
+from fitting.fit.evidence import comparison, evidence
+from fitting.fit.search import Fit, FitError, select_rows
+from fitting.fit.search import fit as fit_law
+from fitting.laws.catalogue import get
+from fitting.results import record
+from fitting.results.record import ResultsError, require_columns
+from fitting.results.swept import is_key
+from fitting.results.where import ExpressionError, evaluate
+from fitting.seeds.cells import extra_keys
+from fitting.seeds.noise import noise_floor
+
+ENOUGH_DRAWS = 0.95
+MOST_LISTED = 6
+"""Values of a swept key in a warning."""
+FEWEST = 10_000
+"""Parameters and tokens: a table whose largest count is below counts in a larger unit."""
+FEW_CLUSTERS = 10
+"""Fewer resampled whole leave intervals that cover too seldom (Cameron et al. 2008)."""
+
+
+def run_fit(options: FitOptions) -> dict[str, Any]:
+    """Load, select, fit, bootstrap; write `<out>/fit.json` and `<out>/results.csv`.
+
+    Args:
+        options: `study` does not count here, `results`, `law` and `out` must be set.
+
+    Returns:
+        What fit.json holds: the same inputs give the same bytes.
+
+    Raises:
+        UsageError: `where` cannot be evaluated or keeps no row, or `out` cannot be written.
+        ResultsError: The results cannot be read, or a column is missing or holds no numbers.
+        FitError: See `fitting.fit.search.fit`.
+    """
+    law = get(options.law)
+    laws = list({name: get(name) for name in (options.law, *options.compare)}.values())
+    needed = [column for each in laws for column in each.columns]
+    table = record.load(options.results, options.columns, ptq="bits_post" in needed)
+    table = _numeric(table, needed, options.results)
+    kept = keep(table, options.where)
+    for rival in laws[1:]:
+        require_columns(kept, ("loss", *rival.columns, *rival.schemes), f"compare={rival.name}")
+    few = _few_clusters(kept, options.cluster)
+    fitted = fit_law(
+        kept,
+        law,
+        objective=options.objective,
+        delta=options.objective_delta,
+        freeze=options.freeze,
+        bounds=options.bounds,
+        weights=options.weights or None,
+        starts=options.starts,
+        seed=options.seed,
+    )
+    if options.bootstrap < 0:
+        raise FitError(f"bootstrap={options.bootstrap}: must be 0 (none) or at least 2")
+    draws = None
+    if options.bootstrap:
+        cluster = options.cluster or None
+        draws = bootstrap(kept, fitted, options.bootstrap, options.seed, cluster)
+    speedups = (options.speedup_forward, options.speedup_backward)
+    report = describe(fitted, draws, kept, table, speedups, options.cost_k)
+    report["warnings"] += few + _shared_runs(kept, options.cluster)
+    report |= _strict(evidence(kept, fitted, options.evidence))
+    report |= {"where": options.where or None, "seed": options.seed}
+    report["cluster"] = options.cluster or None
+    if options.compare:
+        how = options.objective, options.objective_delta, options.weights or None
+        try:
+            report["comparison"] = _strict(comparison(kept, laws, *how))
+        except FitError as error:
+            report["warnings"].append(f"the laws could not be compared: {error}")
+
+    out = Path(options.out)
+    text = json.dumps(report, indent=1, sort_keys=True, allow_nan=False)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        record.write_atomic(table.to_csv(index=False, lineterminator="\n"), out / "results.csv")
+        record.write_atomic(text + "\n", out / "fit.json")
+    except OSError as error:
+        raise UsageError(f"out={out}: cannot be written ({error.strerror})") from error
+    return report
+
+
+def _numeric(table: pd.DataFrame, columns: Any, path: str) -> pd.DataFrame:
+    """The table with a law's columns as numbers."""
+    for name in (c for c in columns if c in table):
+        try:
+            table[name] = pd.to_numeric(table[name])
+        except (ValueError, TypeError) as error:
+            raise ResultsError(f"column {name!r} of {path} is not numeric: {error}") from error
+    return table
+
+
+def keep(table: pd.DataFrame, expression: str) -> pd.DataFrame:
+    """The rows for which an expression holds; all for "".
+
+    Raises:
+        UsageError: It cannot be evaluated, is no condition, or holds for none.
+    """
+    if not expression:
+        return table
+    try:
+        mask = evaluate(expression, table)
+    except ExpressionError as error:
+        raise UsageError(f"where={expression}: cannot be evaluated ({error})") from error
+    if not isinstance(mask, pd.Series) or mask.dtype != bool:
+        raise UsageError(f"where={expression}: must be true or false for each row")
+    kept: pd.DataFrame = table[mask]
+    if kept.empty:
+        raise UsageError(f"where={expression}: keeps none of {len(table)} rows")
+    return kept
+
+
+def _few_clusters(table: pd.DataFrame, column: str) -> list[str]:
+    """What resampling a column's values cannot tell, as a warning.
+
+    Raises:
+        UsageError: It has fewer than two values.
+        ResultsError: There is no such column.
+    """
+    if not column:
+        return []
+    require_columns(table, (column,), f"cluster={column}")
+    count = select_rows(table)[0][column].nunique(dropna=False)
+    if count < 2:
+        raise UsageError(f"cluster={column}: has fewer than two values, nothing to resample")
+    if count >= FEW_CLUSTERS:
+        return []
+    return [f"{column} has {count} values: intervals from resampling so few are too narrow"]
+
+
+def _shared_runs(table: pd.DataFrame, cluster: str) -> list[str]:
+    """Whether rows are of the same runs, as those of `fitting.results.record.load` with `ptq` are."""
+    if cluster or "run_id" not in table or not table["run_id"].duplicated().any():
+        return []
+    return ["rows of one run share its noise: cluster=run_id draws all of them or none"]
+
+
+def describe(
+    fitted: Fit,
+    draws: pd.DataFrame | None,
+    table: pd.DataFrame,
+    every: pd.DataFrame | None = None,
+    speedups: tuple[float, float] = (FASTER, FASTER),
+    cost_k: float = COST,
+) -> dict[str, Any]:
+    """A fit as strict JSON, without NaN: None stands for what the data do not say.
+
+    Args:
+        fitted: The fit.
+        draws: Its bootstrap, or None.
+        table: The table that was fitted.
+        every: The table that it was selected from; None for the same.
+        speedups: As of `fitting.analysis.layouts.derived`.
+        cost_k: k, as of `fitting.analysis.layouts.derived`.
+    """
+    warnings = list(fitted.warnings)
+    unusable = {r: n for r, n in fitted.rows.excluded.items() if r.startswith("loss not")}
+    if unusable:
+        listed = ", ".join(f"{count} {reason}" for reason, count in unusable.items())
+        warnings.append(f"rows without a loss that a law could have were left out: {listed}")
+    low_high: dict[str, list[float | None]] = {n: [None, None] for n in fitted.parameters}
+    errors: dict[str, float | None] = dict.fromkeys(fitted.parameters)
+    converged = None
+    if draws is not None:
+        converged = int(draws["converged"].sum())
+        if converged < ENOUGH_DRAWS * len(draws):
+            warnings.append(
+                f"only {converged} of {len(draws)} bootstrap draws converged: "
+                "the intervals are rough"
+            )
+        wide = [n for n in vague(draws) if fitted.identified[n] and n not in fitted.frozen]
+        if wide:
+            warnings.append(
+                f"{', '.join(wide)}: hardly identified, the 95 % interval spans a factor 50 or zero"
+            )
+        unknown = {*fitted.flat, *fitted.frozen}  # no data behind them, so no interval
+        low_high |= {n: list(v) for n, v in intervals(draws).items() if n not in unknown}
+        errors |= {n: v for n, v in standard_errors(draws).items() if n not in unknown}
+    conclusions = derived(fitted, draws, table, every, speedups, cost_k)
+    doubtful = [n for n in ("delta", "nu") if not conclusions["identified"].get(n, True)]
+    if conclusions.get("layouts") and doubtful:
+        warnings.append(f"{', '.join(doubtful)} not identified: the best layouts are not known")
+    warnings += _warn_conditions(conclusions)
+    rows, _ = select_rows(table)
+    floor = noise_floor(rows)
+    warnings += _mixtures(fitted, rows) + _units(fitted, rows)
+    if not floor.dof:
+        warnings.append("no cell was run with two seeds: the noise floor is unknown")
+    used = ("run_id", "loss", *fitted.law.columns, *fitted.law.schemes, fitted.weights)
+    present = [c for c in dict.fromkeys(used) if c in rows]
+    canonical = rows[present].to_csv(index=False, lineterminator="\n").encode()
+    report: dict[str, Any] = _strict(
+        {
+            "law": fitted.law.name,
+            "source": fitted.law.source,
+            "objective": asdict(fitted.objective),
+            "parameters": fitted.parameters,
+            "intervals": low_high,
+            "standard_errors": errors,
+            "status": fitted.status,
+            "starts": asdict(fitted.starts),
+            "rows": asdict(fitted.rows),
+            "frozen": list(fitted.frozen),
+            "bounds": dict(fitted.bounds),
+            "weights": fitted.weights,
+            "bootstrap": {"draws": 0 if draws is None else len(draws), "converged": converged},
+            "derived": conclusions,
+            "noise_floor": asdict(floor),
+            "warnings": warnings,
+            "inputs_sha256": hashlib.sha256(canonical).hexdigest(),
+            "run_ids": [str(r) for r in rows["run_id"]] if "run_id" in rows else None,
+        }
+    )
+    return report
+
+
+def _mixtures(fitted: Fit, rows: pd.DataFrame) -> list[str]:
+    """What was swept that the law knows nothing of."""
+    known = {*fitted.law.columns, *fitted.law.schemes}
+    warnings = []
+    for key in (c for c in extra_keys(rows) if is_key(c) and c not in known):
+        values = [str(value) for value in sorted(rows[key].dropna().unique(), key=str)]
+        if len(values) < 2:
+            continue
+        listed = ", ".join(values[:MOST_LISTED]) + (", ..." if len(values) > MOST_LISTED else "")
+        first = values[0] if pd.api.types.is_numeric_dtype(rows[key]) else repr(values[0])
+        warnings.append(
+            f"runs differ in {key} ({listed}), of which the law knows nothing: this fit is a "
+            f'mixture; keep one with where="{key} == {first}"'
+        )
+    return warnings
+
+
+def _units(fitted: Fit, rows: pd.DataFrame) -> list[str]:
+    """Counts so small that they must be in millions or billions."""
+    return [
+        f"{name} is at most {rows[name].max():g}: in billions? coefficients, counts and costs here "
+        f"are of single ones; give columns.{name}='<its name> * 1e9'"
+        for name in ("params", "tokens")
+        if name in fitted.law.columns and rows[name].max() < FEWEST
+    ]
+
+
+def _warn_conditions(conclusions: dict[str, Any]) -> list[str]:
+    """What a law of formats holds for only silently."""
+    warnings = []
+    if "holds_for" in conclusions and conclusions["holds_for"]["operands"] is None:
+        warnings.append(
+            "the table has no column operands: the law holds only for one choice of quantized "
+            "tensors, and nobody can check that these runs share one"
+        )
+    for entry in conclusions.get("equivalent_blocks", []):
+        if entry["fitted"]:
+            kind = entry["granularity"]
+            warnings.append(
+                f"runs with a scale per {kind} were fitted at the block_size that they give "
+                f"(log2 {entry['given']:.3g}); to measure what they are equivalent to, fit with "
+                f"where=\"granularity != '{kind}'\""
+            )
+    return warnings
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no NaN and no infinity: None instead."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

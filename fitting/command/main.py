@@ -1,0 +1,67 @@
+"""The console scripts `lowbit-fit` and `lowbit-report`.
+
+Nothing is imported before it is known to be needed: help and mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fitting.command.options import (
+    FIT_HELP,
+    REPORT_HELP,
+    asks_for_help,
+    fit_options,
+    place,
+    report_options,
+)
+from fitting.entry.answer import UsageError, answer
+
+
+def fit() -> None:
+    """Entry point of `lowbit-fit`."""
+    answer("lowbit-fit", lambda: _fit_command(sys.argv[1:]))
+
+
+def report() -> None:
+    """Entry point of `lowbit-report`."""
+    answer("lowbit-report", lambda: _report_command(sys.argv[1:]))
+
+
+def _fit_command(arguments: Sequence[str]) -> None:
+    if asks_for_help(arguments):
+        sys.stdout.write(FIT_HELP)
+        return
+    options = fit_options(arguments)
+    from fitting.command.show import show, show_expected
+
+    if options.expect:
+        from fitting.command.expected import run_expected
+
+        show_expected(run_expected(options), Path(options.out))
+        return
+    from fitting.command.describe import run_fit
+
+    show(run_fit(options), Path(options.out))
+
+
+def _report_command(arguments: Sequence[str]) -> None:
+    if asks_for_help(arguments):
+        sys.stdout.write(REPORT_HELP)
+        return
+    options = report_options(arguments)
+    if options.fit and not options.study and not Path(options.fit).is_dir():
+        raise UsageError(f"fit={options.fit}: no such folder; lowbit-fit ... out=FOLDER makes one")
+    out, figures = Path(options.out), options.figures
+    if options.compare:
+        from fitting.page.compare import Place, write_comparison
+
+        first, second = (Place(name, *place(name)) for name in options.compare)
+        page = write_comparison(first, second, out, figures)
+    else:
+        from fitting.page.report import write_report
+
+        page = write_report(Path(options.results), Path(options.fit), out, figures)
+    sys.stdout.write(f"{page}\n")

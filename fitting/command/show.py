@@ -1,0 +1,129 @@
+"""A fit in the terminal: parameters, what qualifies them, and every conclusion."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fitting.command.expected import FILE
+from fitting.page.conclusions import views
+from fitting.page.tables import View, comparison, held_out, open_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FILE_WIDTH = 150
+MOST_ROWS = 16
+"""Of a conclusion; fit.json has them all."""
+
+
+def show(report: Mapping[str, Any], out: Path) -> None:
+    """Print what fit.json holds.
+
+    Args:
+        report: As `fitting.command.describe.describe` gives it.
+        out: Where it was written.
+    """
+    # Into a file or a pipe there is room; Rich would assume 80 columns.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
+    objective = report["objective"]
+    delta = f", delta {objective['delta']:g}" if objective["delta"] is not None else ""
+    console.print(f"[bold]{report['law']}[/] ({report['source']})")
+    console.print(_parameters(report))
+    starts, rows = report["starts"], report["rows"]
+    excluded = "".join(f", {count} {reason}" for reason, count in rows["excluded"].items())
+    floor = report["noise_floor"]["std_log"]
+    summary = {
+        "status": report["status"],
+        "objective": f"{objective['value']:.9g} ({objective['name']}{delta}, sum over rows)",
+        "starts": f"{starts['agreeing']} of {starts['tried']} agree",
+        "rows": f"{rows['used']} used{excluded}",
+        "noise floor": "unknown" if floor is None else f"{100 * floor:.3g} % of loss",
+    }
+    if "information" in report:
+        scores = (f"{name.upper()} {_figure(v)}" for name, v in report["information"].items())
+        summary["information"] = ", ".join(scores)
+    for key in ("weights", "cluster"):
+        if report.get(key):
+            summary[key] = report[key]
+    for name, (low, high) in report["bounds"].items():
+        summary[f"bounds {name}"] = open_interval([low, high])
+    holds = report["derived"].get("holds_for", {})
+    summary |= {
+        f"holds for {column}": "; ".join(values) for column, values in holds.items() if values
+    }
+    width = max(map(len, summary)) + 2
+    for key, text in summary.items():
+        console.print(f"  {key:{width}s}{text}", markup=False)
+    console.print()
+    for view in (held_out(report), comparison(report), *views(report)):
+        if view is None:
+            continue
+        console.print(_conclusion(view))
+        if len(view.rows) > MOST_ROWS:
+            more = len(view.rows) - MOST_ROWS
+            console.print(f"  {more} more rows are in {out / 'fit.json'}", markup=False)
+        console.print(view.note, style="dim", markup=False)
+        console.print()
+    for name, reason in report.get("not_computed", {}).items():
+        console.print(f"no {name}: {reason}", style="dim", markup=False)
+    for warning in report["warnings"]:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+    console.print(f"wrote {out / 'fit.json'}", markup=False, soft_wrap=True)
+
+
+def show_expected(expected: pd.DataFrame, out: Path) -> None:
+    """Print what `fitting.command.expected.expected_intervals` gives."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("parameter")
+    for header in ("assumed", "expected 95 % interval"):
+        table.add_column(header, justify="right")
+    for name, row in expected.iterrows():
+        ends = f"{_figure(row['low'])} to {_figure(row['high'])}"
+        table.add_row(str(name), _figure(row["assumed"]), ends)
+    console.print(table)
+    fits = int(expected["fits"].iloc[0])
+    console.print(f"of {fits} fits to made-up losses; wrote {out / FILE}", soft_wrap=True)
+
+
+def _parameters(report: Mapping[str, Any]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    for header in ("parameter", "value", "95 % interval", "profile", "std. error", "identified"):
+        left = header == "parameter"  # its names are never cut: schemes may differ at the end
+        table.add_column(header, justify="left" if left else "right", overflow="fold")
+    for name, value in report["parameters"].items():
+        identified = "yes" if report["derived"]["identified"][name] else "NO"
+        table.add_row(
+            escape(name),
+            _figure(value, 6),
+            open_interval(report["intervals"][name]),
+            open_interval(report.get("profile_intervals", {}).get(name)),
+            _figure(report["standard_errors"][name]),
+            "frozen" if name in report["frozen"] else identified,
+        )
+    return table
+
+
+def _conclusion(view: View) -> Table:
+    """A conclusion's first rows; what goes beyond the data is dim, and says so."""
+    table = Table(title=f"[bold]{view.title}[/]", title_justify="left", box=SIMPLE_HEAD)
+    for title, kind in view.header:
+        table.add_column(title, justify="right" if kind == "num" else "left", overflow="fold")
+    for kind, cells in view.rows[:MOST_ROWS]:
+        if kind == "group":
+            table.add_section()
+        style = {"muted": "dim", "group": "bold"}.get(kind)
+        table.add_row(*map(escape, cells), style=style)
+    return table
+
+
+def _figure(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}g}"

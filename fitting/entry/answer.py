@@ -1,0 +1,240 @@
+"""Where a command begins and how it ends: its failures become a line and an exit code, once.
+
+Every console script runs inside `answer`.  What was asked wrongly is a line that names the key and
+exit code 2; what the machine or the data did not allow is a line too; what nobody expected is a
+line that asks for a report and says where the traceback lies.  Nothing is imported here that help
+would have to wait for: exceptions of other packages are known by the names of their classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TextIO, cast
+
+from fitting.entry.interrupts import interruptible, leave_at_once_when_asked_again
+
+WRONG_REQUEST, FAILED, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 1, 130, 141, 143
+FULL_ERROR = "HYDRA_FULL_ERROR"
+"""Environment variable that lets every exception through, with its traceback."""
+
+
+class Refusal(ValueError):
+    """A request that cannot be done as asked, with the key, the value and what would be right."""
+
+    several = False
+    """Whether each line is a problem of its own."""
+
+
+class UsageError(Refusal):
+    """An option that cannot be meant as typed."""
+
+
+class Failure(Exception):
+    """Work that was asked for rightly and could not be done, in one line."""
+
+
+def refuse_twice(words: Sequence[str], several: Collection[str] = ()) -> None:
+    """Refuse key=value words that give a key twice, but for keys that may have several values.
+
+    Raises:
+        UsageError: The first word that does.
+    """
+    given = set()
+    for word in words:
+        key, equals, _ = word.partition("=")
+        if equals and key in given and key not in several:
+            raise UsageError(f"{word}: {key} is given twice")
+        given.add(key)
+
+
+_REMEDIES = {
+    errno.ENOSPC: "make room (df -h and df -i show where none is left) and repeat the command",
+    errno.EDQUOT: "make room in your quota and repeat the command",
+    errno.EIO: "the disk, or what connects it, fails: see what dmesg says, and use another",
+    errno.EROFS: "name a folder that can be written to",
+    errno.EACCES: "name a folder that you may use, or get the right to this one",
+    errno.EPERM: "name a folder that you may use, or get the right to this one",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "the machine has too many files open",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u), or run fewer at a time",
+}
+"""What mends an error of the system."""
+
+Told = Callable[[BaseException], str | None]
+"""Says in a line what an exception of a package means to the user; None where it does not know."""
+
+_FAULTS_OF_THE_PLACE = (
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+    *(errno.EROFS, errno.EEXIST, errno.ELOOP, errno.EINVAL),
+)
+"""Errors of the system that another path, or other rights to it, would mend."""
+_READERS = (
+    *("hydra.errors.HydraException", "omegaconf.errors.OmegaConfBaseException"),
+    *("yaml.error.YAMLError", "pandas.errors.ParserError", "pandas.errors.EmptyDataError"),
+    *("pyarrow.lib.ArrowException", "json.decoder.JSONDecodeError"),
+    *("lightning.fabric.utilities.exceptions.MisconfigurationException",),
+)
+"""Classes of packages that read what users wrote: the request is wrong, not the program."""
+_MACHINERY = ("ray.exceptions.RayError", "torch.OutOfMemoryError", "torch.cuda.OutOfMemoryError")
+"""Classes of packages for what a machine or a cluster did."""
+
+
+def answer(name: str, command: Callable[[], object], told: Told | None = None) -> None:
+    """Run a command to its end, whatever that is.
+
+    SIGTERM ends it as Ctrl-C does.  A second signal ends the process at once, also one that comes
+    while Python clears up after us: so what catches signals from then on stays in place.
+
+    Args:
+        name: What the user typed, e.g. lowbit-fit.
+        command: Its work; it may end itself by SystemExit.
+        told: Asked first what an exception means that is not one of our own.
+
+    Raises:
+        SystemExit: Always but for success: 1 failed or a bug, 2 a wrong request, 130 Ctrl-C, 143
+            terminated.
+    """
+    traceback_wanted = FULL_ERROR in os.environ
+    with _printable(), _warnings_said(name), interruptible():
+        try:
+            command()
+            sys.stdout.flush()
+        except KeyboardInterrupt as error:
+            terminated = "SIGTERM" in error.args
+            code = TERMINATED if terminated else INTERRUPTED
+            leave_at_once_when_asked_again(code, lambda: _say(name, "ended at once"))
+            what = "terminated" if terminated else "interrupted"
+            _say(name, f"{what}; the same command goes on from here")
+            raise SystemExit(code) from None
+        except BrokenPipeError:  # `lowbit-fit ... | head`: nobody reads any more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(BROKEN_PIPE) from None
+        except Exception as error:
+            if traceback_wanted:
+                raise
+            lines, code = _understood(error, told) or ([_report(error)], FAILED)
+            for line in lines:
+                _say(name, line)
+            raise SystemExit(code) from None
+
+
+def _understood(error: Exception, told: Told | None) -> tuple[list[str], int] | None:
+    """The lines and the exit code for an expected failure; None for a bug."""
+    if isinstance(error, Refusal):
+        lines = str(error).splitlines() if error.several else [one_line(error)]
+        return lines or [type(error).__name__], WRONG_REQUEST
+    if isinstance(error, Failure):
+        return [one_line(error) or type(error).__name__], FAILED
+    if said := told(error) if told else None:
+        return said.splitlines(), WRONG_REQUEST
+    if isinstance(error, OSError):
+        return [of_the_system(error)], (
+            WRONG_REQUEST if error.errno in _FAULTS_OF_THE_PLACE else FAILED
+        )
+    if isinstance(error, MemoryError) or _is_one_of(error, _MACHINERY):
+        why = one_line(error) or "there is no more memory"
+        return [f"{type(error).__name__}: {why}"], FAILED
+    if isinstance(error, UnicodeError):
+        return [f"a file or a word is not UTF-8 text ({one_line(error)})"], WRONG_REQUEST
+    if _is_one_of(error, _READERS):
+        return [one_line(error)], WRONG_REQUEST
+    return None
+
+
+def _is_one_of(error: BaseException, names: tuple[str, ...]) -> bool:
+    return any(f"{kind.__module__}.{kind.__qualname__}" in names for kind in type(error).__mro__)
+
+
+def of_the_system(error: OSError) -> str:
+    """The file before the reason, as `FILE: No space left on device`, and what to do."""
+    why = error.strerror or one_line(error) or type(error).__name__
+    if remedy := _REMEDIES.get(error.errno or 0):
+        why += f"; {remedy}"
+    names = [
+        os.fsdecode(n) for n in (error.filename, error.filename2) if isinstance(n, str | bytes)
+    ]
+    return f"{' -> '.join(names)}: {why}" if names else why
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, or else what it is."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def one_line(text: object) -> str:
+    r"""A text, or what an error says, without line breaks, nor what a terminal would obey.
+
+    >>> one_line("a \n b"), one_line("\x1b[2J")
+    ('a b', '?[2J')
+    """
+    said = " ".join(str(text).split())
+    return said if said.isprintable() else "".join(c if c.isprintable() else "?" for c in said)
+
+
+def _report(error: Exception) -> str:
+    """A line that asks for a report of a bug, after its traceback was kept."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(last.filename).name}:{last.lineno}"
+    what = f"a bug of lowbit-scaling, please report it: {type(error).__name__}"
+    if text := one_line(error):
+        what += f": {text if len(text) <= 200 else text[:200] + ' ...'}"
+    full = "".join(traceback.format_exception(error))
+    words = f"command: {sys.argv}\nPython {sys.version}\n\n"
+    try:
+        handle, path = tempfile.mkstemp(prefix="lowbit-bug-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(words + full)
+    except OSError:
+        sys.stderr.write(full)
+        return f"{what} ({where}; the traceback is above)"
+    return f"{what} ({where}; the traceback is in {path})"
+
+
+def _say(name: str, line: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # nobody may be reading
+        sys.stderr.write(f"{name}: {line}\n")
+        sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def _warnings_said(name: str) -> Iterator[None]:
+    """Show a warning as a sentence to the user, not as a line of our source."""
+    shown = warnings.showwarning
+    warnings.showwarning = lambda message, *_, **__: _say(name, one_line(message))
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
+
+
+@contextlib.contextmanager
+def _printable() -> Iterator[None]:
+    """Let what a terminal's encoding lacks be printed as "?", where it would end the command."""
+    changed: list[tuple[TextIO, str]] = []
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure") and stream.errors == "strict":
+            changed.append((stream, stream.errors))
+            cast("_Reconfigurable", stream).reconfigure(errors="replace")
+    try:
+        yield
+    finally:
+        for stream, errors in changed:
+            with contextlib.suppress(OSError, ValueError):
+                cast("_Reconfigurable", stream).reconfigure(errors=errors)
+
+
+class _Reconfigurable(TextIO):
+    """A text stream whose handling of what it cannot encode can be changed."""
+
+    def reconfigure(self, *, errors: str) -> None:
+        """As `io.TextIOWrapper` has it."""

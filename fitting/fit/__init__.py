@@ -1,0 +1,1 @@
+"""Fits: the search for an optimum, how sure it is, and whether the law is right."""

@@ -1,0 +1,436 @@
+"""Fit a law to a results table, and say what the table cannot tell.
+
+    fit(table, "floating_point").parameters
+
+Objective: the sum over rows of Huber's function of log L - log Lhat (delta as given), of its
+absolute value (`lad`) or of half its square (`least_squares`).  The optimum is looked for from
+starts spread over the parameters' ranges, none of which knows the data beyond its median loss, by
+Newton steps with exact derivatives (`fitting.fit.minimise`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from fitting.fit.centred import Centred, representable
+from fitting.fit.designs import doubts_of_design
+from fitting.fit.minimise import Mask, at_bounds, minimise
+from fitting.laws.catalogue import get
+from fitting.laws.curves import Array
+from fitting.laws.law import LARGEST, FitError, Law
+from fitting.results.record import require_columns
+
+__all__ = ["Fit", "FitError", "Objective", "Rows", "Starts", "fit", "select_rows"]
+
+OBJECTIVES = ("huber", "lad", "least_squares")
+LAD_DELTA = 1e-7
+"""LAD is solved as Huber with this threshold, below any loss's precision: 1e-7 of the loss."""
+WIDEST_DELTA = 0.1
+"""The first threshold below least squares on the way down from a blind start."""
+DELTA_FACTOR = 0.3
+AGREE = 1e-6
+"""Starts agree where their objectives differ by less than this share."""
+EXACT_RESIDUAL = 1e-10
+"""Objectives of residuals below this differ by rounding only."""
+SAME = 1e-9
+"""Objectives that differ by less than this share are the same."""
+ENOUGH_AGREEING = 0.95
+ENOUGH_ROWS = 2
+"""Rows for each free parameter, below which intervals are not to be trusted."""
+FLAT = 1e-9
+"""Singular values of the Jacobian below this share of the largest are flat directions."""
+SMOOTH = 0.1
+"""Share of the mean residual where a warm start begins if its threshold lies far below."""
+LONG = 4_000
+"""Rows from which on blind starts come down on part of them."""
+VAGUE = 1.0
+"""A standard error of log(parameter) from which the parameter is not identified: a factor e."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What was minimised, and how low it came."""
+
+    name: str
+    delta: float | None
+    """Huber's threshold on log residuals; None for lad and least_squares."""
+    value: float
+    """Sum over rows."""
+
+
+@dataclass(frozen=True)
+class Starts:
+    """How many starts were tried and how many ended at the best optimum."""
+
+    tried: int
+    agreeing: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How many rows were used, and how many were not, by reason."""
+
+    used: int
+    excluded: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted law with everything that qualifies it."""
+
+    law: Law
+    parameters: dict[str, float]
+    objective: Objective
+    status: str
+    """converged, "at_bound: [names]" or max_steps."""
+    starts: Starts
+    rows: Rows
+    frozen: tuple[str, ...]
+    at_bound: tuple[str, ...]
+    flat: tuple[str, ...]
+    """Parameters in a direction along which the fit does not change: their values are arbitrary."""
+    identified: dict[str, bool]
+    """False: flat, at a bound, or a standard error above a factor e.  Frozen counts as True."""
+    residuals: pd.Series
+    """log L - log Lhat of the used rows, with the table's index."""
+    warnings: tuple[str, ...]
+    weights: str | None = None
+    """The column that weighted the rows."""
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Parameters with bounds that were asked for."""
+    rival: Mapping[str, float] | None = None
+    """The lowest of the optima that starts ended in and that are not the fit's, if there is one."""
+
+
+def select_rows(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The rows that have a loss to fit, and how many have none, by reason."""
+    require_columns(table, ("loss",), "a fit")
+    loss = table["loss"].to_numpy(dtype=np.float64)
+    status = table["status"].to_numpy(dtype=str) if "status" in table else np.full(loss.shape, "")
+    reason = np.select(
+        [(status != "") & (status != "finished"), ~np.isfinite(loss), loss <= 0],
+        [status, "loss not finite", "loss not positive"],
+        "",
+    )
+    names, counts = np.unique(reason[reason != ""], return_counts=True)
+    rows: pd.DataFrame = table[reason == ""]
+    excluded = {str(name): int(count) for name, count in zip(names, counts, strict=True)}
+    if damaged := table.attrs.get("damaged", 0):  # records that `load` could not read
+        excluded["damaged"] = int(damaged)
+    return rows, excluded
+
+
+def thresholds(objective: str, delta: float | None) -> list[float]:
+    """Huber thresholds from least squares, where a blind start begins, down to the objective's."""
+    if objective == "least_squares":
+        return [math.inf, math.inf]
+    path = [LAD_DELTA if delta is None or objective == "lad" else delta]
+    while path[0] / DELTA_FACTOR < WIDEST_DELTA:
+        path.insert(0, path[0] / DELTA_FACTOR)
+    return [math.inf, *path]
+
+
+def fit(
+    table: pd.DataFrame,
+    law: Law | str,
+    *,
+    objective: str = "huber",
+    delta: float = 1e-3,
+    freeze: Mapping[str, float] | None = None,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
+    weights: str | None = None,
+    starts: int = 64,
+    seed: int = 0,
+    near: Sequence[Mapping[str, float]] = (),
+) -> Fit:
+    """Fit `law` to the finished rows of `table`.
+
+    Args:
+        table: One row a run: `loss` in nats per token, the law's columns, `status` if there is
+            one (rows that are not finished do not count), and where there are such columns
+            `corpus`, `compute_dtype`, `operand_values`, `operands` and `recipe`, which decide what
+            may be pooled.
+        law: A law, or the name of one of `fitting.laws.catalogue.LAWS`.
+        objective: huber, lad (solved as Huber with a threshold of 1e-7) or least_squares, of
+            log L - log Lhat, summed over rows.
+        delta: Huber's threshold, in log loss: .001 is 0.1 % of the loss.
+        freeze: Parameters held at a value.
+        bounds: Parameters held between two values, either of which may be infinite.
+        weights: A column of non-negative weights, e.g. how many seeds a row averages; None weighs
+            all rows alike.
+        starts: How many points the search begins from.
+        seed: Shifts the lattice of starts; the optimum should not depend on it.
+        near: Parameters that the optimum is likely to be near, such as those of a fit to most of
+            the same rows: begun at besides the blind starts.
+
+    Returns:
+        The best optimum found, with status, warnings, and which parameters the table identifies.
+
+    Raises:
+        FitError: An unknown law, objective or parameter, bounds that are none, too few rows,
+            values that the law is not defined for, or rows that cannot be pooled.
+        ResultsError: A column is missing.
+    """
+    law = get(law) if isinstance(law, str) else law
+    freeze, bounds = dict(freeze or {}), dict(bounds or {})
+    if objective not in OBJECTIVES:
+        raise FitError(f"objective={objective}: must be one of {', '.join(OBJECTIVES)}")
+    if not (delta > 0 and math.isfinite(delta)):
+        raise FitError(f"objective.delta={delta}: must be a positive number")
+    if starts < 1:
+        raise FitError(f"starts={starts}: must be at least 1")
+    require_columns(table, ("loss", *law.columns, *law.schemes), f"law={law.name}")
+    rows, excluded = select_rows(table)
+    if (rows["loss"] >= LARGEST).any():
+        raise FitError(f"loss: is up to {rows['loss'].max():g}, but must be below {LARGEST:g}")
+    law = law.on(rows)
+    law.check(freeze, "freeze.")
+    weight = row_weights(rows, weights)
+    counted = int((weight > 0).sum())
+    needed = len(law.parameters) - len(freeze) + 1
+    if counted < needed:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in excluded.items())
+        raise FitError(
+            f"law={law.name}: {counted} usable rows, but {needed - 1} free parameters need at "
+            f"least {needed}{f' ({reasons})' if reasons else ''}; freeze some or add runs"
+        )
+    _refuse_pooling(rows)
+
+    centred = Centred.of(law, rows, freeze, bounds)
+    problem = centred.problem
+    path = thresholds(objective, delta)
+    if centred.free:
+        found = [_search(centred, rows, weight, path, starts, seed)]
+        found += [_search_near(centred, weight, path, parameters) for parameters in near]
+        theta, value, converged = (np.concatenate(part) for part in zip(*found, strict=True))
+    else:
+        theta, value = np.empty((1, 0)), np.zeros(1)
+        converged = np.ones(1, dtype=bool)
+    slack = len(rows) * EXACT_RESIDUAL**2
+    agreeing = value <= value.min() * (1 + AGREE) + slack
+    # Of the starts at the optimum the first that converged: along a flat direction all are as good.
+    lowest = value <= value.min() * (1 + SAME) + slack
+    best = int((lowest & (converged | ~converged[lowest].any())).argmax())
+    point = theta[best]
+    others = np.where(agreeing, np.inf, value)
+    rival = None if agreeing.all() else centred.decode(theta[others.argmin()])
+
+    log_predicted, jacobian = problem.predict(point)
+    residual = problem.log_loss - log_predicted
+    bound = at_bounds(problem, point)
+    parameters = representable(law, centred.decode(point)) | freeze
+    root = np.sqrt(weight)
+    flat, vague = _unidentified(
+        centred, parameters, jacobian * root[:, None], residual * root, bound
+    )
+    at_bound = tuple(n for n, b in zip(centred.free, bound, strict=True) if b)
+    status = "converged" if converged[best] else "max_steps"
+    if converged[best] and at_bound:
+        status = f"at_bound: [{', '.join(at_bound)}]"
+    agreed = Starts(len(value), int(agreeing.sum()))
+    warnings = _warn_fit(agreed, status, at_bound, flat, vague)
+    if counted < ENOUGH_ROWS * len(centred.free):
+        warnings.append(
+            f"{counted} rows for {len(centred.free)} free parameters: too few for intervals that "
+            "can be trusted"
+        )
+    return Fit(
+        law=law,
+        parameters=parameters,
+        objective=Objective(
+            objective,
+            delta if objective == "huber" else None,
+            objective_value(residual, objective, delta, weight),
+        ),
+        status=status,
+        starts=agreed,
+        rows=Rows(len(rows), excluded),
+        frozen=tuple(freeze),
+        at_bound=at_bound,
+        flat=flat,
+        identified={n: n not in {*at_bound, *flat, *vague} for n in law.parameters},
+        residuals=pd.Series(residual, index=rows.index, name="residual"),
+        warnings=(*warnings, *doubts_of_design(law, rows, freeze)),
+        weights=weights,
+        bounds=bounds,
+        rival=rival,
+    )
+
+
+def _search(
+    centred: Centred, rows: pd.DataFrame, weight: Array, path: list[float], count: int, seed: int
+) -> tuple[Array, Array, Mask]:
+    """Where `count` blind starts end: points, objectives, and whether steps sufficed.
+
+    In a long table they come down on some of its rows, drawn by chance, and go on from there on all
+    of them: the way down takes ten times as many steps as the end.
+    """
+    if len(rows) <= LONG:
+        return minimise(centred.problem, centred.starts(count, seed), weight[None], path)
+    some = np.random.default_rng(0).choice(len(rows), LONG, replace=False)
+    rough = Centred.of(centred.law, rows.iloc[some], centred.frozen, centred.bounds)
+    theta, _, _ = minimise(rough.problem, rough.starts(count, seed), weight[None, some], path)
+    near = np.array([centred.encode(rough.decode(point)) for point in theta])
+    return minimise(centred.problem, near, weight[None], path[-1:])
+
+
+def _search_near(
+    centred: Centred, weight: Array, path: list[float], parameters: Mapping[str, float]
+) -> tuple[Array, Array, Mask]:
+    """The same for one start at parameters of a law that has all of this law's, and maybe more."""
+    own = {name: parameters[name] for name in centred.law.parameters}
+    start = centred.encode(own | dict(centred.frozen))
+    residual = centred.problem.log_loss - centred.problem.predict(start)[0]
+    warm = warm_path(path, float(np.abs(residual).mean()))
+    return minimise(centred.problem, start[None], weight[None], warm)
+
+
+def warm_path(path: Sequence[float], residual: float) -> list[float]:
+    """Huber thresholds for a start at which log residuals are already as small as `residual`.
+
+    The objective's own, after those that come down to it from a tenth of the residuals: far below
+    these most rows have no curvature, and Newton's steps come to nothing.
+    """
+    *before, last = path
+    return [*(delta for delta in before if last < delta <= SMOOTH * residual), last]
+
+
+def row_weights(rows: pd.DataFrame, column: str | None) -> Array:
+    """The rows' weights, all one without a column.
+
+    Raises:
+        ResultsError: There is no such column.
+        FitError: A weight is negative or not finite.
+    """
+    if column is None:
+        return np.ones(len(rows))
+    require_columns(rows, (column,), f"weights={column}")
+    weights = pd.to_numeric(rows[column], errors="coerce").to_numpy(dtype=np.float64)
+    bad = ~(np.isfinite(weights) & (weights >= 0))
+    if bad.any():
+        first = rows[column].iloc[int(bad.argmax())]
+        raise FitError(
+            f"weights={column}: must be a number that is not negative, but is not in "
+            f"{int(bad.sum())} of {len(rows)} rows (the first has {first})"
+        )
+    return weights
+
+
+def objective_value(residual: Array, objective: str, delta: float, weights: Array) -> float:
+    """The objective of log residuals, summed over rows with their weights."""
+    size = np.abs(residual)
+    rho = np.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta))
+    if objective == "lad":
+        rho = size
+    if objective == "least_squares":
+        rho = 0.5 * size**2
+    return float((weights * rho).sum())
+
+
+def in_coordinates(
+    fitted: Fit, rows: pd.DataFrame, freeze: Mapping[str, float] | None = None
+) -> Centred:
+    """A fit's law on rows in the solver's coordinates, with its bounds and what it holds.
+
+    Args:
+        fitted: The fit.
+        rows: One row a run, as `select_rows` returns them.
+        freeze: Parameters to hold besides those that are frozen.
+    """
+    held = {name: fitted.parameters[name] for name in fitted.frozen} | dict(freeze or {})
+    bounds = {name: ends for name, ends in fitted.bounds.items() if name not in held}
+    return Centred.of(fitted.law, rows, held, bounds)
+
+
+def _refuse_pooling(rows: pd.DataFrame) -> None:
+    """Losses on different texts, or trained in different dtypes, do not follow one law.
+
+    Nor do those of operands that were multiplied as they were quantized and of others that were
+    rounded again; runs without any go with both.
+    """
+    for column in ("corpus", "compute_dtype", "operand_values"):
+        if column in rows:
+            quantized = column == "operand_values" and "operands" in rows
+            pooled = rows[rows["operands"] != ""] if quantized else rows
+            values = sorted(str(v) for v in pooled[column].unique())
+            if len(values) > 1:
+                raise FitError(
+                    f"{column} has {len(values)} values ({', '.join(values)}): their losses "
+                    f"cannot be pooled; keep one with where=\"{column} == '{values[0]}'\""
+                )
+
+
+def _unidentified(
+    centred: Centred, parameters: Mapping[str, float], jacobian: Array, residual: Array, held: Mask
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Parameters in flat directions, and those with a standard error above a factor e.
+
+    The standard errors are least squares' own, residual variance times (J'J)^-1: rough, but all
+    that is asked here is whether the data hold a parameter at all.  Parameters held at a bound
+    count as known.
+    """
+    moving = ~held
+    if not moving.any():
+        return (), ()
+    _, singular, rotation = np.linalg.svd(jacobian[:, moving], full_matrices=False)
+    to_raw = centred.to_raw[:, moving] @ rotation.T
+    null = singular <= FLAT * singular.max()
+    reach = np.abs(to_raw[:, null]).max(axis=1, initial=0.0)
+    is_flat = reach > 1e-6 * max(reach.max(), 1e-300)
+    dof = max(1, len(residual) - len(centred.free))
+    deviation = math.sqrt(float((residual**2).sum()) / dof)
+    error = deviation * np.sqrt(((to_raw[:, ~null] / singular[~null]) ** 2).sum(axis=1))
+    scale = [_one_factor_e(centred.law, name, parameters) for name in centred.free]
+    is_vague = ~is_flat & (error > VAGUE * np.array(scale))
+    names = np.array(centred.free)
+    return tuple(map(str, names[is_flat])), tuple(map(str, names[is_vague]))
+
+
+def _one_factor_e(law: Law, name: str, parameters: Mapping[str, float]) -> float:
+    """How far the coordinate of a parameter moves when the parameter changes by a factor e."""
+    step = law.multiplier(name, parameters)  # of a logarithm or a shift
+    if law.parameters[name].kind == "exponent":
+        step *= abs(parameters[name])
+    elif law.parameters[name].kind == "rate":
+        step /= parameters[name]
+    return max(step, 1e-300)
+
+
+def _warn_fit(
+    starts: Starts,
+    status: str,
+    at_bound: tuple[str, ...],
+    flat: tuple[str, ...],
+    vague: tuple[str, ...],
+) -> list[str]:
+    """What the search itself found wanting."""
+    warnings = []
+    if status == "max_steps":
+        warnings.append("the search ran out of steps: the parameters are not an optimum")
+    if starts.agreeing < ENOUGH_AGREEING * starts.tried:
+        warnings.append(
+            f"only {starts.agreeing} of {starts.tried} starts agree on the optimum: "
+            "there may be a better one; try more starts or a larger objective.delta"
+        )
+    if at_bound:
+        warnings.append(
+            f"{_are(at_bound)} at a bound: the optimum lies beyond what the law allows, "
+            "or the term has no measurable effect here"
+        )
+    if flat:
+        warnings.append(
+            f"{_are(flat)} not identified: the fit stays the same when "
+            f"{'they move' if len(flat) > 1 else 'it moves'} together, the values are arbitrary"
+        )
+    if vague:
+        warnings.append(f"{_are(vague)} hardly identified: the standard error exceeds a factor e")
+    return warnings
+
+
+def _are(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names)} {'are' if len(names) > 1 else 'is'}"

@@ -1,0 +1,257 @@
+"""Is the law right: what it predicts for runs it has not seen, and whether another does better.
+
+A law with more parameters always comes closer to the rows that it was fitted to.  What counts is
+the error on rows that were held out: a whole model size, or the largest runs, which is what a
+scaling law is for.  Where nothing can be held out, AIC and BIC charge for each parameter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import optimize, special
+
+from fitting.fit.search import Fit, FitError, fit, row_weights, select_rows
+from fitting.laws.law import Law
+from fitting.results.record import require_columns
+
+BLIND_STARTS = 8
+"""Blind starts of a fit without some rows, which also begins at the optima found with them."""
+LARGEST = 0.2
+"""Share of the rows, by compute, that the largest runs are."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A law's prediction of rows that it was not fitted to."""
+
+    name: str
+    """Which rows, e.g. "params=679477248"."""
+    trained: int
+    """Rows that it was fitted to."""
+    errors: pd.Series
+    """log L - log Lhat of the held-out rows, with the table's index."""
+    extrapolation: float
+    """Largest held-out compute (N D) over the largest trained; at most 1 is interpolation."""
+    warnings: tuple[str, ...]
+    """Of the fit to the other rows."""
+
+    @property
+    def rms(self) -> float:
+        """Root mean square of the errors, about the relative error of the loss."""
+        return _rms(self.errors)
+
+    @property
+    def bias(self) -> float:
+        """Mean of the errors; positive where the law promises too low a loss."""
+        return float(self.errors.mean())
+
+
+def hold_out(table: pd.DataFrame, fitted: Fit, held: pd.Series, name: str) -> HeldOut:
+    """Fit to the rows that are not held out, the same way as `fitted`, and predict the others.
+
+    Args:
+        table: The table that `fitted` was fitted to.
+        fitted: Its law, objective, weights, bounds and frozen parameters are kept.
+        held: True for the rows to hold out, with the table's index.
+        name: What to call them.
+
+    Raises:
+        FitError: Nothing is held out, too few rows are left, or the law cannot predict the
+            held-out rows, e.g. those of a scheme that no other row has.
+        ResultsError: The table lacks params or tokens.
+    """
+    require_columns(table, ("params", "tokens"), "held-out prediction")
+    rows, _ = select_rows(table)
+    out = held.loc[rows.index].to_numpy(dtype=bool)
+    if not out.any():
+        raise FitError(f"hold out {name}: no usable row is held out")
+    trained, unseen = rows[~out], rows[out]
+    law = fitted.law.without_schemes()
+    frozen = {n: fitted.parameters[n] for n in fitted.frozen}
+    has = law.on(trained).parameters
+    again = fit(
+        trained,
+        law,
+        objective=fitted.objective.name,
+        delta=fitted.objective.delta or 1.0,  # of no effect but in Huber's objective
+        freeze={n: v for n, v in frozen.items() if n in has},
+        bounds=fitted.bounds,
+        weights=fitted.weights,
+        starts=BLIND_STARTS,
+        near=[p for p in (fitted.parameters, fitted.rival) if p is not None],
+    )
+    predicted = law.predict({**frozen, **again.parameters}, unseen)
+    compute = rows["params"].astype(np.float64) * rows["tokens"]  # beyond 64-bit integers
+    return HeldOut(
+        name=name,
+        trained=len(trained),
+        errors=np.log(unseen["loss"] / predicted).rename("error"),
+        extrapolation=float(compute[out].max() / compute[~out].max()),
+        warnings=again.warnings,
+    )
+
+
+def leave_one_out(table: pd.DataFrame, fitted: Fit, column: str = "params") -> list[HeldOut]:
+    """Each value of a column predicted from all others: with `params`, leave one size out.
+
+    Raises:
+        FitError: The column has one value only, or see `hold_out`.
+        ResultsError: There is no such column.
+    """
+    require_columns(table, (column,), "leaving one out")
+    rows, _ = select_rows(table)
+    values = sorted(rows[column].unique())
+    if len(values) < 2:
+        raise FitError(f"{column} has one value ({values[0]}): nothing to leave out")
+    return [hold_out(table, fitted, table[column] == v, f"{column}={v}") for v in values]
+
+
+def hold_out_largest(table: pd.DataFrame, fitted: Fit, share: float = LARGEST) -> HeldOut:
+    """The runs of the largest compute, N D, predicted from all smaller ones.
+
+    Args:
+        table: The table that `fitted` was fitted to.
+        fitted: See `hold_out`.
+        share: Of the rows, at least; runs of the same compute are held out together.
+
+    Raises:
+        FitError: `share` is not between 0 and 1, or see `hold_out`.
+        ResultsError: The table lacks params or tokens.
+    """
+    if not 0 < share < 1:
+        raise FitError(f"share={share}: must be between 0 and 1")
+    held = _largest(table, share)
+    if not held.any():
+        raise FitError("all runs have the same compute: there is no largest to hold out")
+    least = (table["params"].astype(np.float64) * table["tokens"])[held].min()
+    return hold_out(table, fitted, held, f"compute>={least:.3g}")
+
+
+def _largest(table: pd.DataFrame, share: float) -> pd.Series:
+    """True for the usable rows of the largest compute, at least this share of them."""
+    require_columns(table, ("params", "tokens"), "holding out the largest runs")
+    rows, _ = select_rows(table)
+    compute = rows["params"].astype(np.float64) * rows["tokens"]
+    least = compute.nlargest(math.ceil(share * len(rows))).min()
+    if least == compute.min():  # most runs are of the least compute there is
+        least = compute[compute > least].min()
+    held: pd.Series = (compute >= least).reindex(table.index, fill_value=False)
+    return held
+
+
+def compare_laws(
+    table: pd.DataFrame,
+    laws: Sequence[Law | str],
+    *,
+    objective: str = "huber",
+    delta: float = 1e-3,
+    weights: str | None = None,
+) -> pd.DataFrame:
+    """Laws fitted to the same rows, and judged by what they predict for others.
+
+    Args:
+        table: One row a run, with the columns of all the laws.
+        laws: At least two.
+        objective: See `fitting.fit.search.fit`.
+        delta: See there.
+        weights: See there.
+
+    Returns:
+        One row a law, by its error on left-out sizes, then by BIC: `law`, `parameters` (free
+        ones), `objective`, `aic`, `bic` (`information`; lower is better, both count differences
+        only), `rms` of the fit's own residuals; `sizes`, how many of the table's sizes every law
+        predicts from the others (too few rows may be left, or a scheme is in one size only),
+        `rms_sizes` over their rows as predicted without their size, `sizes_won`, how many of them
+        this law predicts best; `rms_largest` (`hold_out_largest`).  NaN where nothing can be
+        predicted.
+
+    Raises:
+        FitError: Fewer than two laws, or one cannot be fitted.
+        ResultsError: The table lacks a column.
+    """
+    if len(laws) < 2:
+        raise FitError(f"{len(laws)} law to compare: give at least two")
+    sizes = sorted(select_rows(table)[0]["params"].unique())
+    found, by_size = [], []
+    for law in laws:
+        fitted = fit(table, law, objective=objective, delta=delta, weights=weights)
+        by_size.append([_predicted(table, fitted, table["params"] == size) for size in sizes])
+        aic, bic = information(table, fitted)
+        found.append(
+            {
+                "law": fitted.law.name,
+                "parameters": len(fitted.parameters),
+                "objective": fitted.objective.value,
+                "aic": aic,
+                "bic": bic,
+                "rms": _rms(fitted.residuals),
+                "rms_largest": _rms(_predicted(table, fitted, _largest(table, LARGEST))),
+            }
+        )
+    result = pd.DataFrame(found)
+    common = [errors for errors in zip(*by_size, strict=True) if all(map(len, errors))]
+    best = [int(np.argmin([_rms(errors) for errors in each])) for each in common]
+    result["rms_sizes"] = [_rms(pd.concat(e)) for e in zip(*common, strict=True)] or math.nan
+    result["sizes_won"] = np.bincount(best, minlength=len(result))
+    result["sizes"] = len(common)
+    ordered: pd.DataFrame = result.sort_values(["rms_sizes", "bic"], ignore_index=True)
+    return ordered
+
+
+def _predicted(table: pd.DataFrame, fitted: Fit, held: pd.Series) -> pd.Series:
+    """Errors of the held-out rows; none where they cannot be predicted."""
+    try:
+        return hold_out(table, fitted, held, "rows").errors
+    except FitError:
+        return pd.Series(dtype=np.float64)
+
+
+def information(table: pd.DataFrame, fitted: Fit) -> tuple[float, float]:
+    """Akaike's and Bayes' information criterion of a fit, (AIC, BIC).
+
+    Each objective is a likelihood: residuals with density exp(-rho(r) / s) / Z(s), whose scale s
+    is fitted as well and counts as a parameter (for Huber's rho as Besiroglu et al. 2404.10102
+    do).  Least squares gives the usual normal one, lad Laplace's.  A weight counts as that many
+    rows.  Only differences between fits to the same rows with the same objective mean anything.
+    """
+    rows, _ = select_rows(table)
+    count = float(row_weights(rows, fitted.weights).sum())
+    free = len(fitted.parameters) - len(fitted.frozen) + 1
+    log_likelihood = count * _mean_log_likelihood(fitted, fitted.objective.value / count)
+    return 2 * free - 2 * log_likelihood, math.log(count) * free - 2 * log_likelihood
+
+
+def _mean_log_likelihood(fitted: Fit, mean: float) -> float:
+    """The largest of -mean / s - log Z(s) over s, `mean` being rho's mean over the rows."""
+    if mean == 0:
+        return math.inf
+    if fitted.objective.name == "lad":
+        return -1 - math.log(2 * mean)
+    if fitted.objective.delta is None:
+        return -0.5 * (1 + math.log(4 * math.pi * mean))
+    delta = fitted.objective.delta
+
+    def log_normaliser(log_s: float) -> float:
+        s = math.exp(log_s)
+        inside = math.sqrt(2 * math.pi * s) * special.erf(delta / math.sqrt(2 * s))
+        return math.log(inside + 2 * s / delta * math.exp(-(delta**2) / (2 * s)))
+
+    # Normal residuals have s = 2 mean, Laplace's s = mean: between, or close by.
+    around = math.log(mean)
+    best = optimize.minimize_scalar(
+        lambda log_s: mean * math.exp(-log_s) + log_normaliser(log_s),
+        bounds=(around - 3, around + 3),
+        method="bounded",
+        options={"xatol": 1e-8},
+    )
+    return -float(best.fun)
+
+
+def _rms(errors: pd.Series) -> float:
+    """NaN for none."""
+    return math.sqrt(float((errors**2).mean()))

@@ -1,0 +1,349 @@
+"""The scaling laws: what loss to expect from a run's size, data and number format.
+
+Each law is one function that lists its terms (`fitting.laws.law`), with the paper's equation and, where
+the paper printed them, its constants.  Parameter names are the papers' letters.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fitting.laws.curves import Array, Capacity, Power, log_saturation, log_tanh
+from fitting.laws.law import (
+    COEFFICIENT,
+    EXPONENT,
+    FORMAT_EXPONENT,
+    LOSSLESS,
+    PENALTY_COEFFICIENT,
+    POSITIVE,
+    Bent,
+    Columns,
+    FitError,
+    Law,
+    Parameter,
+    Term,
+)
+
+__all__ = [
+    "BESIROGLU_2024",
+    "COEFFICIENT",
+    "EXPONENT",
+    "FORMAT_EXPONENT",
+    "KUMAR_2024",
+    "KUMAR_2024_PTQ",
+    "LAWS",
+    "LOSSLESS",
+    "OPERANDS",
+    "PENALTY_COEFFICIENT",
+    "POSITIVE",
+    "QAT_2025",
+    "QUARTET_2025",
+    "SUN_2025",
+    "Array",
+    "Bent",
+    "Columns",
+    "FitError",
+    "Law",
+    "Parameter",
+    "Term",
+    "get",
+]
+
+OPERANDS = ("w", "a", "kv")
+"""Weights, activations and key-value cache: what Kumar et al. quantize, each with its bits."""
+
+
+def _chinchilla(c: Columns) -> list[Term]:
+    """L = A/N^alpha + B/D^beta + E."""
+    return [
+        Term({"A": 1, "alpha": -np.log(c["params"])}),
+        Term({"B": 1, "beta": -np.log(c["tokens"])}),
+        Term({"E": 1}),
+    ]
+
+
+def _floating_point(c: Columns) -> list[Term]:
+    """L = n/N^alpha + d/D^beta + epsilon + D^beta/N^alpha log2(B)/(gamma (E+.5)^delta (M+.5)^nu).
+
+    N parameters, D tokens, E exponent and M mantissa bits, B values that share a scale; B = 1 is
+    the unquantized run, whose last term is exactly zero.
+    """
+    log_n, log_d = np.log(c["params"]), np.log(c["tokens"])
+    with np.errstate(divide="ignore"):  # log2(1) = 0: no quantization, no term
+        log_log2_block = np.log(np.log2(c["block_size"]))
+    return [
+        Term({"n": 1, "alpha": -log_n}),
+        Term({"d": 1, "beta": -log_d}),
+        Term({"epsilon": 1}),
+        Term(
+            {
+                "beta": log_d,
+                "alpha": -log_n,
+                "gamma": -1,
+                "delta": -np.log(c["exponent"] + 0.5),
+                "nu": -np.log(c["mantissa"] + 0.5),
+            },
+            offset=log_log2_block,
+        ),
+    ]
+
+
+def _quartet(c: Columns) -> list[Term | Bent]:
+    """L = (A/(N eff_N)^alpha + B/(D eff_D)^beta)^gamma + E.
+
+    One eff_N for each scheme of the forward pass, one eff_D for each of the backward pass.
+    """
+    forward = {name: -rows for name, rows in c.items() if name.startswith("eff_N[")}
+    backward = {name: -rows for name, rows in c.items() if name.startswith("eff_D[")}
+    size = Term({"A": 1, "alpha": -np.log(c["params"]), **forward})
+    data = Term({"B": 1, "beta": -np.log(c["tokens"]), **backward})
+    return [Bent(Power(), [size, data, Term({"gamma": 1})]), Term({"E": 1})]
+
+
+def _precision(c: Columns) -> list[Term | Bent]:
+    """L = A/N_eff^alpha + B/D^beta + E, N_eff = N prod_x (1 - exp(n_x - P_x/gamma_x)).
+
+    P_x are the bits of weights, activations and key-value cache.
+    """
+    size = [Term({"A": 1, "alpha": -np.log(c["params"])}), Term({"alpha": 1})]
+    size += [Term({f"n_{x}": 1, f"gamma_{x}": -c[f"bits_{x}"]}) for x in OPERANDS]
+    data = Term({"B": 1, "beta": -np.log(c["tokens"])})
+    return [Bent(Capacity(log_saturation, parts=len(OPERANDS)), size), data, Term({"E": 1})]
+
+
+def _ptq(c: Columns) -> list[Term]:
+    """L = A/N^alpha + B/D^beta + E + C_T D^gamma_D/N^gamma_N exp(-P_post/gamma_post)."""
+    log_n, log_d = np.log(c["params"]), np.log(c["tokens"])
+    penalty = Term({"C_T": 1, "gamma_D": log_d, "gamma_N": -log_n, "gamma_post": -c["bits_post"]})
+    return [*_chinchilla(c), penalty]
+
+
+def _qat(c: Columns) -> list[Term]:
+    """L = A/N^alpha + B/D^beta + E + k D^gamma_D (log2 G)^gamma_G / N^gamma_N.
+
+    G values share a scale; G = 1 is the unquantized run, whose last term is exactly zero.
+    """
+    log_n, log_d = np.log(c["params"]), np.log(c["tokens"])
+    quantized = c["block_size"] > 1
+    log_log2_group = np.log(np.log2(np.where(quantized, c["block_size"], 2.0)))
+    penalty = Term(
+        {"k": 1, "gamma_D": log_d, "gamma_G": log_log2_group, "gamma_N": -log_n},
+        offset=np.where(quantized, 0.0, -np.inf),
+    )
+    return [*_chinchilla(c), penalty]
+
+
+def _compressed(c: Columns) -> list[Term | Bent]:
+    """L = A/(N rho)^alpha + B/D^beta + E, rho = L tanh(F log_{1/4} GMSE)^C.
+
+    GMSE is the relative squared error of the representation on Gaussian data, so that its
+    logarithm to base 1/4 counts bits; 0 is the uncompressed run, whose capacity rho is one.
+    """
+    compressed = c["gmse"] > 0
+    bits = -np.log(np.where(compressed, c["gmse"], 0.25)) / np.log(4)
+    size = Term({"A": 1, "alpha": -np.log(c["params"]), "L": -compressed.astype(np.float64)})
+    # log tanh of an infinite number of bits is zero, whatever F.
+    argument = Term({"F": 1}, offset=np.where(compressed, np.log(bits), np.inf))
+    capacity = Bent(Capacity(log_tanh, parts=1), [size, Term({"C": 1}), argument])
+    return [capacity, Term({"B": 1, "beta": -np.log(c["tokens"])}), Term({"E": 1})]
+
+
+_CHINCHILLA = {
+    "A": COEFFICIENT,
+    "alpha": EXPONENT,
+    "B": COEFFICIENT,
+    "beta": EXPONENT,
+    "E": COEFFICIENT,
+}
+_POWER = Parameter("factor", bounds=(0.02, 5.0), start=(0.15, 1.0))
+_UNDER_POWER = Parameter("coefficient", COEFFICIENT.bounds, COEFFICIENT.start, parent="gamma")
+_EXPONENT_UNDER_POWER = Parameter("exponent", bounds=(1e-4, 5.0), start=(0.05, 0.4), parent="gamma")
+_BITS_SCALE = Parameter("rate", bounds=(1e-3, 10.0), start=(0.3, 1.2))
+"""One over the bits that divide what is lost by e."""
+
+
+LAWS: dict[str, Law] = {
+    law.name: law
+    for law in (
+        Law(
+            "chinchilla",
+            "Hoffmann et al. 2203.15556, Eq. 2; refitted by Besiroglu et al. 2404.10102",
+            _chinchilla,
+            columns={"params": POSITIVE, "tokens": POSITIVE},
+            parameters=_CHINCHILLA,
+        ),
+        Law(
+            "floating_point",
+            "Sun et al. 2501.02423, Eq. 1",
+            _floating_point,
+            columns={
+                "params": POSITIVE,
+                "tokens": POSITIVE,
+                "exponent": 0.0,
+                "mantissa": 0.0,
+                "block_size": 1.0,
+            },
+            parameters={
+                "n": COEFFICIENT,
+                "alpha": EXPONENT,
+                "d": COEFFICIENT,
+                "beta": EXPONENT,
+                "epsilon": COEFFICIENT,
+                "gamma": PENALTY_COEFFICIENT,
+                "delta": FORMAT_EXPONENT,
+                "nu": FORMAT_EXPONENT,
+            },
+        ),
+        Law(
+            "quartet",
+            "Castro et al. 2505.14669",
+            _quartet,
+            columns={"params": POSITIVE, "tokens": POSITIVE},
+            parameters={
+                "A": _UNDER_POWER,
+                "alpha": _EXPONENT_UNDER_POWER,
+                "B": _UNDER_POWER,
+                "beta": _EXPONENT_UNDER_POWER,
+                "E": COEFFICIENT,
+                "gamma": _POWER,
+            },
+            # Bounds of what the efficiency does to its term of the loss, eff^(alpha gamma).
+            schemes={
+                "forward": ("eff_N", Parameter("factor", (0.05, 2.0), (0.8, 1.0), "alpha")),
+                "backward": ("eff_D", Parameter("factor", (0.05, 2.0), (0.8, 1.0), "beta")),
+            },
+        ),
+        Law(
+            "precision",
+            "Kumar et al. 2411.04330, with the offsets of its Appendix K",
+            _precision,
+            columns={"params": POSITIVE, "tokens": POSITIVE} | {f"bits_{x}": 1.0 for x in OPERANDS},
+            parameters=_CHINCHILLA
+            | {f"gamma_{x}": _BITS_SCALE for x in OPERANDS}
+            | {f"n_{x}": Parameter("shift", (-12.0, -1e-6), (-3.0, -0.3)) for x in OPERANDS},
+            domain="N_eff must be positive, each P_x above gamma_x n_x",
+        ),
+        Law(
+            "ptq",
+            "Kumar et al. 2411.04330: training in high precision, weights quantized after it",
+            _ptq,
+            columns={"params": POSITIVE, "tokens": POSITIVE, "bits_post": 1.0},
+            parameters=_CHINCHILLA
+            | {
+                "C_T": PENALTY_COEFFICIENT,
+                "gamma_D": EXPONENT,
+                "gamma_N": EXPONENT,
+                "gamma_post": _BITS_SCALE,
+            },
+        ),
+        Law(
+            "qat",
+            "Chen et al. 2505.14302",
+            _qat,
+            columns={"params": POSITIVE, "tokens": POSITIVE, "block_size": 1.0},
+            parameters=_CHINCHILLA
+            | {
+                "k": PENALTY_COEFFICIENT,
+                "gamma_N": EXPONENT,
+                "gamma_D": EXPONENT,
+                "gamma_G": EXPONENT,
+            },
+        ),
+        Law(
+            "compressed",
+            "Panferov et al. 2506.01863",
+            _compressed,
+            columns={"params": POSITIVE, "tokens": POSITIVE, "gmse": 0.0},
+            parameters=_CHINCHILLA
+            | {
+                "L": Parameter("factor", (0.05, 1.0), (0.7, 1.0), "alpha"),
+                "F": Parameter("factor", (0.01, 10.0), (0.1, 1.0)),
+                "C": Parameter("exponent", (1e-4, 5.0), (0.05, 0.8), "alpha"),
+            },
+            below={"gmse": 1.0},
+        ),
+    )
+}
+
+SUN_2025: dict[str, float] = {
+    "n": 69.2343,
+    "alpha": 0.2368,
+    "d": 68973.0621,
+    "beta": 0.5162,
+    "epsilon": 1.9061,
+    "gamma": 11334.5197,
+    "delta": 3.1926,
+    "nu": 2.9543,
+}
+"""Constants of `floating_point`: Sun et al. 2501.02423, Table 2."""
+
+BESIROGLU_2024: dict[str, float] = {
+    "A": 482.01,
+    "alpha": 0.3478,
+    "B": 2085.43,
+    "beta": 0.3658,
+    "E": 1.8172,
+}
+"""Constants of `chinchilla`: Besiroglu et al. 2404.10102, the replication of Hoffmann et al."""
+
+
+QUARTET_2025: dict[str, float] = {
+    "A": 1.52e5,
+    "alpha": 0.589,
+    "B": 5.25e5,
+    "beta": 0.544,
+    "E": 1.35,
+    "gamma": 0.274,
+    "eff_N[Quartet]": 0.65,
+    "eff_D[Quartet]": 0.95,
+}
+"""Constants of `quartet`: Castro et al. 2505.14669; the efficiencies are those of Table 3."""
+
+KUMAR_2024: dict[str, float] = {
+    "A": 4.299e3,
+    "alpha": 0.4965,
+    "B": 1.806e4,
+    "beta": 0.4965,
+    "E": 2.7648,
+    "gamma_w": 2.6745,
+    "gamma_a": 2.2102,
+    "gamma_kv": 0.9578,
+    "n_w": 0.3037,
+    "n_a": 1.4072,
+    "n_kv": 2.4185,
+}
+"""Constants of `precision`: Kumar et al. 2411.04330, Appendix K; alpha and beta were tied."""
+
+KUMAR_2024_PTQ: dict[str, float] = {
+    **{name: KUMAR_2024[name] for name in _CHINCHILLA},
+    "C_T": 0.0598,
+    "gamma_D": 0.5068,
+    "gamma_N": 0.3439,
+    "gamma_post": 0.5907,
+}
+"""Constants of `ptq`, from the same place.
+
+Its offset b_post = 1.1277 multiplies C_T by e^1.1277, from which no data could tell it.
+"""
+
+_QAT_BASE = {"A": 237.7042, "alpha": 0.3022, "B": 596.2490, "beta": 0.3022, "E": 1.9279}
+QAT_2025: dict[str, dict[str, float]] = {
+    setting: _QAT_BASE | dict(zip(("k", "gamma_N", "gamma_D", "gamma_G"), values, strict=True))
+    for setting, values in {
+        "W4A4": (0.1582, 0.2186, 0.0745, 0.7779),
+        "W4A16": (0.2522, 0.3589, 0.1610, 0.3533),
+        "W16A4": (0.1004, 0.1816, 0.0331, 0.9812),
+    }.items()
+}
+"""Constants of `qat` by what is quantized to how many bits: Chen et al. 2505.14302."""
+
+
+def get(name: str) -> Law:
+    """The law of this name.
+
+    Raises:
+        FitError: There is none.
+    """
+    if name not in LAWS:
+        raise FitError(f"law={name}: no such law; there are {', '.join(LAWS)}")
+    return LAWS[name]

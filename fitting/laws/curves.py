@@ -1,0 +1,128 @@
+"""Terms of a law that are no exponentials of affine functions, with their exact derivatives.
+
+A curve maps a few affine functions of the parameters, its forms x_1 .. x_m, to the logarithm of one
+term.  Value, gradient and Hessian in the forms are all that `fitting.fit.minimise` needs: what
+parameters are behind the forms is the law's business.  Outside its domain a curve is NaN.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Derivatives: TypeAlias = tuple[Array, Array, Array]
+"""A function's value, first and second derivative."""
+
+LARGEST_LOG = 5.7
+"""tanh(e^5.7) is 1 in float64, and sinh(2 e^5.7) still finite."""
+LARGEST_EXPONENT = 700.0
+"""e^700 is finite in float64."""
+
+
+class Curve(ABC):
+    """The logarithm of one term as a function of several forms."""
+
+    forms: int
+
+    @abstractmethod
+    def __call__(self, x: Array) -> Derivatives:
+        """Value [batch, rows], gradient [batch, forms, rows], Hessian [batch, forms, forms, rows].
+
+        Args:
+            x: The forms, [batch, forms, rows].
+        """
+
+    def holding(self, held: Array) -> Curve:
+        """The same curve with constants [forms, rows] that a curve's own parameter multiplies."""
+        if held.any():
+            raise TypeError(f"{type(self).__name__} has no parameter that multiplies constants")
+        return self
+
+
+@dataclass(frozen=True)
+class Power(Curve):
+    """(e^(x_1/g + held_1) + e^(x_2/g + held_2))^g with x_3 = log g: a sum raised to a power.
+
+    Forms that are already multiplied by g keep what they contribute to the loss when g moves.
+    """
+
+    held: Array | float = 0.0
+    """[2, rows]: the part of the exponents that g multiplies."""
+    forms: int = 3
+
+    def __call__(self, x: Array) -> Derivatives:
+        """See `Curve`."""
+        terms, power = x[:, :2], np.exp(x[:, 2])
+        logs = terms / power[:, None] + self.held
+        top = logs.max(axis=1, keepdims=True)
+        share = np.exp(logs - top)
+        total = share.sum(axis=1, keepdims=True)
+        share /= total
+        log_sum = (top + np.log(total))[:, 0]
+        mean = (share * terms).sum(axis=1)
+        spread = mean[:, None] - terms
+
+        value = power * log_sum
+        gradient = np.empty_like(x)
+        gradient[:, :2] = share
+        gradient[:, 2] = value - mean
+        hessian = np.empty((len(x), 3, 3, x.shape[2]))
+        hessian[:, 0, 0] = hessian[:, 1, 1] = share[:, 0] * share[:, 1] / power
+        hessian[:, 0, 1] = hessian[:, 1, 0] = -hessian[:, 0, 0]
+        hessian[:, :2, 2] = hessian[:, 2, :2] = share * spread / power[:, None]
+        hessian[:, 2, 2] = gradient[:, 2] + (share * spread**2).sum(axis=1) / power
+        return value, gradient, hessian
+
+    def holding(self, held: Array) -> Curve:
+        """See `Curve`."""
+        return Power(held[:2])
+
+
+@dataclass(frozen=True)
+class Capacity(Curve):
+    """x_1 - x_2 (s(x_3) + s(x_4) + ..): the log of A (N c)^-alpha, c a product of capacities.
+
+    x_1 is log A - alpha log N, x_2 is alpha, s the log of one capacity.
+    """
+
+    log_capacity: Callable[[Array], Derivatives]
+    parts: int
+
+    @property
+    def forms(self) -> int:  # type: ignore[override]
+        """Two and one for each part."""
+        return 2 + self.parts
+
+    def __call__(self, x: Array) -> Derivatives:
+        """See `Curve`."""
+        exponent = x[:, 1:2]
+        log, slope, bend = self.log_capacity(x[:, 2:])
+        total = log.sum(axis=1)
+        gradient = np.empty_like(x)
+        gradient[:, 0], gradient[:, 1] = 1.0, -total
+        gradient[:, 2:] = -exponent * slope
+        hessian = np.zeros((len(x), self.forms, self.forms, x.shape[2]))
+        hessian[:, 1, 2:] = hessian[:, 2:, 1] = -slope
+        for part in range(self.parts):
+            hessian[:, 2 + part, 2 + part] = -exponent[:, 0] * bend[:, part]
+        return x[:, 0] - x[:, 1] * total, gradient, hessian
+
+
+def log_saturation(t: Array) -> Derivatives:
+    """Log of 1 - e^t, for t < 0."""
+    t = np.maximum(np.where(t < 0, t, np.nan), -LARGEST_EXPONENT)
+    odds = 1 / np.expm1(-t)
+    return np.log(-np.expm1(t)), -odds, -odds * (1 + odds)
+
+
+def log_tanh(x: Array) -> Derivatives:
+    """Log of tanh(e^x); an infinite x is a capacity of one."""
+    y = np.exp(np.clip(x, -LARGEST_EXPONENT, LARGEST_LOG))
+    slope = 2 * y / np.sinh(2 * y)
+    return np.log(np.tanh(y)), slope, slope * (1 - 2 * y / np.tanh(2 * y))

@@ -1,0 +1,46 @@
+"""What a page is made of, beside it: results.csv, study.json, diagnostics.csv.
+
+With fit.json they are all that a page needs.  A page of a folder of runs is made of them too, so
+that it comes back to the same bytes where the runs themselves, a thousand times larger, are not.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fitting.fit.fit_file import FIT, read_fit
+from fitting.page import diagnostics
+from fitting.page.study import load_study, read_runs
+from fitting.results.record import STUDY, write_atomic
+
+RESULTS = "results.csv"
+
+
+def publish(runs: Path, fit_dir: Path, out: Path) -> Path:
+    """Write what the page of a folder of runs is made of.
+
+    Args:
+        runs: `runs/<study>`.
+        fit_dir: Where `fit.json` lies, if there is one.
+        out: Folder for `results.csv`, `study.json` and, where runs were measured while they
+            trained, `diagnostics.csv` with one run a format; made if absent.
+
+    Returns:
+        The path of `results.csv`.
+
+    Raises:
+        ResultsError: A file cannot be used.
+    """
+    fit = read_fit(fit_dir / FIT) or {}
+    table, about = read_runs(runs, ptq=fit.get("law") == "ptq")
+    out.mkdir(parents=True, exist_ok=True)
+    results = out / RESULTS
+    write_atomic(table.to_csv(index=False, lineterminator="\n"), results)
+    write_atomic(json.dumps(about, indent=1) + "\n", out / STUDY)
+    measured = diagnostics.of_study(diagnostics.read(runs)[0], load_study(results, fit_dir).table)
+    if measured.empty:
+        (out / diagnostics.FILE).unlink(missing_ok=True)
+    else:
+        write_atomic(diagnostics.to_file(measured), out / diagnostics.FILE)
+    return results

@@ -1,0 +1,440 @@
+"""What a study found, in sentences made from its numbers.
+
+No sentence here calls a difference real unless `fitting.seeds.verdicts` does; what cannot be told, and
+which parameter cannot be pinned, is said as plainly as what can.
+Differences are losses above `none` in nats per token; ± is one standard error from the spread
+between seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fitting.naming import count_label, records
+from fitting.seeds.verdicts import BETTER, WORSE, enough
+
+SMALL_MODEL = 1_000_000
+"""Parameters below which absolute constants say nothing about the papers' models."""
+PINNED, ROUGHLY = 2.0, 10.0
+"""A parameter is pinned, or known roughly, if its 95 % interval spans at most this factor."""
+NEAR_CERTAIN = 0.95
+FEW = 4
+"""Conditions that are listed one by one; more are summed up."""
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number with `digits` significant digits, or a dash where there is none.
+
+    >>> number(0.23681), number(68973.06), number(None), number(-2.5e-7)
+    ('0.2368', '68,970', '–', '−2.5×10⁻⁷')
+    """
+    if value is None or not np.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    exponent = int(np.floor(np.log10(abs(value))))
+    if not -4 <= exponent < 7:
+        power = str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+        text = f"{value / 10.0**exponent:.{digits}g}×10{power}"
+    elif exponent >= digits - 1:
+        text = f"{float(f'{value:.{digits}g}'):,.0f}"
+    else:
+        text = f"{value:.{digits}g}"
+    return text.replace("-", "−")
+
+
+def signed(value: float | None, decimals: int = 4) -> str:
+    """A difference with its sign: '+0.0921', '−0.0040'; a zero has a plus.
+
+    >>> signed(0.0921), signed(-0.004), signed(-1e-9), signed(float("nan"))
+    ('+0.0921', '−0.0040', '+0.0000', '–')
+    """
+    if value is None or not np.isfinite(value):
+        return "–"
+    return f"{round(value, decimals) + 0.0:+.{decimals}f}".replace("-", "−")
+
+
+def z_score(value: float | None) -> str:
+    """One decimal, cut and not rounded: 2.99 must not read as a 3.0 from which one could tell.
+
+    >>> z_score(2.99), z_score(-12.34), z_score(-0.01)
+    ('2.9', '−12.3', '0.0')
+    """
+    if value is None or not np.isfinite(value):
+        return "–"
+    return f"{np.trunc(round(value, 6) * 10) / 10 + 0.0:.1f}".replace("-", "−")
+
+
+def interval(bounds: Sequence[float | None] | None, digits: int = 3) -> str:
+    """'0.21 to 0.27', or a dash if a bound is missing."""
+    if bounds is None or any(bound is None or not np.isfinite(bound) for bound in bounds):
+        return "–"
+    return f"{number(bounds[0], digits)} to {number(bounds[1], digits)}"
+
+
+def series(words: Iterable[str]) -> str:
+    """Words as in a sentence.
+
+    >>> series(["a", "b", "c"]), series(["a"])
+    ('a, b and c', 'a')
+    """
+    listed = list(words)
+    return listed[0] if len(listed) == 1 else ", ".join(listed[:-1]) + f" and {listed[-1]}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    >>> duration(40), duration(1314), duration(40_000)
+    ('40 s', '22 min', '11.1 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def plural(count: int, word: str) -> str:
+    """'1 run', '2 runs'."""
+    return f"{count:,} {word}" + ("" if count == 1 else "s")
+
+
+def where(cell: Any) -> str:
+    """A cell's size and tokens in words."""
+    return at(cell.params, cell.tokens)
+
+
+def at(params: float, tokens: float) -> str:
+    """A size and a token count in words."""
+    return f"{count_label(params)} parameters and {count_label(tokens)} tokens"
+
+
+def pooled(cells: pd.DataFrame) -> tuple[float, float, float]:
+    """Mean difference over conditions, its standard error (of independent means) and z."""
+    mean = float(cells["difference"].mean())
+    error = float(np.sqrt((cells["standard_error"] ** 2).sum(skipna=False)) / len(cells))
+    return mean, error, mean / error if error > 0 else float("nan")
+
+
+def needed(cells: pd.DataFrame) -> float:
+    """|z| from which the mean of these cells' differences is called one."""
+    return float(enough(cells["dof"].min()))
+
+
+def verdict_words(cells: pd.DataFrame) -> str:
+    """What a verdict on these cells asks for.
+
+    >>> verdict_words(pd.DataFrame({"dof": [16, 16, 9]}))[:54]
+    'A verdict needs 3.54 standard errors (16 degrees of fr'
+    """
+    each = sorted({int(dof) for dof in cells["dof"] if dof > 0}, reverse=True)
+    if not each:
+        return "No verdict is possible without repeated seeds."
+    listed = series(f"{enough(dof):.3g} standard errors ({dof} degrees of freedom)" for dof in each)
+    return (
+        f"A verdict needs {listed}, by Student's t: a false alarm is then as rare, 0.27 %, as at "
+        "three standard errors that are known exactly. The standard errors come from the spread "
+        "between seeds, pooled over all repeated cells."
+    )
+
+
+def lowest_bits(cells: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """How much worse than none each lowest-bit format is.
+
+    Args:
+        cells: Quantized cells: `format`, `bits`, `params`, `tokens`, `difference`,
+            `standard_error`, `dof`, `z`, `verdict`.
+
+    Returns:
+        One sentence a format on its mean over sizes and tokens, then, where these are several but
+        not many, one sentence a format that lists them.
+    """
+    means: list[str] = []
+    details: list[str] = []
+    bits = cells["bits"].min()
+    lowest = cells[cells["bits"] == bits]
+    if lowest["format"].nunique() > FEW:
+        return [_many_lowest(lowest)], details
+    for name, group in lowest.groupby("format", sort=True):
+        what = f"{name} ({bits:.0f} bits)"
+        mean, error, z = pooled(group)
+        over = f" at {where(group.iloc[0])}"
+        if len(group) > 1:
+            over = f", averaged over {len(group)} combinations of size and tokens"
+        if not np.isfinite(z):
+            means.append(
+                f"{what} ends {signed(mean)} nats per token from none{over}; without repeated "
+                "seeds this study cannot say whether that is real."
+            )
+            continue
+        amount = (
+            f"{number(abs(mean), 3)} ± {number(error, 2)} nats per token (z = {z_score(z)}){over}"
+        )
+        if abs(z) >= needed(group):
+            sentence = f"{what} is {WORSE if z > 0 else BETTER} than none by {amount}"
+        else:
+            side = "above" if mean >= 0 else "below"
+            sentence = f"{what} cannot be told from none: it ends {side} it by {amount}"
+        if len(group) > 1:
+            told = int((group["verdict"] == WORSE).sum())
+            sentence += f"; taken one by one it is worse in {told} of {len(group)}"
+        means.append(sentence + ".")
+        if 1 < len(group) <= FEW and lowest["format"].nunique() <= 2:
+            each = [
+                f"{signed(c.difference, 3)} ± {number(c.standard_error, 2)} "
+                f"(z = {z_score(c.z)}) at {where(c)}"
+                for c in records(group)
+            ]
+            details.append(f"{name} one by one: {'; '.join(each)}.")
+    return means, details
+
+
+def _many_lowest(lowest: pd.DataFrame) -> str:
+    """The same for more formats than one wants to read about one by one."""
+    each = {name: pooled(group) for name, group in lowest.groupby("format", sort=True)}
+    means = [mean for mean, _, _ in each.values()]
+    start = (
+        f"The {len(each)} formats of {lowest['bits'].min():.0f} bits, the fewest, end "
+        f"{signed(min(means), 3)} to {signed(max(means), 3)} nats per token from none, averaged "
+        "over sizes and tokens; "
+    )
+    if not np.isfinite([z for _, _, z in each.values()]).any():
+        return f"{start}without repeated seeds this study cannot say whether that is real."
+    limit = needed(lowest)
+    worse = [str(name) for name, (_, _, z) in each.items() if z >= limit]
+    if not worse:
+        return f"{start}none of them can be told from it."
+    return f"{start}worse by more than {limit:.1f} standard errors: {series(worse)}."
+
+
+def not_told_apart(cells: pd.DataFrame, order: Sequence[str]) -> str:
+    """Which formats cannot be told from none, by name; columns as in `lowest_bits`."""
+    if not np.isfinite(cells["z"].astype(float)).any():
+        return "Without repeated seeds no format at all can be told from none."
+    everywhere, partly = [], []
+    for name in order:
+        group = cells[cells["format"] == name]
+        open_ = group[~group["verdict"].isin([WORSE, BETTER])]
+        if len(group) and len(open_) == len(group):
+            everywhere.append(name)
+        elif len(open_):
+            partly.append(f"{name} ({len(open_)} of {len(group)})")
+    if not everywhere and not partly:
+        return "Every format can be told from none in every combination of size and tokens."
+    sentences = []
+    if everywhere:
+        sentences.append(f"Cannot be told from none at any size or tokens: {series(everywhere)}.")
+    if partly:
+        sentences.append(f"Cannot be told from none at some sizes and tokens: {series(partly)}.")
+    return " ".join(sentences)
+
+
+def order_by_bits(cells: pd.DataFrame) -> str | None:
+    """Whether the mean difference falls with bits, over the conditions that hold every width."""
+    widths = cells["bits"].nunique()
+    counts = cells.groupby(["params", "tokens"])["bits"].transform("nunique")
+    complete = cells[counts == widths]
+    if widths < 2 or complete.empty:
+        return None
+    means = complete.groupby(["bits", "params", "tokens"])["difference"].mean()
+    by_bits = means.groupby("bits").mean()
+    steps = np.diff(by_bits.to_numpy(float))
+    verdict = "falls at every step" if (steps < 0).all() else "does not fall at every step"
+    listed = series(f"{signed(v, 3)} at {b:.0f} bits" for b, v in by_bits.items())
+    return (
+        f"By bits, the mean difference to none {verdict}: {listed} "
+        "(means over formats, sizes and tokens; neighbours may lie within the noise)."
+    )
+
+
+def pinned(fit: Mapping[str, Any]) -> dict[str, str]:
+    """How well the study knows each parameter of the law.
+
+    Returns:
+        For each parameter "yes" (the 95 % interval spans at most a factor `PINNED`), "roughly"
+        (at most a factor `ROUGHLY`), "no" (more, or not identified), "held fixed", or "unknown"
+        (identified, but without an interval).
+    """
+    identified = fit.get("derived", {}).get("identified", {})
+    frozen = fit.get("frozen", [])
+    result = {}
+    for name in fit["parameters"]:
+        low, high = (fit.get("intervals") or {}).get(name) or (None, None)
+        if name in frozen:
+            result[name] = "held fixed"
+        elif identified.get(name) is False:
+            result[name] = "no"
+        elif low is None or high is None:
+            result[name] = "unknown"
+        else:  # parameters of the laws are positive or zero
+            factor = high / low if low > 0 else np.inf
+            result[name] = "yes" if factor <= PINNED else "roughly" if factor <= ROUGHLY else "no"
+    return result
+
+
+def parameters_pinned(fit: Mapping[str, Any]) -> list[str]:
+    """Which parameters of the law the study pins, with intervals, and which it cannot."""
+    words = pinned(fit)
+
+    def listed(kind: str) -> str:
+        return series(
+            f"{name} = {number(fit['parameters'][name])}"
+            + (f" ({interval(fit['intervals'][name])})" if kind in ("yes", "roughly") else "")
+            for name, word in words.items()
+            if word == kind
+        )
+
+    kinds = set(words.values())
+    sentences = []
+    if "yes" in kinds:
+        sentences.append(
+            f"Pinned by this study, with 95 % intervals that span at most a factor {PINNED:.0f}: "
+            f"{listed('yes')}."
+        )
+    if "roughly" in kinds:
+        sentences.append(f"Known only roughly, with 95 % intervals: {listed('roughly')}.")
+    if "no" in kinds:
+        names = series(name for name, word in words.items() if word == "no")
+        sentences.append(
+            f"This study cannot pin {names}: other values, far from those printed here, fit its "
+            "losses about as well."
+        )
+    if "held fixed" in kinds:
+        sentences.append(f"Held fixed and not fitted: {listed('held fixed')}.")
+    if "unknown" in kinds:
+        names = series(name for name, word in words.items() if word == "unknown")
+        sentences.append(f"Without a bootstrap nothing is known about the precision of {names}.")
+    if fit["status"] != "converged":
+        sentences.append(f"The fit did not end cleanly: {status_words(fit['status'])}.")
+    return sentences
+
+
+def status_words(status: Any) -> str:
+    """A fit's status as words: 'converged', 'at_bound: alpha, nu', 'max_steps'."""
+    if isinstance(status, Mapping):
+        return "; ".join(f"{key}: {', '.join(map(str, value))}" for key, value in status.items())
+    return str(status)
+
+
+def compute_optimal(fit: Mapping[str, Any]) -> str | None:
+    """The exponent of the compute-optimal size, where the fit gives one."""
+    found = fit.get("derived", {}).get("compute_optimal_exponent")
+    if not found or found["value"] is None:
+        return None
+    return (
+        f"Compute-optimal size grows as compute to the power {number(found['value'], 3)} "
+        f"(95 % interval {interval(found['interval'])}), as far as the law holds."
+    )
+
+
+def best_layouts(fit: Mapping[str, Any]) -> str | None:
+    """The best exponent/mantissa split at each trained width, with its share of the draws."""
+    derived = fit.get("derived", {})
+    inside = [row for row in derived.get("layouts", []) if not row["extrapolated"]]
+    if not inside:
+        return None
+    unknown = [name for name in ("delta", "nu") if derived.get("identified", {}).get(name) is False]
+    shares = [row["shares"].get(row["layout"]) for row in inside]
+    listed = series(
+        f"{row['bits']} bits {row['layout']}" + (f" ({100 * s:.0f} % of draws)" if s else "")
+        for row, s in zip(inside, shares, strict=True)
+    )
+    sure = all(share is not None and share >= NEAR_CERTAIN for share in shares)
+    sentence = f"Best split of the bits according to the fit: {listed}."
+    if unknown:
+        pin = f"the study cannot pin {series(unknown)}"
+        return f"{sentence} {pin[0].upper()}{pin[1:]}, so this is no finding about layouts yet."
+    if not sure:
+        sentence += f" Where the share is below {100 * NEAR_CERTAIN:.0f} %, the split is open."
+    return sentence
+
+
+def cost_of_fewest_bits(fit: Mapping[str, Any]) -> str | None:
+    """What the fewest bits that were trained cost at equal loss, in parameters and in tokens."""
+    inside = [
+        row
+        for row in fit.get("derived", {}).get("cost_of_bits", [])
+        if not row["extrapolated"] and row["params_factor"] and row["tokens_factor"]
+    ]
+    if not inside:
+        return None
+    row = inside[0]
+
+    def more(key: str, what: str) -> str:
+        low, high = row[f"{key}_interval"]
+        between = "" if low is None else f" ({number(low, 3)} to {number(high, 3)})"
+        return f"{number(row[key], 3)} times{between} the {what}"
+
+    return (
+        f"By the fit, what {row['bits']} bits ({row['format']}) lose at "
+        f"{at(row['params'], row['tokens'])} is made up for by "
+        f"{more('params_factor', 'parameters')} or {more('tokens_factor', 'tokens')}."
+    )
+
+
+def not_concluded(fit: Mapping[str, Any] | None) -> list[str]:
+    """What the page cannot say, and what it would take."""
+    derived = (fit or {}).get("derived", {})
+    missing = []
+    if fit is None or fit["law"] == "floating_point":
+        if not derived.get("layouts"):
+            missing.append(
+                "No optimal layouts: they need a fit of the floating-point law whose delta and nu "
+                "the data determine."
+            )
+        if not derived.get("critical_tokens"):
+            missing.append(
+                "No critical data sizes, costs of precision or optimal bits: they need a fit of "
+                "the floating-point law whose exponents and coefficients the data determine."
+            )
+    elif fit["law"] == "quartet" and not derived.get("map"):
+        missing.append(
+            "No map of which precision wins: it needs a scheme for either pass and a fit whose "
+            "parameters the data determine."
+        )
+    elif not set(derived) - {"identified"}:
+        missing.append("No conclusions: the data do not determine what they rest on.")
+    return missing
+
+
+def measured_layouts(layouts: pd.DataFrame) -> str | None:
+    """Splits of one width as measured (`seeds.compare_layouts`), beside what a fit says."""
+    if layouts.empty:
+        return None
+    told = layouts[layouts["verdict"] == "better"]
+    open_ = layouts[layouts["verdict"] != "better"]
+    sentences = []
+    if len(told):
+        listed = series(
+            f"{row.better} before {row.other} by {_give_or_take(row)}" for row in told.itertuples()
+        )
+        sentences.append(f"Measured at equal bits and seeds: {listed} nats per token.")
+    if len(open_):
+        listed = series(
+            f"{row.better} and {row.other} ({_give_or_take(row)})" for row in open_.itertuples()
+        )
+        sentences.append(
+            f"At equal bits and seeds the runs themselves cannot tell apart {listed}; "
+            "a fit that prefers one of them does so by the law's form."
+        )
+    return " ".join(sentences)
+
+
+def _give_or_take(pair: Any) -> str:
+    """A difference with its standard error, if there are repeats to have one from."""
+    error = f" ± {pair.standard_error:.3f}" if np.isfinite(pair.standard_error) else ""
+    return f"{pair.difference:.3f}{error}"
+
+
+def small_model(table: pd.DataFrame) -> str | None:
+    """A warning against comparing constants, if all models are small."""
+    largest = float(table["params"].max())
+    if not largest < SMALL_MODEL:
+        return None
+    return (
+        f"The largest model has {count_label(largest)} parameters: absolute losses and constants "
+        "of this page must not be compared with papers on models a thousand times larger."
+    )

@@ -1,0 +1,252 @@
+"""What a page is made of: a study's runs, its `study.json`, its `fit.json`, read and checked.
+
+A broken file, or a fit that does not suit the results, is a `ResultsError` of one line.  What is
+merely missing (no fit, no repeated seed, nothing to compare) is None, with the reason in words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fitting.figures.style import format_colours
+from fitting.files.own_json import read_object
+from fitting.fit.fit_file import FIT, read_fit
+from fitting.fit.search import select_rows
+from fitting.laws.catalogue import LAWS, FitError
+from fitting.naming import format_names, format_order
+from fitting.results.record import (
+    COLUMNS,
+    FAILURE,
+    RESULT,
+    STUDY,
+    ResultsError,
+    load,
+    read_records,
+    require_columns,
+)
+from fitting.results.study_file import read_about
+from fitting.results.swept import constant
+from fitting.seeds.cells import CELL, with_conditions
+from fitting.seeds.noise import NoiseFloor, compare_cells, compare_layouts, noise_floor
+
+FORMAT_COLUMNS = ("exponent", "mantissa", "block_size")
+PROVENANCE = ("git_sha", "git_dirty", "device", "threads", "compute_dtype")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything a page is made of, loaded and checked."""
+
+    results: Path
+    table: pd.DataFrame
+    """One row a run, as it was trained, with `format` in words."""
+    about: Mapping[str, Any]
+    """study.json: name, title, description, planned, notes, config, provenance; all optional."""
+    fit: Mapping[str, Any] | None
+    cells: pd.DataFrame | None
+    """Quantized cells against `none` (`seeds.compare_cells`) with `format`, `params`."""
+    no_cells: str
+    """Why `cells` is None, in words."""
+    layouts: pd.DataFrame
+    """Splits of equal width as measured (`seeds.compare_layouts`); may be empty."""
+    noise: NoiseFloor
+    order: list[str]
+    colours: dict[str, str]
+    scored: pd.DataFrame
+    """`table`, and where the fit is of losses after post-training quantization those rows too."""
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Input file -> SHA-256."""
+
+    @property
+    def done(self) -> pd.DataFrame:
+        """The runs that have a loss."""
+        return select_rows(self.table)[0]
+
+
+def load_study(results: Path, fit_dir: Path) -> Study:
+    """Read results, fit and description.
+
+    Rows of runs whose weights were quantized after training (`format_post`) are for the fit alone:
+    whatever else a page says is of the runs as they were trained.
+
+    Args:
+        results: A folder of runs, a CSV or a parquet file (`fitting.results.record.load`), these with
+            `study.json` beside them if they have one.
+        fit_dir: Where `fit.json` lies, if there is one.
+
+    Raises:
+        ResultsError: Nothing at `results`, a broken file, or a table without loss, params, tokens.
+    """
+    fit = read_fit(fit_dir / FIT)
+    if results.is_dir():
+        table, about = read_runs(results, ptq=fit is not None and fit.get("law") == "ptq")
+        folders = [folder for folder in sorted(results.iterdir()) if folder.is_dir()]
+        read = [STUDY, *(f"{d.name}/{name}" for d in folders for name in (RESULT, FAILURE))]
+    else:
+        table, about = load(results), _about(results.parent)
+        read = [results.name, STUDY]
+    place = results if results.is_dir() else results.parent
+    inputs = {name: sha256_of(place / name) for name in read if (place / name).is_file()}
+    require_columns(table, ("loss", "params", "tokens"), "the report")
+    if fit is not None:
+        inputs[FIT] = sha256_of(fit_dir / FIT)
+    return _study(results, table, about, fit, inputs)
+
+
+def read_runs(folder: Path, ptq: bool = False) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The results table of a folder of runs, maybe without a row, and what else its page says.
+
+    Args:
+        folder: `runs/<study>`.
+        ptq: As `fitting.results.record.load` takes it.
+
+    Returns:
+        The table, and what study.json holds but the planned runs' work, with `name`, with `config`:
+        the keys in which all runs agree (`fitting.results.swept`), and with `provenance`: of what the runs'
+        records know of commit and device, the different values.
+    """
+    about = {"name": folder.name} | _about(folder)
+    about.pop("work", None)
+    records, damaged = read_records(folder)
+    if damaged:
+        about["damaged"] = len(damaged)
+    if shared := constant([record.config for record in records]):
+        about["config"] = shared
+    table = load(folder, ptq=ptq) if records else pd.DataFrame(columns=list(COLUMNS))
+    values = {
+        key: sorted({str(r.provenance[key]) for r in records if key in r.provenance})
+        for key in PROVENANCE
+    }
+    about["provenance"] = {key: found for key, found in values.items() if found}
+    return table, about
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What study.json says; nothing where there is none."""
+    try:
+        return read_about(folder)
+    except FileNotFoundError:
+        return {}
+
+
+def _study(
+    results: Path,
+    table: pd.DataFrame,
+    about: Mapping[str, Any],
+    fit: Mapping[str, Any] | None,
+    inputs: dict[str, str],
+) -> Study:
+    """Name the formats, pool the seeds' noise and compare cells, or say why that cannot be."""
+    scored = table.copy()
+    if set(FORMAT_COLUMNS) <= _numbers(scored):
+        scored["format"] = format_names(scored, among=scored)
+        scored["format"] = with_conditions(scored["format"], scored, among=scored)
+        order = format_order(scored)
+    else:
+        scored["format"] = _kinds(scored, fit)
+        order = sorted(scored["format"].unique())
+    table = scored
+    if "format_post" in scored:
+        table = scored[scored["format_post"] == "none"].reset_index(drop=True)
+    done = select_rows(table)[0]
+    noise = NoiseFloor(std_log=np.nan, std_loss=np.nan, dof=0, cells=0)
+    if len(done):
+        noise = noise_floor(table)
+    cells, no_cells, layouts = None, "", pd.DataFrame()
+    missing = [name for name in (*CELL, "seed") if name not in table]
+    missing += [c for c in FORMAT_COLUMNS if c not in {*missing, *_numbers(table)}]
+    if missing:
+        no_cells = f"The table has no column {', '.join(missing)}: formats cannot be compared."
+    elif done.empty:
+        no_cells = "No run ended with a loss: there is nothing to compare."
+    else:
+        compared = compare_cells(table)
+        compared["params"] = compared.pop("params")  # behind what it was compared by
+        plain = table.assign(format=format_names(table, among=table))
+        compared["format"] = with_conditions(
+            format_names(compared, among=table), compared, among=plain
+        )
+        compared["loss_error"] = noise.std_loss / np.sqrt(compared["seeds"].clip(lower=1))
+        judged = compared[np.isfinite(compared["difference"].astype(float))]
+        if judged.empty:
+            no_cells = (
+                "No quantized cell has an unquantized run (none) of the same model and tokens, and "
+                "equal in all else, beside it: nothing can be compared."
+            )
+        else:
+            cells = compared
+        layouts = compare_layouts(table)
+    return Study(
+        results, table, about, fit, cells, no_cells, layouts, noise, order,
+        format_colours(order), scored, inputs,
+    )  # fmt: skip
+
+
+def _numbers(table: pd.DataFrame) -> set[str]:
+    """The columns that hold numbers; of a table without a row any may."""
+    return {str(c) for c in table if table.empty or pd.api.types.is_numeric_dtype(table[c])}
+
+
+def _kinds(table: pd.DataFrame, fit: Mapping[str, Any] | None) -> pd.Series:
+    """What tells runs without a number format apart: the law's other columns, "QuEST:BF16"."""
+    law = LAWS[fit["law"]] if fit is not None else None
+    columns = [] if law is None else [*law.columns, *law.schemes]
+    columns = [c for c in columns if c not in ("params", "tokens") and c in table]
+    if not columns:
+        return pd.Series("all runs", index=table.index)
+    words = [
+        table[c].map("{:.4g}".format) if pd.api.types.is_numeric_dtype(table[c]) else table[c]
+        for c in columns
+    ]
+    kinds: pd.Series = words[0].astype(str)
+    for more in words[1:]:
+        kinds = kinds + ":" + more.astype(str)
+    return kinds
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is no file."""
+    try:
+        return read_object(path, "delete it and run the command that writes it again")
+    except FileNotFoundError:
+        return None
+
+
+def sha256_of(path: Path) -> str:
+    """A file's SHA-256 in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def fitted_runs(study: Study) -> pd.DataFrame | None:
+    """The runs that the fit used, with `predicted`; None where there is no fit."""
+    if study.fit is None:
+        return None
+    rows = used_runs(study).copy()
+    rows["predicted"] = predict(study.fit, rows)
+    return rows
+
+
+def used_runs(study: Study) -> pd.DataFrame:
+    """The rows of the fit's runs, where fit.json names them; else all that have a loss."""
+    run_ids = (study.fit or {}).get("run_ids")
+    rows = select_rows(study.scored)[0]
+    return rows[rows["run_id"].isin(run_ids)] if run_ids and "run_id" in rows else rows
+
+
+def predict(fit: Mapping[str, Any], rows: pd.DataFrame) -> np.ndarray:
+    """The fitted law's losses (nats per token), shape (len(rows),).
+
+    Raises:
+        ResultsError: A column is missing, or the law is not defined for a value or parameter.
+    """
+    try:
+        return LAWS[fit["law"]].predict(fit["parameters"], rows)
+    except FitError as error:
+        raise ResultsError(f"{FIT} does not suit the results: {error}") from error

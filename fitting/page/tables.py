@@ -1,0 +1,255 @@
+"""The report's tables: each as text for the page and as data for its CSV file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fitting.laws.catalogue import (
+    BESIROGLU_2024,
+    KUMAR_2024,
+    KUMAR_2024_PTQ,
+    QUARTET_2025,
+    SUN_2025,
+)
+from fitting.naming import are_none, count_label, records
+from fitting.page.sentences import interval, number, pinned, signed, z_score
+
+ROWS_ON_PAGE = 600
+"""A table longer than this goes on in its CSV file only: the page stays below 1 MB."""
+PUBLISHED: Mapping[str, Mapping[str, float]] = {
+    "floating_point": SUN_2025,
+    "chinchilla": BESIROGLU_2024,
+    "quartet": QUARTET_2025,
+    "precision": KUMAR_2024,
+    "ptq": KUMAR_2024_PTQ,
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """One table: as text for the page and as data for its CSV file."""
+
+    name: str
+    header: list[tuple[str, str]]
+    """(title, CSS class) of each column."""
+    rows: list[tuple[str, list[str]]]
+    """(CSS class, cells) of each row; a row of class `group` has one cell, its heading."""
+    data: pd.DataFrame
+    title: str = ""
+    note: str = ""
+    """What its columns mean, in a sentence or two."""
+
+    @property
+    def shown(self) -> list[tuple[str, list[str]]]:
+        """The rows that the page holds."""
+        return self.rows[:ROWS_ON_PAGE]
+
+
+def losses(cells: pd.DataFrame, done: pd.DataFrame) -> View:
+    """Losses by size, tokens and format, each against `none`.
+
+    Args:
+        cells: `fitting.seeds.noise.compare_cells` with `format` and `params`.
+        done: Runs with a loss: `format`, `params`, `tokens`, `loss`.
+    """
+    header = [("format", ""), ("above none", "num"), ("z", "num"),
+              ("verdict", "verdict"), ("mean loss", "num"), ("seeds", "num"),
+              ("bits", "num")]  # fmt: skip
+    rows: list[tuple[str, list[str]]] = []
+    base = done[are_none(done["format"])]
+    key: Any
+    for key, group in cells.groupby(["params", "tokens"], sort=True):
+        params, tokens = key
+        rows.append(("group", [f"{count_label(params)} parameters, {count_label(tokens)} tokens"]))
+        none = base[(base["params"] == params) & (base["tokens"] == tokens)]
+        for name, losses_of in none.groupby("format")["loss"]:
+            count = str(len(losses_of))
+            text = [str(name), "", "", "baseline", _loss(losses_of.mean()), count, ""]
+            rows.append(("none", text))
+        for cell in records(group):
+            verdict = str(cell.verdict)
+            if not cell.seeds and not cell.diverged:
+                verdict = "no result"
+            elif cell.diverged and cell.seeds:
+                verdict += f", {cell.diverged} of {cell.seeds + cell.diverged} diverged"
+            difference = signed(cell.difference)
+            if np.isfinite(cell.standard_error):
+                difference += f" ± {number(cell.standard_error, 2)}"
+            text = [str(cell.format), difference, z_score(cell.z), verdict, _loss(cell.loss)]
+            text += [f"{cell.seeds:.0f}", f"{cell.bits:.0f}"]
+            rows.append((str(cell.verdict).replace(" ", "-"), text))
+    return View("losses", header, rows, cells)
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}" if np.isfinite(value) else "–"
+
+
+def parameters(fit: Mapping[str, Any]) -> View:
+    """The law's parameters with intervals and the published constants beside them."""
+    identified = fit.get("derived", {}).get("identified", {})
+    words = pinned(fit)
+    published = PUBLISHED.get(fit["law"], {})
+    profile = fit.get("profile_intervals") or {}
+    header = [("parameter", ""), ("value", "num"), ("95 % interval", "num"),
+              ("profile interval", "num"), ("std. error", "num"), ("published", "num"),
+              ("pinned by this study", "")]  # fmt: skip
+    rows, data = [], []
+    for name, value in fit["parameters"].items():
+        bounds = (fit.get("intervals") or {}).get(name) or [None, None]
+        error = (fit.get("standard_errors") or {}).get(name)
+        known = identified.get(name)
+        cells = [name, number(value), interval(bounds), open_interval(profile.get(name))]
+        cells += [number(error, 2), number(published.get(name)), words[name]]
+        rows.append(("muted" if words[name] == "no" else "", cells))
+        ends = profile.get(name) or [None, None]
+        data.append((name, value, *bounds, *ends, error, published.get(name), known))
+    columns = ["parameter", "value", "low", "high", "profile_low", "profile_high"]
+    columns += ["standard_error", "published", "identified"]
+    return View("parameters", header, rows, pd.DataFrame(data, columns=columns))
+
+
+def held_out(fit: Mapping[str, Any]) -> View | None:
+    """What the law says of runs that it was not fitted to; None where nothing was held out."""
+    held = fit.get("held_out") or {}
+    entries: list[dict[str, Any]] = [
+        {"held_out": f"{count_label(size['params'])} parameters", **size}
+        for size in held.get("sizes", [])
+    ]
+    if "largest" in held:
+        entries.append({"held_out": "runs of the largest compute", **held["largest"]})
+    if not entries:
+        return None
+    rows = [
+        (
+            "muted" if entry["extrapolated"] else "",
+            [
+                entry["held_out"],
+                f"{entry['rows']:,}",
+                f"{entry['trained']:,}",
+                percent(entry["rms"]),
+                percent(entry["bias"], sign=True),
+                f"{number(entry['extrapolation'], 3)} ×",
+                "extrapolated" if entry["extrapolated"] else "",
+            ],
+        )
+        for entry in entries
+    ]
+    header = [("held out", ""), ("runs", "num"), ("fitted to", "num"), ("rms error", "num"),
+              ("bias", "num"), ("compute", "num"), ("beyond data?", "")]  # fmt: skip
+    floor = fit.get("noise_floor", {}).get("std_log")
+    noise = "unknown" if floor is None else percent(floor)
+    note = (
+        "Fitted without these runs, then asked for their losses; errors in percent of the loss, "
+        "bias positive where the law promises too low a loss. Compute: the largest of the held-out "
+        "runs over that of the others. "
+    )
+    if "sizes_rms" in held:
+        note += f"All left-out sizes together: {percent(held['sizes_rms'])}. "
+    note += f"The fit's own residuals: {percent(held['residual_rms'])}; noise floor: {noise}."
+    return View("held_out", header, rows, flat(entries), "Held-out predictions", note)
+
+
+def comparison(fit: Mapping[str, Any]) -> View | None:
+    """Rival laws on the same rows, the best predictor of left-out sizes first; None without."""
+    entries = fit.get("comparison")
+    if not entries:
+        return None
+    lowest = {key: min(_finite(entry[key]) for entry in entries) for key in ("aic", "bic")}
+    rows = [
+        (
+            "",
+            [
+                entry["law"],
+                str(entry["parameters"]),
+                percent(entry["rms"]),
+                percent(entry["rms_sizes"]),
+                percent(entry["rms_largest"]),
+                f"{entry['sizes_won']} of {entry['sizes']}",
+                *(_above(entry[key], lowest[key]) for key in ("aic", "bic")),
+            ],
+        )
+        for entry in entries
+    ]
+    header = [("law", ""), ("parameters", "num"), ("rms of fit", "num"),
+              ("left-out sizes", "num"), ("largest compute", "num"), ("sizes won", "num"),
+              ("ΔAIC", "num"), ("ΔBIC", "num")]  # fmt: skip
+    note = (
+        "Each fitted to the same rows with all its parameters free. Rms errors in percent of the "
+        "loss: of the fit's own residuals, of each size as predicted by the others, of the runs of "
+        "the largest compute as predicted by the rest. Sizes won: predicted better than by any "
+        "other law here, of those that all of them can predict. ΔAIC and ΔBIC: above the lowest."
+    )
+    return View("comparison", header, rows, flat(entries), "Laws compared", note)
+
+
+def _finite(value: float | None) -> float:
+    return -np.inf if value is None else value  # an exact fit: no value is lower
+
+
+def _above(value: float | None, lowest: float) -> str:
+    return "0" if _finite(value) == lowest else number(_finite(value) - lowest, 3)
+
+
+def percent(share: float | None, *, sign: bool = False) -> str:
+    """A share of the loss in percent, two digits, or a dash where there is none.
+
+    >>> percent(0.00214), percent(-0.0131, sign=True), percent(0.0, sign=True), percent(None)
+    ('0.21 %', '−1.3 %', '0 %', '–')
+    """
+    if share is None:
+        return "–"
+    plus = "+" if sign and share > 0 else ""
+    return f"{plus}{number(100 * share, 2)} %"
+
+
+def open_interval(bounds: Sequence[float | None] | None) -> str:
+    """'0.21 to 0.27', or '0.21 to ∞'; a dash without any."""
+    if bounds is None or all(bound is None for bound in bounds):
+        return "–"
+    low, high = bounds
+    start, end = (number(bound, 3) for bound in bounds)
+    return f"{'−∞' if low is None else start} to {'∞' if high is None else end}"
+
+
+def flat(entries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """JSON rows as a CSV table: lists and objects stay JSON in their field."""
+    nested = (dict, list)
+    return pd.DataFrame(
+        [
+            {k: json.dumps(v, sort_keys=True) if isinstance(v, nested) else v for k, v in e.items()}
+            for e in entries
+        ]
+    )
+
+
+def runs(table: pd.DataFrame) -> View:
+    """Every run: one row of `table`, a results table with `format`."""
+    columns = {
+        "run_id": "", "status": "", "format": "", "recipe": "", "model": "", "params": "num",
+        "tokens": "num", "seed": "num", "loss": "num", "tokens_per_second": "num", "reason": "",
+    }  # fmt: skip
+    present = {name: kind for name, kind in columns.items() if name in table}
+    words = {"params": count_label, "tokens": count_label, "tokens_per_second": count_label}
+    words |= {"loss": _loss, "seed": _seed}
+    texts = [[words.get(name, _word)(value) for value in table[name]] for name in present]
+    rows = [
+        ("" if status == "finished" else str(status), list(cells))
+        for status, *cells in zip(table["status"], *texts, strict=True)
+    ]
+    header = [(name.replace("_", " "), kind) for name, kind in present.items()]
+    return View("runs", header, rows, table)
+
+
+def _seed(value: Any) -> str:
+    return _word(value) if isinstance(value, str) else number(value, 12)
+
+
+def _word(value: object) -> str:
+    return "" if pd.isna(value) else str(value)  # type: ignore[call-overload]

@@ -1,0 +1,1 @@
+"""The run record, and the table of runs that fits and reports read."""

@@ -1,0 +1,191 @@
+"""What a study swept: the keys of its runs' configurations that tell runs apart, as columns.
+
+A run's record has columns of its own for what most studies vary (`fitting.results.record.COLUMNS`).
+Whatever else was varied, say the learning rate, becomes a column with the name of its key, so that
+runs that differ in it are told apart, and the table of results says by what.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+Config: TypeAlias = Mapping[str, Any]
+
+KEY = re.compile(r"(model|data|optim|precision|recipe|ptq)\.[\w.]+|batch_size|compute_dtype")
+"""A key that a run's result depends on; the seed and the training tokens have columns already."""
+_BESIDE = {"model.name", "data.name", "data.path", "data.max_epochs", "recipe.name"}
+"""Names, where the data lie, and what is allowed: no part of what was computed."""
+_SLOTS = (
+    *("output.input", "output.weight", "grad_input.grad_output", "grad_input.weight"),
+    *("grad_weight.grad_output", "grad_weight.input"),
+)
+ABSENT: Mapping[str, Any] = {
+    "data.validation_windows": 0,
+    "optim.weights": "",
+    "optim.weights_rounding": "nearest_even",
+    "optim.state": "",
+    "optim.state_rounding": "nearest_even",
+    "optim.loss_scale": "1",
+    "optim.loss_scale_interval": 2_000,
+    "precision.kind": "float",
+    "ptq.formats": [],
+    "ptq.operands": "weights",
+    "recipe.output.product": "exact",
+    "recipe.grad_input.product": "exact",
+    "recipe.grad_weight.product": "exact",
+    "recipe.grad_input.row_hadamard": 0,
+    "recipe.keep_first": 0,
+    "recipe.keep_last": 0,
+    "recipe.keep": [],
+    "recipe.high_precision_share": 0.0,
+    "recipe.word_length.lookback": 0,
+    "recipe.word_length.bins": 30,
+    **{f"recipe.{slot}.precision": "" for slot in _SLOTS},
+    **{f"recipe.{slot}.forward": False for slot in _SLOTS},
+    **{f"recipe.{slot}.gradient": "straight_through" for slot in _SLOTS},
+}
+"""What runs did before there was the key: their records lack it."""
+_TOLD: Mapping[str, tuple[str, ...]] = {
+    "model": ("model", "params"),
+    "recipe": ("recipe", "operands"),
+    "precision": (
+        *("recipe", "operands", "exponent", "mantissa", "granularity", "scale", "block_size"),
+    ),
+}
+"""By a key's first part the columns of a record that may say the same."""
+
+
+def is_key(column: object) -> bool:
+    """Whether a column is a key of the configuration: "optim.lr", "batch_size"."""
+    return isinstance(column, str) and KEY.fullmatch(column) is not None
+
+
+def is_quantization(column: str) -> bool:
+    """Whether a key says how operands are quantized, and nothing of what runs without have too.
+
+    What the weights were quantized to after training does not change how the run was trained.
+    """
+    return column.partition(".")[0] in ("precision", "recipe", "ptq")
+
+
+def science(config: Config) -> dict[str, Any]:
+    """What a run's result depends on but its seed, tokens and corpus, by its keys' dotted names.
+
+    A key without an effect is not there: the precision of a run that quantizes nothing to it, or
+    the rounding of weights that are not stored in a format.  Lists are JSON, "" is None.
+
+    >>> science({"seed": 3, "optim": {"lr": 0.016}, "batch_size": 8, "tracking": {"mode": "none"}})
+    {'optim.lr': 0.016, 'batch_size': 8}
+    """
+    flat = {key: value for key, value in _flat(config) if is_key(key) and key not in _BESIDE}
+    if isinstance(config.get("recipe"), Mapping):
+        _without_effect(flat)
+    for key in ("weights", "state"):
+        if not flat.get(f"optim.{key}"):
+            flat.pop(f"optim.{key}_rounding", None)
+    if flat.get("optim.loss_scale", "dynamic") != "dynamic":
+        flat.pop("optim.loss_scale_interval", None)
+    if flat.get("ptq.formats", []) == []:
+        flat.pop("ptq.operands", None)
+    if isinstance(formats := flat.get("ptq.formats"), list):
+        flat["ptq.formats"] = sorted(formats)
+    return {key: _plain(value) for key, value in flat.items()}
+
+
+def _flat(config: Config, above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return json.dumps(value)
+    return None if value == "" else value
+
+
+def _without_effect(flat: dict[str, Any]) -> None:
+    """Take out what a recipe makes no use of."""
+    rounding = {
+        slot: flat.get(f"recipe.{slot}.rounding")
+        for slot in _SLOTS
+        if f"recipe.{slot}.rounding" in flat
+    }
+    if not rounding:
+        scored = flat.get("ptq.formats", [])
+        for key in [key for key in flat if key.startswith("recipe.")]:
+            if not (scored and key.startswith("recipe.keep")):
+                del flat[key]
+    used = any(
+        how != "none" and not flat.get(f"recipe.{slot}.precision") for slot, how in rounding.items()
+    )
+    for key in [key for key in flat if key.startswith("precision.")]:
+        if not used:
+            del flat[key]
+    if flat.get("precision.granularity") in ("row", "tensor"):
+        flat.pop("precision.block_size", None)
+
+
+def swept(configs: Sequence[Config], columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """The keys in which runs differ, as columns; None for a run that the key is nothing to.
+
+    Args:
+        configs: The runs' configurations, as their records hold them.
+        columns: The same runs' columns.  A key that says no more than these is left out.
+    """
+    each = complete(configs)
+    keys = sorted({key for run in each for key in run})
+    found = {}
+    for key in keys:
+        values = [run.get(key) for run in each]
+        if len(set(values)) > 1 and not _told(key, values, columns):
+            found[key] = values
+    return found
+
+
+def constant(configs: Sequence[Config]) -> dict[str, Any]:
+    """The keys that all runs have and agree in, and their value."""
+    each = complete(configs)
+    first = each[0] if each else {}
+    return {
+        key: value
+        for key, value in sorted(first.items())
+        if all(key in run and run[key] == value for run in each)
+    }
+
+
+def complete(configs: Sequence[Config]) -> list[dict[str, Any]]:
+    """Each run's `science`, with the keys that are younger than its record."""
+    every = {key for config in configs for key, _ in _flat(config)}
+    missing = {key: value for key, value in ABSENT.items() if key in every}
+    return [science(_with(config, missing)) for config in configs]
+
+
+def _with(config: Config, missing: Mapping[str, Any]) -> Config:
+    """A configuration with keys that it lacks, where it has what they belong to."""
+    filled = dict(config)
+    for name, value in missing.items():
+        *above, key = name.split(".")
+        place: Any = filled
+        for part in above:
+            below = place.get(part) if isinstance(place, Mapping) else None
+            if not isinstance(below, Mapping):  # a section or operand that this run has not
+                break
+            place[part] = place = dict(below)
+        else:
+            place.setdefault(key, value)
+    return filled
+
+
+def _told(key: str, values: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> bool:
+    """Whether columns of the record say as much as a key."""
+    told = [columns[name] for name in _TOLD.get(key.partition(".")[0], ()) if name in columns]
+    if not told:
+        return False
+    groups = list(zip(*told, strict=True))
+    return len(set(zip(groups, values, strict=True))) == len(set(groups))

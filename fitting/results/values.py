@@ -1,0 +1,80 @@
+"""What a run record may hold: types, ranges, and what older records do not say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from fitting.files.own_json import ResultsError
+
+SCHEMA_VERSION = 1
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "dict[str, Any]": (dict,),
+}
+_AT_LEAST_ONE = ("bits", "block_size", "schema_version")
+_ANY_SIGN = ("loss", "train_loss", "bits_per_byte")
+
+
+def check(name: str, kind: str, value: Any) -> None:
+    """Refuse a value of another type than the key's, or out of its range."""
+    if isinstance(value, bool) or not isinstance(value, _TYPES[kind]):
+        raise ResultsError(f"{name}={short(value)}: must be {kind}")
+    if name == "run_id" and not value:
+        raise ResultsError("run_id is empty")
+    if name == "ptq" and isinstance(value, dict):
+        for form, scored in value.items():
+            if not isinstance(scored, dict) or not {"loss", "bits", "operands"} <= set(scored):
+                raise ResultsError(f"ptq.{form}: must hold loss, bits and operands")
+            check(f"ptq.{form}.loss", "float | None", scored["loss"])
+            check(f"ptq.{form}.bits", "float", scored["bits"])
+            check(f"ptq.{form}.operands", "str", scored["operands"])
+    if not isinstance(value, (int, float)):
+        return
+    if not abs(value) < 1e300:  # beyond, and NaN, no table holds it
+        raise ResultsError(f"{name}={short(value)}: must be finite")
+    least = 1 if name in _AT_LEAST_ONE else 0
+    if value < least and name not in _ANY_SIGN and not name.startswith("ptq."):
+        raise ResultsError(f"{name}={short(value)}: must be at least {least}")
+    if name == "schema_version" and value > SCHEMA_VERSION:
+        raise ResultsError(
+            f"schema_version={short(value)}: written by a newer version, this one reads "
+            f"{SCHEMA_VERSION}"
+        )
+
+
+def short(value: Any) -> str:
+    text = "a very long number" if isinstance(value, int) and value > 10**100 else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+_POWERS_OF_TWO = ("e8m0", "e8m0_log2", "e8m0_ceil", "e8m0_nearest", "quest", "quest_floor")
+"""Scales that bfloat16 holds beside any element of at most 7 mantissa bits."""
+
+
+def operand_values(data: Mapping[str, Any]) -> str:
+    """The column of a record that is older than it: bfloat16 then rounded what it did not hold."""
+    config = data.get("config") or {}
+    dtype = config.get("compute_dtype") or (data.get("provenance") or {}).get("compute_dtype")
+    if dtype != "bfloat16" or not data.get("operands"):
+        return "exact"
+    recipe = config.get("recipe") or {}
+    gemms = [recipe.get(name) or {} for name in ("output", "grad_input", "grad_weight")]
+    slots = [slot for gemm in gemms for slot in gemm.values() if isinstance(slot, dict)]
+    own = [str(slot["precision"]).lower() for slot in slots if slot.get("precision")]
+    held = data["scale"] in _POWERS_OF_TWO and data["mantissa"] <= 7
+    return "exact" if held and all(map(_held_by_bfloat16, own)) else "rounded"
+
+
+def _held_by_bfloat16(name: str) -> bool:
+    """Whether a format's values are bfloat16's, by its name: mxfp4, E2M1-block32-e8m0, ..."""
+    mantissa = re.match(r"e\d+m(\d+)", name)
+    microscaling = name.startswith("mx") and not name.endswith("4_3")
+    return (microscaling or re.split("[-_](?=e8m0|quest)", name)[-1] in _POWERS_OF_TWO) and not (
+        mantissa and int(mantissa[1]) > 7
+    )
