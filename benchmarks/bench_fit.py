@@ -29,12 +29,13 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import minimize
 
-from fitting.results import record as results
-from fitting.fit.evidence import evidence
-from fitting.fit.search import Fit, fit
-from fitting.laws.catalogue import BESIROGLU_2024, SUN_2025
-from fitting.laws.synthetic import make_table, sun_cells
 from fitting.fit.bootstrap import bootstrap, resample
+from fitting.fit.evidence import evidence
+from fitting.fit.result import Fit
+from fitting.fit.search import fit
+from fitting.laws.published import BESIROGLU_2024, SUN_2025
+from fitting.laws.synthetic import make_table, sun_cells
+from fitting.results import record as results
 
 Array = npt.NDArray[np.float64]
 

@@ -24,8 +24,8 @@ from torch.profiler import ProfilerActivity, profile
 from experiments.config.schema import COMPUTE_DTYPES, TrainConfig
 from experiments.configure import configure
 from experiments.model import Transformer
-from experiments.run.module import LanguageModel
 from experiments.optim import make_optimizer
+from experiments.run.module import LanguageModel
 from experiments.run.process import use_cpus
 
 TARGETS = {"nearest": 0.75, "sun": 0.75, "nvidia_nvfp4": 0.75, "quartet_v4": 0.6}

@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 from experiments.config.command_line import check_overrides
 from experiments.config.compose import Composer
 from experiments.config.own_files import with_own_files
-from experiments.config.schema import ConfigError, TrainConfig, told
+from experiments.config.precision import ConfigError
+from experiments.config.schema import TrainConfig, told
 
 
 def configure(*overrides: str, folder: Path | str = "") -> TrainConfig:

@@ -32,14 +32,14 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
-from experiments.config.schema import ConfigError, TrainConfig, check
+from experiments.config.precision import ConfigError
+from experiments.config.schema import TrainConfig, check
 from experiments.data.batches import StepLoader, TokenData
 from experiments.measure.ptq import quantized
 from experiments.mirror import tracking
 from experiments.quant.product import full_precision
 from experiments.run.identity import run_folder, run_id
 from experiments.run.module import LanguageModel
-from experiments.run.out_of_memory import OutOfMemory as OutOfMemory
 from experiments.run.out_of_memory import named_if_of_memory, wants_memory
 from experiments.run.process import held_to, use_cpus
 from experiments.run.record import columns, make_record
@@ -47,15 +47,9 @@ from experiments.run.recorder import Diverged, Recorder, Report, Stopped
 from experiments.store.checkpoint import CHECKPOINTS
 from experiments.store.curve import METRICS
 from experiments.store.lease import Fenced, Lease
-from fitting.entry.answer import first_line
-from fitting.results.record import (
-    FAILURE,
-    RESULT,
-    RunRecord,
-    read_record,
-    write_atomic,
-    write_exclusive,
-)
+from fitting.entry.errors import first_line
+from fitting.files.atomic import write_atomic
+from fitting.results.record import FAILURE, RESULT, RunRecord, read_record, write_exclusive
 
 _VALIDATION_BATCH_TOKENS = 4_096
 """Measured: activations that stay in the cache score half as fast again as at 16,384."""

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from fitting.words import whole
+
 UNQUANTIZED = "none"
-
-
-def count_label(value: float) -> str:
-    """98304 -> "98.3k": parameters and tokens, three digits.
-
-    >>> count_label(98304), count_label(1_000_000), count_label(1.2e9), count_label(3.9e11)
-    ('98.3k', '1M', '1.2B', '390B')
-    """
-    if not np.isfinite(value):
-        return "–"
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        # 999,600 rounds to 1000k: let it be 1M
-        if abs(value) >= 0.9995 * size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
 
 
 def is_none(name: str) -> bool:
@@ -80,11 +66,6 @@ def format_names(table: pd.DataFrame, among: pd.DataFrame) -> pd.Series:
         if column in table and column in among and quantized[column].nunique() > 1:
             names = names + " " + table[column].astype(str)
     return names.where(is_quantized(table), UNQUANTIZED).astype(str)
-
-
-def whole(value: float) -> str:
-    """A count of bits or of a block's elements: '4', '9132'."""
-    return f"{value:.4g}"
 
 
 def format_order(table: pd.DataFrame) -> list[str]:

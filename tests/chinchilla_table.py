@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from fitting.laws.catalogue import BESIROGLU_2024
+from fitting.laws.published import BESIROGLU_2024
 from fitting.laws.synthetic import make_table
 
 

@@ -16,9 +16,9 @@ os.environ["WANDB_SILENT"] = "true"
 for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "HYDRA_FULL_ERROR"):
     os.environ.pop(name, None)
 
-from experiments.mirror import tracking
 from experiments.config.schema import TrainConfig
 from experiments.configure import configure
+from experiments.mirror import tracking
 from tests.wandb_server import KEY, WandbServer
 
 

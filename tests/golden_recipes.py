@@ -20,8 +20,8 @@ import torch
 
 from experiments.config.schema import TrainConfig
 from experiments.configure import configure
-from experiments.run.module import LanguageModel
 from experiments.paths import conf_dir
+from experiments.run.module import LanguageModel
 
 GOLDEN = {
     "float32": Path(__file__).with_name("golden_recipes.json"),

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fitting.files.atomic import write_atomic
 from fitting.laws.catalogue import LAWS
 from fitting.page.report import write_report as write_everything
-from fitting.results.record import FAILURE, RunRecord, write_atomic, write_exclusive
+from fitting.results.record import FAILURE, RunRecord, write_exclusive
 
 write_report = functools.partial(write_everything, figure_files=("svg",))
 """PDFs take most of the time; one test looks at them."""

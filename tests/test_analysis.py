@@ -9,20 +9,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fitting.analysis.chinchilla import compute_optimal_exponent
+from fitting.analysis.derived import derived
 from fitting.analysis.layouts import (
-    compute_optimal_exponent,
     critical_tokens,
-    derived,
     integer_layout,
     layout_costs,
     layout_table,
     optimal_layout,
 )
-from fitting.fit.search import Fit, fit
-from fitting.laws.catalogue import BESIROGLU_2024, LAWS, SUN_2025
 from fitting.analysis.trades import effective_params_of_format
-from fitting.laws.synthetic import SUN_TOKENS, make_table, sun_design
 from fitting.fit.bootstrap import bootstrap
+from fitting.fit.result import Fit
+from fitting.fit.search import fit
+from fitting.laws.catalogue import LAWS
+from fitting.laws.published import BESIROGLU_2024, SUN_2025
+from fitting.laws.synthetic import SUN_TOKENS, make_table, sun_design
 
 PUBLISHED = (
     *("E0M0", "E1M0", "E1M1", "E2M1", "E2M2", "E3M2", "E3M3", "E4M3"),

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from fitting.command import main as commands
-from fitting.laws.catalogue import SUN_2025
+from fitting.laws.published import SUN_2025
 from fitting.laws.synthetic import make_table, sun_design
 from tests.chinchilla_table import losses
 

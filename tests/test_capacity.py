@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.analysis.layouts import derived
 from fitting.analysis.capacity import (
     capacity_after,
     compressed_capacity,
@@ -21,11 +20,13 @@ from fitting.analysis.capacity import (
     qat_penalty,
     tokens_for_capacity,
 )
-from fitting.fit.search import fit
-from fitting.laws.law import FitError
-from fitting.laws.catalogue import KUMAR_2024, KUMAR_2024_PTQ, LAWS, OPERANDS, QAT_2025
-from fitting.laws.synthetic import make_table
+from fitting.analysis.derived import derived
 from fitting.fit.bootstrap import bootstrap
+from fitting.fit.search import fit
+from fitting.laws.catalogue import LAWS, OPERANDS
+from fitting.laws.law import FitError
+from fitting.laws.published import KUMAR_2024, KUMAR_2024_PTQ, QAT_2025
+from fitting.laws.synthetic import make_table
 
 WITHOUT_OFFSETS = KUMAR_2024 | {f"n_{x}": 0.0 for x in OPERANDS}
 MEAN = sum(KUMAR_2024[f"gamma_{x}"] for x in OPERANDS) / 3

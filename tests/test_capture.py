@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.config.precision import ConfigError
+from experiments.config.schema import TrainConfig
+from experiments.data.batches import TokenData
+from experiments.data.shards import DataError
 from experiments.errors.capture import normal_layers, trained_layers
-from experiments.config.schema import ConfigError, TrainConfig
-from experiments.data.batches import DataError, TokenData
 from experiments.model import block_linears
 from experiments.quant.linear import QuantLinear
 from experiments.train import train

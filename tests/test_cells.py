@@ -15,13 +15,15 @@ from experiments.config.schema import TrainConfig, from_hydra
 from experiments.run.identity import run_id, science
 from experiments.run.record import design
 from fitting.command import main as commands
-from fitting.results import swept
-from fitting.seeds.cells import cell_keys
 from fitting.page.compare import common_cells
 from fitting.page.report import write_report
-from fitting.results.record import RunRecord, load, write_exclusive
-from fitting.seeds.noise import compare_cells, noise_floor
 from fitting.page.study import load_study
+from fitting.results import swept
+from fitting.results.record import RunRecord, write_exclusive
+from fitting.results.table import load
+from fitting.seeds.cells import cell_keys
+from fitting.seeds.compare import compare_cells
+from fitting.seeds.noise import noise_floor
 
 QUANTIZED = {
     "recipe": {

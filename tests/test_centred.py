@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 
 from fitting.fit.centred import Centred
+from fitting.laws.catalogue import LAWS
 from fitting.laws.curves import Array
 from fitting.laws.law import FitError
-from fitting.laws.catalogue import (
+from fitting.laws.published import (
     BESIROGLU_2024,
     KUMAR_2024,
     KUMAR_2024_PTQ,
-    LAWS,
     QAT_2025,
     QUARTET_2025,
     SUN_2025,

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from experiments.store.checkpoint import CHECKPOINTS
-from experiments.store.lease import ATTEMPTS, at_work
 from experiments.store.curve import METRICS
+from experiments.store.lease import ATTEMPTS, at_work
 from experiments.sweep.work import LOG
-from fitting.results.record import FAILURE, RESULT, STUDY, read_record
+from fitting.results.record import FAILURE, RESULT, read_record
+from fitting.results.study_file import STUDY
 
 KILLS = 12
 COMMAND = (sys.executable, "-c", "from experiments.command.main import train; train()")

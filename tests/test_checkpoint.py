@@ -261,8 +261,8 @@ def test_one_that_is_whole_and_does_not_suit_is_passed_over_too(
 
 def test_every_byte_counts(trial: Trial, caplog: pytest.LogCaptureFixture) -> None:
     """Random bits, pages and lengths (seeded): none is accepted, whatever it hits."""
-    from experiments.store.checkpoint import CheckpointStore
     from experiments.run.module import LanguageModel
+    from experiments.store.checkpoint import CheckpointStore
 
     module = LanguageModel(trial.config("case"))
     groups = module.configure_optimizers()["optimizer"].param_groups

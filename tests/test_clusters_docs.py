@@ -19,8 +19,8 @@ import pytest
 import yaml
 
 from experiments.config.schema import TrainConfig
-from experiments.store.curve import METRICS
 from experiments.mirror.sync import parse
+from experiments.store.curve import METRICS
 from fitting.results.record import RESULT
 
 ROOT = Path(__file__).parent.parent

@@ -25,8 +25,8 @@ from fitting.page.compare import (
     write_comparison,
 )
 from fitting.page.publish import publish
-from fitting.results.record import RunRecord
 from fitting.page.study import load_study
+from fitting.results.record import RunRecord
 from fitting.seeds.verdicts import enough
 from tests.report_study import Page, a_fit, files_of, the_runs, write_fit, write_runs
 

@@ -15,9 +15,10 @@ from hydra.errors import MissingConfigException
 from hydra.types import RunMode
 from omegaconf import open_dict
 
-from experiments.config.schema import ConfigError, TrainConfig, explain, from_hydra, plain_keys
-from experiments.paths import conf_dir
 from experiments.config.compose import Composer, compose_all
+from experiments.config.precision import ConfigError
+from experiments.config.schema import TrainConfig, explain, from_hydra, plain_keys
+from experiments.paths import conf_dir
 from experiments.sweep.plan import make_plan
 
 OVERRIDES = [

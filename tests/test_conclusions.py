@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.page import conclusions
 from fitting.command.describe import describe
+from fitting.fit.bootstrap import bootstrap
 from fitting.fit.search import fit
-from fitting.laws.catalogue import (
+from fitting.laws.published import (
     BESIROGLU_2024,
     KUMAR_2024,
     KUMAR_2024_PTQ,
@@ -19,8 +19,8 @@ from fitting.laws.catalogue import (
     SUN_2025,
 )
 from fitting.laws.synthetic import make_table, sun_design
+from fitting.page import conclusions
 from fitting.page.tables import View
-from fitting.fit.bootstrap import bootstrap
 
 
 def report(table: pd.DataFrame, law: str, draws: int = 40) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.config.schema import ConfigError, TrainConfig, known_keys
-from experiments.run.identity import numerics_version, run_id, science
+from experiments.config.precision import ConfigError
+from experiments.config.schema import TrainConfig, known_keys
 from experiments.model import ladder
 from experiments.paths import conf_dir
 from experiments.quant.formats import PRECISIONS, FloatFormat, Precision
+from experiments.run.identity import numerics_version, run_id, science
 
 Compose = Callable[..., TrainConfig]
 GROUPS = ("model", "precision", "recipe", "data", "tracking", "study", "debug", "optim")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config.schema import ConfigError
+from experiments.config.precision import ConfigError
 from experiments.configure import configure
 from experiments.quant.formats import Precision
 

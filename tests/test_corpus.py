@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.data.shards import DataError, file_sha256, read_manifest
 from experiments.data.techdocs import (
     TECHDOCS,
     TECHDOCS_SHA256,
@@ -26,7 +27,6 @@ from experiments.data.techdocs import (
     plain_paragraphs,
     techdocs,
 )
-from experiments.data.shards import DataError, file_sha256, read_manifest
 
 ROOT = Path(__file__).parents[1]
 SERVICE = "Creates a {} that other accounts can share with each other at no cost."

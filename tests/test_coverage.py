@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from fitting.page import outcomes as coverage
 from fitting.figures.style import INK
+from fitting.page import outcomes as coverage
 
 
 def a_run(status: str, reason: str = "", **more: Any) -> dict[str, Any]:

@@ -13,25 +13,17 @@ from typing import Any
 
 import pytest
 
-from experiments.store import status
-from experiments.store.lease import Lease, at_work, holder
+from experiments.mirror.files import run_files
 from experiments.mirror.panels import read_logged
 from experiments.mirror.sync import find_runs, run
-from experiments.mirror.files import run_files
+from experiments.store import status
+from experiments.store.lease import Lease, at_work, holder
 from fitting.command.main import fit
-from fitting.fit.search import select_rows
 from fitting.files.own_json import DamagedError, read_object
 from fitting.page.publish import publish
-from fitting.results.record import (
-    FAILURE,
-    RESULT,
-    STUDY,
-    DamagedWarning,
-    RunRecord,
-    load,
-    read_record,
-)
-from fitting.results.study_file import read_study
+from fitting.results.record import FAILURE, RESULT, DamagedWarning, RunRecord, read_record
+from fitting.results.study_file import STUDY, read_study
+from fitting.results.table import load, select_rows
 from tests.test_results import RECORD, save
 
 

@@ -18,17 +18,16 @@ from pathlib import Path
 import pytest
 
 from experiments.command import main as commands
-from experiments.mirror import dashboard
-from experiments.store import status
-from experiments.mirror import sync
-from experiments.mirror import tracking
 from experiments.configure import configure
-from experiments.store.lease import ATTEMPTS, Lease
-from experiments.store.curve import METRICS
-from experiments.sweep.plan import PlannedRun, make_plan, write_study
+from experiments.mirror import dashboard, sync, tracking
 from experiments.mirror.files import run_files
+from experiments.store import status
+from experiments.store.curve import METRICS
+from experiments.store.lease import ATTEMPTS, Lease
+from experiments.sweep.plan import PlannedRun, make_plan, write_study
 from fitting.command import main as fitting_commands
-from fitting.results.record import FAILURE, RESULT, STUDY
+from fitting.results.record import FAILURE, RESULT
+from fitting.results.study_file import STUDY
 from tests.test_damage import DAMAGE
 from tests.test_results import RECORD
 

@@ -21,14 +21,12 @@ from typing import Any
 
 import pytest
 
-from experiments.mirror import dashboard
-from experiments.mirror import panels
-from experiments.mirror import sync
 from experiments.configure import configure
 from experiments.measure.diagnostics import MEASURES
-from experiments.mirror.sync import UsageError
-from experiments.train import train
+from experiments.mirror import dashboard, panels, sync
 from experiments.mirror.files import read_run
+from experiments.train import train
+from fitting.entry.errors import UsageError
 from tests.wandb_server import KEY, WandbServer
 
 ROOT = Path(__file__).parent.parent

@@ -11,9 +11,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from experiments.data.techdocs import TECHDOCS_SHA256
 from experiments.data.batches import DataConfig, StepLoader, TokenData, corpus_folder, corpus_sha256
 from experiments.data.shards import DataError, write_corpus
+from experiments.data.techdocs import TECHDOCS_SHA256
 
 T = 16
 B = 8

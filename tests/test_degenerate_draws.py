@@ -10,13 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.analysis.layouts import derived
-from fitting.page.conclusions import views
+from fitting.analysis.derived import derived
+from fitting.analysis.samples import percentiles
 from fitting.command.describe import describe
+from fitting.fit.bootstrap import intervals, standard_errors, vague
 from fitting.fit.search import fit
-from fitting.laws.catalogue import BESIROGLU_2024, LAWS
+from fitting.laws.catalogue import LAWS
+from fitting.laws.published import BESIROGLU_2024
 from fitting.laws.synthetic import make_table
-from fitting.fit.bootstrap import intervals, percentiles, standard_errors, vague
+from fitting.page.conclusions import views
 
 SIZES = pd.DataFrame(
     list(itertools.product((3e7, 6e7, 1.1e8), (1.5e9, 3e9, 1e10))), columns=["params", "tokens"]

@@ -17,16 +17,16 @@ import pandas as pd
 import pytest
 
 from fitting.command.main import _fit_command, _report_command
-from fitting.entry.answer import Refusal
-from fitting.laws.catalogue import (
+from fitting.entry.errors import Refusal
+from fitting.laws.catalogue import LAWS
+from fitting.laws.published import (
     BESIROGLU_2024,
     KUMAR_2024,
     KUMAR_2024_PTQ,
-    LAWS,
     QAT_2025,
     QUARTET_2025,
 )
-from fitting.laws.catalogue import SUN_2025 as SUN
+from fitting.laws.published import SUN_2025 as SUN
 from fitting.laws.synthetic import make_table
 
 FORMATS = ("exponent", "mantissa", "block_size", "forward", "backward", "bits_w", "bits_a")

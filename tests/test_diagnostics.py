@@ -17,14 +17,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.config.schema import ConfigError, TrainConfig, from_dict
+from experiments.config.precision import ConfigError
+from experiments.config.schema import TrainConfig, from_dict
 from experiments.data.batches import TokenData
 from experiments.measure.diagnostics import LABELS, MEASURES, DiagnosticsConfig, measure, summary
-from experiments.run.identity import run_id
-from experiments.model import block_linears
-from experiments.run.module import LanguageModel, measured_steps
-from experiments.store.curve import METRICS, last_row
-from experiments.quant.block import quantize
 from experiments.measure.error import (
     clipped_share,
     crest_factor,
@@ -32,13 +28,18 @@ from experiments.measure.error import (
     qsnr,
     underflown_share,
 )
+from experiments.mirror.files import row_key
+from experiments.model import block_linears
+from experiments.quant.block import quantize
 from experiments.quant.formats import Precision
 from experiments.quant.hadamard import rotate
 from experiments.quant.linear import QuantLinear
 from experiments.quant.scale import block_scale
+from experiments.run.identity import run_id
+from experiments.run.module import LanguageModel, measured_steps
 from experiments.run.recorder import Progress
+from experiments.store.curve import METRICS, last_row
 from experiments.train import train
-from experiments.mirror.files import row_key
 
 Compose = Callable[..., TrainConfig]
 STEPS = 24

@@ -11,7 +11,8 @@ import pytest
 
 from experiments.errors.command import error
 from experiments.quant.formats import FloatFormat
-from fitting.laws.catalogue import LAWS, SUN_2025
+from fitting.laws.catalogue import LAWS
+from fitting.laws.published import SUN_2025
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "concepts.md").read_text()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fitting.laws.catalogue import LAWS
 from fitting.command.options import LAW_NAMES
-from fitting.results.record import load
+from fitting.laws.catalogue import LAWS
+from fitting.results.table import load
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "extending.md").read_text()

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.mirror import dashboard
 from experiments.config.schema import TrainConfig
-from experiments.store.status import _read
+from experiments.mirror import dashboard
 from experiments.mirror.sync import parse
+from experiments.store.status import _read
 from fitting.command.options import fit_options, report_options
 
 ROOT = Path(__file__).parent.parent

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.paths import conf_dir
 from experiments.errors.command import error
+from experiments.paths import conf_dir
 from fitting.command.main import fit
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.analysis.layouts import derived
+from fitting.analysis.derived import derived
 from fitting.analysis.efficiency import (
     CHOICES,
     best_precision,
@@ -20,11 +20,12 @@ from fitting.analysis.efficiency import (
     quartet_loss,
     training_speedup,
 )
-from fitting.fit.search import fit
-from fitting.laws.law import FitError
-from fitting.laws.catalogue import LAWS, QUARTET_2025
-from fitting.laws.synthetic import make_table
 from fitting.fit.bootstrap import bootstrap
+from fitting.fit.search import fit
+from fitting.laws.catalogue import LAWS
+from fitting.laws.law import FitError
+from fitting.laws.published import QUARTET_2025
+from fitting.laws.synthetic import make_table
 
 
 def test_training_is_one_third_forward() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fitting.figures import efficiency as efficiency_figures
 from fitting.analysis.efficiency import best_precision
-from fitting.laws.catalogue import QUARTET_2025
+from fitting.figures import efficiency as efficiency_figures
 from fitting.figures.style import INK
+from fitting.laws.published import QUARTET_2025
 
 RUNS = pd.DataFrame({"params": [3e7, 3e7, 2e8, 2e8], "tokens": [7.5e8, 2.4e10, 5e9, 1.6e11]})
 QUARTET = {

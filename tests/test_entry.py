@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fitting.entry.answer import Failure, Refusal, answer
+from fitting.entry.answer import answer
+from fitting.entry.errors import Failure, Refusal
 from tests.processes import PATIENCE
 
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.quant.block import quantize
 from experiments.errors.command import error
 from experiments.measure.error import (
     clipped_share,
@@ -26,6 +25,7 @@ from experiments.measure.error import (
     relative_mse,
     underflown_share,
 )
+from experiments.quant.block import quantize
 from experiments.quant.formats import PRECISIONS, FloatFormat, Precision, ScaleFormat
 from experiments.quant.rounding import round_nearest_even
 from experiments.quant.scale import block_scale

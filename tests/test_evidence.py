@@ -8,14 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fitting.command.options import fit_options
+from fitting.entry.errors import UsageError
 from fitting.fit import evidence as module
 from fitting.fit.evidence import comparison, evidence
-from fitting.fit.search import fit
-from fitting.laws.catalogue import BESIROGLU_2024, get
-from fitting.command.options import UsageError, fit_options
 from fitting.fit.profile import profile_intervals
-from fitting.laws.synthetic import make_table
+from fitting.fit.search import fit
 from fitting.fit.validation import compare_laws, hold_out_largest, information, leave_one_out
+from fitting.laws.catalogue import get
+from fitting.laws.published import BESIROGLU_2024
+from fitting.laws.synthetic import make_table
 
 SIZES, RATIOS = (3e7, 5e7, 1e8, 2e8), (25.0, 50.0, 100.0, 200.0, 400.0, 800.0)
 RUNS = make_table(

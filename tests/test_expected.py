@@ -10,11 +10,11 @@ import pytest
 
 from fitting.command import main as commands
 from fitting.command.expected import SPLIT, expected_intervals
+from fitting.fit.bootstrap import bootstrap
 from fitting.fit.search import fit
 from fitting.laws.law import FitError
-from fitting.laws.catalogue import SUN_2025
+from fitting.laws.published import SUN_2025
 from fitting.laws.synthetic import make_table, sun_design
-from fitting.fit.bootstrap import bootstrap
 
 POWER = {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37}
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from experiments.measure.error import crest_factor, gaussian_error
 from experiments.quant.block import quantize, quantize_plain, round_elements, round_elements_plain
 from experiments.quant.eden import ms_eden
-from experiments.measure.error import crest_factor, gaussian_error
 from experiments.quant.formats import (
     PRECISIONS,
     ElementFormat,

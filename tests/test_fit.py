@@ -10,21 +10,16 @@ import pandas as pd
 import pytest
 from scipy.optimize import minimize
 
-from fitting.results import record as results
 from fitting.analysis.layouts import integer_layout
-from fitting.fit.search import Fit, FitError, fit, in_coordinates, objective_value, select_rows
-from fitting.laws.law import COEFFICIENT, Law, Term
-from fitting.laws.catalogue import (
-    BESIROGLU_2024,
-    KUMAR_2024,
-    KUMAR_2024_PTQ,
-    LAWS,
-    QAT_2025,
-    SUN_2025,
-    Array,
-)
-from fitting.results.record import ResultsError
+from fitting.files.own_json import ResultsError
+from fitting.fit.result import Fit
+from fitting.fit.search import fit, in_coordinates, objective_value
+from fitting.laws.catalogue import LAWS, Array
+from fitting.laws.law import COEFFICIENT, FitError, Law, Term
+from fitting.laws.published import BESIROGLU_2024, KUMAR_2024, KUMAR_2024_PTQ, QAT_2025, SUN_2025
 from fitting.laws.synthetic import make_table, sun_design
+from fitting.results import record as results
+from fitting.results.table import select_rows
 
 QUARTET = Path(__file__).parents[2] / "shared" / "data" / "quartet.csv"
 NONE, E4M3, E2M1, E1M1, E3M2 = (8, 23, 1), (4, 3, 32), (2, 1, 32), (1, 1, 32), (3, 2, 32)

@@ -16,11 +16,11 @@ import pandas as pd
 import pytest
 
 from fitting.command import main as commands
-from fitting.results import record as results
 from fitting.command.describe import describe
 from fitting.fit.search import fit
-from fitting.laws.catalogue import BESIROGLU_2024, QUARTET_2025, SUN_2025
+from fitting.laws.published import BESIROGLU_2024, QUARTET_2025, SUN_2025
 from fitting.laws.synthetic import make_table, sun_design
+from fitting.results import record as results
 
 
 @pytest.fixture

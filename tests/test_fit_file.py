@@ -13,22 +13,22 @@ import pandas as pd
 import pytest
 
 from fitting.command.describe import describe
+from fitting.files.own_json import DamagedError, ResultsError
+from fitting.fit.bootstrap import bootstrap
 from fitting.fit.evidence import comparison, evidence
-from fitting.fit.search import fit
 from fitting.fit.fit_file import FIT, read_fit, read_pilot
-from fitting.laws.catalogue import (
+from fitting.fit.search import fit
+from fitting.laws.catalogue import LAWS
+from fitting.laws.published import (
     BESIROGLU_2024,
     KUMAR_2024,
     KUMAR_2024_PTQ,
-    LAWS,
     QUARTET_2025,
     SUN_2025,
 )
-from fitting.files.own_json import DamagedError, ResultsError
+from fitting.laws.synthetic import make_table, sun_design
 from fitting.page.study import load_study
 from fitting.results.study_file import STUDY, read_about
-from fitting.laws.synthetic import make_table, sun_design
-from fitting.fit.bootstrap import bootstrap
 
 REPORTS = Path(__file__).parents[1] / "reports"
 SIZES, DATA = np.meshgrid(np.geomspace(3e7, 1e9, 4), np.geomspace(1e9, 1e11, 4))

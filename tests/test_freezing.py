@@ -10,16 +10,10 @@ import pandas as pd
 import pytest
 
 from fitting.fit.centred import Centred
-from fitting.fit.search import fit
-from fitting.laws.catalogue import (
-    BESIROGLU_2024,
-    KUMAR_2024,
-    KUMAR_2024_PTQ,
-    LAWS,
-    QAT_2025,
-    SUN_2025,
-)
 from fitting.fit.profile import profile_intervals
+from fitting.fit.search import fit
+from fitting.laws.catalogue import LAWS
+from fitting.laws.published import BESIROGLU_2024, KUMAR_2024, KUMAR_2024_PTQ, QAT_2025, SUN_2025
 from fitting.laws.synthetic import make_table, sun_design
 
 SIZES = pd.DataFrame(

@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.analysis.layouts import derived
-from fitting.fit.search import Fit, fit
+from fitting.analysis.derived import derived
 from fitting.analysis.granularity import equivalent_blocks
-from fitting.laws.catalogue import SUN_2025
-from fitting.laws.synthetic import SUN_LOG2_CHANNEL, SUN_PARAMS, SUN_TOKENS, make_table
 from fitting.fit.bootstrap import bootstrap
+from fitting.fit.result import Fit
+from fitting.fit.search import fit
+from fitting.laws.published import SUN_2025
+from fitting.laws.synthetic import SUN_LOG2_CHANNEL, SUN_PARAMS, SUN_TOKENS, make_table
 
 OMEGA, XI, ETA = 0.12, 0.02, 0.14
 """Of log2 B = N^omega/(xi D^eta): 12 to 23 on the grid."""

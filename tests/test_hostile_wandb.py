@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from wandb.proto import wandb_internal_pb2
 
-from experiments.mirror import sync
-from experiments.mirror import tracking
 from experiments.config.schema import TrainConfig
 from experiments.configure import configure
+from experiments.mirror import sync, tracking
 from experiments.mirror.files import _scan, is_synced, read_run, run_files
 from tests.hostile_wandb import BLOCK, HEADER, PUSHED, REFUSED, change, log_of, records_of, row
 from tests.wandb_server import WandbServer

@@ -14,7 +14,9 @@ import pytest
 
 from experiments.store.lease import ATTEMPTS, holder
 from experiments.sweep.work import LOG
-from fitting.results.record import FAILURE, RESULT, STUDY, load, read_record
+from fitting.results.record import FAILURE, RESULT, read_record
+from fitting.results.study_file import STUDY
+from fitting.results.table import load
 from tests.processes import processes, wait_for
 
 pytestmark = [

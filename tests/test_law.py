@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fitting.files.own_json import ResultsError
+from fitting.laws.catalogue import LAWS
 from fitting.laws.law import FitError
-from fitting.laws.catalogue import LAWS, QUARTET_2025
-from fitting.results.record import ResultsError
+from fitting.laws.published import QUARTET_2025
 
 QUARTET = LAWS["quartet"]
 

@@ -8,24 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.laws.catalogue import (
+from fitting.files.own_json import ResultsError
+from fitting.laws.catalogue import LAWS, get
+from fitting.laws.law import COEFFICIENT, EXPONENT, POSITIVE, Columns, FitError, Law, Term
+from fitting.laws.published import (
     BESIROGLU_2024,
-    COEFFICIENT,
-    EXPONENT,
     KUMAR_2024,
     KUMAR_2024_PTQ,
-    LAWS,
-    POSITIVE,
     QAT_2025,
     QUARTET_2025,
     SUN_2025,
-    Columns,
-    FitError,
-    Law,
-    Term,
-    get,
 )
-from fitting.results.record import ResultsError
 
 # N, D, exponent, mantissa, log2 B, unquantized loss, precision term, loss: computed from Eq. 1 of
 # 2501.02423 with the constants of its Table 2, printed to 1e-5.

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.config.schema import ConfigError, TrainConfig
-from experiments.run.identity import run_id, science
+from experiments.config.precision import ConfigError
+from experiments.config.schema import TrainConfig
 from experiments.quant.block import round_elements
 from experiments.quant.formats import FloatFormat
 from experiments.quant.lmul import lmul, offset
+from experiments.run.identity import run_id, science
 from tests.transcriptions import lmul_product
 
 Compose = Callable[..., TrainConfig]

@@ -14,8 +14,9 @@ import pytest
 
 from experiments.sweep.work import FAILED, _Log
 from experiments.train import _of_the_machine
+from fitting.entry.answer import answer
+from fitting.entry.errors import _REMEDIES
 from fitting.files.atomic import create_exclusive, write_atomic
-from fitting.entry.answer import _REMEDIES, answer
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.naming import count_label, format_names, format_order
+from fitting.naming import format_names, format_order
+from fitting.words import count_label
 
 
 def runs(*formats: tuple[int, int, float, str, str]) -> pd.DataFrame:

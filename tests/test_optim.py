@@ -12,10 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.config.schema import ConfigError, TrainConfig
-from experiments.run.identity import run_folder, run_id, science
+from experiments.config.precision import ConfigError
+from experiments.config.schema import TrainConfig
 from experiments.model import Transformer, ladder
-from experiments.run.module import LanguageModel
 from experiments.optim import (
     OptimConfig,
     block_matrices,
@@ -27,6 +26,8 @@ from experiments.optim import (
 from experiments.quant.block import quantize
 from experiments.quant.formats import FloatFormat, FormatError, Precision
 from experiments.quant.recipe import RecipeConfig
+from experiments.run.identity import run_folder, run_id, science
+from experiments.run.module import LanguageModel
 from experiments.run.recorder import Progress
 from experiments.train import train
 

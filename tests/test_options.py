@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from fitting.laws.catalogue import LAWS
 from fitting.command.options import (
     FIT_HELP,
     LAW_NAMES,
     REPORT_HELP,
-    UsageError,
     asks_for_help,
     fit_options,
     place,
     report_options,
 )
+from fitting.entry.errors import UsageError
+from fitting.laws.catalogue import LAWS
 
 
 def test_help_names_every_law_and_every_option() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from experiments.config.schema import ConfigError
+from experiments.config.precision import ConfigError
 from experiments.sweep.cluster import LOCAL, ray_session
 from experiments.sweep.own_ray import _private_folder
 from tests.processes import PATIENCE, processes, wait_for

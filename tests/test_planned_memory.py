@@ -8,8 +8,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from experiments.accounting import training_bytes
 from experiments.config.schema import TrainConfig
-from experiments.run.module import LanguageModel
 from experiments.paths import conf_dir
+from experiments.run.module import LanguageModel
 
 Compose = Callable[..., TrainConfig]
 RECIPES = sorted(path.stem for path in (conf_dir() / "recipe").glob("*.yaml"))

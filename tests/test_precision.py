@@ -12,11 +12,8 @@ import pandas as pd
 import pytest
 from scipy.optimize import minimize
 
-from fitting.analysis.layouts import critical_tokens, derived
-from fitting.laws.curves import Array
-from fitting.fit.search import Fit, fit
-from fitting.laws.law import FitError
-from fitting.laws.catalogue import LAWS, SUN_2025
+from fitting.analysis.derived import derived
+from fitting.analysis.layouts import critical_tokens
 from fitting.analysis.trades import (
     compute_optimal,
     cost_table,
@@ -32,8 +29,14 @@ from fitting.analysis.trades import (
     optimal_table,
     tokens_for_equal_loss,
 )
-from fitting.laws.synthetic import SUN_TOKENS, make_table, sun_design
 from fitting.fit.bootstrap import bootstrap
+from fitting.fit.result import Fit
+from fitting.fit.search import fit
+from fitting.laws.catalogue import LAWS
+from fitting.laws.curves import Array
+from fitting.laws.law import FitError
+from fitting.laws.published import SUN_2025
+from fitting.laws.synthetic import SUN_TOKENS, make_table, sun_design
 
 LAW = LAWS["floating_point"]
 

@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fitting.fit.search import FitError, fit
-from fitting.laws.law import COEFFICIENT, Law, Term
-from fitting.laws.catalogue import BESIROGLU_2024
-from fitting.fit.profile import profile_intervals
-from fitting.laws.synthetic import make_table
 from fitting.fit.bootstrap import bootstrap, intervals
+from fitting.fit.profile import profile_intervals
+from fitting.fit.search import fit
+from fitting.laws.law import COEFFICIENT, FitError, Law, Term
+from fitting.laws.published import BESIROGLU_2024
+from fitting.laws.synthetic import make_table
 
 CONSTANT = Law(
     "constant", "one number", lambda c: [Term({"E": 1})], {"tokens": 0.0}, {"E": COEFFICIENT}

@@ -11,21 +11,24 @@ import pytest
 import torch
 
 from experiments.command import main as commands
-from experiments.config.schema import ConfigError, TrainConfig
+from experiments.config.precision import ConfigError
+from experiments.config.schema import TrainConfig
 from experiments.data.batches import TokenData
-from experiments.run.identity import run_id, science
-from experiments.model import block_linears
-from experiments.run.module import LanguageModel
-from experiments.store.curve import METRICS
 from experiments.measure.ptq import PtqConfig, quantized
+from experiments.model import block_linears
 from experiments.quant.block import quantize_plain
 from experiments.quant.formats import Precision
+from experiments.run.identity import run_id, science
+from experiments.run.module import LanguageModel
+from experiments.store.curve import METRICS
 from experiments.train import train
 from fitting.command.main import fit as lowbit_fit
 from fitting.command.main import report as lowbit_report
-from fitting.laws.catalogue import KUMAR_2024_PTQ, LAWS
-from fitting.results.record import RESULT, RunRecord, load, read_record, write_exclusive
+from fitting.laws.catalogue import LAWS
+from fitting.laws.published import KUMAR_2024_PTQ
 from fitting.page.study import load_study, used_runs
+from fitting.results.record import RESULT, RunRecord, read_record, write_exclusive
+from fitting.results.table import load
 from tests.test_results import RECORD
 
 Compose = Callable[..., TrainConfig]

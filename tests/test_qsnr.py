@@ -8,9 +8,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fitting.page import diagnostics as qsnr
-from fitting.results.record import DamagedWarning, ResultsError
 from fitting.figures.style import format_colours
+from fitting.files.own_json import ResultsError
+from fitting.page import diagnostics as qsnr
+from fitting.results.record import DamagedWarning
 
 ORDER = ["E1M1", "E2M1", "none"]
 RUNS = pd.DataFrame(

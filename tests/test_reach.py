@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from experiments.config.schema import ConfigError
+from experiments.config.precision import ConfigError
 from experiments.sweep import reach
 from experiments.sweep.reach import wait_for_cluster
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config.schema import ConfigError, TrainConfig
-from experiments.run.identity import run_id, science
-from experiments.run.module import quantizes
+from experiments.config.precision import ConfigError
+from experiments.config.schema import TrainConfig
 from experiments.quant.formats import Precision
 from experiments.quant.recipe import OperandConfig, OutputConfig, RecipeConfig
+from experiments.run.identity import run_id, science
+from experiments.run.module import quantizes
 from experiments.run.record import _format_of
 from experiments.train import train
 

@@ -4,8 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.quant.formats import Precision
-from experiments.quant.recipe import RecipeConfig
 from experiments.measure.recipe_error import (
     OPERANDS,
     PRODUCTS,
@@ -16,6 +14,8 @@ from experiments.measure.recipe_error import (
     is_random,
     recipe_error,
 )
+from experiments.quant.formats import Precision
+from experiments.quant.recipe import RecipeConfig
 from tests.golden_recipes import RECIPES, configuration
 from tests.transcriptions import TRANSCRIPTIONS, Case, hadamard, whole
 

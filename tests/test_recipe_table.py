@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from experiments.errors.command import HELP, error
-from experiments.measure.recipe_error import OPERANDS, PRODUCTS, TENSORS, recipe_error
 from experiments.errors.recipes import COLUMNS, MEASURES, TRAINING, read
+from experiments.measure.recipe_error import OPERANDS, PRODUCTS, TENSORS, recipe_error
 from tests.golden_recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent

@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fitting.page import conclusions
 from fitting.command.describe import run_fit
-from fitting.laws.catalogue import QUARTET_2025
 from fitting.command.options import FitOptions, report_options
-from fitting.results.record import RunRecord, load
+from fitting.laws.published import QUARTET_2025
 from fitting.laws.synthetic import make_table
+from fitting.page import conclusions
+from fitting.results.record import RunRecord
+from fitting.results.table import load
 from tests.report_study import (
     TRUTH,
     Page,

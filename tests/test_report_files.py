@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fitting.results.record import ResultsError
+from fitting.files.own_json import ResultsError
 from fitting.laws.synthetic import make_table, sun_design
 from tests.report_study import (
     TRUTH,

@@ -12,18 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.results.record import (
-    COLUMNS,
-    FAILURE,
-    RESULT,
-    ResultsError,
-    RunRecord,
-    load,
-    read_record,
-    require_columns,
-    write_atomic,
-    write_exclusive,
-)
+from fitting.files.atomic import write_atomic
+from fitting.files.own_json import ResultsError
+from fitting.results.record import COLUMNS, FAILURE, RESULT, RunRecord, read_record, write_exclusive
+from fitting.results.table import load, require_columns
 
 RECORD = RunRecord(
     run_id="a-e2m1-0123456789ab",

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from experiments.quant.block import quantize
 from experiments.measure.error import qsnr
+from experiments.quant.block import quantize
 from experiments.quant.formats import (
     PRECISIONS,
     FloatFormat,

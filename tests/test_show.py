@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from fitting.page.conclusions import views
 from fitting.command.describe import describe
-from fitting.fit.search import fit
-from fitting.laws.catalogue import SUN_2025
 from fitting.command.show import MOST_ROWS, show
-from fitting.laws.synthetic import make_table, sun_design
 from fitting.fit.bootstrap import bootstrap
+from fitting.fit.search import fit
+from fitting.laws.published import SUN_2025
+from fitting.laws.synthetic import make_table, sun_design
+from fitting.page.conclusions import views
 
 
 def test_every_conclusion_is_printed_with_its_marks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from experiments.store import status
-from experiments.store.lease import Lease
 from experiments.store.curve import METRICS
-from fitting.results.record import FAILURE, STUDY, RunRecord, write_atomic, write_exclusive
+from experiments.store.lease import Lease
+from fitting.files.atomic import write_atomic
+from fitting.results.record import FAILURE, RunRecord, write_exclusive
+from fitting.results.study_file import STUDY
 
 RECORD = RunRecord(
     run_id="done",

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.results.record import ResultsError
+from fitting.files.own_json import ResultsError
 from fitting.page.study import fitted_runs, load_study, used_runs
 
 LOSSES = pd.DataFrame(

@@ -18,7 +18,9 @@ from experiments.config.schema import TrainConfig
 from experiments.sweep.plan import Resources, make_plan
 from experiments.sweep.work import LOG
 from experiments.train import train
-from fitting.results.record import FAILURE, RESULT, STUDY, load
+from fitting.results.record import FAILURE, RESULT
+from fitting.results.study_file import STUDY
+from fitting.results.table import load
 
 SMALL = [
     "model=ladder/a",

@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 
-from experiments.mirror import sync
-from experiments.mirror import tracking
 from experiments.config.schema import TrainConfig
-from experiments.store.lease import Lease
+from experiments.mirror import sync, tracking
 from experiments.mirror.files import is_synced, run_files
+from experiments.store.lease import Lease
 from tests.wandb_server import KEY, WandbServer
 
 ROWS = 6

@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.laws.catalogue import LAWS, SUN_2025, FitError
+from fitting.laws.catalogue import LAWS
+from fitting.laws.law import FitError
+from fitting.laws.published import SUN_2025
 from fitting.laws.synthetic import SUN_PARAMS, make_table, sun_cells, sun_design
 
 # layers, hidden, ffn of the four sizes of the grid (2501.02423, Table 4).

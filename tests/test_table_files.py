@@ -15,12 +15,15 @@ import pandas as pd
 import pytest
 
 from fitting.command import main as commands
-from fitting.results.where import ExpressionError, evaluate
-from fitting.fit.search import FitError, fit, select_rows
-from fitting.laws.catalogue import LAWS
 from fitting.command.options import OUR_COLUMNS
-from fitting.results.record import COLUMNS, ResultsError, load
+from fitting.files.own_json import ResultsError
+from fitting.fit.search import fit
+from fitting.laws.catalogue import LAWS
+from fitting.laws.law import FitError
+from fitting.results.record import COLUMNS
 from fitting.results.swept import is_key
+from fitting.results.table import load, select_rows
+from fitting.results.where import ExpressionError, evaluate
 from tests.chinchilla_table import losses
 
 GOOD = losses(4, 4)

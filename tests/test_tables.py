@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from fitting.page.tables import comparison, held_out, open_interval, parameters
+from fitting.page.tables import comparison, held_out, parameters
+from fitting.words import open_interval
 
 
 def an_entry(**changes: Any) -> dict[str, Any]:

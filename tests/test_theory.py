@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from experiments.quant.block import quantize
 from experiments.measure.error import qsnr
-from experiments.quant.formats import Precision
 from experiments.measure.theory import crossover, theoretical_qsnr
+from experiments.quant.block import quantize
+from experiments.quant.formats import Precision
 
 COLUMNS = "mxint8 mxfp8_e4m3 mxint6 mxfp6_e2m3 mxint4 mxfp4 nvint4 nvfp4".split()
 QSNR = {  # crest factor: dB in that order

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config.schema import ConfigError, TrainConfig
-from experiments.run.identity import run_folder
-from experiments.store.lease import Lease
+from experiments.config.precision import ConfigError
+from experiments.config.schema import TrainConfig
 from experiments.paths import conf_dir
+from experiments.run.identity import run_folder
 from experiments.run.record import design
+from experiments.store.lease import Lease
 from experiments.train import train
 
 Compose = Callable[..., TrainConfig]

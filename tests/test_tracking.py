@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from experiments.mirror import tracking
 from experiments.config.schema import TrainConfig
+from experiments.mirror import tracking
+from experiments.mirror.files import is_synced, read_run, run_files
 from experiments.store.curve import METRICS
 from experiments.train import RunResult, train
-from experiments.mirror.files import is_synced, read_run, run_files
 from tests.wandb_server import KEY, StoredRun, WandbServer
 
 Compose = Callable[..., TrainConfig]

@@ -17,17 +17,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.store.checkpoint import CHECKPOINTS
-from experiments.config.schema import ConfigError, TrainConfig
+from experiments.config.precision import ConfigError
+from experiments.config.schema import TrainConfig
 from experiments.data.batches import TokenData
-from experiments.run.identity import run_folder
-from experiments.run.module import LanguageModel
+from experiments.data.shards import DataError
 from experiments.optim import lr_factor
-from experiments.store.curve import METRICS
 from experiments.quant.block import backend
 from experiments.quant.kernels import cpu
+from experiments.run.identity import run_folder
+from experiments.run.module import LanguageModel
 from experiments.run.recorder import Progress
-from experiments.data.shards import DataError
+from experiments.store.checkpoint import CHECKPOINTS
+from experiments.store.curve import METRICS
 from experiments.train import train
 from fitting.results.record import FAILURE, RESULT, RunRecord, read_record
 

@@ -11,13 +11,15 @@ import pandas as pd
 import pytest
 
 from fitting.analysis.layouts import critical_tokens
-from fitting.fit.search import FitError, fit, in_coordinates, thresholds
-from fitting.laws.catalogue import BESIROGLU_2024, SUN_2025
-from fitting.fit.minimise import minimise
-from fitting.results.record import ResultsError
-from fitting.seeds.noise import compare_cells, compare_layouts, noise_floor
-from fitting.laws.synthetic import make_table, sun_cells, sun_design
+from fitting.files.own_json import ResultsError
 from fitting.fit.bootstrap import bootstrap, intervals, resample, standard_errors, vague
+from fitting.fit.minimise import minimise
+from fitting.fit.search import fit, in_coordinates, thresholds
+from fitting.laws.law import FitError
+from fitting.laws.published import BESIROGLU_2024, SUN_2025
+from fitting.laws.synthetic import make_table, sun_cells, sun_design
+from fitting.seeds.compare import compare_cells, compare_layouts
+from fitting.seeds.noise import noise_floor
 
 
 def chinchilla_table(noise: float, seed: int) -> pd.DataFrame:

@@ -7,10 +7,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fitting.fit.search import FitError, fit
-from fitting.laws.catalogue import BESIROGLU_2024, QUARTET_2025
-from fitting.results.record import ResultsError
-from fitting.laws.synthetic import make_table
+from fitting.files.own_json import ResultsError
+from fitting.fit.search import fit
 from fitting.fit.validation import (
     compare_laws,
     hold_out,
@@ -18,6 +16,9 @@ from fitting.fit.validation import (
     information,
     leave_one_out,
 )
+from fitting.laws.law import FitError
+from fitting.laws.published import BESIROGLU_2024, QUARTET_2025
+from fitting.laws.synthetic import make_table
 
 SIZES, RATIOS = (3e7, 5e7, 1e8, 2e8), (25.0, 50.0, 100.0, 200.0, 400.0, 800.0)
 DESIGN = pd.DataFrame(

@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.fit.centred import Centred
-from fitting.fit.search import fit, in_coordinates, thresholds
-from fitting.laws.law import Law
-from fitting.laws.catalogue import BESIROGLU_2024, LAWS, SUN_2025, Term
-from fitting.fit.minimise import at_bounds, minimise
-from fitting.laws.synthetic import make_table, sun_cells
 from fitting.fit.bootstrap import bootstrap, intervals, resample
+from fitting.fit.centred import Centred
+from fitting.fit.minimise import at_bounds, minimise
+from fitting.fit.search import fit, in_coordinates, thresholds
+from fitting.laws.catalogue import LAWS
+from fitting.laws.law import Law, Term
+from fitting.laws.published import BESIROGLU_2024, SUN_2025
+from fitting.laws.synthetic import make_table, sun_cells
 
 TRUTH = {"A": 30.0, "alpha": 0.18, "B": 400.0, "beta": 0.30, "E": 1.0}
 SIZES, DATA = (3e7, 6e7, 1.2e8, 2.5e8, 5e8, 1e9), (1e9, 3e9, 1e10, 3e10)

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from experiments.command import main as commands
 from experiments.config.schema import TrainConfig
-from experiments.run.module import LanguageModel
 from experiments.quant.formats import FloatFormat
 from experiments.quant.linear import QuantLinear
+from experiments.run.module import LanguageModel
 from fitting.command.main import fit as lowbit_fit
 from fitting.command.main import report as lowbit_report
-from fitting.results.record import load
+from fitting.results.table import load
 
 SMALL = ["model=ladder/a", "data=tokens", "data.seq_len=64", "batch_size=4", "tracking=none"]
 

@@ -11,8 +11,8 @@ import pytest
 import scipy.stats
 import torch
 
-from experiments.config.schema import ConfigError, TrainConfig, check
-from experiments.run.identity import run_folder, run_id
+from experiments.config.precision import ConfigError
+from experiments.config.schema import TrainConfig, check
 from experiments.quant.block import quantize
 from experiments.quant.formats import Precision
 from experiments.quant.linear import NoiseClock, QuantLinear
@@ -24,6 +24,7 @@ from experiments.quant.word_length import (
     least_word_length,
     with_word_length,
 )
+from experiments.run.identity import run_folder, run_id
 from experiments.train import train
 from tests.test_train import Stop, rows, small
 

@@ -11,11 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import demands
 from experiments.config.command_line import arrange
-from experiments.config.schema import ConfigError, TrainConfig, from_typed, leaves, typed
-from experiments.configure import configure
-from experiments.config.own_files import named, with_own_files
-from experiments.paths import conf_dir
 from experiments.config.compose import checked_grids
+from experiments.config.own_files import named, with_own_files
+from experiments.config.precision import ConfigError
+from experiments.config.schema import TrainConfig, from_typed, leaves, typed
+from experiments.configure import configure
+from experiments.paths import conf_dir
 from tests.command_shell import COMMANDS
 
 LEAVES = dict(leaves(TrainConfig()))

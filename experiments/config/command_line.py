@@ -16,8 +16,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from experiments.config.own_files import groups
-from experiments.config.schema import ConfigError
-from fitting.entry.answer import one_line
+from experiments.config.precision import ConfigError
+from fitting.entry.errors import one_line
 
 _WITH_VALUE = (
     *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),

@@ -21,8 +21,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from experiments.config.own_files import named
+from experiments.config.precision import ConfigError
 from experiments.config.schema import (
-    ConfigError,
     TrainConfig,
     checked,
     explain,

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from experiments.config.schema import ConfigError
+from experiments.config.precision import ConfigError
 from experiments.paths import conf_dir
 
 _NAMED = {"recipe": None, "study": "scratch", "model": None}

@@ -12,7 +12,7 @@ from experiments.quant.formats import (
     Precision,
     ScaleFormat,
 )
-from fitting.entry.answer import Refusal
+from fitting.entry.errors import Refusal
 
 PRECISION_KINDS = ("float", "int", "int_asymmetric")
 

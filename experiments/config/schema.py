@@ -18,12 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import demands
-from experiments.config.precision import ConfigError as ConfigError
-from experiments.config.precision import PrecisionConfig as PrecisionConfig
-from experiments.config.running import BudgetConfig as BudgetConfig
-from experiments.config.running import ResourcesConfig as ResourcesConfig
-from experiments.config.running import TrackingConfig as TrackingConfig
-from experiments.config.running import TrainerConfig as TrainerConfig
+from experiments.config.precision import ConfigError, PrecisionConfig
+from experiments.config.running import BudgetConfig, ResourcesConfig, TrackingConfig, TrainerConfig
 from experiments.data.batches import DataConfig
 from experiments.measure.diagnostics import DiagnosticsConfig
 from experiments.measure.ptq import PtqConfig
@@ -31,7 +27,7 @@ from experiments.model import ModelConfig, block_linears
 from experiments.optim import OptimConfig
 from experiments.quant.formats import BFLOAT16_DIGITS, Precision
 from experiments.quant.recipe import RecipeConfig
-from fitting.entry.answer import one_line
+from fitting.entry.errors import one_line
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 TRACKING_MODES = ("offline", "online", "none")
@@ -274,7 +270,7 @@ def check(config: TrainConfig) -> None:
 
 
 def _scalar_problems(config: TrainConfig) -> list[str]:
-    """What is wrong with single keys, but for the ranges of numbers (`experiments.config.demands`)."""
+    """What is wrong with single keys, but for ranges of numbers (`experiments.config.demands`)."""
     found = []
 
     def demand(holds: bool, key: str, value: object, right: str) -> None:

@@ -1,1 +1,21 @@
 """Data: tokens on disk, checked, and batches addressed by step."""
+
+from experiments.data.batches import (
+    DataConfig,
+    StepLoader,
+    TokenData,
+    TokenStream,
+    corpus_folder,
+    corpus_sha256,
+)
+from experiments.data.shards import DataError
+
+__all__ = [
+    "DataConfig",
+    "DataError",
+    "StepLoader",
+    "TokenData",
+    "TokenStream",
+    "corpus_folder",
+    "corpus_sha256",
+]

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from fitting.entry.answer import Refusal
+from fitting.entry.errors import Refusal
 
 MANIFEST = "manifest.json"
 DOCUMENTS = "documents.json"

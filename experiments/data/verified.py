@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.data.shards import DataError, Manifest, Shard, cache_folder, file_sha256
+from fitting.files.atomic import write_atomic
 from fitting.files.own_json import DamagedError, read_object
-from fitting.results.record import write_atomic
 
 Stamps = dict[str, list[int | str]]
 """File -> inode, size, time of change in nanoseconds, SHA-256, largest token."""

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from experiments.config.schema import ConfigError, TrainConfig
+from experiments.config.precision import ConfigError
+from experiments.config.schema import TrainConfig
 from experiments.data.batches import TokenData
 from experiments.measure.recipe_error import LayerTensors
 from experiments.model import block_linears

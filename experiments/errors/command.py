@@ -14,7 +14,8 @@ from rich.table import Table
 
 from experiments.paths import conf_dir
 from experiments.quant.formats import PRECISIONS, FormatError, Precision
-from fitting.entry.answer import Refusal, answer, refuse_twice
+from fitting.entry.answer import answer
+from fitting.entry.errors import Refusal, refuse_twice
 
 
 def _indented(names: Iterable[str]) -> str:

@@ -26,7 +26,7 @@ from experiments.measure.recipe_error import (
     recipe_error,
 )
 from experiments.paths import conf_dir
-from fitting.entry.answer import Refusal, of_the_system, refuse_twice
+from fitting.entry.errors import Refusal, of_the_system, refuse_twice
 from fitting.files.atomic import write_atomic
 
 DEFAULTS = {"recipe": "", "source": "normal", "draws": "16", "out": "", "--config-dir": ""}

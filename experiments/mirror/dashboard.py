@@ -20,8 +20,9 @@ from urllib.parse import quote
 
 from experiments.mirror import tracking
 from experiments.mirror.sync import NO_KEY, server
-from fitting.entry.answer import Failure, UsageError, answer, first_line, refuse_twice
-from fitting.results.record import write_atomic
+from fitting.entry.answer import answer
+from fitting.entry.errors import Failure, UsageError, first_line, refuse_twice
+from fitting.files.atomic import write_atomic
 
 if TYPE_CHECKING:  # it takes a second to import
     from experiments.mirror.panels import Logged, View

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fitting.entry.answer import one_line
+from fitting.entry.errors import one_line
 from fitting.files.atomic import write_atomic
 
 _FILE_HEADER = struct.pack("<4sHB", b":W&B", 0xBEE1, 0)

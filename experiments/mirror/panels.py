@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.mirror.files import read_run, run_files
-from fitting.entry.answer import one_line
-from fitting.results.record import STUDY, DamagedWarning
-from fitting.results.study_file import read_study
+from fitting.entry.errors import one_line
+from fitting.results.record import DamagedWarning
+from fitting.results.study_file import STUDY, read_study
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # pydantic's, of how its models are written

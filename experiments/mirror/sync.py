@@ -28,7 +28,8 @@ from typing import Any, TypeVar
 from experiments.mirror import tracking
 from experiments.mirror.files import inside, is_synced, mark_synced, read_run, run_files
 from experiments.paths import package_dir
-from fitting.entry.answer import UsageError, answer, one_line, refuse_twice
+from fitting.entry.answer import answer
+from fitting.entry.errors import UsageError, one_line, refuse_twice
 
 HELP = """\
 lowbit-sync: push the offline W&B runs of a study, continuing the curves of resumed runs.

@@ -25,7 +25,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from experiments.mirror.files import WandbRun, mark_synced, read_run, row_key, run_files
-from fitting.entry.answer import Failure, first_line
+from fitting.entry.errors import Failure, first_line
 
 if TYPE_CHECKING:  # it imports torch, for which lowbit-sync has no use
     from experiments.config.schema import TrainConfig

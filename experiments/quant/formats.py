@@ -21,7 +21,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from fitting.entry.answer import Refusal
+from fitting.entry.errors import Refusal
 
 MAX_EXPONENT_BITS = 8
 MAX_MANTISSA_BITS = 10

@@ -56,7 +56,7 @@ class LanguageModel(L.LightningModule):
         self.model.clock.quantizing = quantizes(self.global_step, self.config)
 
     def measure(self, batch: Tensor) -> dict[str, float]:
-        """`experiments.measure.diagnostics.measure` of the training step on `batch` that comes next."""
+        """Diagnostics of the training step on `batch` that comes next."""
         self._set_clock()
         return measure(self.model, self.model.clock, lambda: self.model.loss(batch))
 

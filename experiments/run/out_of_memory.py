@@ -8,7 +8,7 @@ import torch
 
 from experiments.accounting import training_bytes
 from experiments.config.schema import TrainConfig
-from fitting.entry.answer import Failure
+from fitting.entry.errors import Failure
 
 
 class OutOfMemory(Failure):

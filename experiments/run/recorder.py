@@ -30,8 +30,8 @@ from experiments.run.module import LanguageModel, measured_steps
 from experiments.store.checkpoint import CheckpointStore
 from experiments.store.curve import METRICS
 from experiments.store.lease import Lease
-from fitting.entry.answer import Failure
-from fitting.results.record import write_atomic
+from fitting.entry.errors import Failure
+from fitting.files.atomic import write_atomic
 
 _LOG = logging.getLogger(__name__)
 

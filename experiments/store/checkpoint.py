@@ -21,9 +21,9 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
 
-from fitting.entry.answer import first_line
+from fitting.entry.errors import first_line
+from fitting.files.atomic import write_atomic
 from fitting.files.own_json import DamagedError, read_object
-from fitting.results.record import write_atomic
 
 CHECKPOINTS = "checkpoints"
 _LOG = logging.getLogger(__name__)

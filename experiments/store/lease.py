@@ -29,9 +29,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fitting.entry.answer import Failure
+from fitting.entry.errors import Failure
+from fitting.files.atomic import create_exclusive, write_atomic
 from fitting.files.own_json import DamagedError, read_object
-from fitting.results.record import create_exclusive, write_atomic
 
 _NAME = re.compile(r"lease\.(\d+)\.json")
 ATTEMPTS = "attempts.json"

@@ -16,11 +16,11 @@ from rich.text import Text
 
 from experiments.store.curve import duration, last_row
 from experiments.store.lease import at_work
-from fitting.entry.answer import UsageError as UsageError
-from fitting.entry.answer import answer, refuse_twice
+from fitting.entry.answer import answer
+from fitting.entry.errors import UsageError, refuse_twice
 from fitting.files.own_json import read_object
-from fitting.results.record import STUDY, RunRecord, look_at
-from fitting.results.study_file import read_study
+from fitting.results.record import RunRecord, look_at
+from fitting.results.study_file import STUDY, read_study
 
 HELP = """\
 lowbit-status: how a study stands, from any shell and any machine that sees its folder.

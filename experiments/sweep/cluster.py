@@ -15,12 +15,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from experiments.config.schema import ConfigError
+from experiments.config.precision import ConfigError
 from experiments.paths import package_dir
 from experiments.sweep.own_ray import own_ray
 from experiments.sweep.plan import Resources
 from experiments.sweep.reach import KEY, wait_for_cluster
-from fitting.results.record import create_exclusive
+from fitting.files.atomic import create_exclusive
 
 LOCAL = "local"
 _ANSWER_SECONDS = 600.0

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.config.schema import ConfigError
-from fitting.entry.answer import Failure, first_line, one_line
+from experiments.config.precision import ConfigError
+from fitting.entry.errors import Failure, first_line, one_line
 
 _PREFIX = "lowbit-"
 _OWNER = "owner"

@@ -12,19 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from experiments.accounting import count_parameters, flops_per_token, training_bytes
-from experiments.config.schema import ConfigError, TrainConfig
+from experiments.config.precision import ConfigError
+from experiments.config.schema import TrainConfig
 from experiments.data.batches import TokenData
 from experiments.run.identity import run_folder, run_id
 from experiments.run.record import design
 from experiments.sweep.estimate import Speeds
-from fitting.results.record import (
-    STUDY,
-    DamagedError,
-    RunRecord,
-    look_at,
-    write_atomic,
-)
-from fitting.results.study_file import read_study
+from fitting.files.atomic import write_atomic
+from fitting.files.own_json import DamagedError
+from fitting.results.record import RunRecord, look_at
+from fitting.results.study_file import STUDY, read_study
 
 _PROCESS_BYTES = 450 * 2**20
 """Of a worker that has everything imported and trains nothing."""

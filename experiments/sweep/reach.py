@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from experiments.config.schema import ConfigError
+from experiments.config.precision import ConfigError
 
 KEY = "hydra.launcher.address"
 _PATIENCE_SECONDS = 30.0

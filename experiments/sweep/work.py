@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from experiments.config.schema import from_dict
 from experiments.run.identity import run_folder
 from experiments.store.lease import Fenced, Held
-from fitting.entry.answer import of_the_system
+from fitting.entry.errors import of_the_system
 
 LOG = "log.txt"
 DONE, FAILED, ELSEWHERE, STOPPED = "done", "failed", "elsewhere", "stopped"

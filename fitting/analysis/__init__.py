@@ -1,1 +1,74 @@
 """What follows from a fitted law, as numbers with intervals."""
+
+from fitting.analysis.capacity import (
+    capacity_after,
+    compressed_capacity,
+    kumar_capacity,
+    kumar_optimal_bits,
+    kumar_optimal_bits_for_params,
+    ptq_critical_tokens,
+    ptq_penalty,
+    qat_penalty,
+    tokens_for_capacity,
+)
+from fitting.analysis.chinchilla import compute_optimal_exponent
+from fitting.analysis.derived import derived
+from fitting.analysis.efficiency import (
+    best_precision,
+    budget_losses,
+    crossover,
+    gains,
+    quartet_loss,
+    training_speedup,
+)
+from fitting.analysis.granularity import equivalent_blocks
+from fitting.analysis.layouts import critical_tokens, integer_layout, layout_costs, optimal_layout
+from fitting.analysis.trades import (
+    compute_optimal,
+    effective_params,
+    effective_params_of_format,
+    gamma_d,
+    gamma_n,
+    gamma_rho,
+    gamma_size,
+    optimal_bits_for_params,
+    optimal_bits_for_tokens,
+    optimal_precision_term,
+    tokens_for_equal_loss,
+)
+
+__all__ = [
+    "best_precision",
+    "budget_losses",
+    "capacity_after",
+    "compressed_capacity",
+    "compute_optimal",
+    "compute_optimal_exponent",
+    "critical_tokens",
+    "crossover",
+    "derived",
+    "effective_params",
+    "effective_params_of_format",
+    "equivalent_blocks",
+    "gains",
+    "gamma_d",
+    "gamma_n",
+    "gamma_rho",
+    "gamma_size",
+    "integer_layout",
+    "kumar_capacity",
+    "kumar_optimal_bits",
+    "kumar_optimal_bits_for_params",
+    "layout_costs",
+    "optimal_bits_for_params",
+    "optimal_bits_for_tokens",
+    "optimal_layout",
+    "optimal_precision_term",
+    "ptq_critical_tokens",
+    "ptq_penalty",
+    "qat_penalty",
+    "quartet_loss",
+    "tokens_for_capacity",
+    "tokens_for_equal_loss",
+    "training_speedup",
+]

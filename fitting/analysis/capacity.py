@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 
 from fitting.analysis.roots import rising_root
+from fitting.analysis.samples import samples
 from fitting.analysis.trades import BUDGETS, COST, QUIET, equal_loss, middle, named, optimum
-from fitting.fit.bootstrap import samples
-from fitting.fit.search import Fit, select_rows
+from fitting.fit.result import Fit
 from fitting.laws.catalogue import OPERANDS
 from fitting.laws.curves import Array
 from fitting.laws.law import FitError
+from fitting.results.table import select_rows
 
 BITS_RANGE = (1.0, 64.0)
 """Bits between which the optimum is looked for."""
@@ -187,8 +188,9 @@ def kumar_table(
     Returns:
         `optimal_bits` (`value`, `interval`, `extrapolated`): the same bits for all operands, at
         given data and jointly at any cost; `optimal_precision` with `fixed_params`, as
-        `fitting.analysis.trades.optimal_table`; `cost_of_precision` as `_costs`, by bits of weights,
-        activations and cache.  Empty where the table does not hold a parameter of the capacity.
+        `fitting.analysis.trades.optimal_table`; `cost_of_precision` as `_costs`, by bits of
+        weights, activations and cache.  Empty where the table does not hold a parameter of the
+        capacity.
     """
     if {f"{kind}_{x}" for kind in ("gamma", "n") for x in OPERANDS} & set(fit.flat):
         return {}

@@ -16,10 +16,11 @@ import numpy as np
 import pandas as pd
 
 from fitting.analysis.roots import rising_root
-from fitting.fit.bootstrap import samples, with_interval
-from fitting.fit.search import Fit, select_rows
+from fitting.analysis.samples import samples, with_interval
+from fitting.fit.result import Fit
 from fitting.laws.curves import Array
 from fitting.laws.law import FitError
+from fitting.results.table import select_rows
 
 CHOICES = ("FP8:FP8", "FP4:FP8", "FP8:FP4", "FP4:FP4")
 FASTER = 2.0

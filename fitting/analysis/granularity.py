@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from fitting.analysis.samples import samples, with_interval
 from fitting.analysis.trades import NEEDED
-from fitting.fit.bootstrap import samples, with_interval
-from fitting.fit.search import Fit, select_rows
+from fitting.fit.result import Fit
 from fitting.laws.curves import Array
+from fitting.results.table import select_rows
 
 Integers: TypeAlias = npt.NDArray[np.integer[Any]]
 

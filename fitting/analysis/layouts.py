@@ -1,8 +1,8 @@
 """What a fitted law says: the best split of bits, and how much data a format can take.
 
-Formulas are of Sun et al. 2501.02423 in the letters of its Eq. 1 (`fitting.laws.catalogue`); P = E + M + 1
-counts the sign.  Everything comes with bootstrap intervals, and is marked as extrapolated where
-it leaves the data.
+Formulas are of Sun et al. 2501.02423 in the letters of its Eq. 1 (`fitting.laws.catalogue`); P = E
++ M + 1 counts the sign.  Everything comes with bootstrap intervals, and is marked as extrapolated
+where it leaves the data.
 """
 
 from __future__ import annotations
@@ -15,32 +15,21 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from fitting.analysis.capacity import compressed_table, kumar_table, ptq_table, qat_table
-from fitting.analysis.efficiency import FASTER, quartet_table
-from fitting.analysis.granularity import equivalent_blocks
+from fitting.analysis.samples import json_number, percentiles, samples
 from fitting.analysis.trades import (
-    COST,
     NEEDED,
     QUIET,
-    cost_table,
     effective_params_of_format,
     equal_loss,
     middle,
-    optimal_table,
     tokens_for_equal_loss,
 )
-from fitting.fit.bootstrap import json_number, percentiles, samples, vague
-from fitting.fit.search import Fit, select_rows
+from fitting.fit.result import Fit
 from fitting.laws.curves import Array
+from fitting.results.table import select_rows
 
 BITS = range(2, 17)
 """Total bits of the layouts reported: from sign + exponent to half precision."""
-CAPACITIES = {
-    "ptq": ptq_table,
-    "qat": qat_table,
-    "compressed": compressed_table,
-}
-"""What the laws say in which precision costs capacity, or adds a penalty, by law."""
 NEAR_TIE = 1.25
 """A layout with at most this multiple of the best one's precision term is a near-tie."""
 
@@ -132,15 +121,6 @@ def critical_tokens(
     return float(tokens) if tokens.ndim == 0 else tokens
 
 
-@QUIET
-def compute_optimal_exponent(parameters: Mapping[str, Any]) -> Any:
-    """Exponent a of N* ~ C^a, the best size for compute C = 6 N D: beta/(alpha + beta).
-
-    Hoffmann et al. 2203.15556, Eq. 4, for the law `chinchilla`; arrays of draws give an array.
-    """
-    return parameters["beta"] / (parameters["alpha"] + parameters["beta"])
-
-
 def layout_table(
     fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame, bits: Iterable[int] = BITS
 ) -> list[dict[str, Any]]:
@@ -163,7 +143,7 @@ def layout_table(
     """
     if {"delta", "nu"} & set(fit.flat) or fit.parameters["delta"] + fit.parameters["nu"] == 0:
         return []
-    seen = _quantized(table)
+    seen = quantized_rows(table)
     seen_bits = 1 + seen["exponent"] + seen["mantissa"]
     entries = []
     for p in bits:
@@ -218,10 +198,10 @@ def critical_table(
     """
     if {"alpha", "d", "beta", "gamma", "delta", "nu"} & set(fit.flat):
         return []
-    seen = _quantized(table)
+    seen = quantized_rows(table)
     largest = float(select_rows(table)[0]["tokens"].max())
     cells = seen[["params", "exponent", "mantissa", "block_size"]].drop_duplicates()
-    samples = None if draws is None else _columns(draws)
+    samples = None if draws is None else columns_of(draws)
     entries = []
     for params, exponent, mantissa, block_size in sorted(
         cells.itertuples(index=False, name=None), key=lambda c: (c[0], c[1] + c[2], c[1], c[3])
@@ -255,12 +235,11 @@ def bits_table(fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame) -> lis
         table: The fitted table; its most common block size is used.
 
     Returns:
-        For P = 2..16 a JSON-ready dict as of `fitting.analysis.trades.cost_table`, with `bits` and, as
-        `format`, the fit's best layout of as many; `extrapolated` also outside the bits of the
-        table's quantized rows.  Empty where the table does not hold a
-        parameter.
+        For P = 2..16 a JSON-ready dict as of `fitting.analysis.trades.cost_table`, with `bits` and,
+        as `format`, the fit's best layout of as many; `extrapolated` also outside the bits of the
+        table's quantized rows.  Empty where the table does not hold a parameter.
     """
-    seen = _quantized(table)
+    seen = quantized_rows(table)
     if set(NEEDED) & set(fit.flat) or seen.empty:
         return []
     rows = select_rows(table)[0]
@@ -281,87 +260,13 @@ def bits_table(fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame) -> lis
     return entries
 
 
-@QUIET
-def derived(
-    fit: Fit,
-    draws: pd.DataFrame | None,
-    table: pd.DataFrame,
-    every: pd.DataFrame | None = None,
-    speedups: tuple[float, float] = (FASTER, FASTER),
-    k: float = COST,
-) -> dict[str, Any]:
-    """What follows from a fit, JSON-ready: the `derived` of fit.json.
-
-    Args:
-        fit: Of any law.
-        draws: From `fitting.fit.bootstrap.bootstrap`; None leaves out the intervals.
-        table: The fitted table.
-        every: The table that it was selected from; None for the same.
-        speedups: Of the FP4 forward and backward pass over FP8, for `quartet`.
-        k: Of the cost C = k P N D of a run with P bits, for `floating_point` and `precision`.
-
-    Returns:
-        `identified` for every parameter (False where the fit or the draws doubt it), and nothing
-        else where no free parameter is.  For
-        `floating_point` also `holds_for` (the `operands` and `recipe` of its quantized rows, None
-        where the table does not say), `layouts` (`layout_table`), `critical_tokens`
-        (`critical_table`), `cost_of_bits` (`bits_table`), `cost_of_precision` and
-        `optimal_precision` (`fitting.analysis.trades`), `equivalent_blocks` (`fitting.analysis.granularity`) and
-        `cost_k`; for `quartet` what `fitting.analysis.efficiency` concludes; for `precision` (also with
-        `cost_k`), `ptq`, `qat` and `compressed` what `fitting.analysis.capacity` does; for
-        `chinchilla` `compute_optimal_exponent`, a dict of `value` and `interval`.
-    """
-    doubtful = set() if draws is None else set(vague(draws)) - set(fit.frozen)
-    result: dict[str, Any] = {
-        "identified": {n: known and n not in doubtful for n, known in fit.identified.items()}
-    }
-    if not any(known for n, known in result["identified"].items() if n not in fit.frozen) and set(
-        fit.frozen
-    ) != set(fit.parameters):
-        return result  # nothing follows from values that are all arbitrary
-    name = fit.law.name
-    if name == "floating_point":
-        result["holds_for"] = {
-            column: _distinct(_quantized(table), column) for column in ("operands", "recipe")
-        }
-        result["layouts"] = layout_table(fit, draws, table)
-        result["critical_tokens"] = critical_table(fit, draws, table)
-        result["cost_of_bits"] = bits_table(fit, draws, table)
-        result["cost_of_precision"] = cost_table(fit, draws, table)
-        result["optimal_precision"] = optimal_table(fit, draws, table, k)
-        result["equivalent_blocks"] = equivalent_blocks(
-            fit, draws, table, table if every is None else every
-        )
-    elif name == "quartet":
-        result |= quartet_table(fit, draws, table, *speedups)
-    elif name == "precision":
-        result |= kumar_table(fit, draws, table, k)
-    elif name in CAPACITIES:
-        result |= CAPACITIES[name](fit, draws, table)
-    elif name == "chinchilla" and not {"alpha", "beta"} & set(fit.flat):
-        low = high = math.nan
-        if draws is not None:
-            low, high = percentiles(compute_optimal_exponent(_columns(draws)))
-        result["compute_optimal_exponent"] = {
-            "value": json_number(compute_optimal_exponent(fit.parameters)),
-            "interval": [json_number(low), json_number(high)],
-        }
-    if result.get("optimal_precision"):
-        result["cost_k"] = k
-    return result
-
-
-def _distinct(rows: pd.DataFrame, column: str) -> list[str] | None:
-    return sorted(str(v) for v in rows[column].unique()) if column in rows else None
-
-
-def _quantized(table: pd.DataFrame) -> pd.DataFrame:
+def quantized_rows(table: pd.DataFrame) -> pd.DataFrame:
     rows, _ = select_rows(table)
     quantized: pd.DataFrame = rows[rows["block_size"] > 1]
     return quantized
 
 
-def _columns(draws: pd.DataFrame) -> dict[str, Array]:
+def columns_of(draws: pd.DataFrame) -> dict[str, Array]:
     return {str(name): draws[name].to_numpy(dtype=np.float64) for name in draws}
 
 

@@ -1,7 +1,7 @@
 """What precision is worth under the floating-point law: optimal bits, effective parameters, trades.
 
-Formulas are of Sun et al. 2501.02423 in the letters of its Eq. 1 (`fitting.laws.catalogue`), at the best
-split of P bits, E + 1/2 = delta P/(delta + nu) and M + 1/2 = nu P/(delta + nu).  A run of N
+Formulas are of Sun et al. 2501.02423 in the letters of its Eq. 1 (`fitting.laws.catalogue`), at the
+best split of P bits, E + 1/2 = delta P/(delta + nu) and M + 1/2 = nu P/(delta + nu).  A run of N
 parameters, D tokens and P bits costs C = k P N D; k = 6/16 makes that 6 N D at 16 bits.
 
 Every function takes numbers, or arrays of draws for the parameters.
@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fitting.fit.bootstrap import json_number, samples, with_interval
-from fitting.fit.search import Fit, select_rows
+from fitting.analysis.samples import json_number, samples, with_interval
+from fitting.fit.result import Fit
 from fitting.laws.curves import Array
 from fitting.laws.law import FitError
+from fitting.results.table import select_rows
+from fitting.words import number
 
 COST = 6 / 16
 """k of C = k P N D where no other is given."""
@@ -209,7 +211,7 @@ def equal_loss(
         rows: The fitted rows.
         params: N.
         tokens: D.
-        shares: N_eff/N at `fitting.fit.bootstrap.samples`.
+        shares: N_eff/N at `fitting.analysis.samples.samples`.
         factors: By how much more data it is made up for, likewise.
 
     Returns:
@@ -289,7 +291,7 @@ def optimum(
     """Optimal bits where something is given, JSON-ready, and whether that is within a table.
 
     Args:
-        values: The optimum at `fitting.fit.bootstrap.samples`.
+        values: The optimum at `fitting.analysis.samples.samples`.
         rows: The fitted rows.
         seen_bits: Fewest and most bits of its quantized rows.
         params: N, if it is given or found.
@@ -321,7 +323,7 @@ def optimum(
 
 
 def named(name: str, values: Sequence[Any]) -> dict[str, Any]:
-    """A formula at `fitting.fit.bootstrap.samples`: its value, and its interval as `.._interval`."""
+    """A formula's value at `samples`, and its interval as `.._interval`."""
     value, interval = with_interval(values)
     return {name: value, f"{name}_interval": interval}
 
@@ -356,3 +358,8 @@ def _xlogx(x: Array) -> Array:
 def _plain(values: Any) -> Any:
     """A number for numbers, an array for draws."""
     return float(values) if np.ndim(values) == 0 else values
+
+
+def cost_formula(derived: Mapping[str, Any]) -> str:
+    """A run's cost, its constant in sixteenths: "C = 6/16 P N D"."""
+    return f"C = {number(16 * derived.get('cost_k', COST))}/16 P N D"

@@ -11,18 +11,21 @@ from typing import Any
 
 import pandas as pd
 
+from fitting.analysis.derived import derived
 from fitting.analysis.efficiency import FASTER
-from fitting.analysis.layouts import derived
 from fitting.analysis.trades import COST
-from fitting.command.options import FitOptions, UsageError
+from fitting.command.options import FitOptions
+from fitting.entry.errors import UsageError
+from fitting.files.atomic import write_atomic
+from fitting.files.own_json import ResultsError
 from fitting.fit.bootstrap import bootstrap, intervals, standard_errors, vague
 from fitting.fit.evidence import comparison, evidence
-from fitting.fit.search import Fit, FitError, select_rows
+from fitting.fit.result import Fit
 from fitting.fit.search import fit as fit_law
 from fitting.laws.catalogue import get
-from fitting.results import record
-from fitting.results.record import ResultsError, require_columns
+from fitting.laws.law import FitError
 from fitting.results.swept import is_key
+from fitting.results.table import load, require_columns, select_rows
 from fitting.results.where import ExpressionError, evaluate
 from fitting.seeds.cells import extra_keys
 from fitting.seeds.noise import noise_floor
@@ -53,7 +56,7 @@ def run_fit(options: FitOptions) -> dict[str, Any]:
     law = get(options.law)
     laws = list({name: get(name) for name in (options.law, *options.compare)}.values())
     needed = [column for each in laws for column in each.columns]
-    table = record.load(options.results, options.columns, ptq="bits_post" in needed)
+    table = load(options.results, options.columns, ptq="bits_post" in needed)
     table = _numeric(table, needed, options.results)
     kept = keep(table, options.where)
     for rival in laws[1:]:
@@ -93,8 +96,8 @@ def run_fit(options: FitOptions) -> dict[str, Any]:
     text = json.dumps(report, indent=1, sort_keys=True, allow_nan=False)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        record.write_atomic(table.to_csv(index=False, lineterminator="\n"), out / "results.csv")
-        record.write_atomic(text + "\n", out / "fit.json")
+        write_atomic(table.to_csv(index=False, lineterminator="\n"), out / "results.csv")
+        write_atomic(text + "\n", out / "fit.json")
     except OSError as error:
         raise UsageError(f"out={out}: cannot be written ({error.strerror})") from error
     return report
@@ -149,7 +152,7 @@ def _few_clusters(table: pd.DataFrame, column: str) -> list[str]:
 
 
 def _shared_runs(table: pd.DataFrame, cluster: str) -> list[str]:
-    """Whether rows are of the same runs, as those of `fitting.results.record.load` with `ptq` are."""
+    """Whether rows are of the same runs, as those of `fitting.results.load` with `ptq` are."""
     if cluster or "run_id" not in table or not table["run_id"].duplicated().any():
         return []
     return ["rows of one run share its noise: cluster=run_id draws all of them or none"]
@@ -170,8 +173,8 @@ def describe(
         draws: Its bootstrap, or None.
         table: The table that was fitted.
         every: The table that it was selected from; None for the same.
-        speedups: As of `fitting.analysis.layouts.derived`.
-        cost_k: k, as of `fitting.analysis.layouts.derived`.
+        speedups: As of `fitting.analysis.derived.derived`.
+        cost_k: k, as of `fitting.analysis.derived.derived`.
     """
     warnings = list(fitted.warnings)
     unusable = {r: n for r, n in fitted.rows.excluded.items() if r.startswith("loss not")}

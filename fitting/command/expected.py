@@ -16,13 +16,16 @@ import numpy as np
 import pandas as pd
 
 from fitting.command.describe import keep
-from fitting.command.options import FitOptions, UsageError
+from fitting.command.options import FitOptions
+from fitting.entry.errors import UsageError
+from fitting.files.atomic import write_atomic
+from fitting.files.own_json import ResultsError
 from fitting.fit.fit_file import read_pilot
-from fitting.fit.search import FitError, fit
+from fitting.fit.search import fit
 from fitting.laws.catalogue import get
-from fitting.laws.law import Law
+from fitting.laws.law import FitError, Law
 from fitting.laws.synthetic import make_table
-from fitting.results.record import ResultsError, load, write_atomic
+from fitting.results.table import load
 
 FILE = "expected.json"
 SPLIT = "delta / (delta + nu)"

@@ -17,7 +17,8 @@ from fitting.command.options import (
     place,
     report_options,
 )
-from fitting.entry.answer import UsageError, answer
+from fitting.entry.answer import answer
+from fitting.entry.errors import UsageError
 
 
 def fit() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fitting.entry.answer import UsageError as UsageError
+from fitting.entry.errors import UsageError
 from fitting.figures import FIGURE_FILES
 from fitting.results.swept import is_key
 

@@ -14,7 +14,8 @@ from rich.table import Table
 
 from fitting.command.expected import FILE
 from fitting.page.conclusions import views
-from fitting.page.tables import View, comparison, held_out, open_interval
+from fitting.page.tables import View, comparison, held_out
+from fitting.words import open_interval
 
 if TYPE_CHECKING:
     import pandas as pd

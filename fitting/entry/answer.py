@@ -15,60 +15,17 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO, cast
 
+from fitting.entry.errors import Failure, Refusal, of_the_system, one_line
 from fitting.entry.interrupts import interruptible, leave_at_once_when_asked_again
 
 WRONG_REQUEST, FAILED, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 1, 130, 141, 143
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Environment variable that lets every exception through, with its traceback."""
 
-
-class Refusal(ValueError):
-    """A request that cannot be done as asked, with the key, the value and what would be right."""
-
-    several = False
-    """Whether each line is a problem of its own."""
-
-
-class UsageError(Refusal):
-    """An option that cannot be meant as typed."""
-
-
-class Failure(Exception):
-    """Work that was asked for rightly and could not be done, in one line."""
-
-
-def refuse_twice(words: Sequence[str], several: Collection[str] = ()) -> None:
-    """Refuse key=value words that give a key twice, but for keys that may have several values.
-
-    Raises:
-        UsageError: The first word that does.
-    """
-    given = set()
-    for word in words:
-        key, equals, _ = word.partition("=")
-        if equals and key in given and key not in several:
-            raise UsageError(f"{word}: {key} is given twice")
-        given.add(key)
-
-
-_REMEDIES = {
-    errno.ENOSPC: "make room (df -h and df -i show where none is left) and repeat the command",
-    errno.EDQUOT: "make room in your quota and repeat the command",
-    errno.EIO: "the disk, or what connects it, fails: see what dmesg says, and use another",
-    errno.EROFS: "name a folder that can be written to",
-    errno.EACCES: "name a folder that you may use, or get the right to this one",
-    errno.EPERM: "name a folder that you may use, or get the right to this one",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    errno.ENFILE: "the machine has too many files open",
-    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EAGAIN: "raise the limit of processes (ulimit -u), or run fewer at a time",
-}
-"""What mends an error of the system."""
 
 Told = Callable[[BaseException], str | None]
 """Says in a line what an exception of a package means to the user; None where it does not know."""
@@ -153,32 +110,6 @@ def _understood(error: Exception, told: Told | None) -> tuple[list[str], int] | 
 
 def _is_one_of(error: BaseException, names: tuple[str, ...]) -> bool:
     return any(f"{kind.__module__}.{kind.__qualname__}" in names for kind in type(error).__mro__)
-
-
-def of_the_system(error: OSError) -> str:
-    """The file before the reason, as `FILE: No space left on device`, and what to do."""
-    why = error.strerror or one_line(error) or type(error).__name__
-    if remedy := _REMEDIES.get(error.errno or 0):
-        why += f"; {remedy}"
-    names = [
-        os.fsdecode(n) for n in (error.filename, error.filename2) if isinstance(n, str | bytes)
-    ]
-    return f"{' -> '.join(names)}: {why}" if names else why
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first, or else what it is."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def one_line(text: object) -> str:
-    r"""A text, or what an error says, without line breaks, nor what a terminal would obey.
-
-    >>> one_line("a \n b"), one_line("\x1b[2J")
-    ('a b', '?[2J')
-    """
-    said = " ".join(str(text).split())
-    return said if said.isprintable() else "".join(c if c.isprintable() else "?" for c in said)
 
 
 def _report(error: Exception) -> str:

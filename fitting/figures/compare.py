@@ -26,8 +26,8 @@ from fitting.figures.style import (
     ratio_axis,
 )
 from fitting.figures.svg import tag
-from fitting.naming import count_label, sizes
-from fitting.page.sentences import at, interval, number, signed
+from fitting.naming import sizes
+from fitting.words import at, count_label, interval, number, signed
 
 FARTHEST = 1e4
 """A parameter so many times the other study's ends at the figure's edge."""

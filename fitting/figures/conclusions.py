@@ -17,6 +17,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from fitting.analysis.trades import cost_formula
 from fitting.figures.efficiency import efficiencies, precision_map
 from fitting.figures.style import (
     BLUE,
@@ -34,10 +35,7 @@ from fitting.figures.style import (
     panel,
 )
 from fitting.figures.svg import tag
-from fitting.naming import count_label, whole
-from fitting.page.conclusions import BEYOND, cost_formula
-from fitting.page.sentences import number
-from fitting.page.tables import open_interval
+from fitting.words import BEYOND, count_label, number, open_interval, whole
 
 MOST_LINES = 6
 """Formats drawn in one panel."""

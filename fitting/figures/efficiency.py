@@ -27,8 +27,7 @@ from fitting.figures.style import (
     panel,
 )
 from fitting.figures.svg import tag
-from fitting.page.conclusions import BEYOND
-from fitting.page.tables import open_interval
+from fitting.words import BEYOND, open_interval
 
 CHOICE_COLOURS = ("#8a8f96", "#56B4E9", "#E69F00", "#009E73")
 """Of `efficiency.CHOICES`."""

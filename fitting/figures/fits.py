@@ -27,9 +27,9 @@ from fitting.figures.style import (
     ratio_axis,
 )
 from fitting.figures.svg import tag
-from fitting.naming import count_label, records, whole
-from fitting.page.sentences import interval, number
-from fitting.page.tables import PUBLISHED, percent
+from fitting.laws.published import PUBLISHED
+from fitting.naming import records
+from fitting.words import count_label, interval, number, percent, whole
 
 MANY_MARKS = 800
 """Marks from which a cloud of points becomes a bitmap inside the SVG, to keep it small."""

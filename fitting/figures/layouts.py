@@ -30,11 +30,11 @@ from fitting.figures.style import (
     span,
 )
 from fitting.figures.svg import tag
-from fitting.naming import count_label, records, sizes, whole
-from fitting.page.sentences import number, signed
+from fitting.naming import records, sizes
 from fitting.results.swept import is_key
-from fitting.seeds.noise import SPLIT
+from fitting.seeds.compare import SPLIT
 from fitting.seeds.verdicts import WORSE
+from fitting.words import count_label, number, signed, whole
 
 KIND = ("granularity", "block_size", "scale", "recipe", "operands")
 CLEAR = 0.3

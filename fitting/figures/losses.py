@@ -31,9 +31,9 @@ from fitting.figures.style import (
     span,
 )
 from fitting.figures.svg import tag, tag_entry
-from fitting.naming import count_label, records, sizes
-from fitting.page.sentences import at, number, plural, signed
+from fitting.naming import records, sizes
 from fitting.seeds.verdicts import enough
+from fitting.words import at, count_label, number, plural, signed
 
 ABOVE_NONE = "loss above none, nats per token"
 

@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from fitting.figures.svg import tag_entry, to_svg
-from fitting.naming import UNQUANTIZED, count_label, is_none
+from fitting.naming import UNQUANTIZED, is_none
+from fitting.words import count_label
 
 INK = "#16191d"  # replaced by currentColor in SVG: use it for nothing that carries data
 BLUE, ORANGE = "#3b7dd8", "#D55E00"  # of what is no format

@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from fitting.entry.answer import Refusal, one_line
+from fitting.entry.errors import Refusal, one_line
 
 
 class ResultsError(Refusal):
@@ -85,3 +85,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is no file."""
+    try:
+        return read_object(path, "delete it and run the command that writes it again")
+    except FileNotFoundError:
+        return None

@@ -1,1 +1,20 @@
 """Fits: the search for an optimum, how sure it is, and whether the law is right."""
+
+from fitting.fit.bootstrap import bootstrap, intervals, standard_errors
+from fitting.fit.result import Fit, Objective, Rows, Starts
+from fitting.fit.search import fit
+from fitting.laws.law import FitError
+from fitting.results.table import select_rows
+
+__all__ = [
+    "Fit",
+    "FitError",
+    "Objective",
+    "Rows",
+    "Starts",
+    "bootstrap",
+    "fit",
+    "intervals",
+    "select_rows",
+    "standard_errors",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -14,17 +14,11 @@ import pandas as pd
 
 from fitting.fit.centred import Centred
 from fitting.fit.minimise import Mask, Problem, minimise
-from fitting.fit.search import (
-    Fit,
-    FitError,
-    in_coordinates,
-    row_weights,
-    select_rows,
-    thresholds,
-    warm_path,
-)
+from fitting.fit.result import Fit
+from fitting.fit.search import in_coordinates, row_weights, thresholds, warm_path
 from fitting.laws.curves import Array
-from fitting.results.record import require_columns
+from fitting.laws.law import FitError
+from fitting.results.table import require_columns, select_rows
 
 TOLERANCE = 1e-7
 """Of the objective in one draw: resampling moves it by some percent."""
@@ -40,12 +34,6 @@ MEMORY = 10_000_000
 
 WIDE = math.exp(2 * 1.96)
 """Ratio of an interval's ends from which the data do not hold the parameter."""
-
-ENOUGH_KNOWN = 0.95
-"""Share of the draws that must have a value of something derived, else it has no interval."""
-
-LEVEL = 0.95
-"""Of intervals of what is derived from draws."""
 
 
 def bootstrap(
@@ -260,48 +248,11 @@ def _quantiles(draws: pd.DataFrame, tail: float, method: Literal["weibull", "lin
     return result
 
 
-def percentiles(values: Array) -> tuple[float, float]:
-    """The 95 % percentile interval of something derived from draws, (low, high).
-
-    Infinite draws count, an interval may end there.  NaN for both where more than a few draws have
-    no value (0/0 where two exponents are zero): those that have one are then no sample of it.
-    """
-    known = values[~np.isnan(values)]
-    if not len(known) or len(known) < ENOUGH_KNOWN * len(values):
-        return math.nan, math.nan
-    values = known
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(values, [tail, 1 - tail], method="nearest")
-    return float(low), float(high)
-
-
-def samples(fit: Fit, draws: pd.DataFrame | None) -> list[Mapping[str, Any]]:
-    """The parameters, and where there are draws theirs, as arrays: what formulas are applied to."""
-    if draws is None:
-        return [fit.parameters]
-    return [fit.parameters, {n: draws[n].to_numpy(dtype=np.float64) for n in fit.parameters}]
-
-
-def with_interval(values: Sequence[Any]) -> tuple[float | None, list[float | None]]:
-    """A formula's value at `samples` and its 95 % interval, JSON-ready; [None, None] without draws.
-
-    Args:
-        values: A number, and where there are draws an array.
-    """
-    low, high = percentiles(values[1]) if len(values) > 1 else (math.nan, math.nan)
-    return json_number(float(values[0])), [json_number(low), json_number(high)]
-
-
-def json_number(value: float) -> float | None:
-    """A number as JSON can say it: no NaN and no infinity."""
-    return float(value) if math.isfinite(value) else None
-
-
 def vague(draws: pd.DataFrame) -> tuple[str, ...]:
     """Parameters that `bootstrap` leaves open: a 95 % interval that spans a factor 50 or zero.
 
-    That is 1.96 standard errors of a factor e either way, as `fitting.fit.search` asks of its curvature;
-    draws see what curvature cannot, such as a term that vanishes in some of them.
+    That is 1.96 standard errors of a factor e either way, as `fitting.fit.search` asks of its
+    curvature; draws see what curvature cannot, such as a term that vanishes in some of them.
     """
     return tuple(
         n for n, (low, high) in intervals(draws).items() if not high <= WIDE * max(low, 0.0)

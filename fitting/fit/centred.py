@@ -27,8 +27,8 @@ class Centred:
 
     The solver's point of a coefficient is the log of what its term contributes at the centre of
     the rows that have the term, of a shift what its form is where it is largest; any other
-    parameter's is its coordinate (`fitting.laws.law`).  Without this, a coefficient (loss at N = 1) and
-    its exponent would be correlated beyond .999, and a coefficient's bounds would depend on
+    parameter's is its coordinate (`fitting.laws.law`).  Without this, a coefficient (loss at N = 1)
+    and its exponent would be correlated beyond .999, and a coefficient's bounds would depend on
     whether the exponent is frozen.
     """
 

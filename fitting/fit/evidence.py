@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from fitting.fit.profile import profile_intervals
-from fitting.fit.search import Fit, FitError, select_rows
+from fitting.fit.result import Fit
 from fitting.fit.validation import (
     HeldOut,
     compare_laws,
@@ -21,8 +21,9 @@ from fitting.fit.validation import (
     hold_out_largest,
     information,
 )
-from fitting.laws.law import Law
-from fitting.naming import count_label
+from fitting.laws.law import FitError, Law
+from fitting.results.table import select_rows
+from fitting.words import count_label
 
 MOST_ROWS = 5_000
 """More are neither profiled nor held out: each takes as long as tens of fits."""

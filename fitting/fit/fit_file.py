@@ -1,7 +1,8 @@
 """What fit.json holds, as types, and the reader that trusts none of them.
 
-`fitting.command.describe` writes it; a page, a comparison and a publication are made of it, by then maybe
-edited, merged by hand or written by another version.  None stands for what the data do not say.
+`fitting.command.describe` writes it; a page, a comparison and a publication are made of it, by then
+maybe edited, merged by hand or written by another version.  None stands for what the data do not
+say.
 """
 
 from collections.abc import Iterable
@@ -244,7 +245,7 @@ class Estimate(TypedDict):
 
 
 class Derived(TypedDict):
-    """What follows from a fit, by conclusion: `fitting.analysis.layouts.derived`."""
+    """What follows from a fit, by conclusion: `fitting.analysis.derived.derived`."""
 
     identified: NotRequired[dict[str, bool]]
     holds_for: NotRequired[HoldsFor]

@@ -24,8 +24,11 @@ from scipy import optimize, stats
 from fitting.fit.bootstrap import other_places, warm_thresholds
 from fitting.fit.centred import Centred
 from fitting.fit.minimise import minimise
-from fitting.fit.search import Fit, FitError, in_coordinates, row_weights, select_rows
+from fitting.fit.result import Fit
+from fitting.fit.search import in_coordinates, row_weights
 from fitting.laws.curves import Array
+from fitting.laws.law import FitError
+from fitting.results.table import select_rows
 
 PRECISION = 1e-3
 """Share of an interval's half width, at most of a factor e, to which its ends are found."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -20,12 +19,11 @@ import pandas as pd
 from fitting.fit.centred import Centred, representable
 from fitting.fit.designs import doubts_of_design
 from fitting.fit.minimise import Mask, at_bounds, minimise
+from fitting.fit.result import Fit, Objective, Rows, Starts
 from fitting.laws.catalogue import get
 from fitting.laws.curves import Array
 from fitting.laws.law import LARGEST, FitError, Law
-from fitting.results.record import require_columns
-
-__all__ = ["Fit", "FitError", "Objective", "Rows", "Starts", "fit", "select_rows"]
+from fitting.results.table import require_columns, select_rows
 
 OBJECTIVES = ("huber", "lad", "least_squares")
 LAD_DELTA = 1e-7
@@ -50,79 +48,6 @@ LONG = 4_000
 """Rows from which on blind starts come down on part of them."""
 VAGUE = 1.0
 """A standard error of log(parameter) from which the parameter is not identified: a factor e."""
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What was minimised, and how low it came."""
-
-    name: str
-    delta: float | None
-    """Huber's threshold on log residuals; None for lad and least_squares."""
-    value: float
-    """Sum over rows."""
-
-
-@dataclass(frozen=True)
-class Starts:
-    """How many starts were tried and how many ended at the best optimum."""
-
-    tried: int
-    agreeing: int
-
-
-@dataclass(frozen=True)
-class Rows:
-    """How many rows were used, and how many were not, by reason."""
-
-    used: int
-    excluded: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A fitted law with everything that qualifies it."""
-
-    law: Law
-    parameters: dict[str, float]
-    objective: Objective
-    status: str
-    """converged, "at_bound: [names]" or max_steps."""
-    starts: Starts
-    rows: Rows
-    frozen: tuple[str, ...]
-    at_bound: tuple[str, ...]
-    flat: tuple[str, ...]
-    """Parameters in a direction along which the fit does not change: their values are arbitrary."""
-    identified: dict[str, bool]
-    """False: flat, at a bound, or a standard error above a factor e.  Frozen counts as True."""
-    residuals: pd.Series
-    """log L - log Lhat of the used rows, with the table's index."""
-    warnings: tuple[str, ...]
-    weights: str | None = None
-    """The column that weighted the rows."""
-    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Parameters with bounds that were asked for."""
-    rival: Mapping[str, float] | None = None
-    """The lowest of the optima that starts ended in and that are not the fit's, if there is one."""
-
-
-def select_rows(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The rows that have a loss to fit, and how many have none, by reason."""
-    require_columns(table, ("loss",), "a fit")
-    loss = table["loss"].to_numpy(dtype=np.float64)
-    status = table["status"].to_numpy(dtype=str) if "status" in table else np.full(loss.shape, "")
-    reason = np.select(
-        [(status != "") & (status != "finished"), ~np.isfinite(loss), loss <= 0],
-        [status, "loss not finite", "loss not positive"],
-        "",
-    )
-    names, counts = np.unique(reason[reason != ""], return_counts=True)
-    rows: pd.DataFrame = table[reason == ""]
-    excluded = {str(name): int(count) for name, count in zip(names, counts, strict=True)}
-    if damaged := table.attrs.get("damaged", 0):  # records that `load` could not read
-        excluded["damaged"] = int(damaged)
-    return rows, excluded
 
 
 def thresholds(objective: str, delta: float | None) -> list[float]:

@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, special
 
-from fitting.fit.search import Fit, FitError, fit, row_weights, select_rows
-from fitting.laws.law import Law
-from fitting.results.record import require_columns
+from fitting.fit.result import Fit
+from fitting.fit.search import fit, row_weights
+from fitting.laws.law import FitError, Law
+from fitting.results.table import require_columns, select_rows
 
 BLIND_STARTS = 8
 """Blind starts of a fit without some rows, which also begins at the optima found with them."""

@@ -1,1 +1,52 @@
 """Scaling laws: what they are to the solver, those of the field, and their published constants."""
+
+from fitting.laws.catalogue import LAWS, get
+from fitting.laws.curves import Array
+from fitting.laws.law import (
+    COEFFICIENT,
+    EXPONENT,
+    FORMAT_EXPONENT,
+    LOSSLESS,
+    PENALTY_COEFFICIENT,
+    POSITIVE,
+    Bent,
+    Columns,
+    FitError,
+    Law,
+    Parameter,
+    Term,
+)
+from fitting.laws.published import (
+    BESIROGLU_2024,
+    KUMAR_2024,
+    KUMAR_2024_PTQ,
+    QAT_2025,
+    QUARTET_2025,
+    SUN_2025,
+)
+from fitting.laws.synthetic import make_table
+
+__all__ = [
+    "BESIROGLU_2024",
+    "COEFFICIENT",
+    "EXPONENT",
+    "FORMAT_EXPONENT",
+    "KUMAR_2024",
+    "KUMAR_2024_PTQ",
+    "LAWS",
+    "LOSSLESS",
+    "PENALTY_COEFFICIENT",
+    "POSITIVE",
+    "QAT_2025",
+    "QUARTET_2025",
+    "SUN_2025",
+    "Array",
+    "Bent",
+    "Columns",
+    "FitError",
+    "Law",
+    "Parameter",
+    "Term",
+    "get",
+    "make_table",
+]

@@ -25,9 +25,9 @@ from typing import Literal, TypeAlias
 import numpy as np
 import pandas as pd
 
-from fitting.entry.answer import Refusal
+from fitting.entry.errors import Refusal
 from fitting.laws.curves import Array, Curve
-from fitting.results.record import require_columns
+from fitting.results.table import require_columns
 
 Columns: TypeAlias = Mapping[str, Array]
 Kind: TypeAlias = Literal["coefficient", "exponent", "factor", "rate", "shift"]

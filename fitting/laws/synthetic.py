@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fitting.laws.catalogue import Law, get
+from fitting.laws.catalogue import get
+from fitting.laws.law import Law
 
 SUN_PARAMS = (40_894_464, 84_934_656, 154_140_672, 679_477_248)
 """Sun et al. 2501.02423: the four sizes of the grid, layers (4 h^2 + 3 h f)."""
@@ -78,8 +79,8 @@ def make_table(
 
     Returns:
         The design with the columns that runs have and it has not: `run_id`, `status`, `loss`, and
-        whatever tells runs apart in `fitting.results.record` (`model`, `recipe`, `bits`, `granularity`,
-        `scale`, `operands`; `seed` counts runs that are otherwise the same).
+        whatever tells runs apart in `fitting.results.record` (`model`, `recipe`, `bits`,
+        `granularity`, `scale`, `operands`; `seed` counts runs that are otherwise the same).
 
     Raises:
         ResultsError: The design lacks one of the law's columns.

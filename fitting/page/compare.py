@@ -20,15 +20,15 @@ from pandas.api.types import is_numeric_dtype
 from fitting.figures import FIGURE_FILES
 from fitting.figures import compare as compare_figures
 from fitting.figures.style import Panel, format_colours
-from fitting.naming import count_label, format_names, format_order, records
+from fitting.naming import format_names, format_order, records
 from fitting.page import files, outcomes
 from fitting.page.report import headline_words, name_of
-from fitting.page.sentences import interval, number, plural, signed, z_score
 from fitting.page.study import FORMAT_COLUMNS, Study, load_study
 from fitting.page.tables import View
 from fitting.results.swept import is_key
 from fitting.seeds.cells import with_conditions
 from fitting.seeds.verdicts import BETTER, CANNOT_TELL, WORSE, judge
+from fitting.words import count_label, interval, number, plural, signed, z_score
 
 DESIGN = (
     *("params", "tokens", "exponent", "mantissa", "block_size"),
@@ -36,8 +36,7 @@ DESIGN = (
 )
 """Runs of two studies that agree in these columns, as far as both have them, are of one cell."""
 PARTING = ("corpus", "params_head", "params_embedding", "numerics_version", "operand_values")
-"""Nor are runs that differ in these, or in a key of their configurations (`fitting.results.swept`): other
-texts and vocabularies are another validation stream."""
+"""Those that differ here, or in a swept key, are not: another text is another validation stream."""
 VERSIONS = ("numerics_version", "operand_values")
 """In these the studies may differ, each of one version: that is what one wants to compare."""
 SAME = "the same runs"

@@ -10,17 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fitting.analysis.trades import COST
-from fitting.naming import count_label
-from fitting.page.sentences import interval, number
+from fitting.analysis.trades import cost_formula
 from fitting.page.tables import View, flat
+from fitting.words import BEYOND, count_label, interval, number
 
 Fit = Mapping[str, Any]
 """fit.json as read."""
 Words = Callable[[float], str]
 
-BEYOND = "extrapolated"
-"""The word for what no run has tested."""
 BEYOND_COLUMN = ("beyond data?", "")
 
 
@@ -276,11 +273,6 @@ def single_values(fit: Fit) -> View | None:
         fit, "conclusions", "Conclusions", rows, cells,
         "what | value# | 95 % interval#", "",
     )  # fmt: skip
-
-
-def cost_formula(derived: Mapping[str, Any]) -> str:
-    """A run's cost, its constant in sixteenths: "C = 6/16 P N D"."""
-    return f"C = {number(16 * derived.get('cost_k', COST))}/16 P N D"
 
 
 # --- words ------------------------------------------------------------------------------------

@@ -29,11 +29,13 @@ from fitting.figures.style import (
     shades,
 )
 from fitting.figures.svg import tag
+from fitting.files.atomic import sha256_of
+from fitting.files.own_json import ResultsError
 from fitting.naming import records
-from fitting.page.sentences import number
-from fitting.page.study import sha256_of
 from fitting.page.tables import View
-from fitting.results.record import DamagedWarning, ResultsError, require_columns
+from fitting.results.record import DamagedWarning
+from fitting.results.table import require_columns
+from fitting.words import number
 
 COLUMNS = ("run_id", "step", "layer", "operand", "value")
 """`step` in optimizer steps, `operand` one of P1..P6, `value` the QSNR in dB."""

@@ -20,11 +20,11 @@ import jinja2
 
 from fitting.figures.style import Panel
 from fitting.figures.svg import untagged
+from fitting.files.atomic import sha256_of, write_atomic
+from fitting.files.own_json import read_json
 from fitting.page.latex import to_latex
-from fitting.page.sentences import number
-from fitting.page.study import read_json, sha256_of
 from fitting.page.tables import View
-from fitting.results.record import write_atomic
+from fitting.words import number
 
 PAGE = "index.html"
 HEADLINE = "headline.png"

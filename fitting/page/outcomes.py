@@ -15,11 +15,10 @@ from matplotlib.patches import Rectangle
 
 from fitting.figures.style import BLUE, INK, ORANGE, PANEL_WIDTH, STYLE, Panel, new_figure, panel
 from fitting.figures.svg import tag
-from fitting.naming import count_label
-from fitting.page.sentences import at, duration, number, plural
 from fitting.page.study import Study
 from fitting.page.tables import View
 from fitting.results.record import STATUSES
+from fitting.words import at, count_label, duration, number, plural
 
 LISTED = 24
 """Values that are listed one by one; of more the page says how many and the range."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from fitting.files.atomic import write_atomic
 from fitting.fit.fit_file import FIT, read_fit
 from fitting.page import diagnostics
 from fitting.page.study import load_study, read_runs
-from fitting.results.record import STUDY, write_atomic
+from fitting.results.study_file import STUDY
 
 RESULTS = "results.csv"
 

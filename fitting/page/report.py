@@ -25,7 +25,6 @@ from fitting.figures.style import Panel
 from fitting.naming import are_none, sizes
 from fitting.page import conclusions, diagnostics, files, outcomes, sentences, tables
 from fitting.page.publish import RESULTS, publish
-from fitting.page.sentences import number, plural
 from fitting.page.study import (
     Study,
     fitted_runs,
@@ -36,6 +35,7 @@ from fitting.page.study import (
 from fitting.page.tables import View
 from fitting.seeds.noise import NoiseFloor
 from fitting.seeds.verdicts import BETTER
+from fitting.words import BEYOND, number, plural, series
 
 PANELS_ON_PAGE = 6
 """Model sizes drawn; a study of more has them all in its tables."""
@@ -153,7 +153,7 @@ def headline_words(study: Study) -> tuple[str, list[str]]:
         return "This study has no finished run yet: there is nothing to report.", []
     if study.done.empty:
         bad = study.table["status"].value_counts()
-        counted = sentences.series(f"{count} {status}" for status, count in sorted(bad.items()))
+        counted = series(f"{count} {status}" for status, count in sorted(bad.items()))
         return f"No run of this study ended with a loss ({counted}): there is nothing to fit.", []
     points = []
     best = sentences.best_layouts(study.fit) if study.fit else None
@@ -267,8 +267,8 @@ def write_report(
     """Write the page, its figures, tables and MANIFEST.
 
     Args:
-        results: A folder of runs, which is published into `out` first (`fitting.page.publish`), a CSV
-            or a parquet file, with `study.json` and `diagnostics.csv` beside it if it has them.
+        results: A folder of runs, which is published into `out` first (`fitting.page.publish`), a
+            CSV or a parquet file, with `study.json` and `diagnostics.csv` beside it if it has them.
         fit_dir: Where `fit.json` lies; without one the page says that there is no fit.
         out: Folder to write `index.html`, `headline.png` (the difference to `none` by format,
             where there is one), `figures/*`, `tables/*.csv` and `*.tex`, `MANIFEST.json` into;
@@ -359,7 +359,7 @@ def _beyond(follows: Iterable[View]) -> list[str]:
     for view in follows:
         if view.header[-1] == conclusions.BEYOND_COLUMN:
             rows = [cells[-1] for kind, cells in view.rows if kind != "group"]
-            beyond = rows.count(conclusions.BEYOND)
+            beyond = rows.count(BEYOND)
             if beyond:
                 found.append(f"{view.title}: {beyond} of {plural(len(rows), 'row')}")
     return found

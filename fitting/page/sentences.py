@@ -1,21 +1,21 @@
 """What a study found, in sentences made from its numbers.
 
-No sentence here calls a difference real unless `fitting.seeds.verdicts` does; what cannot be told, and
-which parameter cannot be pinned, is said as plainly as what can.
-Differences are losses above `none` in nats per token; ± is one standard error from the spread
-between seeds.
+No sentence here calls a difference real unless `fitting.seeds.verdicts` does; what cannot be told,
+and which parameter cannot be pinned, is said as plainly as what can. Differences are losses above
+`none` in nats per token; ± is one standard error from the spread between seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from fitting.naming import count_label, records
+from fitting.naming import records
 from fitting.seeds.verdicts import BETTER, WORSE, enough
+from fitting.words import at, count_label, interval, number, series, signed, where, z_score
 
 SMALL_MODEL = 1_000_000
 """Parameters below which absolute constants say nothing about the papers' models."""
@@ -24,92 +24,6 @@ PINNED, ROUGHLY = 2.0, 10.0
 NEAR_CERTAIN = 0.95
 FEW = 4
 """Conditions that are listed one by one; more are summed up."""
-
-
-def number(value: float | None, digits: int = 4) -> str:
-    """A number with `digits` significant digits, or a dash where there is none.
-
-    >>> number(0.23681), number(68973.06), number(None), number(-2.5e-7)
-    ('0.2368', '68,970', '–', '−2.5×10⁻⁷')
-    """
-    if value is None or not np.isfinite(value):
-        return "–"
-    if value == 0:
-        return "0"
-    exponent = int(np.floor(np.log10(abs(value))))
-    if not -4 <= exponent < 7:
-        power = str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-        text = f"{value / 10.0**exponent:.{digits}g}×10{power}"
-    elif exponent >= digits - 1:
-        text = f"{float(f'{value:.{digits}g}'):,.0f}"
-    else:
-        text = f"{value:.{digits}g}"
-    return text.replace("-", "−")
-
-
-def signed(value: float | None, decimals: int = 4) -> str:
-    """A difference with its sign: '+0.0921', '−0.0040'; a zero has a plus.
-
-    >>> signed(0.0921), signed(-0.004), signed(-1e-9), signed(float("nan"))
-    ('+0.0921', '−0.0040', '+0.0000', '–')
-    """
-    if value is None or not np.isfinite(value):
-        return "–"
-    return f"{round(value, decimals) + 0.0:+.{decimals}f}".replace("-", "−")
-
-
-def z_score(value: float | None) -> str:
-    """One decimal, cut and not rounded: 2.99 must not read as a 3.0 from which one could tell.
-
-    >>> z_score(2.99), z_score(-12.34), z_score(-0.01)
-    ('2.9', '−12.3', '0.0')
-    """
-    if value is None or not np.isfinite(value):
-        return "–"
-    return f"{np.trunc(round(value, 6) * 10) / 10 + 0.0:.1f}".replace("-", "−")
-
-
-def interval(bounds: Sequence[float | None] | None, digits: int = 3) -> str:
-    """'0.21 to 0.27', or a dash if a bound is missing."""
-    if bounds is None or any(bound is None or not np.isfinite(bound) for bound in bounds):
-        return "–"
-    return f"{number(bounds[0], digits)} to {number(bounds[1], digits)}"
-
-
-def series(words: Iterable[str]) -> str:
-    """Words as in a sentence.
-
-    >>> series(["a", "b", "c"]), series(["a"])
-    ('a, b and c', 'a')
-    """
-    listed = list(words)
-    return listed[0] if len(listed) == 1 else ", ".join(listed[:-1]) + f" and {listed[-1]}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them.
-
-    >>> duration(40), duration(1314), duration(40_000)
-    ('40 s', '22 min', '11.1 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def plural(count: int, word: str) -> str:
-    """'1 run', '2 runs'."""
-    return f"{count:,} {word}" + ("" if count == 1 else "s")
-
-
-def where(cell: Any) -> str:
-    """A cell's size and tokens in words."""
-    return at(cell.params, cell.tokens)
-
-
-def at(params: float, tokens: float) -> str:
-    """A size and a token count in words."""
-    return f"{count_label(params)} parameters and {count_label(tokens)} tokens"
 
 
 def pooled(cells: pd.DataFrame) -> tuple[float, float, float]:

@@ -6,7 +6,6 @@ merely missing (no fit, no repeated seed, nothing to compare) is None, with the 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,25 +15,19 @@ import numpy as np
 import pandas as pd
 
 from fitting.figures.style import format_colours
-from fitting.files.own_json import read_object
+from fitting.files.atomic import sha256_of
+from fitting.files.own_json import ResultsError
 from fitting.fit.fit_file import FIT, read_fit
-from fitting.fit.search import select_rows
-from fitting.laws.catalogue import LAWS, FitError
+from fitting.laws.catalogue import LAWS
+from fitting.laws.law import FitError
 from fitting.naming import format_names, format_order
-from fitting.results.record import (
-    COLUMNS,
-    FAILURE,
-    RESULT,
-    STUDY,
-    ResultsError,
-    load,
-    read_records,
-    require_columns,
-)
-from fitting.results.study_file import read_about
+from fitting.results.record import COLUMNS, FAILURE, RESULT
+from fitting.results.study_file import STUDY, read_about
 from fitting.results.swept import constant
+from fitting.results.table import load, read_records, require_columns, select_rows
 from fitting.seeds.cells import CELL, with_conditions
-from fitting.seeds.noise import NoiseFloor, compare_cells, compare_layouts, noise_floor
+from fitting.seeds.compare import compare_cells, compare_layouts
+from fitting.seeds.noise import NoiseFloor, noise_floor
 
 FORMAT_COLUMNS = ("exponent", "mantissa", "block_size")
 PROVENANCE = ("git_sha", "git_dirty", "device", "threads", "compute_dtype")
@@ -77,8 +70,8 @@ def load_study(results: Path, fit_dir: Path) -> Study:
     whatever else a page says is of the runs as they were trained.
 
     Args:
-        results: A folder of runs, a CSV or a parquet file (`fitting.results.record.load`), these with
-            `study.json` beside them if they have one.
+        results: A folder of runs, a CSV or a parquet file (`fitting.results.table.load`), these
+            with `study.json` beside them if they have one.
         fit_dir: Where `fit.json` lies, if there is one.
 
     Raises:
@@ -105,12 +98,12 @@ def read_runs(folder: Path, ptq: bool = False) -> tuple[pd.DataFrame, dict[str, 
 
     Args:
         folder: `runs/<study>`.
-        ptq: As `fitting.results.record.load` takes it.
+        ptq: As `fitting.results.table.load` takes it.
 
     Returns:
         The table, and what study.json holds but the planned runs' work, with `name`, with `config`:
-        the keys in which all runs agree (`fitting.results.swept`), and with `provenance`: of what the runs'
-        records know of commit and device, the different values.
+        the keys in which all runs agree (`fitting.results.swept`), and with `provenance`: of what
+        the runs' records know of commit and device, the different values.
     """
     about = {"name": folder.name} | _about(folder)
     about.pop("work", None)
@@ -209,19 +202,6 @@ def _kinds(table: pd.DataFrame, fit: Mapping[str, Any] | None) -> pd.Series:
     for more in words[1:]:
         kinds = kinds + ":" + more.astype(str)
     return kinds
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None where there is no file."""
-    try:
-        return read_object(path, "delete it and run the command that writes it again")
-    except FileNotFoundError:
-        return None
-
-
-def sha256_of(path: Path) -> str:
-    """A file's SHA-256 in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def fitted_runs(study: Study) -> pd.DataFrame | None:

@@ -10,25 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fitting.laws.catalogue import (
-    BESIROGLU_2024,
-    KUMAR_2024,
-    KUMAR_2024_PTQ,
-    QUARTET_2025,
-    SUN_2025,
+from fitting.laws.published import (
+    PUBLISHED,
 )
-from fitting.naming import are_none, count_label, records
-from fitting.page.sentences import interval, number, pinned, signed, z_score
+from fitting.naming import are_none, records
+from fitting.page.sentences import pinned
+from fitting.words import count_label, interval, number, open_interval, percent, signed, z_score
 
 ROWS_ON_PAGE = 600
 """A table longer than this goes on in its CSV file only: the page stays below 1 MB."""
-PUBLISHED: Mapping[str, Mapping[str, float]] = {
-    "floating_point": SUN_2025,
-    "chinchilla": BESIROGLU_2024,
-    "quartet": QUARTET_2025,
-    "precision": KUMAR_2024,
-    "ptq": KUMAR_2024_PTQ,
-}
 
 
 @dataclass(frozen=True)
@@ -55,7 +45,7 @@ def losses(cells: pd.DataFrame, done: pd.DataFrame) -> View:
     """Losses by size, tokens and format, each against `none`.
 
     Args:
-        cells: `fitting.seeds.noise.compare_cells` with `format` and `params`.
+        cells: `fitting.seeds.compare.compare_cells` with `format` and `params`.
         done: Runs with a loss: `format`, `params`, `tokens`, `loss`.
     """
     header = [("format", ""), ("above none", "num"), ("z", "num"),
@@ -195,27 +185,6 @@ def _finite(value: float | None) -> float:
 
 def _above(value: float | None, lowest: float) -> str:
     return "0" if _finite(value) == lowest else number(_finite(value) - lowest, 3)
-
-
-def percent(share: float | None, *, sign: bool = False) -> str:
-    """A share of the loss in percent, two digits, or a dash where there is none.
-
-    >>> percent(0.00214), percent(-0.0131, sign=True), percent(0.0, sign=True), percent(None)
-    ('0.21 %', '−1.3 %', '0 %', '–')
-    """
-    if share is None:
-        return "–"
-    plus = "+" if sign and share > 0 else ""
-    return f"{plus}{number(100 * share, 2)} %"
-
-
-def open_interval(bounds: Sequence[float | None] | None) -> str:
-    """'0.21 to 0.27', or '0.21 to ∞'; a dash without any."""
-    if bounds is None or all(bound is None for bound in bounds):
-        return "–"
-    low, high = bounds
-    start, end = (number(bound, 3) for bound in bounds)
-    return f"{'−∞' if low is None else start} to {'∞' if high is None else end}"
 
 
 def flat(entries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 from experiments.config.command_line import check_overrides
 from experiments.config.compose import Composer, checked_grids, compose_all
 from experiments.config.own_files import own_folder
-from experiments.config.schema import ConfigError
+from experiments.config.precision import ConfigError
 from experiments.sweep.estimate import probe
 from experiments.sweep.plan import make_plan, write_table
 from experiments.sweep.show import console, show_plan, show_results

@@ -1,0 +1,65 @@
+"""A fit: the optimum that was found, with everything that qualifies it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from fitting.laws.law import Law
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What was minimised, and how low it came."""
+
+    name: str
+    delta: float | None
+    """Huber's threshold on log residuals; None for lad and least_squares."""
+    value: float
+    """Sum over rows."""
+
+
+@dataclass(frozen=True)
+class Starts:
+    """How many starts were tried and how many ended at the best optimum."""
+
+    tried: int
+    agreeing: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How many rows were used, and how many were not, by reason."""
+
+    used: int
+    excluded: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted law with everything that qualifies it."""
+
+    law: Law
+    parameters: dict[str, float]
+    objective: Objective
+    status: str
+    """converged, "at_bound: [names]" or max_steps."""
+    starts: Starts
+    rows: Rows
+    frozen: tuple[str, ...]
+    at_bound: tuple[str, ...]
+    flat: tuple[str, ...]
+    """Parameters in a direction along which the fit does not change: their values are arbitrary."""
+    identified: dict[str, bool]
+    """False: flat, at a bound, or a standard error above a factor e.  Frozen counts as True."""
+    residuals: pd.Series
+    """log L - log Lhat of the used rows, with the table's index."""
+    warnings: tuple[str, ...]
+    weights: str | None = None
+    """The column that weighted the rows."""
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Parameters with bounds that were asked for."""
+    rival: Mapping[str, float] | None = None
+    """The lowest of the optima that starts ended in and that are not the fit's, if there is one."""

@@ -1,0 +1,244 @@
+"""The table of runs that fits and reports read: from records, or from anybody's file."""
+
+from __future__ import annotations
+
+import lzma
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fitting.files.own_json import ResultsError
+from fitting.files.tables import KINDS, can_read, counts, read_file
+from fitting.results.record import (
+    COLUMNS,
+    MAYBE_EMPTY,
+    RESULT,
+    STATUSES,
+    DamagedWarning,
+    RunRecord,
+    look_at,
+)
+from fitting.results.swept import is_key, swept
+
+WANDB_STATES = ("finished", "crashed", "failed", "killed", "running", "preempted", "preempting")
+"""What W&B calls the state of a run; only a finished one has a result."""
+
+
+_NEEDED = ("loss", "params", "tokens")
+"""Columns that must be numbers; of others only a law's own (`fitting.command.describe`)."""
+
+
+_COUNTS = ("params", "tokens", "params_total", "unique_tokens")
+"""Columns that may say 7B or 300M."""
+
+
+_MEASURED = (
+    *("train_loss", "bits_per_byte", "wall_seconds", "tokens_per_second", "attempts", "flops"),
+    *("bits_with_scales", "unique_tokens"),
+)
+"""Columns in which words mean that nothing was measured."""
+
+
+NUMERIC_COLUMNS = (
+    "exponent mantissa bits bits_with_scales block_size params params_head params_embedding "
+    "params_total params_quantized tokens unique_tokens flops seed loss train_loss bits_per_byte "
+    "wall_seconds tokens_per_second attempts numerics_version schema_version"
+).split()
+
+
+def read_records(folder: Path) -> tuple[list[RunRecord], list[str]]:
+    """The records of all runs in a study's folder, and a line for each that is damaged."""
+    seen = [look_at(run) for run in sorted(folder.iterdir()) if run.is_dir()]
+    return [record for record, _ in seen if record], [damaged for _, damaged in seen if damaged]
+
+
+def load(
+    path: str | Path, columns: Mapping[str, str] | None = None, ptq: bool = False
+) -> pd.DataFrame:
+    """Read a results table: a folder of runs, or a file as `fitting.files.tables` reads it.
+
+    Args:
+        path: `runs/<study>` (each `*/result.json` or `*/failure.json`), `*.csv`, `*.parquet`, ...
+        columns: Our name -> the table's name or a formula of these, e.g. {"params": "N",
+            "tokens": "D*1e9"}.
+        ptq: Of a folder in which runs were scored with quantized weights, behind each of these
+            runs a row for each format, with that loss.  All rows then have `bits_post`, bits of an
+            element, and `format_post` and `operands_post`; of a run as it was trained these are
+            its compute dtype's, 32 or 16, and "none" twice.
+
+    Returns:
+        One row a run, sorted by `run_id` where there is one, with a column for each key of the
+        configuration in which runs of a folder differ, e.g. `optim.lr`, as far as the others do
+        not tell.  A foreign table keeps its other columns and gets `status` = "finished" where it
+        has no status of its own (nor W&B's `State`).
+
+    Raises:
+        ResultsError: Nothing there, unreadable, or a named column is missing.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    if path.is_dir():
+        records, damaged = read_records(path)
+        if not records:
+            found = f"; {len(damaged)} damaged: {damaged[0]}" if damaged else ""
+            raise ResultsError(f"results={path}: no */{RESULT} in this folder{found}")
+        table = table_of(records, ptq)
+        for line in damaged:
+            warnings.warn(f"left out: {line}", DamagedWarning, stacklevel=2)
+        if damaged:  # `fitting.results.table.select_rows` counts them among what is excluded
+            table.attrs["damaged"] = len(damaged)
+    elif not path.exists():
+        raise ResultsError(f"results={path}: no such file or folder")
+    elif can_read(path):
+        try:
+            table = read_file(path)
+        except (ValueError, OSError, ImportError, EOFError, lzma.LZMAError, zlib.error) as error:
+            first_line = (str(error) or type(error).__name__).splitlines()[0]
+            raise ResultsError(f"results={path}: cannot be read ({first_line})") from error
+    else:
+        raise ResultsError(f"results={path}: must be {KINDS}")
+
+    table = _mapped(table, columns or {})
+    table["status"] = _status(table)
+    for name in MAYBE_EMPTY & set(table.columns):  # which a CSV file cannot tell from missing
+        table[name] = table[name].astype(object).fillna("")
+    for name in filter(is_key, table.columns):
+        table[name] = _settled(table[name])
+    for name in NUMERIC_COLUMNS:
+        if name in table.columns:
+            if name in _COUNTS:
+                table[name] = counts(table[name])
+            try:
+                table[name] = pd.to_numeric(table[name])
+            except (ValueError, TypeError) as error:
+                if name in _NEEDED:
+                    said = f"column {name!r} of {path} is not numeric: {error}"
+                    raise ResultsError(said) from error
+                if name in _MEASURED:
+                    table[name] = pd.to_numeric(table[name], errors="coerce")
+    if "run_id" not in table.columns:
+        return table
+    return table.sort_values("run_id", ignore_index=True, kind="stable")
+
+
+def table_of(records: Sequence[RunRecord], ptq: bool = False) -> pd.DataFrame:
+    """The rows of runs' records, with whatever else they swept as columns."""
+    import pandas as pd
+
+    rows = _with_ptq if ptq and any(r.ptq for r in records) else _alone
+    columns = {name: [getattr(r, name) for r in records] for name in COLUMNS}
+    keys = swept([record.config for record in records], columns)
+    found = []
+    for number, record in enumerate(records):
+        more = {key: values[number] for key, values in keys.items()}
+        found += [row | more for row in rows(record)]
+    return pd.DataFrame(found)
+
+
+def _mapped(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """The table with our names for columns of its own, each read from the table as it is."""
+    from fitting.results.where import ExpressionError, evaluate  # pandas
+
+    found = {}
+    for ours, theirs in columns.items():
+        if theirs in table.columns:
+            found[ours] = table[theirs]
+            continue
+        names = ", ".join(map(str, table.columns))
+        wrong = f"columns.{ours}={theirs}: no such column; the table has {names}"
+        if not any(sign in theirs for sign in "+-*/"):
+            raise ResultsError(wrong)
+        try:
+            found[ours] = evaluate(theirs, table)
+        except ExpressionError as error:
+            raise ResultsError(f"{wrong} (nor is it a formula of these: {error})") from error
+    return table.assign(**found)
+
+
+def _status(table: pd.DataFrame) -> pd.Series:
+    """How each run ended; a blank says nothing, so that its loss counts if there is one."""
+    import pandas as pd
+
+    given = table.get("status")
+    if given is None:
+        # W&B exports it as State; a column called Status or state is as likely to be it.
+        known_words = {*STATUSES, *WANDB_STATES, ""}
+        for name in table:
+            if str(name).lower() in ("state", "status") and set(_word(table[name])) <= known_words:
+                given = table[name]
+                break
+    if given is None:
+        return pd.Series("finished", index=table.index)
+    words = _word(given)
+    known = words.isin([*STATUSES, *WANDB_STATES])
+    words = words.where(known, given.astype(str).str.strip())
+    return words.mask(given.isna() | (words == ""), "finished")
+
+
+def _word(column: pd.Series) -> pd.Series:
+    return column.astype(object).where(column.notna(), "").astype(str).str.strip().str.lower()
+
+
+def _settled(column: pd.Series) -> pd.Series:
+    """A swept column as it comes back from a CSV file: numbers as numbers, nothing as missing."""
+    import pandas as pd
+
+    if pd.api.types.is_bool_dtype(column) or pd.api.types.is_numeric_dtype(column):
+        return column
+    column = column.astype(object).where(column.notna() & (column != ""), None)
+    if column.map(lambda value: isinstance(value, bool)).any():
+        return column.map(lambda value: None if value is None else str(value).lower())
+    try:
+        return pd.to_numeric(column)
+    except (ValueError, TypeError):
+        return column
+
+
+def _alone(record: RunRecord) -> list[dict[str, Any]]:
+    return [{column: getattr(record, column) for column in COLUMNS}]
+
+
+def _with_ptq(record: RunRecord) -> list[dict[str, Any]]:
+    """A run's row as it was trained, then one for each format of its weights after training."""
+    [row] = _alone(record)
+    bits = 16 if record.config.get("compute_dtype") == "bfloat16" else 32
+    rows = [row | {"bits_post": bits, "format_post": "none", "operands_post": "none"}]
+    for name, scored in record.ptq.items():
+        post = {"format_post": name, "operands_post": scored["operands"]}
+        rows.append(row | post | {"loss": scored["loss"], "bits_post": scored["bits"]})
+    return rows
+
+
+def require_columns(table: pd.DataFrame, names: tuple[str, ...], source: str) -> None:
+    """Raise one clear line if `table` lacks a column that `source` (a law, a figure) needs."""
+    missing = [name for name in names if name not in table.columns]
+    if missing:
+        raise ResultsError(
+            f"{source} needs column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; "
+            f"the table has {', '.join(map(str, table.columns))}; "
+            f"map one with columns.{missing[0]}=<its name>"
+        )
+
+
+def select_rows(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The rows that have a loss to fit, and how many have none, by reason."""
+    require_columns(table, ("loss",), "a fit")
+    loss = table["loss"].to_numpy(dtype=np.float64)
+    status = table["status"].to_numpy(dtype=str) if "status" in table else np.full(loss.shape, "")
+    reason = np.select(
+        [(status != "") & (status != "finished"), ~np.isfinite(loss), loss <= 0],
+        [status, "loss not finite", "loss not positive"],
+        "",
+    )
+    names, counts = np.unique(reason[reason != ""], return_counts=True)
+    rows: pd.DataFrame = table[reason == ""]
+    excluded = {str(name): int(count) for name, count in zip(names, counts, strict=True)}
+    if damaged := table.attrs.get("damaged", 0):  # records that `load` could not read
+        excluded["damaged"] = int(damaged)
+    return rows, excluded
