@@ -49,7 +49,7 @@ smoke: $(VENV)/installed ## The same path in its smallest form, under a minute
 	@$(BIN)/lowbit-report study=smoke
 
 browser: $(VENV)/installed ## Install Chromium, without which the tests of pages are skipped (as root, on Debian)
-	@$(BIN)/python -c "from tests.browser import CHROMIUM; raise SystemExit(not CHROMIUM)" || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	@$(BIN)/python -c "from tests.support.browser import CHROMIUM; raise SystemExit(not CHROMIUM)" || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 		&& echo "adding Chromium for the tests of pages ..." \
 		&& { $(CHROMIUM) || { apt-get update -q && $(CHROMIUM); }; } >/dev/null 2>&1; } \
 		|| echo "no Chromium, and no way to add it here: the tests of pages are skipped"

@@ -19,7 +19,7 @@ for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "HYDRA_FULL_ERROR"
 from experiments.config.schema import TrainConfig
 from experiments.configure import configure
 from experiments.mirror import tracking
-from tests.wandb_server import KEY, WandbServer
+from tests.support.wandb_server import KEY, WandbServer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,187 +1,134 @@
 """Design rules that matter: who may import whom."""
 
-import ast
+import sys
+import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-FLOORS = {
-    "experiments.paths": 0,
-    "experiments.quant.formats": 0,
-    "experiments.data.shards": 0,
-    "experiments.data.techdocs": 1,
-    "experiments.data.verified": 1,
-    "experiments.quant.rounding": 1,
-    "experiments.quant.hadamard": 4,
-    "experiments.quant.scale": 2,
-    "experiments.quant.eden": 4.6,
-    "experiments.quant.gradient": 5,
-    "experiments.quant.product": 0,
-    "experiments.quant.lmul": 1,
-    "experiments.quant.operand": 4.7,
-    "experiments.measure.theory": 1,
-    "experiments.quant.kernels.noise": 0,
-    "experiments.quant.kernels.dense": 0,
-    "experiments.quant.straight_through": 4.5,
-    "experiments.quant.kernels.cpu": 3,
-    "experiments.quant.kernels.triton_quantize": 0,
-    "experiments.quant.kernels.gpu": 3,
-    "experiments.quant.block": 5,
-    "experiments.quant.recipe": 2,
-    "experiments.quant.linear": 6,
-    "experiments.measure.error": 6,
-    "experiments.quant.word_length": 7,
-    "experiments.measure.recipe_error": 7,
-    "experiments.measure.diagnostics": 7,
-    "experiments.measure.ptq": 7,
-    "experiments.model": 7,
-    "experiments.optim": 7,
-    "experiments.loss_scale": 0,
-    "experiments.data.batches": 4,
-    "experiments.accounting": 8,
-    "experiments.config.demands": 0,
-    "experiments.store.lease": 0,
-    "experiments.store.curve": 0,
-    "experiments.run.process": 0,
-    "experiments.store.checkpoint": 0,
-    "experiments.store.status": 1,
-    "experiments.config.precision": 1,
-    "experiments.config.running": 0,
-    "experiments.config.schema": 8,
-    "experiments.config.own_files": 8.5,
-    "experiments.config.command_line": 9,
-    "experiments.configure": 10,
-    "experiments.run.identity": 9,
-    "experiments.run.module": 9,
-    "experiments.run.out_of_memory": 9,
-    "experiments.mirror.files": 0,
-    "experiments.mirror.tracking": 9,
-    "experiments.mirror.sync": 10,
-    "experiments.mirror.panels": 1,
-    "experiments.mirror.dashboard": 11,
-    "experiments.run.record": 10,
-    "experiments.run.recorder": 10,
-    "experiments.train": 11,
-    "experiments.errors.capture": 12,
-    "experiments.errors.recipes": 13,
-    "experiments.errors.command": 14,
-    "experiments.config.compose": 9,
-    "experiments.sweep.estimate": 12,
-    "experiments.sweep.plan": 13,
-    "experiments.sweep.show": 14,
-    "experiments.sweep.work": 12,
-    "experiments.sweep.cluster": 14,
-    "experiments.sweep.own_ray": 13,
-    "experiments.sweep.reach": 13,
-    "experiments.sweep.launch": 15,
-    "experiments.plugins.hydra_plugins.lowbit": 16,
-    "experiments.command.train": 17,
-    "experiments.command.main": 18,
-    "fitting.results.swept": -2,
-    "fitting.results.where": -2,
-    "fitting.entry.interrupts": -4,
-    "fitting.entry.answer": -3,
-    "fitting.files.atomic": -2,
-    "fitting.files.own_json": -2,
-    "fitting.results.values": -1,
-    "fitting.results.study_file": -1,
-    "fitting.files.tables": -1,
-    "fitting.results.record": 0,
-    "fitting.naming": 0,
-    "fitting.seeds.verdicts": 0,
-    "fitting.figures.svg": 0,
-    "fitting.figures.style": 1,
-    "fitting.laws.curves": 0,
-    "fitting.fit.minimise": 1,
-    "fitting.laws.law": 1,
-    "fitting.laws.catalogue": 2,
-    "fitting.fit.fit_file": 3,
-    "fitting.fit.centred": 2,
-    "fitting.fit.designs": 2,
-    "fitting.laws.synthetic": 3,
-    "fitting.fit.search": 3,
-    "fitting.seeds.cells": 1,
-    "fitting.seeds.noise": 4,
-    "fitting.fit.bootstrap": 4,
-    "fitting.fit.validation": 4,
-    "fitting.fit.profile": 5,
-    "fitting.fit.evidence": 6,
-    "fitting.analysis.trades": 5,
-    "fitting.analysis.roots": 1,
-    "fitting.analysis.efficiency": 5,
-    "fitting.analysis.capacity": 6,
-    "fitting.analysis.granularity": 6,
-    "fitting.analysis.layouts": 7,
-    "fitting.page.tables": 6,
-    "fitting.page.conclusions": 7,
-    "fitting.page.sentences": 5,
-    "fitting.page.study": 5,
-    "fitting.page.latex": 7,
-    "fitting.page.files": 8,
-    "fitting.figures.losses": 6,
-    "fitting.figures.layouts": 7,
-    "fitting.figures.fits": 7,
-    "fitting.figures.efficiency": 8,
-    "fitting.figures.conclusions": 9,
-    "fitting.page.outcomes": 7,
-    "fitting.page.diagnostics": 7,
-    "fitting.page.publish": 8,
-    "fitting.page.report": 10,
-    "fitting.figures.compare": 7,
-    "fitting.page.compare": 11,
-    "fitting.command.options": 1,
-    "fitting.command.describe": 8,
-    "fitting.command.expected": 9,
-    "fitting.command.show": 10,
-    "fitting.command.main": 12,
+from tests.support.house import imported, modules, named_imports, room
+from tests.support.places import ROOT
+
+ROWS = {
+    "experiments": (
+        ("command", "plugins"),
+        ("errors", "sweep"),
+        ("train",),
+        ("run",),
+        ("configure", "mirror"),
+        ("accounting", "config"),
+        ("measure", "model", "optim"),
+        ("data", "loss_scale", "paths", "quant", "store"),
+    ),
+    "fitting": (
+        ("command",),
+        ("page",),
+        ("figures",),
+        ("analysis",),
+        ("fit", "seeds"),
+        ("laws",),
+        ("results",),
+        ("files", "naming"),
+        ("entry", "words"),
+    ),
 }
-SHARED = {
-    ("experiments", f"fitting.{name}")
-    for name in ("results", "study_file", "own_json", "atomic", "entry", "interrupts")
-}
-"""What training and fitting have in common: the files of a study, and how a command ends."""
+"""The packages of each column, the highest first: a module imports its own and lower rows."""
+QUANT = (
+    *("kernels.dense", "kernels.noise", "kernels.triton_quantize", "product"),
+    *("formats", "recipe", "rounding", "scale", "lmul", "kernels.cpu", "kernels.gpu"),
+    *("hadamard", "straight_through", "eden", "operand", "block", "gradient", "linear"),
+    "word_length",
+)
+"""Within `experiments.quant` the order is the design: each imports only what stands before it."""
+SHARED = {"fitting.entry", "fitting.files", "fitting.results"}
+"""What training and fitting have in common: how commands end, files, and the run record."""
 NO_TORCH = {"experiments.quant.formats", "experiments.quant.recipe", "experiments.accounting"}
-MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
-    for folder in ("experiments", "fitting")
-    for path in (ROOT / folder).rglob("*.py")
-    if path.name != "__init__.py"
+NO_PICTURES = {"fitting.laws", "fitting.fit", "fitting.seeds", "fitting.analysis"}
+MODULES = modules(ROOT)
+HEIGHT = {
+    f"{column}.{name}": -row
+    for column, rows in ROWS.items()
+    for row, names in enumerate(rows)
+    for name in names
 }
+PACKAGES = sorted({name.rpartition(".")[0] for name in MODULES} - {""})
 
 
-def imports(path: Path) -> set[str]:
-    """Every module that a file names in an import, wherever the import stands."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+def libraries(path: Path) -> set[str]:
+    return {module.split(".")[0] for module, _ in named_imports(path)}
 
 
-def test_every_module_has_a_floor() -> None:
-    assert set(MODULES) == set(FLOORS)
+def test_every_room_has_a_row() -> None:
+    assert {room(name) for name in MODULES} - {"experiments", "fitting"} == set(HEIGHT)
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_modules_import_only_lower_floors_of_their_own_column(module: str) -> None:
-    column = module.partition(".")[0]
-    for name in imports(MODULES[module]) & set(FLOORS):
-        if name.partition(".")[0] == column:
-            assert FLOORS[name] < FLOORS[module], f"{module} imports {name}"
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"experiments", "fitting"}))
+def test_imports_go_downward(module: str) -> None:
+    here, column = room(module), module.split(".")[0]
+    for other in {room(name) for name in imported(MODULES[module], MODULES)} - {here}:
+        if other.split(".")[0] == column:
+            assert HEIGHT[other] < HEIGHT[here], f"{module} imports {other}"
         else:
-            assert (column, name) in SHARED, f"{module} imports {name}"
+            assert column == "experiments", f"{module} imports {other}"
+            assert other in SHARED, f"{module} imports {other}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_cycle_inside_a_package(package: str) -> None:
+    inside = [name for name in MODULES if name.rpartition(".")[0] == package]
+    TopologicalSorter({name: imported(MODULES[name], inside) for name in inside}).prepare()
+
+
+def test_quant_is_in_order() -> None:
+    order = [f"experiments.quant.{name}" for name in QUANT]
+    inside = {n for n in MODULES if n.startswith("experiments.quant.")}
+    assert inside - {"experiments.quant.kernels"} == set(order)
+    for place, name in enumerate(order):
+        assert imported(MODULES[name], order) <= set(order[:place]), name
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_fitting_needs_no_torch_and_facts_need_none_themselves(module: str) -> None:
+def test_what_needs_no_torch_and_no_pictures_imports_none(module: str) -> None:
+    found = libraries(MODULES[module])
     if module.startswith("fitting.") or module in NO_TORCH:
-        assert not {name for name in imports(MODULES[module]) if name.split(".")[0] == "torch"}
+        assert "torch" not in found
+    if room(module) in NO_PICTURES:
+        assert not found & {"matplotlib", "jinja2", "rich"}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_what_begins_with_an_underscore_stays_at_home(module: str) -> None:
+    ours = {(m, n) for m, n in named_imports(MODULES[module]) if m.split(".")[0] in ROWS}
+    assert not [f"{m}.{n}" for m, n in ours if n.startswith("_")]
+
+
+def test_only_those_who_must_know_where_they_lie() -> None:
+    """`paths.py` knows where files lie, and the kernels where their library is."""
+    here = {name for name, path in MODULES.items() if "__file__" in path.read_text("utf-8")}
+    assert here == {"experiments.paths", "experiments.quant.kernels.cpu"}
 
 
 def test_no_file_hides_two_ideas() -> None:
     """Past 480 lines a file has a second one."""
-    long = {m: n for m, p in MODULES.items() if (n := len(p.read_text().splitlines())) > 480}
+    long = {m: n for m, p in MODULES.items() if (n := len(p.read_text("utf-8").splitlines())) > 480}
     assert not long
+
+
+def test_no_test_imports_another() -> None:
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        ours = {m for m, _ in named_imports(path) if m.split(".")[0] == "tests"}
+        assert all(m.startswith("tests.support") for m in ours), path
+
+
+def test_every_package_is_shipped() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        listed = set(tomllib.load(file)["tool"]["setuptools"]["packages"])
+    there = {name.rpartition(".")[0] for name in MODULES} - {"", "experiments.plugins"}
+    assert listed - {"experiments.conf"} == there
+
+
+def test_importing_a_promised_package_is_enough() -> None:
+    for name in ("fitting.results", "fitting.laws", "fitting.fit", "fitting.analysis"):
+        __import__(name)
+        assert set(sys.modules[name].__all__) <= set(dir(sys.modules[name]))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from experiments.quant.block import _to_blocks, quantize
+from experiments.quant.block import quantize, to_blocks
 from experiments.quant.eden import BLOCK, ms_eden
 from experiments.quant.formats import Precision
 from experiments.quant.hadamard import rotate
@@ -85,7 +85,7 @@ def clipped_share(x: Tensor, precision: Precision) -> float:
     0.03125
     """
     element = precision.element
-    blocks = _to_blocks(x.float(), precision)
+    blocks = to_blocks(x.float(), precision)
     beyond = 1.0 + _ROUNDING_OF_THE_SCALE
     scaled = blocks / block_scale(blocks, element, precision.scale)
     outside = (scaled > element.max * beyond) | (scaled < element.lowest * beyond)
@@ -129,13 +129,13 @@ def operand_error(
     >>> operand_error(x, quantize(x, mxfp4), mxfp4).scale_range
     6.0
     """
-    blocks = _to_blocks(x, precision)
+    blocks = to_blocks(x, precision)
     amax = blocks.abs().amax(-1)
     nonzero = amax > 0
     # In units of a power of two near the largest value no square leaves float32 unnoticed.
     unit = torch.ldexp(amax.new_ones(()), torch.frexp(amax.amax()).exponent)
     scaled = x / unit
-    rms = torch.linalg.vector_norm(_to_blocks(scaled, precision), dim=-1) / blocks.shape[-1] ** 0.5
+    rms = torch.linalg.vector_norm(to_blocks(scaled, precision), dim=-1) / blocks.shape[-1] ** 0.5
     clipped = scale_range = math.nan
     if scales:
         element, beyond = precision.element, 1.0 + _ROUNDING_OF_THE_SCALE
@@ -230,7 +230,7 @@ def gaussian_error(
         # In units of its sigma every row weighs the same; the upper end of the octave has more.
         relative_mse(x.double() / spread, quantized.double() / spread),
         misalignment(x, quantized),
-        crest_factor(_to_blocks(x, precision)).double().mean().item(),
+        crest_factor(to_blocks(x, precision)).double().mean().item(),
         None if rounding == "ms_eden" else clipped_share(x, precision),
         underflown_share(x, quantized),
     )

@@ -158,8 +158,8 @@ def quantize_plain(
     """The definition: the values `quantize` returns, not their gradient; arguments as there."""
     draws = uniform(noise, x.shape, x.device) if isinstance(noise, int) else noise
     values = rotate_plain(x.float(), hadamard, signs) if hadamard else x.float()
-    blocks = _to_blocks(values, precision)
-    noises = None if draws is None else _to_blocks(draws, precision)
+    blocks = to_blocks(values, precision)
+    noises = None if draws is None else to_blocks(draws, precision)
     scale = block_scale(blocks, precision.element, precision.scale)
     values = _round_scaled(blocks, scale, precision, noises, rounding)
     if precision.scale is ScaleFormat.E4M3_4_6:
@@ -311,7 +311,7 @@ def _check_axes(shape: torch.Size, precision: Precision) -> None:
         raise ValueError(f"block_size={size}: {what} of {tuple(shape)} must be a multiple of it")
 
 
-def _to_blocks(x: Tensor, precision: Precision) -> Tensor:
+def to_blocks(x: Tensor, precision: Precision) -> Tensor:
     """[..., K] to [..., elements that share a scale]."""
     size = precision.block_size
     if precision.granularity == "tensor":
@@ -326,7 +326,7 @@ def _to_blocks(x: Tensor, precision: Precision) -> Tensor:
 
 
 def _from_blocks(blocks: Tensor, shape: torch.Size, precision: Precision) -> Tensor:
-    """The inverse of `_to_blocks`."""
+    """The inverse of `to_blocks`."""
     if precision.granularity == "tile":
         size = precision.block_size
         *outer, rows, columns = shape

@@ -97,7 +97,7 @@ static inline float float_of(int32_t bits) {
  * Markstein's theorem wants q within one ulp, which one multiplication does not promise.  But the
  * corrected q errs by less than 2^-22 ulps before it is rounded, so only quotients that close to a
  * midpoint could come out wrong: of these there are 46,517,418 pairs of significands, and
- * tests/correct_division.c tries each.  The remainder is exact for x >= 2^-100; below, with this
+ * tests/support/correct_division.c tries each.  The remainder is exact for x >= 2^-100; below, with this
  * range of scales, x is less than half the smallest step either way. */
 static inline float least_scale(const lowbit_format *f) {
     const int step_exponent = (f->emin_bits >> 23) - 127 - f->mantissa;

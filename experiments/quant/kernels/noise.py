@@ -45,7 +45,7 @@ def uniform(key: int, shape: tuple[int, ...], device: torch.device | str = "cpu"
     Source:
         Shifts and multipliers of SplitMix32 as the hash-prospector project improved them, without
         the last shift, which serves the lowest bits; both words of the key are ours.  Tested
-        for balance, avalanche and correlation in tests/test_kernels.py.
+        for balance, avalanche and correlation in tests/experiments/quant/test_kernels.py.
 
     >>> uniform(0, (2, 2))
     tensor([[0.3576, 0.4848],

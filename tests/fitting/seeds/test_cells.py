@@ -1,0 +1,304 @@
+"""A cell is everything but the seed: whatever else was swept tells runs apart, by its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from experiments.config.schema import TrainConfig
+from experiments.run.identity import science
+from fitting.command import main as commands
+from fitting.page.compare import common_cells
+from fitting.page.report import write_report
+from fitting.page.study import load_study
+from fitting.results import swept
+from fitting.results.record import RunRecord
+from fitting.results.table import load
+from fitting.seeds.cells import cell_keys
+from fitting.seeds.compare import compare_cells
+from fitting.seeds.noise import noise_floor
+from tests.support.configured_runs import QUANTIZED, config, folder, record
+
+# --- every key of the schema -------------------------------------------------------------------
+
+SWEPT: dict[str, tuple[Any, Any]] = {
+    "model.layers": (1, 2),
+    "model.hidden": (64, 128),
+    "model.ffn": (192, 128),
+    "model.heads": (2, 4),
+    "model.vocab_size": (256, 512),
+    "model.tied": (True, False),
+    "model.rope_base": (10_000.0, 500.0),
+    "data.seq_len": (64, 128),
+    "data.validation_windows": (0, 4),
+    "optim.lr": (0.016, 0.001),
+    "optim.beta1": (0.9, 0.8),
+    "optim.beta2": (0.95, 0.99),
+    "optim.eps": (1e-8, 1e-6),
+    "optim.weight_decay": (0.1, 0.0),
+    "optim.clip_norm": (1.0, 2.0),
+    "optim.warmup": (0.1, 0.2),
+    "optim.final_lr": (0.0, 0.1),
+    "optim.weights": ("", "E8M7"),
+    "optim.state": ("", "E8M7"),
+    "optim.loss_scale": ("1", "dynamic"),
+    "batch_size": (8, 16),
+    "compute_dtype": ("float32", "bfloat16"),
+    "precision.kind": ("float", "int"),
+    "precision.exponent": (1, 2),
+    "precision.mantissa": (1, 2),
+    "precision.specials": ("none", "ocp"),
+    "precision.granularity": ("row", "tensor"),
+    "precision.block_size": (16, 32),
+    "precision.scale": ("fp32", "e8m0"),
+    "recipe.output.hadamard": (0, 16),
+    "recipe.output.signs": ("fixed", "random"),
+    "recipe.output.product": ("exact", "lmul"),
+    "recipe.grad_input.hadamard": (0, 16),
+    "recipe.grad_input.signs": ("fixed", "random"),
+    "recipe.grad_input.row_hadamard": (0, 16),
+    "recipe.grad_input.product": ("exact", "lmul"),
+    "recipe.grad_weight.hadamard": (0, 16),
+    "recipe.grad_weight.signs": ("fixed", "random"),
+    "recipe.grad_weight.product": ("exact", "lmul"),
+    "recipe.keep_first": (0, 1),
+    "recipe.keep_last": (0, 1),
+    "recipe.keep": ([], ["mlp.down"]),
+    "recipe.high_precision_share": (0.0, 0.2),
+    "recipe.word_length.lookback": (0, 50),
+    "recipe.word_length.bins": (30, 20),
+    "ptq.formats": ([], ["int4_row"]),
+}
+for _slot in (
+    *("output.input", "output.weight", "grad_input.grad_output", "grad_input.weight"),
+    *("grad_weight.grad_output", "grad_weight.input"),
+):
+    SWEPT[f"recipe.{_slot}.rounding"] = ("nearest_even", "stochastic")
+    SWEPT[f"recipe.{_slot}.precision"] = ("", "E4M3-row-fp32")
+    if _slot.startswith("output"):
+        SWEPT[f"recipe.{_slot}.gradient"] = ("straight_through", "masked")
+    if _slot in ("grad_input.weight", "grad_weight.input"):
+        SWEPT[f"recipe.{_slot}.forward"] = (False, True)
+EFFECT: dict[str, dict[str, Any]] = {
+    "optim.weights_rounding": {"optim.weights": "E8M7"},
+    "optim.state_rounding": {"optim.state": "E8M7"},
+    "optim.loss_scale_interval": {"optim.loss_scale": "dynamic"},
+    "ptq.operands": {"ptq.formats": ["int4_row"]},
+    "precision.kind": {"precision.exponent": 0, "precision.mantissa": 3},
+    "precision.specials": {"precision.exponent": 4, "precision.mantissa": 3},
+    "precision.block_size": {"precision.granularity": "block"},
+    "precision.scale": {"precision.granularity": "block"},
+    **{f"recipe.{gemm}.product": {"precision.granularity": "tensor", "precision.scale": "e8m0"}
+       for gemm in ("output", "grad_input", "grad_weight")},
+    "recipe.word_length.lookback": {
+        "precision.exponent": 0, "precision.mantissa": 6, "precision.granularity": "tensor",
+        "precision.scale": "e8m0",
+    },
+}  # fmt: skip
+SWEPT |= {
+    "optim.weights_rounding": ("nearest_even", "stochastic"),
+    "optim.state_rounding": ("nearest_even", "stochastic"),
+    "optim.loss_scale_interval": (2_000, 1_000),
+    "ptq.operands": ("weights", "weights_and_inputs"),
+}
+LABELS = {"model.name", "data.name", "data.path", "data.max_epochs", "recipe.name"}
+OPERAND_OFF = tuple(f"recipe.{slot}" for slot in ("output.input", "grad_weight.grad_output"))
+
+
+def leaves(part: dict[str, Any], above: str = "") -> set[str]:
+    found: set[str] = set()
+    for key, value in part.items():
+        found |= leaves(value, f"{above}{key}.") if isinstance(value, dict) else {above + key}
+    return found
+
+
+def test_every_key_of_the_schema_that_makes_a_result_is_walked() -> None:
+    flat = leaves(dataclasses.asdict(config(QUANTIZED)))
+    keys = {key for key in flat if swept.is_key(key)} - LABELS
+    impossible = {key for key in keys if key.endswith((".forward", ".gradient"))} - set(SWEPT)
+    assert keys - impossible == set(SWEPT)
+    whole = science(config(QUANTIZED))
+    others = {"seed", "steps", "numerics_version", "model", "data", "optim", "recipe", "precision"}
+    assert {key for key in whole if key not in others} == {"batch_size", "compute_dtype"}
+
+
+def swept_pair(key: str) -> list[TrainConfig]:
+    """Two runs that differ in a key alone, with one seed each that is not the other's."""
+    found = []
+    for seed, value in enumerate(SWEPT[key]):
+        held = {**EFFECT.get(key, {}), key: value, "seed": seed}
+        held["tokens"] = 65_536
+        found.append(config(QUANTIZED, **held))
+    return found
+
+
+@pytest.mark.parametrize("key", SWEPT)
+def test_a_key_alone_makes_two_cells(key: str, tmp_path: Path) -> None:
+    pair = swept_pair(key)
+    a, b = (science(run) | {"seed": 0} for run in pair)
+    again = [dataclasses.replace(run, seed=run.seed + 2) for run in pair]
+    runs = folder(tmp_path / "s", [record(r, 3.0 + 0.1 * i) for i, r in enumerate([*pair, *again])])
+    table = load(runs)
+    cells = table.groupby(cell_keys(table), dropna=False).ngroups
+    assert cells == (1 if a == b else 2)
+    table.to_csv(tmp_path / "results.csv", index=False)
+    from_file = load(tmp_path / "results.csv")
+    assert from_file.groupby(cell_keys(from_file), dropna=False).ngroups == cells
+    pd.testing.assert_series_equal(
+        from_file.groupby(cell_keys(from_file), dropna=False).ngroup(),
+        table.groupby(cell_keys(table), dropna=False).ngroup(),
+    )
+
+
+@pytest.mark.parametrize("key", OPERAND_OFF)
+def test_an_operand_that_is_off_makes_another_cell(key: str, tmp_path: Path) -> None:
+    pair = [config(QUANTIZED, seed=0), config(QUANTIZED, seed=1, **{key: None})]
+    table = load(folder(tmp_path, [record(run, 3.0 + run.seed) for run in pair]))
+    assert noise_floor(table).dof == 0
+
+
+def test_what_an_older_record_lacks_is_what_was_done_then(tmp_path: Path) -> None:
+    young = [record(config(QUANTIZED, seed=seed), 3.0 + seed / 10) for seed in (0, 1)]
+    old = dataclasses.asdict(young[1])["config"]
+    for name in swept.ABSENT:
+        *above, key = name.split(".")
+        place: Any = old
+        for part in above:
+            place = place[part]
+        assert swept._plain(place.pop(key)) == swept._plain(swept.ABSENT[name]), name
+    runs = [young[0], dataclasses.replace(young[1], config=old)]
+    assert noise_floor(load(folder(tmp_path, runs))).dof == 1
+
+
+def test_numerics_versions_are_not_seeds(tmp_path: Path) -> None:
+    runs = [
+        record(config(seed=seed), 3.0 + seed / 10, numerics_version=1 + seed) for seed in (0, 1)
+    ]
+    assert noise_floor(load(folder(tmp_path, runs))).dof == 0
+
+
+# --- the study of the issue --------------------------------------------------------------------
+
+ABOVE = {0.016: (0.03, 0.06, 0.081), 0.001: (0.081, 0.088, 0.095)}
+
+
+def rates() -> list[RunRecord]:
+    """Two rates, three seeds, each unquantized and in E1M1: the rates 1.5 nats apart."""
+    found = []
+    for rate, above in ABOVE.items():
+        for seed, more in enumerate(above):
+            none = 2.5 + 1.5 * (rate < 0.01) + 0.01 * seed
+            held = {"optim.lr": rate, "seed": seed}
+            found.append(record(config(**held), none))
+            found.append(record(config(QUANTIZED, **held), none + more))
+    return found
+
+
+def test_rates_are_compared_each_with_its_own_unquantized_runs(tmp_path: Path) -> None:
+    table = load(folder(tmp_path, rates()))
+    assert set(table["optim.lr"]) == {0.016, 0.001}
+    floor = noise_floor(table)
+    assert floor.dof == 8
+    assert floor.std_loss < 0.03
+    cells = compare_cells(table).set_index("optim.lr")
+    for rate, above in ABOVE.items():
+        assert cells.loc[rate, "difference"] == pytest.approx(sum(above) / 3)
+        assert cells.loc[rate, "pairs"] == 3
+        assert cells.loc[rate, "seeds"] == 3
+
+
+def test_a_cell_without_its_own_unquantized_runs_is_compared_with_none(tmp_path: Path) -> None:
+    runs = [r for r in rates() if r.recipe != "none" or r.config["optim"]["lr"] == 0.016]
+    cells = compare_cells(load(folder(tmp_path, runs))).set_index("optim.lr")
+    assert cells.loc[0.016, "pairs"] == 3
+    assert cells.loc[0.001, "pairs"] == 0
+    assert pd.isna(cells.loc[0.001, "difference"])
+
+
+def test_the_page_and_the_fit_name_the_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = folder(tmp_path / "runs", rates())
+    out = tmp_path / "out"
+    page = write_report(runs, out, out, figure_files=("svg",))
+    text = page.read_text(encoding="utf-8")
+    for name in ("E1M1, optim.lr=0.016", "E1M1, optim.lr=0.001", "none, optim.lr=0.001"):
+        assert name in text
+    assert "another seed changes the loss by 0.8" not in text
+    again = write_report(out / "results.csv", out, tmp_path / "again", figure_files=("svg",))
+    assert again.read_text(encoding="utf-8") == text
+    arguments = [f"results={runs}", "law=chinchilla", f"out={tmp_path}/fit", "bootstrap=0"]
+    held = [f"freeze.{name}=1" for name in ("E", "A", "B", "alpha", "beta")]
+    monkeypatch.setattr(sys, "argv", ["lowbit-fit", *arguments, *held])
+    commands.fit()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "runs differ in optim.lr (0.001, 0.016), of which the law knows nothing" in printed
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "where=optim.lr == 0.016"])
+    commands.fit()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "6 used" in printed
+    assert "optim.lr" not in printed
+
+
+# --- tables of others --------------------------------------------------------------------------
+
+
+def test_a_foreign_column_that_parts_runs_parts_cells() -> None:
+    table = pd.DataFrame(
+        {"params": 1e6, "tokens": 1e9, "lr": [1, 1, 2, 2], "seed": [0, 1, 0, 1],
+         "loss": [3.0, 3.1, 4.0, 4.1], "status": "finished"}
+    )  # fmt: skip
+    assert noise_floor(table).dof == 2
+    assert noise_floor(table).std_loss < 0.1
+    assert noise_floor(table.drop(columns="seed")).dof == 0
+    measured = table.assign(accuracy=[0.1, 0.2, 0.3, 0.4])
+    assert noise_floor(measured).dof == 0, "nobody said that these are repeats"
+    assert noise_floor(measured.assign(cell=["a", "a", "b", "b"])).dof == 2
+
+
+def test_sizes_of_one_model_name_are_cells_of_their_own(tmp_path: Path) -> None:
+    runs = []
+    for layers in (1, 2):
+        for seed in (0, 1):
+            held = {"model.layers": layers, "seed": seed}
+            runs.append(record(config(**held), 4.0 - layers + seed / 100))
+            runs.append(record(config(QUANTIZED, **held), 4.1 - layers + seed / 100))
+    study = load_study(folder(tmp_path, runs), tmp_path)
+    assert study.noise.std_loss < 0.01
+    assert study.cells is not None
+    assert study.cells["params"].nunique() == 2
+    assert study.cells["difference"].tolist() == pytest.approx([0.1, 0.1])
+
+
+@pytest.mark.parametrize("key", ["data.seq_len", "model.vocab_size", "optim.lr", "compute_dtype"])
+@pytest.mark.parametrize("published", [False, True])
+def test_studies_that_differ_in_a_key_have_no_cell_in_common(
+    key: str, published: bool, tmp_path: Path
+) -> None:
+    studies = []
+    for number, value in enumerate(SWEPT[key]):
+        runs = [record(config(seed=seed, **{key: value}), 3.0 + seed / 10) for seed in (0, 1)]
+        place = folder(tmp_path / str(number), runs)
+        if published:
+            out = tmp_path / f"page{number}"
+            write_report(place, out, out, figure_files=())
+            place = out / "results.csv"
+        studies.append(load_study(place, tmp_path / "no fit"))
+    cells, _, reason = common_cells(*studies)
+    assert cells.empty
+    if key != "model.vocab_size":  # known by the size of the head already
+        assert f"differ in {key} (" in reason
+    same, _, _ = common_cells(studies[0], studies[0])
+    assert len(same) == 1
+
+
+def test_corpora_inside_a_study_are_not_pooled_when_it_is_compared(tmp_path: Path) -> None:
+    runs = [record(config(seed=s), 3.0 + s, corpus=f"c{s}", run_id=f"r{s}") for s in (0, 1)]
+    study = load_study(folder(tmp_path, runs), tmp_path)
+    cells, _, _ = common_cells(study, study)
+    assert sorted(cells["loss_a"]) == [3.0, 4.0]
