@@ -35,7 +35,7 @@ from fitting.fit.result import Fit
 from fitting.fit.search import fit
 from fitting.laws.published import BESIROGLU_2024, SUN_2025
 from fitting.laws.synthetic import make_table, sun_cells
-from fitting.results import record as results
+from fitting.results.table import load
 
 Array = npt.NDArray[np.float64]
 
@@ -197,7 +197,7 @@ def main() -> None:
     agreeing = f"{fitted[0].starts.agreeing} of {fitted[0].starts.tried} starts agree"
     print(f"floating_point, {len(table)} rows: fit and {DRAWS} draws, {seconds:.3f} s, {agreeing}")
     if QUARTET.exists():
-        rows = results.load(QUARTET, {"params": "N", "tokens": "D"})
+        rows = load(QUARTET, {"params": "N", "tokens": "D"})
         rows = rows.query("in_notebook == 1 and forward == 'BF16' and backward == 'BF16'")
         seconds = min(cpu_seconds(partial(fit, delta=1e-4), rows, "quartet")[0] for _ in range(5))
         print(f"quartet, {len(rows)} rows: fit, {seconds:.3f} s")

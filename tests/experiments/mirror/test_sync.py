@@ -17,6 +17,7 @@ from experiments.config.schema import TrainConfig
 from experiments.mirror import sync, tracking
 from experiments.mirror.files import is_synced, run_files
 from experiments.store.lease import Lease
+from fitting.entry.errors import UsageError
 from tests.support.wandb_server import KEY, WandbServer
 
 ROWS = 6
@@ -297,7 +298,7 @@ def test_a_wrong_request_is_one_line(
 ) -> None:
     (tmp_path / "runs/s").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(sync.UsageError, match=message):
+    with pytest.raises(UsageError, match=message):
         sync.run(words)
 
 

@@ -21,6 +21,8 @@ from fitting.fit.search import fit
 from fitting.laws.published import BESIROGLU_2024, QUARTET_2025, SUN_2025
 from fitting.laws.synthetic import make_table, sun_design
 from fitting.results import record as results
+from fitting.results.study_file import STUDY
+from fitting.results.table import load
 from tests.support.places import ROOT
 
 
@@ -74,7 +76,7 @@ def test_a_foreign_table_is_fitted_as_the_python_interface_fits_it(
     assert run(monkeypatch, *arguments) == 0
     written = read(out)
 
-    table = results.load(losses, {"params": "N", "tokens": "D", "loss": "val"})
+    table = load(losses, {"params": "N", "tokens": "D", "loss": "val"})
     fitted = fit(table[table["forward"] == "BF16"], "chinchilla", delta=2e-3)
     assert written["law"] == "chinchilla"
     assert written["parameters"] == fitted.parameters
@@ -181,7 +183,7 @@ def study(tmp_path: Path, settings: dict[str, Any], noise: float = 2e-3) -> pd.D
         run_folder = folder / values["run_id"]
         run_folder.mkdir(parents=True)
         results.write_exclusive(record, run_folder)
-    (folder / results.STUDY).write_text(json.dumps({"name": "demo", "fit": settings}))
+    (folder / STUDY).write_text(json.dumps({"name": "demo", "fit": settings}))
     return table
 
 

@@ -18,8 +18,7 @@ from fitting.laws.curves import Array
 from fitting.laws.law import COEFFICIENT, FitError, Law, Term
 from fitting.laws.published import BESIROGLU_2024, KUMAR_2024, KUMAR_2024_PTQ, QAT_2025, SUN_2025
 from fitting.laws.synthetic import make_table, sun_design
-from fitting.results import record as results
-from fitting.results.table import select_rows
+from fitting.results.table import load, select_rows
 from tests.support.places import QUARTET
 
 NONE, E4M3, E2M1, E1M1, E3M2 = (8, 23, 1), (4, 3, 32), (2, 1, 32), (1, 1, 32), (3, 2, 32)
@@ -58,7 +57,7 @@ def noisy() -> pd.DataFrame:
 def published() -> pd.DataFrame:
     if not QUARTET.exists():
         pytest.skip(f"{QUARTET} is not here: published losses that the project does not carry")
-    return results.load(QUARTET, {"params": "N", "tokens": "D"}).query("in_notebook == 1")
+    return load(QUARTET, {"params": "N", "tokens": "D"}).query("in_notebook == 1")
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fitting.analysis.trades import cost_formula
 from fitting.command.describe import describe
 from fitting.fit.bootstrap import bootstrap
 from fitting.fit.search import fit
@@ -146,7 +147,7 @@ def test_costs_are_labelled_with_their_constant() -> None:
         assert by_params is not None
         assert formula in by_tokens.note
         assert f"Costs {formula} ({sixteen} at 16 bits), from" in by_params.note
-    assert conclusions.cost_formula({}) == "C = 6/16 P N D", "what it was before it could be set"
+    assert cost_formula({}) == "C = 6/16 P N D", "what it was before it could be set"
 
 
 def test_an_optimum_at_the_end_of_the_scale_is_a_bound() -> None:

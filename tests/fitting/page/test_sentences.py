@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from fitting.page import sentences as findings
+from fitting.words import number
 
 
 def cells(*rows: tuple[str, int, float, float]) -> pd.DataFrame:
@@ -188,7 +189,7 @@ def test_only_small_models_are_warned_about() -> None:
 
 @pytest.mark.parametrize("value", [0.2368, 1.9061, 68973.0621, 11334.5197, 3.1e-8, -2.5e12, 12.0])
 def test_a_printed_number_is_the_number_to_four_digits(value: float) -> None:
-    text = findings.number(value).replace("−", "-").replace(",", "")
+    text = number(value).replace("−", "-").replace(",", "")
     digits = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
     text = re.sub("×10(.+)", lambda match: "e" + match[1].translate(digits), text)
     assert float(text) == pytest.approx(value, rel=5e-4)
