@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol, TypeAlias
 
 import numpy as np
+
+Words: TypeAlias = Callable[[float], str]
+Bounds: TypeAlias = Sequence[float | None] | None
+
+
+class Cell(Protocol):
+    """What has a size and a token count."""
+
+    params: float
+    tokens: float
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -84,7 +94,7 @@ def plural(count: int, word: str) -> str:
     return f"{count:,} {word}" + ("" if count == 1 else "s")
 
 
-def where(cell: Any) -> str:
+def where(cell: Cell) -> str:
     """A cell's size and tokens in words."""
     return at(cell.params, cell.tokens)
 
@@ -137,3 +147,49 @@ def open_interval(bounds: Sequence[float | None] | None) -> str:
 
 BEYOND = "extrapolated"
 """The word for what no run has tested."""
+
+
+def between(value: float | None, bounds: Bounds, words: Words) -> str:
+    """A value with its interval: "1.58 (1.41 to 1.73)"; a dash where there is none."""
+    if value is None:
+        return "–"
+    ends = interval_of(bounds, words)
+    return words(value) if ends == "–" else f"{words(value)} ({ends})"
+
+
+def interval_of(bounds: Bounds, words: Words) -> str:
+    """An interval in words, open where it is infinite: "0.4T to ∞"."""
+    low, high = bounds or (None, None)
+    if low is None:
+        return "–"
+    return f"{words(low)} to {'∞' if high is None else words(high)}"
+
+
+def three_digits(value: float) -> str:
+    """Three significant digits."""
+    return number(value, 3)
+
+
+def decimals(value: float | None, bounds: Bounds, places: int = 2) -> str:
+    """A value with its interval in so many decimals."""
+    return between(value, bounds, lambda x: f"{x:.{places}f}".replace("-", "−"))
+
+
+def count(value: float | None) -> str:
+    """A count with its unit, or as a power of ten where there is no unit."""
+    if value is None:
+        return "–"
+    return count_label(value) if value < 1e15 else number(value, 3)
+
+
+def by_share(shares: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Names with their shares, the largest first."""
+    return sorted(shares.items(), key=lambda item: (-item[1], item[0]))
+
+
+def share_words(shares: Mapping[str, float], most: int | None = None) -> str:
+    """Names with their shares in percent, those of half a percent or more; else a dash."""
+    listed = by_share(shares)[:most]
+    return (
+        ", ".join(f"{name} {100 * share:.0f} %" for name, share in listed if share >= 0.005) or "–"
+    )

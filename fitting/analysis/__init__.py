@@ -12,7 +12,7 @@ from fitting.analysis.capacity import (
     tokens_for_capacity,
 )
 from fitting.analysis.chinchilla import compute_optimal_exponent
-from fitting.analysis.derived import derived
+from fitting.analysis.critical import critical_tokens
 from fitting.analysis.efficiency import (
     best_precision,
     budget_losses,
@@ -22,7 +22,6 @@ from fitting.analysis.efficiency import (
     training_speedup,
 )
 from fitting.analysis.granularity import equivalent_blocks
-from fitting.analysis.layouts import critical_tokens, integer_layout, layout_costs, optimal_layout
 from fitting.analysis.trades import (
     compute_optimal,
     effective_params,
@@ -46,7 +45,6 @@ __all__ = [
     "compute_optimal_exponent",
     "critical_tokens",
     "crossover",
-    "derived",
     "effective_params",
     "effective_params_of_format",
     "equivalent_blocks",

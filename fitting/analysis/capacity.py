@@ -9,20 +9,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
+from fitting.analysis.costs import COST_OF_PRECISION, Cost, equal_loss, middle
+from fitting.analysis.critical import CRITICAL_TOKENS, CriticalTokens
+from fitting.analysis.optima import (
+    BUDGETS,
+    COST_K,
+    OPTIMAL_PRECISION,
+    OptimalPrecision,
+    optimum,
+)
 from fitting.analysis.roots import rising_root
-from fitting.analysis.samples import samples
-from fitting.analysis.trades import BUDGETS, COST, QUIET, equal_loss, middle, named, optimum
-from fitting.fit.result import Fit
-from fitting.laws.catalogue import OPERANDS
-from fitting.laws.curves import Array
-from fitting.laws.law import FitError
-from fitting.results.table import select_rows
+from fitting.analysis.trades import QUIET
+from fitting.law.conclusion import (
+    COST,
+    Basis,
+    Conclusion,
+    Estimate,
+    Sample,
+    Values,
+    estimate,
+)
+from fitting.law.curves import Array
+from fitting.law.terms import FitError
 
+OPERANDS = ("w", "a", "kv")
+"""What Kumar et al. give bits of their own: weights, activations, cache."""
 BITS_RANGE = (1.0, 64.0)
 """Bits between which the optimum is looked for."""
 CHINCHILLA = frozenset(("A", "alpha", "B", "beta"))
@@ -31,7 +47,7 @@ CHINCHILLA = frozenset(("A", "alpha", "B", "beta"))
 # --- formulas ---------------------------------------------------------------------------------
 
 
-def kumar_capacity(p: Mapping[str, Any], bits: Mapping[str, float]) -> Any:
+def kumar_capacity(p: Sample, bits: Mapping[str, float]) -> Values:
     """N_eff/N = prod_x (1 - exp(n_x - P_x/gamma_x)) over the operands in `bits`, of `precision`.
 
     Raises:
@@ -51,16 +67,16 @@ def kumar_capacity(p: Mapping[str, Any], bits: Mapping[str, float]) -> Any:
     return float(share) if share.ndim == 0 else share
 
 
-def _kept(p: Mapping[str, Any], x: str, count: Any) -> Any:
+def _kept(p: Sample, x: str, count: Values) -> Values:
     return -np.expm1(np.subtract(p[f"n_{x}"], np.divide(count, p[f"gamma_{x}"])))
 
 
-def _shares(p: Mapping[str, Any], bits: Mapping[str, Any]) -> Any:
+def _shares(p: Sample, bits: Mapping[str, Values]) -> Values:
     """`kumar_capacity`, zero in draws in which the law is not defined."""
     return math.prod(np.maximum(_kept(p, x, count), 0.0) for x, count in bits.items())
 
 
-def kumar_optimal_bits(p: Mapping[str, Any]) -> Any:
+def kumar_optimal_bits(p: Sample) -> Values:
     """Bits of weights, activations and cache alike of least loss at any cost C = k P N D.
 
     Where N and P are chosen, the optimum depends neither on the data nor on the cost: sum over
@@ -75,9 +91,7 @@ def kumar_optimal_bits(p: Mapping[str, Any]) -> Any:
 
 
 @QUIET  # below the law's domain nothing is left of the parameters
-def kumar_optimal_bits_for_params(
-    p: Mapping[str, Any], params: float, cost: float, k: float = COST
-) -> Any:
+def kumar_optimal_bits_for_params(p: Sample, params: float, cost: float, k: float = COST) -> Values:
     """The same at a given size, the rest of the cost C = k P N D being data.
 
     Where the next bit takes as much from the data as it gives to the parameters:
@@ -94,7 +108,7 @@ def kumar_optimal_bits_for_params(
     return _bits_root(condition, p)
 
 
-def _worth(p: Mapping[str, Any], bits: Array) -> Array:
+def _worth(p: Sample, bits: Array) -> Array:
     """By what factor N_eff grows when the bits do: d log N_eff/d log P."""
     total = np.zeros(np.shape(bits))
     for x in OPERANDS:
@@ -105,12 +119,12 @@ def _worth(p: Mapping[str, Any], bits: Array) -> Array:
     return total
 
 
-def _bits_root(condition: Callable[[Array], Array], p: Mapping[str, Any]) -> Any:
+def _bits_root(condition: Callable[[Array], Array], p: Sample) -> Values:
     bits = np.maximum(rising_root(condition, *BITS_RANGE, np.shape(p["gamma_w"])), 0.0)
     return float(bits) if bits.ndim == 0 else bits
 
 
-def ptq_critical_tokens(p: Mapping[str, Any], params: float, bits_post: float) -> Any:
+def ptq_critical_tokens(p: Sample, params: float, bits_post: float) -> Values:
     """Training tokens beyond which more data raise the loss after quantizing the weights.
 
     D_crit = (beta B N^gamma_N exp(P/gamma_post)/(gamma_D C_T))^(1/(gamma_D + beta)) (Kumar et al.,
@@ -122,7 +136,7 @@ def ptq_critical_tokens(p: Mapping[str, Any], params: float, bits_post: float) -
     return float(tokens) if np.ndim(tokens) == 0 else tokens
 
 
-def ptq_penalty(p: Mapping[str, Any], params: float, tokens: float, bits_post: float) -> Any:
+def ptq_penalty(p: Sample, params: float, tokens: float, bits_post: float) -> Values:
     """What quantizing the weights after training adds: C_T D^gamma_D/N^gamma_N e^(-P/gamma_post).
 
     Kumar et al., nats per token.
@@ -131,7 +145,7 @@ def ptq_penalty(p: Mapping[str, Any], params: float, tokens: float, bits_post: f
     return p["C_T"] * scale * np.exp(-np.divide(bits_post, p["gamma_post"]))
 
 
-def qat_penalty(p: Mapping[str, Any], params: float, tokens: float, block_size: float) -> Any:
+def qat_penalty(p: Sample, params: float, tokens: float, block_size: float) -> Values:
     """What quantization-aware training adds: k D^gamma_D (log2 G)^gamma_G/N^gamma_N.
 
     Chen et al., nats per token.
@@ -140,7 +154,7 @@ def qat_penalty(p: Mapping[str, Any], params: float, tokens: float, block_size: 
     return p["k"] * scale * np.power(math.log2(block_size), p["gamma_G"])
 
 
-def capacity_after(p: Mapping[str, Any], params: Any, penalty: Any) -> Any:
+def capacity_after(p: Sample, params: Values, penalty: Values) -> Values:
     """N_eff/N of a run that a penalty (nats per token) has made worse, in a law with A/N^alpha.
 
     (A/(A + penalty N^alpha))^(1/alpha), the effective parameter multiplier of Chen et al.
@@ -149,7 +163,7 @@ def capacity_after(p: Mapping[str, Any], params: Any, penalty: Any) -> Any:
     return share ** (-1 / np.asarray(p["alpha"], float))
 
 
-def compressed_capacity(p: Mapping[str, Any], gmse: float) -> Any:
+def compressed_capacity(p: Sample, gmse: float) -> Values:
     """N_eff/N = L tanh(F log_{1/4} GMSE)^C of `compressed` (Panferov et al.).
 
     Capacities of several compressions at once multiply.
@@ -158,7 +172,7 @@ def compressed_capacity(p: Mapping[str, Any], gmse: float) -> Any:
 
 
 @QUIET
-def tokens_for_capacity(p: Mapping[str, Any], params: float, tokens: float, share: Any) -> Any:
+def tokens_for_capacity(p: Sample, params: float, tokens: float, share: Values) -> Values:
     """The factor in tokens that makes up for a capacity N_eff/N, the same at any data.
 
     (1 - x)^(-1/beta) with x what the capacity costs over what the data leave, B/D^beta; infinite
@@ -171,176 +185,140 @@ def tokens_for_capacity(p: Mapping[str, Any], params: float, tokens: float, shar
     return float(factor) if factor.ndim == 0 else factor
 
 
-# --- tables -----------------------------------------------------------------------------------
+# --- conclusions ------------------------------------------------------------------------------
 
 
-def kumar_table(
-    fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame, k: float = COST
-) -> dict[str, Any]:
-    """Optimal bits and what each choice of bits costs, of `precision`.
-
-    Args:
-        fit: Of the law `precision`.
-        draws: From `fitting.fit.bootstrap.bootstrap`; None leaves out the intervals.
-        table: The fitted table.
-        k: Of the cost C = k P N D.
-
-    Returns:
-        `optimal_bits` (`value`, `interval`, `extrapolated`): the same bits for all operands, at
-        given data and jointly at any cost; `optimal_precision` with `fixed_params`, as
-        `fitting.analysis.trades.optimal_table`; `cost_of_precision` as `_costs`, by bits of
-        weights, activations and cache.  Empty where the table does not hold a parameter of the
-        capacity.
-    """
-    if {f"{kind}_{x}" for kind in ("gamma", "n") for x in OPERANDS} & set(fit.flat):
-        return {}
-    rows = select_rows(table)[0]
-    seen = rows[[f"bits_{x}" for x in OPERANDS]]
-    values = samples(fit, draws)
-    named_bits = named("bits", [kumar_optimal_bits(s) for s in values])
-    best = named_bits["bits"]
+def _optimal_bits(basis: Basis) -> Estimate | None:
+    """The same bits for all operands, at given data and jointly at any cost, of `precision`."""
+    if basis.lacks(_CAPACITY):
+        return None
+    seen = basis.rows[[f"bits_{x}" for x in OPERANDS]]
+    found = basis.estimate(kumar_optimal_bits)
+    best = found.value
     inside = best is not None and bool(((seen.min() <= best) & (best <= seen.max())).all())
-    result: dict[str, Any] = {
-        "optimal_bits": {
-            "value": best,
-            "interval": named_bits["bits_interval"],
-            "extrapolated": not inside,
-        }
-    }
-    if CHINCHILLA & set(fit.flat):
-        return result
+    return Estimate(*found.pair, extrapolated=not inside)
+
+
+def _optimal_precision(basis: Basis) -> OptimalPrecision | None:
+    """The same at given sizes and costs."""
+    if basis.lacks(_CAPACITY | CHINCHILLA):
+        return None
+    rows, k = basis.rows, basis.assumed.cost_k
+    seen = rows[[f"bits_{x}" for x in OPERANDS]]
     dearest = float((k * seen.mean(axis=1) * rows["params"] * rows["tokens"]).max())
     span = float(seen.min().max()), float(seen.max().min())
     fixed = []
     for cost in (dearest * budget for budget in BUDGETS):
         for size in sorted(map(float, rows["params"].unique())):
-            bits = [kumar_optimal_bits_for_params(s, size, cost, k) for s in values]
+            bits = [kumar_optimal_bits_for_params(s, size, cost, k) for s in basis.samples]
             fixed.append(optimum(bits, rows, span, params=size, cost=cost, k=k))
-    result["optimal_precision"] = {"fixed_params": fixed}
+    return OptimalPrecision(fixed_params=fixed)
+
+
+def _cost_k(basis: Basis) -> float | None:
+    return None if basis.lacks(_CAPACITY | CHINCHILLA) else basis.assumed.cost_k
+
+
+def _cost_of_bits(basis: Basis) -> list[Cost] | None:
+    """What each choice of bits costs, by those of weights, activations and cache."""
+    if basis.lacks(_CAPACITY | CHINCHILLA):
+        return None
+    seen = basis.rows[[f"bits_{x}" for x in OPERANDS]]
     cells = []
     choices = sorted(set(seen.itertuples(index=False, name=None)), key=lambda b: (sum(b), b))
     for choice in choices:
         if choice != tuple(seen.max()):
             counts = dict(zip(OPERANDS, map(float, choice), strict=True))
             label = " ".join(f"{x}{count:g}" for x, count in counts.items())
-            cells.append((label, [_shares(s, counts) for s in values]))
-    result["cost_of_precision"] = _costs(cells, values, rows)
-    return result
+            cells.append((label, [_shares(s, counts) for s in basis.samples]))
+    return _costs(cells, basis)
 
 
-def compressed_table(fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame) -> dict[str, Any]:
-    """What each representation of a table costs, of `compressed`; arguments as of `kumar_table`.
-
-    Returns:
-        `cost_of_precision` as `_costs`, by GMSE.  Empty where the table does not hold a parameter.
-    """
-    if {*CHINCHILLA, "L", "F", "C"} & set(fit.flat):
-        return {}
-    rows = select_rows(table)[0]
-    values = samples(fit, draws)
-    errors = sorted({float(gmse) for gmse in rows["gmse"] if gmse > 0})
-    cells = [(f"GMSE {e:.3g}", [compressed_capacity(s, e) for s in values]) for e in errors]
-    return {"cost_of_precision": _costs(cells, values, rows)}
+def _cost_of_representations(basis: Basis) -> list[Cost] | None:
+    """What each representation of a table costs, by its GMSE, of `compressed`."""
+    if basis.lacks({*CHINCHILLA, "L", "F", "C"}):
+        return None
+    errors = sorted({float(gmse) for gmse in basis.rows["gmse"] if gmse > 0})
+    cells = [(f"GMSE {e:.3g}", [compressed_capacity(s, e) for s in basis.samples]) for e in errors]
+    return _costs(cells, basis)
 
 
 @QUIET
-def _costs(
-    cells: Sequence[tuple[str, Sequence[Any]]],
-    values: Sequence[Mapping[str, Any]],
-    rows: pd.DataFrame,
-) -> list[dict[str, Any]]:
-    """What capacities cost at equal loss, for the largest size at its middle data.
-
-    Returns:
-        JSON-ready dicts: `format` and what `fitting.analysis.trades.equal_loss` gives.
-    """
+def _costs(cells: Sequence[tuple[str, Sequence[Values]]], basis: Basis) -> list[Cost]:
+    """What capacities cost at equal loss, for the largest size at its middle data."""
+    rows = basis.rows
     size = float(rows["params"].max())
     tokens = middle(rows.loc[rows["params"] == size, "tokens"])
-    entries = []
+    found = []
     for label, shares in cells:
-        pairs = zip(values, shares, strict=True)
+        pairs = zip(basis.samples, shares, strict=True)
         more = [tokens_for_capacity(s, size, tokens, share) for s, share in pairs]
-        entries.append({"format": label} | equal_loss(rows, size, tokens, shares, more))
-    return entries
+        found.append(equal_loss(rows, label, size, tokens, shares, more))
+    return found
 
 
 @QUIET
-def ptq_table(fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame) -> dict[str, Any]:
-    """Critical data size and effective parameters by size and bits after training, of `ptq`.
-
-    Args:
-        fit: Of the law `ptq`.
-        draws: From `fitting.fit.bootstrap.bootstrap`; None leaves out the intervals.
-        table: The fitted table.
-
-    Returns:
-        `critical_tokens` as `fitting.analysis.layouts.critical_table`, and `cost_of_precision` with
-        `effective_params` for each size's longest runs.  Empty where the table does not hold a
-        parameter.
-    """
-    if {*CHINCHILLA, "C_T", "gamma_D", "gamma_N", "gamma_post"} & set(fit.flat):
-        return {}
-    rows = select_rows(table)[0]
-    values = samples(fit, draws)
-    critical = []
+def _ptq_critical(basis: Basis) -> list[CriticalTokens] | None:
+    """Critical data size by size and bits after training, of `ptq`."""
+    if basis.lacks(_PTQ):
+        return None
+    rows = basis.rows
+    largest = float(rows["tokens"].max())
+    found = []
     for size, bits in sorted(set(rows[["params", "bits_post"]].itertuples(index=False, name=None))):
-        tokens = named("tokens", [ptq_critical_tokens(s, size, bits) for s in values])
-        critical.append(
-            {
-                "params": float(size),
-                "format": f"{bits:g} bits",
-                "tokens": tokens["tokens"],
-                "interval": tokens["tokens_interval"],
-                "extrapolated": tokens["tokens"] is None
-                or tokens["tokens"] > float(rows["tokens"].max()),
-            }
-        )
-    costs = _penalized(rows, "bits_post", "{:g} bits", values, ptq_penalty)
-    return {"critical_tokens": critical, "cost_of_precision": costs}
+        tokens = estimate([ptq_critical_tokens(s, size, bits) for s in basis.samples])
+        beyond = tokens.value is None or tokens.value > largest
+        found.append(CriticalTokens(float(size), f"{bits:g} bits", *tokens.pair, beyond))
+    return found
 
 
-def qat_table(fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame) -> dict[str, Any]:
-    """Effective parameters by size and group, of `qat`; arguments as of `ptq_table`.
+def _ptq_costs(basis: Basis) -> list[Cost] | None:
+    if basis.lacks(_PTQ):
+        return None
+    return _penalized(basis, basis.rows, "bits_post", "{:g} bits", ptq_penalty)
 
-    Returns:
-        `cost_of_precision` with `effective_params` for each size's longest runs.  Empty where the
-        table does not hold a parameter.
-    """
-    if {*CHINCHILLA, "k", "gamma_D", "gamma_G", "gamma_N"} & set(fit.flat):
-        return {}
-    rows = select_rows(table)[0]
-    quantized = rows[rows["block_size"] > 1]
-    costs = _penalized(
-        quantized, "block_size", "groups of {:.4g}", samples(fit, draws), qat_penalty
-    )
-    return {"cost_of_precision": costs}
+
+def _qat_costs(basis: Basis) -> list[Cost] | None:
+    if basis.lacks({*CHINCHILLA, "k", "gamma_D", "gamma_G", "gamma_N"}):
+        return None
+    return _penalized(basis, basis.quantized, "block_size", "groups of {:.4g}", qat_penalty)
 
 
 @QUIET
 def _penalized(
+    basis: Basis,
     rows: pd.DataFrame,
     column: str,
     label: str,
-    values: Sequence[Mapping[str, Any]],
-    penalty: Callable[[Mapping[str, Any], float, float, float], Any],
-) -> list[dict[str, Any]]:
+    penalty: Callable[[Sample, float, float, float], Values],
+) -> list[Cost]:
     """Effective parameters of each size's longest run, for each value of a column.
 
     Their inverse is not what precision costs at equal loss: the penalty changes with the size.
     """
-    entries = []
+    found = []
     longest = rows.groupby("params")["tokens"].max()
     smallest = float(rows["params"].min())
     for size, value in sorted(set(rows[["params", column]].itertuples(index=False, name=None))):
         tokens = float(longest[size])
-        shares = [capacity_after(s, size, penalty(s, size, tokens, value)) for s in values]
-        entries.append(
-            {
-                "params": float(size),
-                "tokens": tokens,
-                "format": label.format(value),
-                **named("effective_params", shares),
-                "extrapolated": bool(size * shares[0] < smallest),
-            }
-        )
-    return entries
+        shares = [capacity_after(s, size, penalty(s, size, tokens, value)) for s in basis.samples]
+        beyond = bool(size * shares[0] < smallest)
+        found.append(Cost(label.format(value), float(size), tokens, *estimate(shares).pair, beyond))
+    return found
+
+
+_CAPACITY = frozenset(f"{kind}_{x}" for kind in ("gamma", "n") for x in OPERANDS)
+_PTQ = frozenset((*CHINCHILLA, "C_T", "gamma_D", "gamma_N", "gamma_post"))
+OPTIMAL_BITS = Conclusion("optimal_bits", Estimate, _optimal_bits, title="optimal bits at any cost")
+KUMAR_CONCLUSIONS = (
+    replace(COST_OF_PRECISION, found=_cost_of_bits),
+    replace(OPTIMAL_PRECISION, found=_optimal_precision),
+    replace(COST_K, found=_cost_k),
+    OPTIMAL_BITS,
+)
+PTQ_CONCLUSIONS = (
+    replace(COST_OF_PRECISION, found=_ptq_costs),
+    replace(CRITICAL_TOKENS, found=_ptq_critical, missing=""),
+)
+QAT_CONCLUSIONS = (replace(COST_OF_PRECISION, found=_qat_costs),)
+COMPRESSED_CONCLUSIONS = (replace(COST_OF_PRECISION, found=_cost_of_representations),)

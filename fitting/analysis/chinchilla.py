@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from fitting.analysis.trades import (
-    QUIET,
-)
+from fitting.law.conclusion import Basis, Conclusion, Estimate, Sample, Values
 
 
-@QUIET
-def compute_optimal_exponent(parameters: Mapping[str, Any]) -> Any:
+def compute_optimal_exponent(parameters: Sample) -> Values:
     """Exponent a of N* ~ C^a, the best size for compute C = 6 N D: beta/(alpha + beta).
 
     Hoffmann et al. 2203.15556, Eq. 4, for the law `chinchilla`; arrays of draws give an array.
     """
     return parameters["beta"] / (parameters["alpha"] + parameters["beta"])
+
+
+def _found(basis: Basis) -> Estimate | None:
+    if basis.lacks(("alpha", "beta")):
+        return None
+    return basis.estimate(compute_optimal_exponent)
+
+
+COMPUTE_OPTIMAL_EXPONENT = Conclusion(
+    "compute_optimal_exponent",
+    Estimate,
+    _found,
+    title="exponent of the compute-optimal size",
+)

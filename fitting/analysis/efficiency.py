@@ -9,22 +9,40 @@ as lossless, for the high one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
+from fitting.analysis.costs import factor_words
 from fitting.analysis.roots import rising_root
-from fitting.analysis.samples import samples, with_interval
-from fitting.fit.result import Fit
-from fitting.laws.curves import Array
-from fitting.laws.law import FitError
-from fitting.results.table import select_rows
+from fitting.law.conclusion import (
+    FASTER,
+    Basis,
+    Column,
+    Conclusion,
+    Derived,
+    Interval,
+    Number,
+    Sample,
+    Table,
+    Values,
+    estimate,
+)
+from fitting.law.curves import Array
+from fitting.words import (
+    count_label,
+    decimals,
+    interval_of,
+    number,
+    share_words,
+    three_digits,
+)
 
 CHOICES = ("FP8:FP8", "FP4:FP8", "FP8:FP4", "FP4:FP4")
-FASTER = 2.0
-"""What a pass in FP4 gains over FP8 on hardware that has it: the paper's assumption."""
 RATIOS = (1e-2, 1e8)
 """Tokens per parameter between which crossovers are looked for."""
 
@@ -39,8 +57,8 @@ def training_speedup(forward: float, backward: float) -> float:
 
 
 def quartet_loss(
-    p: Mapping[str, Any], params: Any, tokens: Any, eff_n: Any = 1.0, eff_d: Any = 1.0
-) -> Any:
+    p: Sample, params: Values, tokens: Values, eff_n: Values = 1.0, eff_d: Values = 1.0
+) -> Values:
     """Loss in nats per token: (A/(N eff_N)^alpha + B/(D eff_D)^beta)^gamma + E."""
     size = p["A"] / np.power(np.multiply(params, eff_n), p["alpha"])
     data = p["B"] / np.power(np.multiply(tokens, eff_d), p["beta"])
@@ -63,14 +81,14 @@ def gains(choice: str, forward: float = FASTER, backward: float = FASTER) -> tup
 
 
 def budget_losses(
-    p: Mapping[str, Any],
-    eff_n: Any,
-    eff_d: Any,
-    params: Any,
-    tokens: Any,
+    p: Sample,
+    eff_n: Values,
+    eff_d: Values,
+    params: Values,
+    tokens: Values,
     forward: float = FASTER,
     backward: float = FASTER,
-) -> dict[str, Any]:
+) -> dict[str, Values]:
     """Loss of each choice of precisions at what an FP8:FP8 run of a given size and length costs.
 
     Args:
@@ -114,14 +132,14 @@ def best_precision(
 
 
 def crossover(
-    p: Mapping[str, Any],
-    eff_n: Any,
-    eff_d: Any,
+    p: Sample,
+    eff_n: Values,
+    eff_d: Values,
     params: float,
     choices: tuple[str, str] = ("FP4:FP4", "FP8:FP4"),
     forward: float = FASTER,
     backward: float = FASTER,
-) -> Any:
+) -> Values:
     """Tokens per parameter from which the first choice beats the second.
 
     Infinite where it never does, zero where it always does (between .01 and 10^8).  Arguments as
@@ -140,120 +158,261 @@ def crossover(
     return float(ratio) if ratio.ndim == 0 else ratio
 
 
-def quartet_table(
-    fit: Fit,
-    draws: pd.DataFrame | None,
-    table: pd.DataFrame,
-    forward: float = FASTER,
-    backward: float = FASTER,
-) -> dict[str, Any]:
-    """Where which precision pays, for the best schemes of a table.
+@dataclass(frozen=True)
+class Efficiency:
+    """What a scheme is worth in a pass."""
 
-    Args:
-        fit: Of the law `quartet`.
-        draws: From `fitting.fit.bootstrap.bootstrap`; None leaves out intervals and shares.
-        table: The fitted table.
-        forward: Speed-up of the FP4 forward pass over FP8.
-        backward: Speed-up of the FP4 backward pass over FP8.
+    scheme: str
+    pass_: Annotated[str, Field(alias="pass")]
+    """forward or backward."""
+    efficiency: Number
+    """The share of parameters (forward, eff_N) or of tokens (backward, eff_D)."""
+    efficiency_interval: Interval
+    params_factor: Number = None
+    """How many times the parameters make up for it."""
+    params_factor_interval: Interval | None = None
+    tokens_factor: Number = None
+    """How many times the tokens do."""
+    tokens_factor_interval: Interval | None = None
 
-    Returns:
-        `efficiencies`: by `scheme` and `pass`, its `efficiency` and how many times the parameters
-        (`params_factor`) or the tokens (`tokens_factor`) make up for it, each with `.._interval`
-        (95 %).  Where the table has a scheme for either pass, also `forward` and `backward`, the
-        most efficient ones; `speedups`; `crossovers` by `params`: tokens per parameter from which
-        FP4 in both passes beats FP4 in the backward one (0: always, None: never), with
-        `interval`; and `map`, by `params` and `tokens`, the `best` choice at that FP8:FP8 budget
-        and the `shares` of draws in which each wins.  `extrapolated` where what would then be
-        trained lies outside the table's sizes or its ratios of tokens to parameters.
 
-    Raises:
-        FitError: A speed-up is not positive.
-    """
-    for name, speedup in (("forward", forward), ("backward", backward)):
-        if not (speedup > 0 and math.isfinite(speedup)):
-            raise FitError(f"speedup.{name}={speedup:g}: must be a positive number")
-    values = samples(fit, draws)
-    schemes: dict[str, list[str]] = {"eff_N": [], "eff_D": []}
-    entries: list[dict[str, Any]] = []
-    for prefix, role, factor in (
-        ("eff_N", "forward", "params_factor"),
-        ("eff_D", "backward", "tokens_factor"),
-    ):
-        known = [n for n, v in fit.parameters.items() if n not in fit.flat and 0 < v < math.inf]
-        for name in (n for n in known if n.startswith(prefix)):
-            schemes[prefix].append(name)
-            entry: dict[str, Any] = {"scheme": name[len(prefix) + 1 : -1], "pass": role}
-            for key, power in (("efficiency", 1), (factor, -1)):
-                each = [np.asarray(s[name], float) ** power for s in values]
-                entry[key], entry[f"{key}_interval"] = with_interval(each)
-            entries.append(entry)
-    result: dict[str, Any] = {"efficiencies": entries}
-    if not all(schemes.values()) or set(fit.flat):
-        return result
-    best = {
-        prefix: max(names, key=lambda n: fit.parameters[n]) for prefix, names in schemes.items()
-    }
-    rows = select_rows(table)[0]
-    seen = _Seen(rows, forward, backward)
-    pairs = [(s, s[best["eff_N"]], s[best["eff_D"]]) for s in values]
-    crossovers = []
-    for size in sorted(map(float, rows["params"].unique())):
-        value, interval = with_interval(
-            [crossover(*pair, size, forward=forward, backward=backward) for pair in pairs]
-        )
-        inside = value is not None and all(
-            seen.holds(choice, size, size * value) for choice in ("FP4:FP4", "FP8:FP4")
-        )
-        crossovers.append(
-            {
-                "params": size,
-                "tokens_per_param": value,
-                "interval": interval,
-                "extrapolated": not inside,
-            }
-        )
-    budgets = rows[["params", "tokens"]].drop_duplicates().sort_values(["params", "tokens"])
-    result |= {role: best[p][6:-1] for p, role in (("eff_N", "forward"), ("eff_D", "backward"))}
-    result["speedups"] = {"forward": forward, "backward": backward}
-    result["crossovers"] = crossovers
-    result["map"] = [
-        _map_entry(pairs, float(size), float(tokens), seen)
-        for size, tokens in budgets.itertuples(index=False, name=None)
+@dataclass(frozen=True)
+class Speedups:
+    """How many times faster FP4 is than FP8, by pass."""
+
+    forward: float
+    backward: float
+
+
+@dataclass(frozen=True)
+class Crossover:
+    """Data from which FP4 in both passes beats FP4 in the backward one, at a size."""
+
+    params: float
+    tokens_per_param: Number
+    """Zero: always; None: never."""
+    interval: Interval
+    extrapolated: bool
+    """Whether what would then be trained lies outside the table's sizes or its ratios."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best choice of passes at the FP8:FP8 budget of a size and a token count."""
+
+    params: float
+    tokens: float
+    best: str
+    shares: dict[str, float]
+    """Shares of the draws in which each choice wins."""
+    extrapolated: bool
+
+
+def _known(basis: Basis, prefix: str) -> list[str]:
+    """The efficiencies of a pass that a fit knows."""
+    return [
+        n
+        for n, v in basis.parameters.items()
+        if n.startswith(prefix) and n not in basis.arbitrary and 0 < v < math.inf
     ]
-    return result
 
 
-class _Seen:
-    """The sizes, and the ratios of tokens to parameters, that a table holds."""
+def _efficiencies(basis: Basis) -> list[Efficiency]:
+    found = []
+    for prefix, role in (("eff_N", "forward"), ("eff_D", "backward")):
+        for name in _known(basis, prefix):
+            scheme = name[len(prefix) + 1 : -1]
+            share, factor = (
+                estimate([np.asarray(s[name], float) ** power for s in basis.samples]).pair
+                for power in (1, -1)
+            )
+            more = (*factor, None, None) if role == "forward" else (None, None, *factor)
+            found.append(Efficiency(scheme, role, *share, *more))
+    return found
 
-    def __init__(self, rows: pd.DataFrame, forward: float, backward: float) -> None:
-        ratio = rows["tokens"] / rows["params"]
-        self.sizes = float(rows["params"].min()), float(rows["params"].max())
-        self.ratios = float(ratio.min()), float(ratio.max())
-        self.forward, self.backward = forward, backward
+
+@dataclass(frozen=True)
+class _Best:
+    """The most efficient scheme of either pass, and what a table holds to judge them by."""
+
+    names: tuple[str, str]
+    pairs: list[tuple[Sample, Values, Values]]
+    """Parameters and both efficiencies, of the fit and of its draws."""
+    rows: pd.DataFrame
+    speedups: Speedups
+
+    @classmethod
+    def of(cls, basis: Basis) -> _Best | None:
+        """None where the table lacks a scheme for a pass, or does not hold a parameter."""
+        known = [_known(basis, prefix) for prefix in ("eff_N", "eff_D")]
+        if not all(known) or basis.arbitrary:
+            return None
+        n, d = (max(names, key=lambda name: basis.parameters[name]) for names in known)
+        assumed = basis.assumed
+        speedups = Speedups(assumed.speedup_forward, assumed.speedup_backward)
+        return cls((n, d), [(s, s[n], s[d]) for s in basis.samples], basis.rows, speedups)
 
     def holds(self, choice: str, params: float, tokens: float) -> bool:
-        """Whether what a choice trains at a budget is within, up to rounding."""
-        larger, longer = gains(choice, self.forward, self.backward)
-        size, ratio = params * larger, tokens * longer / (params * larger)
+        """Whether what a choice trains at a budget is within the table, up to rounding."""
+        larger, longer = gains(choice, self.speedups.forward, self.speedups.backward)
+        ratios = self.rows["tokens"] / self.rows["params"]
+        trained = params * larger, tokens * longer / (params * larger)
         return all(
-            low * (1 - 1e-9) <= value <= high * (1 + 1e-9)
-            for value, (low, high) in ((size, self.sizes), (ratio, self.ratios))
+            float(seen.min()) * (1 - 1e-9) <= value <= float(seen.max()) * (1 + 1e-9)
+            for value, seen in zip(trained, (self.rows["params"], ratios), strict=True)
         )
 
+    def choice(self, size: float, tokens: float) -> Choice:
+        """The best choice at a budget, its shares of the draws, and how far it reaches."""
+        speedups = (self.speedups.forward, self.speedups.backward)
+        best = best_precision(*self.pairs[0], size, tokens, *speedups)
+        shares = {}
+        if len(self.pairs) > 1:
+            each = budget_losses(*self.pairs[1], size, tokens, *speedups)
+            losses = np.stack(list(each.values()))
+            wins = np.bincount(losses.argmin(axis=0), minlength=len(CHOICES)) / losses.shape[1]
+            shares = {CHOICES[i]: float(wins[i]) for i in (-wins).argsort(kind="stable") if wins[i]}
+        return Choice(size, tokens, best, shares, not self.holds(best, size, tokens))
 
-def _map_entry(
-    pairs: Sequence[tuple[Mapping[str, Any], Any, Any]], size: float, tokens: float, seen: _Seen
-) -> dict[str, Any]:
-    """One budget of the map: the best choice, its shares of the draws, and how far it reaches."""
-    speedups = (seen.forward, seen.backward)
-    best = best_precision(*pairs[0], size, tokens, *speedups)
-    shares = {}
-    if len(pairs) > 1:
-        losses = np.stack(list(budget_losses(*pairs[1], size, tokens, *speedups).values()))
-        wins = np.bincount(losses.argmin(axis=0), minlength=len(CHOICES)) / losses.shape[1]
-        shares = {CHOICES[i]: float(wins[i]) for i in (-wins).argsort(kind="stable") if wins[i]}
-    return {
-        **{"params": size, "tokens": tokens, "best": best, "shares": shares},
-        "extrapolated": not seen.holds(best, size, tokens),
-    }
+
+def _crossovers(basis: Basis) -> list[Crossover] | None:
+    if (best := _Best.of(basis)) is None:
+        return None
+    speedups = best.speedups.forward, best.speedups.backward
+    choices = ("FP4:FP4", "FP8:FP4")
+    found = []
+    for size in sorted(map(float, best.rows["params"].unique())):
+        ratio = estimate([crossover(*pair, size, choices, *speedups) for pair in best.pairs])
+        inside = ratio.value is not None and all(
+            best.holds(choice, size, size * ratio.value) for choice in choices
+        )
+        found.append(Crossover(size, *ratio.pair, not inside))
+    return found
+
+
+def _map(basis: Basis) -> list[Choice] | None:
+    if (best := _Best.of(basis)) is None:
+        return None
+    budgets = best.rows[["params", "tokens"]].drop_duplicates().sort_values(["params", "tokens"])
+    each = budgets.itertuples(index=False, name=None)
+    return [best.choice(float(size), float(tokens)) for size, tokens in each]
+
+
+def _scheme(place: int) -> Callable[[Basis], str | None]:
+    """The most efficient scheme of the forward (0) or of the backward (1) pass."""
+
+    def found(basis: Basis) -> str | None:
+        best = _Best.of(basis)
+        return None if best is None else best.names[place][6:-1]
+
+    return found
+
+
+def _speedups(basis: Basis) -> Speedups | None:
+    best = _Best.of(basis)
+    return None if best is None else best.speedups
+
+
+# --- words ------------------------------------------------------------------------------------
+
+
+def _schemes_words(derived: Derived) -> str:
+    speed = derived.of(SPEEDUPS)
+    if speed is None:
+        return ""
+    forward, backward = derived.of(FORWARD), derived.of(BACKWARD)
+    return (
+        f"Schemes: {forward} forward, {backward} backward; FP4 is taken to be "
+        f"{number(speed.forward, 3)} × as fast as FP8 forward and "
+        f"{number(speed.backward, 3)} × backward."
+    )
+
+
+def _ratio_words(row: Crossover) -> str:
+    value = row.tokens_per_param
+    return "never" if value is None else "always" if value == 0 else number(value, 3)
+
+
+FORWARD = Conclusion("forward", str, _scheme(0))
+"""The most efficient scheme of the forward pass."""
+BACKWARD = Conclusion("backward", str, _scheme(1))
+"""The most efficient scheme of the backward pass."""
+SPEEDUPS = Conclusion("speedups", Speedups, _speedups)
+"""What was assumed of the passes."""
+EFFICIENCIES = Conclusion(
+    "efficiencies",
+    list[Efficiency],
+    _efficiencies,
+    (
+        Table(
+            "efficiencies",
+            "Efficiency by scheme",
+            (
+                Column[Efficiency]("scheme", lambda row: row.scheme, number=False),
+                Column[Efficiency]("pass", lambda row: row.pass_, number=False),
+                Column[Efficiency](
+                    "efficiency", lambda row: decimals(row.efficiency, row.efficiency_interval, 3)
+                ),
+                Column[Efficiency](
+                    "more parameters",
+                    lambda row: factor_words(row.params_factor, row.params_factor_interval) or "–",
+                ),
+                Column[Efficiency](
+                    "more tokens",
+                    lambda row: factor_words(row.tokens_factor, row.tokens_factor_interval) or "–",
+                ),
+            ),
+            "Efficiency: the share of parameters (forward pass, eff_N) or of tokens (backward "
+            "pass, eff_D) that the scheme is worth. More parameters, or more tokens: what makes up "
+            "for it.",
+        ),
+    ),
+)
+CROSSOVERS = Conclusion(
+    "crossovers",
+    list[Crossover],
+    _crossovers,
+    (
+        Table(
+            "crossovers",
+            "From where FP4 pays in both passes",
+            (
+                Column[Crossover]("parameters", lambda row: count_label(row.params)),
+                Column("tokens per parameter", _ratio_words),
+                Column[Crossover](
+                    "95 % interval", lambda row: interval_of(row.interval, three_digits)
+                ),
+            ),
+            lambda rows, derived: (
+                "From so many tokens per parameter of the FP8:FP8 budget on, FP4 forward and "
+                f"backward beats FP4 in the backward pass alone. {_schemes_words(derived)}"
+            ),
+        ),
+    ),
+)
+MAP = Conclusion(
+    "map",
+    list[Choice],
+    _map,
+    (
+        Table(
+            "map",
+            "Which forward:backward precision wins",
+            (
+                Column[Choice]("parameters", lambda row: count_label(row.params)),
+                Column[Choice](
+                    "tokens per parameter", lambda row: number(row.tokens / row.params, 3)
+                ),
+                Column[Choice]("best", lambda row: row.best, number=False),
+                Column[Choice]("share of draws", lambda row: share_words(row.shares), number=False),
+            ),
+            lambda rows, derived: (
+                "At the budget of an FP8:FP8 run of that size and length. "
+                f"{_schemes_words(derived)} A faster forward pass serves a larger model as "
+                "cheaply, faster training sees more tokens."
+            ),
+        ),
+    ),
+    missing="No map of which precision wins: it needs a scheme for either pass and a fit whose "
+    "parameters the data determine.",
+)

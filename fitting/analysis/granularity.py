@@ -10,17 +10,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from fitting.analysis.samples import samples, with_interval
 from fitting.analysis.trades import NEEDED
-from fitting.fit.result import Fit
-from fitting.laws.curves import Array
-from fitting.results.table import select_rows
+from fitting.law.conclusion import (
+    Basis,
+    Column,
+    Conclusion,
+    Count,
+    Interval,
+    Number,
+    Table,
+    Values,
+    estimate,
+)
+from fitting.law.curves import Array
+from fitting.words import between, number, three_digits
 
 Integers: TypeAlias = npt.NDArray[np.integer[Any]]
 
@@ -34,73 +44,86 @@ ENOUGH_FINITE = 0.95
 """Share of draws that must give a value, else there is no interval."""
 
 
-def equivalent_blocks(
-    fit: Fit, draws: pd.DataFrame | None, table: pd.DataFrame, every: pd.DataFrame
-) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class EquivalentBlock:
+    """The block size to which a scale per channel or tensor is equivalent, as measured."""
+
+    granularity: str
+    log2_block: Number
+    """For a scale per tensor the mean over sizes and data."""
+    interval: Interval
+    given: Number
+    """Mean log2 of the rows' own `block_size`."""
+    rows: Count
+    fitted: bool
+    """Whether the fit had such rows: it then took `given` for granted, which pulls the
+    measurement towards it."""
+    omega: Number = None
+    omega_interval: Interval | None = None
+    xi: Number = None
+    xi_interval: Interval | None = None
+    eta: Number = None
+    eta_interval: Interval | None = None
+
+
+def equivalent_blocks(basis: Basis) -> list[EquivalentBlock]:
     """The block size to which a scale per channel or tensor is equivalent, as measured.
 
     For each granularity the log2 B that gives the rows' losses in least squares of L/Lhat; rows
     are resampled along with the draws of the law.
 
     Args:
-        fit: Of the law `floating_point`.
-        draws: From `fitting.fit.bootstrap.bootstrap`; None leaves out the intervals.
-        table: The fitted table.
-        every: The table that it was selected from: its coarse rows are measured.
+        basis: A fit of the law `floating_point`; its coarse rows, fitted or not, are measured.
 
     Returns:
-        JSON-ready dicts: `granularity`; `log2_block` with `interval` (95 %), for a scale per tensor
-        the mean over sizes and data; `given`, the mean log2 of the rows' own `block_size`; `rows`;
-        `fitted`, whether the fit had such rows: it then took `given` for granted, which pulls the
-        measurement towards it; for tensors also `omega`, `xi` and `eta` with their intervals, None
+        One for a scale per row, one per tensor; the latter's `omega`, `xi` and `eta` are unknown
         where sizes and data do not vary enough.  Empty without coarse rows, or where no row with
         blocks was fitted or the table does not hold a parameter: nothing is then measured.
     """
-    if "granularity" not in every or "granularity" not in table or set(NEEDED) & set(fit.flat):
+    rows, fitted = basis.every, basis.rows
+    if "granularity" not in rows or "granularity" not in fitted or basis.lacks(NEEDED):
         return []
-    fitted = select_rows(table)[0]
     if not (fitted["granularity"] == "block").any():
         return []
-    rows = select_rows(every)[0]
     for column in (c for c in POOLED if c in rows and c in fitted):
         rows = rows[rows[column].isin(fitted.loc[fitted["granularity"] != "none", column])]
-    entries = []
+    found = []
     for kind in COARSE:
         mine = rows[(rows["granularity"] == kind) & (rows["block_size"] > 1)]
         if mine.empty:
             continue
-        values = _resampled(fit, draws, mine)
-        log2_block, interval = with_interval([v[0] for v in values])
-        entry = {
-            "granularity": kind,
-            "log2_block": log2_block,
-            "interval": interval,
-            "given": float(np.log2(mine["block_size"].to_numpy(dtype=np.float64)).mean()),
-            "rows": len(mine),
-            "fitted": bool((fitted["granularity"] == kind).any()),
-        }
-        if kind == "tensor":
-            for i, name in enumerate(("omega", "xi", "eta"), start=1):
-                entry[name], entry[f"{name}_interval"] = with_interval([v[i] for v in values])
-        entries.append(entry)
-    return entries
+        values = _resampled(basis, mine)
+        overall, omega, xi, eta = (estimate([v[i] for v in values]) for i in range(4))
+        law = (*omega.pair, *xi.pair, *eta.pair) if kind == "tensor" else ()
+        found.append(
+            EquivalentBlock(
+                kind,
+                *overall.pair,
+                float(np.log2(mine["block_size"].to_numpy(dtype=np.float64)).mean()),
+                len(mine),
+                bool((fitted["granularity"] == kind).any()),
+                *law,
+            )
+        )
+    return found
 
 
-def _resampled(fit: Fit, draws: pd.DataFrame | None, rows: pd.DataFrame) -> list[list[Any]]:
+def _resampled(basis: Basis, rows: pd.DataFrame) -> list[list[Values]]:
     """log2 B, omega, xi and eta: of the fit, and where there are draws an array of each."""
     columns = ("params", "tokens", "exponent", "mantissa", "loss")
     runs = {name: rows[name].to_numpy(dtype=np.float64) for name in columns}
     cells = rows.groupby(["params", "tokens"], sort=True).ngroup().to_numpy()
-    best: list[Any] = _measure(fit.parameters, runs, cells, np.ones(len(rows)))
-    if draws is None:
+    best: list[Values] = _measure(basis.parameters, runs, cells, np.ones(len(rows)))
+    if basis.draws is None:
         return [best]
     rng = np.random.default_rng(RESAMPLING_SEED)
-    drawn = samples(fit, draws)[1]
     each = []
-    for i in range(len(draws)):
+    for i in range(len(next(iter(basis.draws.values())))):
         counts = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)))
         weights = counts.astype(np.float64)
-        each.append(_measure({n: float(v[i]) for n, v in drawn.items()}, runs, cells, weights))
+        each.append(
+            _measure({n: float(v[i]) for n, v in basis.draws.items()}, runs, cells, weights)
+        )
     # Where many draws hold no law for log2 B, those that do are no sample of it.
     finite = np.isfinite(np.array(each))
     known = finite.mean(axis=0) >= ENOUGH_FINITE
@@ -134,3 +157,58 @@ def _measure(
         design * root[:, None], np.log(each[good]) * root, rcond=None
     )[0]
     return [overall, float(omega), float(np.exp(log_xi)), float(eta)]
+
+
+# --- words ------------------------------------------------------------------------------------
+
+
+def _law(row: EquivalentBlock) -> str:
+    if row.omega is None:
+        return "–"
+    known = (
+        ("omega", row.omega, row.omega_interval),
+        ("xi", row.xi, row.xi_interval),
+        ("eta", row.eta, row.eta_interval),
+    )
+    return ", ".join(f"{name} {between(value, ends, three_digits)}" for name, value, ends in known)
+
+
+def _doubts(found: list[EquivalentBlock], identified: Mapping[str, bool]) -> list[str]:
+    return [
+        f"runs with a scale per {row.granularity} were fitted at the block_size that they give "
+        f"(log2 {row.given:.3g}); to measure what they are equivalent to, fit with "
+        f"where=\"granularity != '{row.granularity}'\""
+        for row in found
+        if row.fitted
+    ]
+
+
+EQUIVALENT_BLOCKS = Conclusion(
+    "equivalent_blocks",
+    list[EquivalentBlock],
+    equivalent_blocks,
+    (
+        Table(
+            "equivalent_blocks",
+            "Block size that coarse scales are equivalent to",
+            (
+                Column[EquivalentBlock]("a scale per", lambda row: row.granularity, number=False),
+                Column[EquivalentBlock](
+                    "log2 B", lambda row: between(row.log2_block, row.interval, three_digits)
+                ),
+                Column[EquivalentBlock]("given log2 B", lambda row: number(row.given, 3)),
+                Column[EquivalentBlock]("runs", lambda row: str(row.rows)),
+                Column[EquivalentBlock](
+                    "the fit",
+                    lambda row: "took the given size" if row.fitted else "did not use them",
+                    number=False,
+                ),
+                Column("log2 B = N^omega/(xi D^eta)", _law, number=False),
+            ),
+            "Measured from the losses of these runs and the law. Sun et al. (2501.02423) find "
+            "13.16 per channel. A fit that took their given block size pulls the measurement "
+            "towards it.",
+        ),
+    ),
+    doubts=_doubts,
+)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fitting.laws.curves import Array
+from fitting.law.curves import Array
 
 HALVINGS = 80
 """A bracket halved so often has no width left in float64."""

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from fitting.analysis.derived import derived
-from fitting.analysis.efficiency import FASTER
-from fitting.analysis.trades import COST
 from fitting.command.options import FitOptions
 from fitting.entry.errors import UsageError
 from fitting.files.atomic import write_atomic
 from fitting.files.own_json import ResultsError
 from fitting.fit.bootstrap import bootstrap, intervals, standard_errors, vague
+from fitting.fit.derived import IDENTIFIED, basis_of, derived, doubts, identified
 from fitting.fit.evidence import comparison, evidence
+from fitting.fit.fit_file import FIT, SavedFit, saved_fit
 from fitting.fit.result import Fit
 from fitting.fit.search import fit as fit_law
+from fitting.law.conclusion import Assumptions, entries, entries_of
+from fitting.law.terms import FitError
 from fitting.laws.catalogue import get
-from fitting.laws.law import FitError
 from fitting.results.swept import is_key
 from fitting.results.table import load, require_columns, select_rows
 from fitting.results.where import ExpressionError, evaluate
@@ -39,20 +37,21 @@ FEW_CLUSTERS = 10
 """Fewer resampled whole leave intervals that cover too seldom (Cameron et al. 2008)."""
 
 
-def run_fit(options: FitOptions) -> dict[str, Any]:
+def run_fit(options: FitOptions) -> SavedFit:
     """Load, select, fit, bootstrap; write `<out>/fit.json` and `<out>/results.csv`.
 
     Args:
         options: `study` does not count here, `results`, `law` and `out` must be set.
 
     Returns:
-        What fit.json holds: the same inputs give the same bytes.
+        What fit.json holds; the same inputs give the same bytes.
 
     Raises:
         UsageError: `where` cannot be evaluated or keeps no row, or `out` cannot be written.
         ResultsError: The results cannot be read, or a column is missing or holds no numbers.
         FitError: See `fitting.fit.search.fit`.
     """
+    assumed = Assumptions(options.cost_k, options.speedup_forward, options.speedup_backward)
     law = get(options.law)
     laws = list({name: get(name) for name in (options.law, *options.compare)}.values())
     needed = [column for each in laws for column in each.columns]
@@ -79,31 +78,31 @@ def run_fit(options: FitOptions) -> dict[str, Any]:
     if options.bootstrap:
         cluster = options.cluster or None
         draws = bootstrap(kept, fitted, options.bootstrap, options.seed, cluster)
-    speedups = (options.speedup_forward, options.speedup_backward)
-    report = describe(fitted, draws, kept, table, speedups, options.cost_k)
-    report["warnings"] += few + _shared_runs(kept, options.cluster)
-    report |= _strict(evidence(kept, fitted, options.evidence))
-    report |= {"where": options.where or None, "seed": options.seed}
-    report["cluster"] = options.cluster or None
+    compared: dict[str, object] = {}
+    failed = []
     if options.compare:
         how = options.objective, options.objective_delta, options.weights or None
         try:
-            report["comparison"] = _strict(comparison(kept, laws, *how))
+            compared["comparison"] = comparison(kept, laws, *how)
         except FitError as error:
-            report["warnings"].append(f"the laws could not be compared: {error}")
-
+            failed.append(f"the laws could not be compared: {error}")
+    also = few + _shared_runs(kept, options.cluster) + failed
+    report = describe(fitted, draws, kept, table, assumed, also)
+    report |= entries(evidence(kept, fitted, options.evidence)) | entries_of(compared)
+    report |= {"where": options.where or None, "seed": options.seed}
+    report["cluster"] = options.cluster or None
     out = Path(options.out)
     text = json.dumps(report, indent=1, sort_keys=True, allow_nan=False)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(table.to_csv(index=False, lineterminator="\n"), out / "results.csv")
-        write_atomic(text + "\n", out / "fit.json")
+        write_atomic(text + "\n", out / FIT)
     except OSError as error:
         raise UsageError(f"out={out}: cannot be written ({error.strerror})") from error
-    return report
+    return saved_fit(report, out / FIT, law)
 
 
-def _numeric(table: pd.DataFrame, columns: Any, path: str) -> pd.DataFrame:
+def _numeric(table: pd.DataFrame, columns: Iterable[str], path: str) -> pd.DataFrame:
     """The table with a law's columns as numbers."""
     for name in (c for c in columns if c in table):
         try:
@@ -163,9 +162,9 @@ def describe(
     draws: pd.DataFrame | None,
     table: pd.DataFrame,
     every: pd.DataFrame | None = None,
-    speedups: tuple[float, float] = (FASTER, FASTER),
-    cost_k: float = COST,
-) -> dict[str, Any]:
+    assumed: Assumptions | None = None,
+    also: Sequence[str] = (),
+) -> dict[str, object]:
     """A fit as strict JSON, without NaN: None stands for what the data do not say.
 
     Args:
@@ -173,8 +172,8 @@ def describe(
         draws: Its bootstrap, or None.
         table: The table that was fitted.
         every: The table that it was selected from; None for the same.
-        speedups: As of `fitting.analysis.derived.derived`.
-        cost_k: k, as of `fitting.analysis.derived.derived`.
+        assumed: What its law's conclusions take for granted.
+        also: Warnings about the table, which come last.
     """
     warnings = list(fitted.warnings)
     unusable = {r: n for r, n in fitted.rows.excluded.items() if r.startswith("loss not")}
@@ -199,11 +198,9 @@ def describe(
         unknown = {*fitted.flat, *fitted.frozen}  # no data behind them, so no interval
         low_high |= {n: list(v) for n, v in intervals(draws).items() if n not in unknown}
         errors |= {n: v for n, v in standard_errors(draws).items() if n not in unknown}
-    conclusions = derived(fitted, draws, table, every, speedups, cost_k)
-    doubtful = [n for n in ("delta", "nu") if not conclusions["identified"].get(n, True)]
-    if conclusions.get("layouts") and doubtful:
-        warnings.append(f"{', '.join(doubtful)} not identified: the best layouts are not known")
-    warnings += _warn_conditions(conclusions)
+    known = identified(fitted, draws)
+    concluded = derived(fitted, basis_of(fitted, draws, table, every, assumed), known)
+    warnings += doubts(fitted.law, concluded, known)
     rows, _ = select_rows(table)
     floor = noise_floor(rows)
     warnings += _mixtures(fitted, rows) + _units(fitted, rows)
@@ -212,29 +209,28 @@ def describe(
     used = ("run_id", "loss", *fitted.law.columns, *fitted.law.schemes, fitted.weights)
     present = [c for c in dict.fromkeys(used) if c in rows]
     canonical = rows[present].to_csv(index=False, lineterminator="\n").encode()
-    report: dict[str, Any] = _strict(
+    return entries_of(
         {
             "law": fitted.law.name,
             "source": fitted.law.source,
-            "objective": asdict(fitted.objective),
+            "objective": fitted.objective,
             "parameters": fitted.parameters,
             "intervals": low_high,
             "standard_errors": errors,
             "status": fitted.status,
-            "starts": asdict(fitted.starts),
-            "rows": asdict(fitted.rows),
+            "starts": fitted.starts,
+            "rows": fitted.rows,
             "frozen": list(fitted.frozen),
             "bounds": dict(fitted.bounds),
             "weights": fitted.weights,
             "bootstrap": {"draws": 0 if draws is None else len(draws), "converged": converged},
-            "derived": conclusions,
-            "noise_floor": asdict(floor),
-            "warnings": warnings,
+            "derived": {IDENTIFIED: known, **concluded.values},
+            "noise_floor": floor,
+            "warnings": [*warnings, *also],
             "inputs_sha256": hashlib.sha256(canonical).hexdigest(),
             "run_ids": [str(r) for r in rows["run_id"]] if "run_id" in rows else None,
         }
     )
-    return report
 
 
 def _mixtures(fitted: Fit, rows: pd.DataFrame) -> list[str]:
@@ -262,31 +258,3 @@ def _units(fitted: Fit, rows: pd.DataFrame) -> list[str]:
         for name in ("params", "tokens")
         if name in fitted.law.columns and rows[name].max() < FEWEST
     ]
-
-
-def _warn_conditions(conclusions: dict[str, Any]) -> list[str]:
-    """What a law of formats holds for only silently."""
-    warnings = []
-    if "holds_for" in conclusions and conclusions["holds_for"]["operands"] is None:
-        warnings.append(
-            "the table has no column operands: the law holds only for one choice of quantized "
-            "tensors, and nobody can check that these runs share one"
-        )
-    for entry in conclusions.get("equivalent_blocks", []):
-        if entry["fitted"]:
-            kind = entry["granularity"]
-            warnings.append(
-                f"runs with a scale per {kind} were fitted at the block_size that they give "
-                f"(log2 {entry['given']:.3g}); to measure what they are equivalent to, fit with "
-                f"where=\"granularity != '{kind}'\""
-            )
-    return warnings
-
-
-def _strict(value: Any) -> Any:
-    """JSON has no NaN and no infinity: None instead."""
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

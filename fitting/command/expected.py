@@ -8,6 +8,7 @@ the law holds and that runs err independently: real intervals are rarely narrowe
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from fitting.files.atomic import write_atomic
 from fitting.files.own_json import ResultsError
 from fitting.fit.fit_file import read_pilot
 from fitting.fit.search import fit
+from fitting.law.terms import FitError, Law
 from fitting.laws.catalogue import get
-from fitting.laws.law import FitError, Law
 from fitting.laws.synthetic import make_table
 from fitting.results.table import load
 
@@ -102,14 +103,14 @@ def run_expected(options: FitOptions) -> pd.DataFrame:
         pilot = read_pilot(Path(options.expect))
     except FileNotFoundError as error:
         raise ResultsError(f"expect={options.expect}: no such file") from error
-    law = get(options.law or pilot.get("law", ""))
-    noise = options.noise or (pilot.get("noise_floor") or {}).get("std_log")
+    law = get(options.law or pilot.law)
+    noise = options.noise or (pilot.noise_floor or {}).get("std_log")
     if not noise:
         raise UsageError("noise: the pilot repeated no seed; give noise=0.01 for 1 % of the loss")
     design = keep(load(options.results, options.columns), options.where)
     expected = expected_intervals(
         law,
-        pilot["parameters"],
+        {name: math.nan if v is None else v for name, v in pilot.parameters.items()},
         design,
         noise,
         options.tables,

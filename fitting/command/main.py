@@ -55,14 +55,17 @@ def _report_command(arguments: Sequence[str]) -> None:
     options = report_options(arguments)
     if options.fit and not options.study and not Path(options.fit).is_dir():
         raise UsageError(f"fit={options.fit}: no such folder; lowbit-fit ... out=FOLDER makes one")
+    from fitting.laws.catalogue import get
+
+    law = get(options.law) if options.law else None
     out, figures = Path(options.out), options.figures
     if options.compare:
         from fitting.page.compare import Place, write_comparison
 
         first, second = (Place(name, *place(name)) for name in options.compare)
-        page = write_comparison(first, second, out, figures)
+        page = write_comparison(first, second, out, figures, law)
     else:
         from fitting.page.report import write_report
 
-        page = write_report(Path(options.results), Path(options.fit), out, figures)
+        page = write_report(Path(options.results), Path(options.fit), out, figures, law)
     sys.stdout.write(f"{page}\n")

@@ -94,6 +94,7 @@ page's path.  Options, as key=value:
                 whose columns have our names
   out=FOLDER    where the page goes; else beside fit.json
   figures=svg   which files to write of each figure; else svg,pdf (PDF takes most of the time)
+  law=mine.py:MINE  the law of your own that was fitted, if it was one
   compare=A,B   (or --compare A B) two studies side by side, each a study's name or, with a slash in
                 it, the folder of its report; goes to out, else to reports/A-vs-B
 """
@@ -139,6 +140,8 @@ class ReportOptions:
     figures: tuple[str, ...] = FIGURE_FILES
     compare: tuple[str, ...] = ()
     """Two studies, also typed as --compare A B."""
+    law: str = ""
+    """A law of the user's own, which fits may be of."""
 
 
 Options = TypeVar("Options", FitOptions, ReportOptions)
@@ -252,7 +255,7 @@ def _pairs(arguments: Sequence[str]) -> dict[str, str]:
 def _study_defaults(folder: Path) -> dict[str, str]:
     """The "fit" object of a study's study.json, as if typed.
 
-    It may not set `where`: an expression is evaluated, and nothing read from a file is.
+    It may not set `where` nor name a law's file: what is read from a file is never evaluated.
     """
     from fitting.files.own_json import ResultsError
     from fitting.results.study_file import STUDY, read_about
@@ -267,6 +270,11 @@ def _study_defaults(folder: Path) -> dict[str, str]:
     for key in ("where", "study", "results", "out"):
         if key in pairs:
             raise UsageError(f"{path}: fit.{key}: a study cannot set it; type it")
+    for key in ("law", "compare"):
+        if ":" in str(pairs.get(key, "")):  # it would be run
+            raise UsageError(
+                f"{path}: fit.{key}={pairs[key]}: a study cannot name a law's file; type it"
+            )
     flat: dict[str, str] = {}
     for key, value in pairs.items():
         if isinstance(value, dict):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fitting.analysis.conditions import HOLDS_FOR
 from fitting.command.expected import FILE
+from fitting.fit.fit_file import SavedFit
 from fitting.page.conclusions import views
 from fitting.page.tables import View, comparison, held_out
 from fitting.words import open_interval
@@ -25,46 +26,23 @@ MOST_ROWS = 16
 """Of a conclusion; fit.json has them all."""
 
 
-def show(report: Mapping[str, Any], out: Path) -> None:
+def show(fit: SavedFit, out: Path) -> None:
     """Print what fit.json holds.
 
     Args:
-        report: As `fitting.command.describe.describe` gives it.
+        fit: What was written.
         out: Where it was written.
     """
     # Into a file or a pipe there is room; Rich would assume 80 columns.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
-    objective = report["objective"]
-    delta = f", delta {objective['delta']:g}" if objective["delta"] is not None else ""
-    console.print(f"[bold]{report['law']}[/] ({report['source']})")
-    console.print(_parameters(report))
-    starts, rows = report["starts"], report["rows"]
-    excluded = "".join(f", {count} {reason}" for reason, count in rows["excluded"].items())
-    floor = report["noise_floor"]["std_log"]
-    summary = {
-        "status": report["status"],
-        "objective": f"{objective['value']:.9g} ({objective['name']}{delta}, sum over rows)",
-        "starts": f"{starts['agreeing']} of {starts['tried']} agree",
-        "rows": f"{rows['used']} used{excluded}",
-        "noise floor": "unknown" if floor is None else f"{100 * floor:.3g} % of loss",
-    }
-    if "information" in report:
-        scores = (f"{name.upper()} {_figure(v)}" for name, v in report["information"].items())
-        summary["information"] = ", ".join(scores)
-    for key in ("weights", "cluster"):
-        if report.get(key):
-            summary[key] = report[key]
-    for name, (low, high) in report["bounds"].items():
-        summary[f"bounds {name}"] = open_interval([low, high])
-    holds = report["derived"].get("holds_for", {})
-    summary |= {
-        f"holds for {column}": "; ".join(values) for column, values in holds.items() if values
-    }
+    console.print(f"[bold]{fit.law}[/] ({fit.source})")
+    console.print(_parameters(fit))
+    summary = _summary(fit)
     width = max(map(len, summary)) + 2
     for key, text in summary.items():
         console.print(f"  {key:{width}s}{text}", markup=False)
     console.print()
-    for view in (held_out(report), comparison(report), *views(report)):
+    for view in (held_out(fit), comparison(fit), *views(fit)):
         if view is None:
             continue
         console.print(_conclusion(view))
@@ -73,11 +51,39 @@ def show(report: Mapping[str, Any], out: Path) -> None:
             console.print(f"  {more} more rows are in {out / 'fit.json'}", markup=False)
         console.print(view.note, style="dim", markup=False)
         console.print()
-    for name, reason in report.get("not_computed", {}).items():
+    for name, reason in fit.not_computed.items():
         console.print(f"no {name}: {reason}", style="dim", markup=False)
-    for warning in report["warnings"]:
+    for warning in fit.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
     console.print(f"wrote {out / 'fit.json'}", markup=False, soft_wrap=True)
+
+
+def _summary(fit: SavedFit) -> dict[str, str]:
+    """What qualifies a fit, by term."""
+    objective, starts, rows = fit.objective, fit.starts, fit.rows
+    delta = f", delta {objective.delta:g}" if objective.delta is not None else ""
+    excluded = "".join(f", {count} {reason}" for reason, count in rows.excluded.items())
+    floor = fit.noise_floor.std_log
+    summary = {
+        "status": fit.status,
+        "objective": f"{objective.value:.9g} ({objective.name}{delta}, sum over rows)",
+        "starts": f"{starts.agreeing} of {starts.tried} agree",
+        "rows": f"{rows.used} used{excluded}",
+        "noise floor": "unknown" if floor is None else f"{100 * floor:.3g} % of loss",
+    }
+    if fit.information is not None:
+        aic, bic = fit.information.aic, fit.information.bic
+        summary["information"] = f"AIC {_figure(aic)}, BIC {_figure(bic)}"
+    for key, column in (("weights", fit.weights), ("cluster", fit.cluster)):
+        if column:
+            summary[key] = column
+    for name, ends in fit.bounds.items():
+        summary[f"bounds {name}"] = open_interval(ends)
+    if holds := fit.concluded.of(HOLDS_FOR):
+        for column, values in (("operands", holds.operands), ("recipe", holds.recipe)):
+            if values:
+                summary[f"holds for {column}"] = "; ".join(values)
+    return summary
 
 
 def show_expected(expected: pd.DataFrame, out: Path) -> None:
@@ -95,20 +101,19 @@ def show_expected(expected: pd.DataFrame, out: Path) -> None:
     console.print(f"of {fits} fits to made-up losses; wrote {out / FILE}", soft_wrap=True)
 
 
-def _parameters(report: Mapping[str, Any]) -> Table:
+def _parameters(fit: SavedFit) -> Table:
     table = Table(box=SIMPLE_HEAD)
     for header in ("parameter", "value", "95 % interval", "profile", "std. error", "identified"):
         left = header == "parameter"  # its names are never cut: schemes may differ at the end
         table.add_column(header, justify="left" if left else "right", overflow="fold")
-    for name, value in report["parameters"].items():
-        identified = "yes" if report["derived"]["identified"][name] else "NO"
+    for name, value in fit.parameters.items():
         table.add_row(
             escape(name),
             _figure(value, 6),
-            open_interval(report["intervals"][name]),
-            open_interval(report.get("profile_intervals", {}).get(name)),
-            _figure(report["standard_errors"][name]),
-            "frozen" if name in report["frozen"] else identified,
+            open_interval(fit.interval(name)),
+            open_interval(fit.profile_intervals.get(name)),
+            _figure(fit.standard_errors.get(name)),
+            "frozen" if name in fit.frozen else "yes" if fit.identified.get(name) else "NO",
         )
     return table
 

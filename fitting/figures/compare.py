@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from fitting.figures.style import (
     ratio_axis,
 )
 from fitting.figures.svg import tag
+from fitting.fit.fit_file import SavedFit
 from fitting.naming import sizes
 from fitting.words import at, count_label, interval, number, signed
 
@@ -88,9 +90,9 @@ def differences(
     )  # fmt: skip
 
 
-def ratios(a: Mapping[str, Any], b: Mapping[str, Any], names: Sequence[str]) -> list[Panel]:
+def ratios(a: SavedFit, b: SavedFit, names: Sequence[str]) -> list[Panel]:
     """Either study's parameters with intervals, over the first study's values."""
-    shown = [n for n, v in a["parameters"].items() if v and v > 0 and b["parameters"].get(n)]
+    shown = {n: v for n, v in a.parameters.items() if v and v > 0 and b.parameters.get(n)}
     if not shown:
         return []
     with mpl.rc_context(STYLE):
@@ -103,8 +105,8 @@ def ratios(a: Mapping[str, Any], b: Mapping[str, Any], names: Sequence[str]) -> 
             (b, names[1], ORANGE, "s", 0.14),
         ):
             for y, name in enumerate(shown):
-                base, value = a["parameters"][name], fit["parameters"][name]
-                low, high = (fit.get("intervals") or {}).get(name) or (None, None)
+                base, value = shown[name], fit.parameters[name] or math.nan
+                low, high = fit.interval(name)
                 if low is not None and high is not None:
                     ends = _shown(low / base), _shown(high / base)
                     (bar,) = axes.plot(ends, [y + shift] * 2, color=colour, linewidth=3.0)

@@ -6,7 +6,7 @@ What goes beyond the data is dashed or hatched, and a legend or a label says "ex
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -17,7 +17,11 @@ from matplotlib.colors import to_rgba
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from fitting.analysis.trades import cost_formula
+from fitting.analysis.costs import COST_OF_BITS, Cost
+from fitting.analysis.critical import CRITICAL_TOKENS, CriticalTokens
+from fitting.analysis.efficiency import EFFICIENCIES, MAP
+from fitting.analysis.layouts import LAYOUTS, Layout
+from fitting.analysis.optima import OPTIMAL_PRECISION, OptimalPrecision, Optimum, cost_formula
 from fitting.figures.efficiency import efficiencies, precision_map
 from fitting.figures.style import (
     BLUE,
@@ -35,7 +39,18 @@ from fitting.figures.style import (
     panel,
 )
 from fitting.figures.svg import tag
-from fitting.words import BEYOND, count_label, number, open_interval, whole
+from fitting.fit.fit_file import SavedFit
+from fitting.law.conclusion import UNKNOWN, Number, Table
+from fitting.words import (
+    BEYOND,
+    by_share,
+    count,
+    count_label,
+    interval,
+    number,
+    open_interval,
+    whole,
+)
 
 MOST_LINES = 6
 """Formats drawn in one panel."""
@@ -44,7 +59,7 @@ LEAST_PERCENT = 0.1
 
 
 def conclusions(
-    fit: Mapping[str, Any], rows: pd.DataFrame, colours: Mapping[str, str]
+    fit: SavedFit, rows: pd.DataFrame, colours: Mapping[str, str]
 ) -> dict[str, list[Panel]]:
     """The figures that a fit supports, by the name of the table they stand beside.
 
@@ -53,49 +68,51 @@ def conclusions(
         rows: The runs of the page that have a loss.
         colours: Format -> colour, as in the other figures of the page.
     """
-    derived = fit.get("derived", {})
+    found = fit.concluded
     drawn: dict[str, list[Panel]] = {}
-    shares = [row for row in derived.get("layouts", []) if row["bits"] <= 8 and row["shares"]]
-    if shares:
+    if shares := [row for row in found.of(LAYOUTS) or [] if row.bits <= 8 and row.shares]:
         drawn["layouts"] = layout_shares(shares)
-    if derived.get("cost_of_bits"):
-        drawn["cost_of_bits"] = cost_of_bits(derived["cost_of_bits"])
-    if derived.get("efficiencies"):
-        drawn["efficiencies"] = efficiencies(derived["efficiencies"])
-    critical = _lines([row for row in derived.get("critical_tokens", []) if row["tokens"]])
-    if critical:
+    if costs := found.of(COST_OF_BITS):
+        drawn["cost_of_bits"] = cost_of_bits(costs)
+    if schemes := found.of(EFFICIENCIES):
+        drawn["efficiencies"] = efficiencies(schemes)
+    if critical := _lines([row for row in found.of(CRITICAL_TOKENS) or [] if row.tokens]):
         drawn["critical_tokens"] = critical_tokens(critical, float(rows["tokens"].max()), colours)
-    optimal = derived.get("optimal_precision", {})
-    for name, key, axis in (
-        ("bits_for_tokens", "fixed_tokens", "tokens"),
-        ("bits_jointly", "joint", "cost"),
-    ):
-        if len(optimal.get(key, [])) > 1:
-            drawn[name] = optimal_bits(optimal[key], axis, name, cost_formula(derived))
-    if derived.get("map"):
+    optimal = found.of(OPTIMAL_PRECISION) or OptimalPrecision()
+    if len(given := optimal.fixed_tokens or []) > 1:
+        at = [(row.tokens, f"{count(row.tokens)} tokens", row) for row in given]
+        drawn["bits_for_tokens"] = optimal_bits(at, "training tokens", "bits_for_tokens")
+    if len(joint := optimal.joint or []) > 1:
+        at = [(row.cost, f"cost {number(row.cost, 3)}", row) for row in joint]
+        drawn["bits_jointly"] = optimal_bits(at, f"cost {cost_formula(found)}", "bits_jointly")
+    if found.of(MAP):
         drawn["map"] = precision_map(fit, rows)
+    for conclusion in fit.model.conclusions:
+        value = found.of(conclusion)
+        for table in (t for t in conclusion.tables if t.chart and value is not None):
+            if charted := chart(table, conclusion.rows(value, table)):
+                drawn[table.name] = charted
     return drawn
 
 
-def layout_shares(layouts: Sequence[Mapping[str, Any]]) -> list[Panel]:
+def layout_shares(layouts: Sequence[Layout]) -> list[Panel]:
     """Stacked bars: in what share of bootstrap draws each exponent/mantissa split wins.
 
     One hue, darker = more often: these are layouts of the law, not formats of the study, so
     they take no format's colour.  Hatched bars lie outside the bits that were trained.
 
     Args:
-        layouts: Rows of fit.json's `derived.layouts`: `bits`, `shares`, `extrapolated`.
+        layouts: Those that have shares.
     """
     with mpl.rc_context(STYLE):
         figure = new_figure(PANEL_WIDTH * 1.15, 0.9 + 0.42 * len(layouts))
         axes = figure.add_subplot()
         for y, row in enumerate(layouts):
             left = 0.0
-            ranked = sorted(row["shares"].items(), key=lambda item: (-item[1], item[0]))
-            for rank, (name, share) in enumerate(ranked):
-                shade = (0.95, 0.55, 0.33, 0.2)[min(rank, 3)] * (0.45 if row["extrapolated"] else 1)
+            for rank, (name, share) in enumerate(by_share(row.shares)):
+                shade = (0.95, 0.55, 0.33, 0.2)[min(rank, 3)] * (0.45 if row.extrapolated else 1)
                 [bar] = axes.barh(y, share, left=left, height=0.72, color=BLUE, alpha=shade)
-                tag(bar, "", [f"{row['bits']} bits: {name}\nwins {100 * share:.1f} % of draws"])
+                tag(bar, "", [f"{row.bits} bits: {name}\nwins {100 * share:.1f} % of draws"])
                 if share >= 0.09:
                     text = f"{name} {100 * share:.0f}%"
                     white = shade > 0.6
@@ -104,11 +121,11 @@ def layout_shares(layouts: Sequence[Mapping[str, Any]]) -> list[Panel]:
                         va="center", fontsize=9.5, color="#ffffff" if white else INK,
                     )  # fmt: skip
                 left += share
-            if row["extrapolated"]:
+            if row.extrapolated:
                 axes.barh(
                     y, left, height=0.72, facecolor="none", edgecolor=BLUE, hatch="///", linewidth=0
                 )
-        labels = [f"{row['bits']} bits" for row in layouts]
+        labels = [f"{row.bits} bits" for row in layouts]
         axes.set_yticks(range(len(layouts)), labels)
         axes.set_ylim(len(layouts) - 0.5, -0.5)
         axes.set_xlim(0, 1)
@@ -116,7 +133,7 @@ def layout_shares(layouts: Sequence[Mapping[str, Any]]) -> list[Panel]:
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("share of bootstrap draws")
-        if any(row["extrapolated"] for row in layouts):
+        if any(row.extrapolated for row in layouts):
             label = f"{BEYOND}: no run had so many bits"
             handle = Patch(facecolor="none", edgecolor=BLUE, hatch="///", linewidth=0, label=label)
             figure.legend(handles=[handle], loc="outside lower left")
@@ -124,28 +141,39 @@ def layout_shares(layouts: Sequence[Mapping[str, Any]]) -> list[Panel]:
         return [panel(figure, "layout_shares", title)]
 
 
-def cost_of_bits(entries: Sequence[Mapping[str, Any]]) -> list[Panel]:
+def cost_of_bits(entries: Sequence[Cost]) -> list[Panel]:
     """How many percent more parameters, or tokens, make up for so few bits.
 
     Args:
-        entries: fit.json's `derived.cost_of_bits`.
+        entries: The numbers of bits.
     """
     with mpl.rc_context(STYLE):
         figure = new_figure(PANEL_WIDTH, 3.4 + 2 * legend_inches(["parameters, extrapolated"] * 4))
         axes = figure.add_subplot()
-        for i, (key, what, colour) in enumerate(
-            (("params_factor", "parameters", BLUE), ("tokens_factor", "tokens", ORANGE))
+        least = 1 + LEAST_PERCENT / 100
+        for i, (factors, what, colour) in enumerate(
+            (
+                (
+                    [(e.params_factor, e.params_factor_interval) for e in entries],
+                    "parameters",
+                    BLUE,
+                ),
+                ([(e.tokens_factor, e.tokens_factor_interval) for e in entries], "tokens", ORANGE),
+            )
         ):
-            least = 1 + LEAST_PERCENT / 100
-            some = [e for e in entries if e[key] is not None and e[key] > least]
+            some = [
+                (e, factor, ends or UNKNOWN)
+                for e, (factor, ends) in zip(entries, factors, strict=True)
+                if factor is not None and factor > least
+            ]
             points = [
-                (e["bits"] + 0.12 * (i - 0.5), e[key], e[f"{key}_interval"], e["extrapolated"])
-                for e in some
+                (float(e.bits or 0) + 0.12 * (i - 0.5), factor, ends, e.extrapolated)
+                for e, factor, ends in some
             ]
             tips = [
-                f"{e['bits']} bits: {100 * (e[key] - 1):,.3g} % more {what}\n"
-                f"(factor {open_interval(e[f'{key}_interval'])})"
-                for e in some
+                f"{e.bits} bits: {100 * (factor - 1):,.3g} % more {what}\n"
+                f"(factor {open_interval(ends)})"
+                for e, factor, ends in some
             ]
             _points(axes, points, tips, MARKERS[i], colour, what, lambda f: 100 * (f - 1))
         axes.set_yscale("log")
@@ -158,16 +186,16 @@ def cost_of_bits(entries: Sequence[Mapping[str, Any]]) -> list[Panel]:
         return [panel(figure, "cost_of_bits", "More parameters or tokens needed, by bits")]
 
 
-def _lines(entries: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Rows of fit.json's `derived.critical_tokens` by format, smallest size first.
+def _lines(entries: Sequence[CriticalTokens]) -> dict[str, list[CriticalTokens]]:
+    """Critical data sizes by format, smallest size first.
 
     Formats of one size only are left out, and of many all but a few, evenly spaced.
     """
-    lines: dict[str, list[Mapping[str, Any]]] = {}
-    blocks = {row.get("block_size") for row in entries}
-    for row in sorted(entries, key=lambda row: float(row["params"])):
-        block = f"/{whole(row['block_size'])}" if len(blocks) > 1 else ""
-        lines.setdefault(f"{row['format']}{block}", []).append(row)
+    lines: dict[str, list[CriticalTokens]] = {}
+    blocks = {row.block_size for row in entries}
+    for row in sorted(entries, key=lambda row: row.params):
+        block = "" if row.block_size is None or len(blocks) < 2 else f"/{whole(row.block_size)}"
+        lines.setdefault(f"{row.format}{block}", []).append(row)
     names = [name for name in lines if len(lines[name]) > 1]
     if len(names) > MOST_LINES:
         steps = np.linspace(0, len(names) - 1, MOST_LINES).round().astype(int)
@@ -176,12 +204,12 @@ def _lines(entries: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, 
 
 
 def critical_tokens(
-    lines: Mapping[str, Sequence[Mapping[str, Any]]], longest: float, known: Mapping[str, str]
+    lines: Mapping[str, Sequence[CriticalTokens]], longest: float, known: Mapping[str, str]
 ) -> list[Panel]:
     """Critical data size against model size, a line a format, beyond the longest run hatched.
 
     Args:
-        lines: Format -> its rows of fit.json's `derived.critical_tokens`, those that are finite.
+        lines: Format -> its critical data sizes, those that are finite.
         longest: The largest token count that was trained.
         known: Colours of the formats of the study; used where it has them all.
     """
@@ -191,15 +219,15 @@ def critical_tokens(
         figure = new_figure(PANEL_WIDTH, 3.4 + legend_inches([*names, BEYOND]))
         axes = figure.add_subplot()
         for i, (name, rows) in enumerate(lines.items()):
-            points = [(r["params"], r["tokens"], r["interval"], r["extrapolated"]) for r in rows]
+            points = [(r.params, r.tokens or 0.0, r.interval, r.extrapolated) for r in rows]
             x, y = [p[0] for p in points], [p[1] for p in points]
             beyond = any(p[3] for p in points)
             style = (0, (4, 2)) if beyond else "-"
             (line,) = axes.plot(x, y, color=colours[name], linewidth=1.2, linestyle=style)
             tag(line, name)
             tips = [
-                f"{name}, {count_label(r['params'])} parameters\ncritical at "
-                f"{count_label(r['tokens'])} tokens ({_counts(r['interval'])})"
+                f"{name}, {count_label(r.params)} parameters\ncritical at "
+                f"{count(r.tokens)} tokens ({_counts(r.interval)})"
                 for r in rows
             ]
             marker = MARKERS[i % len(MARKERS)]
@@ -213,9 +241,7 @@ def critical_tokens(
                 hatch="///", linewidth=0, label=BEYOND,
             )  # fmt: skip
         axes.set_ylim(low, high)
-        count_axis(
-            axes.xaxis, sorted({float(row["params"]) for rows in lines.values() for row in rows})
-        )
+        count_axis(axes.xaxis, sorted({row.params for rows in lines.values() for row in rows}))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: count_label(value)))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("parameters")
@@ -225,44 +251,94 @@ def critical_tokens(
 
 
 def optimal_bits(
-    entries: Sequence[Mapping[str, Any]], axis: str, name: str, cost: str
+    entries: Sequence[tuple[Number, str, Optimum]], axis: str, name: str
 ) -> list[Panel]:
     """Compute-optimal bits against tokens or cost.
 
     Args:
-        entries: fit.json's `derived.optimal_precision`, one of its lists.
-        axis: The key of what is on the x axis: tokens or cost.
+        entries: Of each optimum its place on the x axis, that in words, and the optimum.
+        axis: What is on the x axis.
         name: The panel's.
-        cost: What the cost is, as a formula.
     """
+    known = [
+        (x, where, e, e.bits) for x, where, e in entries if x is not None and e.bits is not None
+    ]
     with mpl.rc_context(STYLE):
         figure = new_figure(PANEL_WIDTH, 3.2 + legend_inches(["within the data", BEYOND]))
         axes = figure.add_subplot()
-        points = [(e[axis], e["bits"], e["bits_interval"], e["extrapolated"]) for e in entries]
+        points = [(x, bits, e.bits_interval, e.extrapolated) for x, _, e, bits in known]
         for left, right in itertools.pairwise(points):
             beyond = left[3] or right[3]
             axes.plot(
                 [left[0], right[0]], [left[1], right[1]], color=BLUE, linewidth=1.2,
                 linestyle=(0, (4, 2)) if beyond else "-",
             )  # fmt: skip
-        at = [
-            f"{count_label(e[axis])} tokens" if axis == "tokens" else f"cost {number(e[axis], 3)}"
-            for e in entries
-        ]
         tips = [
-            f"{where}\n{e['bits']:.2f} bits ({open_interval(e['bits_interval'])})"
-            for where, e in zip(at, entries, strict=True)
+            f"{where}\n{bits:.2f} bits ({open_interval(e.bits_interval)})"
+            for _, where, e, bits in known
         ]
         _points(axes, points, tips, "o", BLUE, "within the data", float)
         axes.set_xscale("log")
-        if axis == "tokens":
+        if axis.endswith("tokens"):
             count_axis(axes.xaxis, [p[0] for p in points])
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("training tokens" if axis == "tokens" else f"cost {cost}")
+        axes.set_xlabel(axis)
         axes.set_ylabel("best bits")
-        title = "for given data" if axis == "tokens" else "jointly with size and data"
+        title = "for given data" if axis.endswith("tokens") else "jointly with size and data"
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=2)
         return [panel(figure, name, f"Compute-optimal bits {title}")]
+
+
+def chart(table: Table[Any], rows: Sequence[Any]) -> list[Panel]:
+    """A conclusion's rows as its table's chart says: marks with intervals, joined by lines.
+
+    Args:
+        table: With a chart.
+        rows: Its rows; those without a number on either axis are left out.
+    """
+    how = table.chart
+    assert how is not None
+    lines: dict[str, list[Any]] = {}
+    for row in rows:
+        if getattr(row, how.x) is not None and getattr(row, how.y) is not None:
+            lines.setdefault(str(getattr(row, how.by)) if how.by else "", []).append(row)
+    if not lines:
+        return []
+    titles = {"params": "parameters", "tokens": "training tokens"}
+    x_title, y_title = (titles.get(name, name.replace("_", " ")) for name in (how.x, how.y))
+    colours = format_colours(list(lines))
+    with mpl.rc_context(STYLE):
+        figure = new_figure(PANEL_WIDTH, 3.2 + legend_inches([*lines, BEYOND]))
+        axes = figure.add_subplot()
+        for i, (name, some) in enumerate(lines.items()):
+            some.sort(key=lambda row: float(getattr(row, how.x)))
+            points = [
+                (
+                    float(getattr(row, how.x)),
+                    float(getattr(row, how.y)),
+                    getattr(row, f"{how.y}_interval", None) or UNKNOWN,
+                    bool(getattr(row, "extrapolated", False)),
+                )
+                for row in some
+            ]
+            colour = colours[name] if how.by else BLUE
+            axes.plot([p[0] for p in points], [p[1] for p in points], color=colour, linewidth=1.2)
+            tips = [
+                f"{name}{', ' * bool(name)}{x_title} {number(x, 3)}\n"
+                f"{y_title} {number(y)} ({interval(ends)})"
+                for x, y, ends, _ in points
+            ]
+            label = name or "within the data"
+            _points(axes, points, tips, MARKERS[i % len(MARKERS)], colour, label, float)
+        if how.logarithmic:
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+        if how.x in titles:
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count_label(value)))
+        axes.set_xlabel(x_title)
+        axes.set_ylabel(y_title)
+        legend_below(figure, axes)
+        return [panel(figure, table.name, table.title)]
 
 
 # --- pieces -----------------------------------------------------------------------------------
@@ -275,7 +351,7 @@ def _points(
     marker: str,
     colour: str,
     label: str,
-    scale: Any,
+    scale: Callable[[float], float],
     name_beyond: bool = True,
 ) -> None:
     """Marks with their intervals, hollow and dashed where extrapolated.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -12,7 +11,15 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
-from fitting.analysis.efficiency import CHOICES, budget_losses, gains
+from fitting.analysis.efficiency import (
+    BACKWARD,
+    CHOICES,
+    FORWARD,
+    SPEEDUPS,
+    Efficiency,
+    budget_losses,
+    gains,
+)
 from fitting.figures.style import (
     BLUE,
     INK,
@@ -27,6 +34,7 @@ from fitting.figures.style import (
     panel,
 )
 from fitting.figures.svg import tag
+from fitting.fit.fit_file import SavedFit
 from fitting.words import BEYOND, open_interval
 
 CHOICE_COLOURS = ("#8a8f96", "#56B4E9", "#E69F00", "#009E73")
@@ -37,34 +45,36 @@ WIDER = 4.0
 """How far the map reaches beyond the data, either way."""
 
 
-def efficiencies(entries: Sequence[Mapping[str, Any]]) -> list[Panel]:
+def efficiencies(entries: Sequence[Efficiency]) -> list[Panel]:
     """Share of parameters (forward pass) and of tokens (backward pass) a scheme is worth.
 
     Args:
-        entries: fit.json's `derived.efficiencies`: `scheme`, `pass`, `efficiency` and its interval.
+        entries: The schemes.
     """
     passes = {
         "forward": ("o", BLUE, "parameters, eff_N"),
         "backward": ("s", ORANGE, "tokens, eff_D"),
     }
-    names = list(dict.fromkeys(entry["scheme"] for entry in entries))
+    names = list(dict.fromkeys(entry.scheme for entry in entries))
     with mpl.rc_context(STYLE):
         figure = new_figure(PANEL_WIDTH, 1.5 + 0.4 * len(names))
         axes = figure.add_subplot()
         axes.axvline(1.0, color=INK, linewidth=0.9)
         for key, (marker, colour, label) in passes.items():
-            some = [entry for entry in entries if entry["pass"] == key]
-            y = [names.index(e["scheme"]) + (0.14 if key == "backward" else -0.14) for e in some]
+            some = [
+                entry for entry in entries if entry.pass_ == key and entry.efficiency is not None
+            ]
+            y = [names.index(e.scheme) + (0.14 if key == "backward" else -0.14) for e in some]
             for height, entry in zip(y, some, strict=True):
-                low, high = entry["efficiency_interval"]
+                low, high = entry.efficiency_interval
                 if low is not None and high is not None:
                     tag(axes.hlines(height, low, high, colors=colour, linewidth=3.0), label)
-            x = [entry["efficiency"] for entry in some]
+            x = [entry.efficiency or 0.0 for entry in some]
             if some:
                 (marks,) = axes.plot(x, y, marker, color=colour, markersize=7, label=label)
                 tips = [
-                    f"{e['scheme']}, {key} pass\n{e['efficiency']:.3f} "
-                    f"({open_interval(e['efficiency_interval'])}) of its {label}"
+                    f"{e.scheme}, {key} pass\n{e.efficiency:.3f} "
+                    f"({open_interval(e.efficiency_interval)}) of its {label}"
                     for e in some
                 ]
                 tag(marks, label, tips)
@@ -77,7 +87,7 @@ def efficiencies(entries: Sequence[Mapping[str, Any]]) -> list[Panel]:
         return [panel(figure, "efficiencies", "Efficiency by scheme and pass")]
 
 
-def precision_map(fit: Mapping[str, Any], rows: pd.DataFrame) -> list[Panel]:
+def precision_map(fit: SavedFit, rows: pd.DataFrame) -> list[Panel]:
     """Which forward:backward precision has the lowest loss, over sizes and tokens per parameter.
 
     Hatched where what the winner then trains is larger than any run, or has more or fewer tokens
@@ -87,13 +97,17 @@ def precision_map(fit: Mapping[str, Any], rows: pd.DataFrame) -> list[Panel]:
         fit: fit.json of the law `quartet`.
         rows: The runs of the page that have a loss: `params` and `tokens`.
     """
-    derived, p = fit["derived"], fit["parameters"]
-    speedups = derived["speedups"]["forward"], derived["speedups"]["backward"]
+    assumed = fit.concluded.of(SPEEDUPS)
+    schemes = fit.concluded.of(FORWARD), fit.concluded.of(BACKWARD)
+    if assumed is None or None in schemes:
+        return []
+    speedups = assumed.forward, assumed.backward
+    p = fit.parameters
     ratio = rows["tokens"] / rows["params"]
     spans = [(float(v.min()), float(v.max())) for v in (rows["params"], ratio)]
     x, y = (np.geomspace(low / WIDER, high * WIDER, GRID) for low, high in spans)
     n, r = np.meshgrid(x, y)
-    eff = p[f"eff_N[{derived['forward']}]"], p[f"eff_D[{derived['backward']}]"]
+    eff = p[f"eff_N[{schemes[0]}]"], p[f"eff_D[{schemes[1]}]"]
     losses = np.stack(list(budget_losses(p, *eff, n, n * r, *speedups).values()))
     best = losses.argmin(axis=0)
     larger, longer = (

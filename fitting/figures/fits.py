@@ -6,6 +6,7 @@ beside the noise floor, which is the best that any law could do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,9 @@ from fitting.figures.style import (
     ratio_axis,
 )
 from fitting.figures.svg import tag
-from fitting.laws.published import PUBLISHED
+from fitting.fit.evidence import HeldOut
+from fitting.fit.fit_file import SavedFit
+from fitting.law.conclusion import UNKNOWN
 from fitting.naming import records
 from fitting.words import count_label, interval, number, percent, whole
 
@@ -94,20 +97,20 @@ def _run_words(run: Any) -> str:
     return "\n".join([*name, f"{run.format}, {counts}", law])
 
 
-def held_out(held: Mapping[str, Any], noise_log: float) -> list[Panel]:
+def held_out(held: HeldOut | None, noise_log: float) -> list[Panel]:
     """Errors on runs that the law was not fitted to: mean and spread, beside the noise floor.
 
     Args:
-        held: fit.json's `held_out`: `sizes` and `largest`, each entry with `rms` and `bias` of
-            log L - log Lhat.
+        held: What was held out, if anything.
         noise_log: As in `predicted_v_observed`.
 
     Returns:
         No panel where nothing was held out.
     """
-    entries = [(f"{count_label(e['params'])} parameters", e) for e in held.get("sizes", [])]
-    if "largest" in held:
-        entries.append(("largest compute", held["largest"]))
+    sizes = [] if held is None or held.sizes is None else held.sizes
+    entries = [(f"{count_label(e.params or 0)} parameters", e) for e in sizes]
+    if held is not None and held.largest is not None:
+        entries.append(("largest compute", held.largest))
     if not entries:
         return []
     with mpl.rc_context(STYLE):
@@ -117,9 +120,10 @@ def held_out(held: Mapping[str, Any], noise_log: float) -> list[Panel]:
         if np.isfinite(noise_log):
             axes.axvspan(-100 * noise_log, 100 * noise_log, color=INK, alpha=0.10, linewidth=0)
         for y, (name, entry) in enumerate(entries):
-            mean = 100 * entry["bias"]
-            spread = 100 * np.sqrt(max(entry["rms"] ** 2 - entry["bias"] ** 2, 0.0))
-            beyond = entry["extrapolated"]
+            rms, bias = (math.nan if v is None else v for v in (entry.rms, entry.bias))
+            mean = 100 * bias
+            spread = 100 * np.sqrt(max(rms**2 - bias**2, 0.0))
+            beyond = entry.extrapolated
             axes.plot(
                 [mean - spread, mean + spread], [y, y], color=BLUE, linewidth=3.0,
                 alpha=0.5 if beyond else 1.0, linestyle=(0, (1, 0.6)) if beyond else "-",
@@ -127,8 +131,8 @@ def held_out(held: Mapping[str, Any], noise_log: float) -> list[Panel]:
             (mark,) = axes.plot(mean, y, "o", color=BLUE, markersize=8)
             if beyond:
                 mark.set(markerfacecolor="none", markeredgewidth=1.4)
-            errors = f"{percent(entry['bias'], sign=True)}, rms {percent(entry['rms'])}"
-            tag(mark, "", [f"{name} held out: {entry['rows']} runs\nmean error {errors}"])
+            errors = f"{percent(entry.bias, sign=True)}, rms {percent(entry.rms)}"
+            tag(mark, "", [f"{name} held out: {entry.rows} runs\nmean error {errors}"])
         axes.set_yticks(range(len(entries)), [name for name, _ in entries])
         axes.set_ylim(len(entries) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
@@ -137,14 +141,15 @@ def held_out(held: Mapping[str, Any], noise_log: float) -> list[Panel]:
         return [panel(figure, "held_out", "Errors on runs that the law was not fitted to")]
 
 
-def beside_published(fit: Mapping[str, Any]) -> list[Panel]:
+def beside_published(fit: SavedFit) -> list[Panel]:
     """Each parameter over its published value with both intervals; none where nothing is known.
 
     Args:
         fit: fit.json as read.
     """
-    published = PUBLISHED.get(fit["law"], {})
-    names = [n for n, v in fit["parameters"].items() if published.get(n) and v and v > 0]
+    published = {} if fit.model.published is None else fit.model.published.parameters
+    found = {n: v for n, v in fit.parameters.items() if published.get(n) and v and v > 0}
+    names = list(found)
     if not names:
         return []
     with mpl.rc_context(STYLE):
@@ -153,16 +158,16 @@ def beside_published(fit: Mapping[str, Any]) -> list[Panel]:
         axes.axvline(1.0, color=INK, linewidth=0.9)
         axes.set_xscale("log")
         for y, name in enumerate(names):
-            value, known = fit["parameters"][name], published[name]
-            for key, width, mark in (("profile_intervals", 1.1, "|"), ("intervals", 3.0, "")):
-                low, high = (fit.get(key) or {}).get(name) or (None, None)
+            value, known = found[name], published[name]
+            profile = fit.profile_intervals.get(name, UNKNOWN)
+            for (low, high), width, mark in ((profile, 1.1, "|"), (fit.interval(name), 3.0, "")):
                 if low is not None or high is not None:
                     ends = _shown((low or 0.0) / known), _shown((high or np.inf) / known)
                     axes.plot(
                         ends, [y, y], color=BLUE, linewidth=width, marker=mark, markeredgewidth=1.1
                     )
             (value_mark,) = axes.plot(_shown(value / known), y, "o", color=BLUE, markersize=7)
-            words = f"{name} = {number(value)} ({interval(fit['intervals'].get(name))})"
+            words = f"{name} = {number(value)} ({interval(fit.interval(name))})"
             tag(value_mark, "", [f"{words}\npublished: {number(known)}"])
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)

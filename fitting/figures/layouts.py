@@ -6,15 +6,17 @@ has several (block sizes, scales, recipes), the one with the most splits, and `k
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from fitting.analysis.layouts import Layout
 from fitting.figures.losses import cell_words
 from fitting.figures.style import (
     INK,
@@ -81,20 +83,30 @@ def kind_words(cells: pd.DataFrame) -> str:
     return ", ".join(said)
 
 
-def cost_map(cells: pd.DataFrame, layouts: Sequence[Mapping[str, Any]]) -> list[Panel]:
+class Best(NamedTuple):
+    """The law's best split of a number of bits, as real numbers."""
+
+    bits: int
+    exponent: float
+    mantissa: float
+
+
+def cost_map(cells: pd.DataFrame, layouts: Sequence[Layout]) -> list[Panel]:
     """Heat map of the difference to `none` over exponent and mantissa, one panel a size.
 
     Args:
         cells: `of_one_kind`, with `format`, `difference`, `standard_error`, `loss`, `verdict`.
-        layouts: fit.json's `derived.layouts`; the law's best split by bits becomes a line.
+        layouts: The law's best split by bits, which becomes a line.
     """
     top = float(cells["difference"].max())
     columns, rows = (_range(cells[name]) for name in ("exponent", "mantissa"))
     best = [
-        row
+        Best(row.bits, row.exponent_opt, row.mantissa_opt)
         for row in layouts
-        if columns[0] - 0.5 <= row["exponent_opt"] <= columns[-1] + 0.5
-        and rows[0] - 0.5 <= row["mantissa_opt"] <= rows[-1] + 0.5
+        if row.exponent_opt is not None
+        and row.mantissa_opt is not None
+        and columns[0] - 0.5 <= row.exponent_opt <= columns[-1] + 0.5
+        and rows[0] - 0.5 <= row.mantissa_opt <= rows[-1] + 0.5
     ]
     viridis = mpl.colormaps["viridis"]
     panels = []
@@ -139,15 +151,15 @@ def _range(values: pd.Series) -> list[int]:
     return list(range(int(values.min()), int(values.max()) + 1))
 
 
-def _free_corner(x: float, y: float, best: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+def _free_corner(x: float, y: float, best: Sequence[Best]) -> tuple[int, int]:
     """In which corner of a cell a number stands clear of the line: right or left, up or down."""
     corners = [(1, -1), (1, 1), (-1, 1), (-1, -1)]
     if not best:
         return corners[0]
     steps = np.linspace(0, len(best) - 1, 20 * len(best))
     line_x, line_y = (
-        np.interp(steps, range(len(best)), [row[f"{name}_opt"] for row in best])
-        for name in ("exponent", "mantissa")
+        np.interp(steps, range(len(best)), values)
+        for values in ([row.exponent for row in best], [row.mantissa for row in best])
     )
     clear = [
         float(np.hypot(line_x - (x + 0.22 * side), line_y - (y + 0.27 * level)).min())
@@ -157,18 +169,18 @@ def _free_corner(x: float, y: float, best: Sequence[Mapping[str, Any]]) -> tuple
     return enough[0] if enough else corners[int(np.argmax(clear))]
 
 
-def _best_line(axes: Any, inside: Sequence[Mapping[str, Any]]) -> None:
+def _best_line(axes: Axes, inside: Sequence[Best]) -> None:
     """The law's best split by bits, real numbers of bits."""
-    x = [row["exponent_opt"] for row in inside]
-    y = [row["mantissa_opt"] for row in inside]
+    x = [row.exponent for row in inside]
+    y = [row.mantissa for row in inside]
     axes.plot(x, y, color="#ffffff", linewidth=2.4, alpha=0.7)
     axes.plot(x, y, color="#111111", linewidth=1.0)
     (marks,) = axes.plot(
         x, y, "o", color="#ffffff", markeredgecolor="#111111", markeredgewidth=1.0, markersize=5
     )
     tips = [
-        f"{row['bits']} bits: the law's best split\n"
-        f"exponent {number(row['exponent_opt'], 3)}, mantissa {number(row['mantissa_opt'], 3)}"
+        f"{row.bits} bits: the law's best split\n"
+        f"exponent {number(row.exponent, 3)}, mantissa {number(row.mantissa, 3)}"
         for row in inside
     ]
     tag(marks, "", tips)

@@ -3,7 +3,7 @@
 from fitting.fit.bootstrap import bootstrap, intervals, standard_errors
 from fitting.fit.result import Fit, Objective, Rows, Starts
 from fitting.fit.search import fit
-from fitting.laws.law import FitError
+from fitting.law.terms import FitError
 from fitting.results.table import select_rows
 
 __all__ = [

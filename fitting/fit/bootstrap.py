@@ -16,8 +16,8 @@ from fitting.fit.centred import Centred
 from fitting.fit.minimise import Mask, Problem, minimise
 from fitting.fit.result import Fit
 from fitting.fit.search import in_coordinates, row_weights, thresholds, warm_path
-from fitting.laws.curves import Array
-from fitting.laws.law import FitError
+from fitting.law.curves import Array
+from fitting.law.terms import FitError
 from fitting.results.table import require_columns, select_rows
 
 TOLERANCE = 1e-7

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from fitting.fit.minimise import Mask, Problem
-from fitting.laws.curves import Array
-from fitting.laws.law import FitError, Law
+from fitting.law.curves import Array
+from fitting.law.terms import FitError, Law
 
 SMALL = 0.01
 """Share of the median loss below which a term has all but vanished."""
@@ -27,7 +27,7 @@ class Centred:
 
     The solver's point of a coefficient is the log of what its term contributes at the centre of
     the rows that have the term, of a shift what its form is where it is largest; any other
-    parameter's is its coordinate (`fitting.laws.law`).  Without this, a coefficient (loss at N = 1)
+    parameter's is its coordinate (`fitting.law`).  Without this, a coefficient (loss at N = 1)
     and its exponent would be correlated beyond .999, and a coefficient's bounds would depend on
     whether the exponent is frozen.
     """

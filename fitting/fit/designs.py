@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from fitting.laws.law import Law
+from fitting.law.terms import Law
 
 COLLINEAR = 0.99
 """Correlation of log params and log tokens from which they move together."""

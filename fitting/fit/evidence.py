@@ -1,4 +1,4 @@
-"""What a fit is worth beyond its own residuals, JSON-ready: the part of fit.json that judges it.
+"""What a fit is worth beyond its own residuals: the part of fit.json that judges it.
 
 Profile intervals stand beside the bootstrap's, information criteria beside the objective, and
 errors on runs that the law was not fitted to beside the noise floor.
@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
 import pandas as pd
 
 from fitting.fit.profile import profile_intervals
 from fitting.fit.result import Fit
-from fitting.fit.validation import (
-    HeldOut,
-    compare_laws,
-    hold_out,
-    hold_out_largest,
-    information,
-)
-from fitting.laws.law import FitError, Law
+from fitting.fit.validation import Prediction, compare_laws, hold_out, hold_out_largest, information
+from fitting.law.conclusion import Count, Interval, Number
+from fitting.law.terms import FitError, Law
 from fitting.results.table import select_rows
 from fitting.words import count_label
 
@@ -31,7 +26,74 @@ MOST_SIZES = 24
 """More are not left out one by one."""
 
 
-def evidence(table: pd.DataFrame, fitted: Fit, wanted: bool = True) -> dict[str, Any]:
+@dataclass(frozen=True)
+class HeldOutRows:
+    """How well rows are predicted that the fit did not see; errors are of log L - log Lhat."""
+
+    rows: Count
+    trained: Count
+    """Rows that the prediction was fitted to."""
+    rms: Number
+    bias: Number
+    extrapolation: Number
+    """Largest held-out compute over the largest trained."""
+    extrapolated: bool
+    """Whether that is above one."""
+    warnings: list[str]
+    params: float | None = None
+    """The size that was left out."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Predictions of rows that the fit did not see, beside the fit's own residuals."""
+
+    residual_rms: Number
+    sizes: list[HeldOutRows] | None = None
+    """Each size predicted by the others."""
+    sizes_rms: Number = None
+    """Over all of these."""
+    largest: HeldOutRows | None = None
+    """The runs of the largest compute predicted by the rest."""
+
+
+@dataclass(frozen=True)
+class Information:
+    """Information criteria; lower is better, both count differences only."""
+
+    aic: Number
+    bic: Number
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a fit is worth beyond its own residuals."""
+
+    profile_intervals: dict[str, Interval] = field(default_factory=dict)
+    """Parameter -> 95 % ends, of which a missing one is infinite."""
+    information: Information | None = None
+    held_out: HeldOut | None = None
+    not_computed: dict[str, str] = field(default_factory=dict)
+    """What there is none of, with the reason."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A row of `fitting.fit.validation.compare_laws`."""
+
+    law: str
+    parameters: Count
+    objective: Number
+    aic: Number
+    bic: Number
+    rms: Number
+    rms_largest: Number
+    rms_sizes: Number
+    sizes: Count
+    sizes_won: Count
+
+
+def evidence(table: pd.DataFrame, fitted: Fit, wanted: bool = True) -> Evidence:
     """Profile intervals, information criteria and held-out errors of a fit.
 
     Args:
@@ -39,45 +101,32 @@ def evidence(table: pd.DataFrame, fitted: Fit, wanted: bool = True) -> dict[str,
         fitted: The fit.
         wanted: Whether to compute profile intervals and held-out errors, which take as long as
             tens of fits.
-
-    Returns:
-        `profile_intervals` (parameter -> 95 % ends, of which a missing one is infinite);
-        `information` (`aic`, `bic`); `held_out` with `residual_rms` of the fit itself, `sizes` (one
-        entry a left-out size, with its `params`), `sizes_rms` over all of these, and `largest`
-        (the runs of the largest compute).  An entry has `rows`, `trained`, `rms` and `bias` of
-        log L - log Lhat, `extrapolation` (largest held-out over largest trained compute),
-        `extrapolated` where that is above one, and `warnings`.  What there is none of is absent,
-        with the reason in `not_computed`.
     """
     missing: dict[str, str] = {}
-    aic, bic = information(table, fitted)
-    held: dict[str, Any] = {"residual_rms": _rms(fitted.residuals)}
-    profile: dict[str, tuple[float, float]] = {}
+    held = HeldOut(_rms(fitted.residuals))
+    profile: dict[str, Interval] = {}
     if not wanted or fitted.rows.used > MOST_ROWS:
         long = f"{fitted.rows.used:,} rows are more than {MOST_ROWS:,}"
         reason = long if wanted else "evidence=false"
         missing = dict.fromkeys(("profile intervals", "held-out predictions"), reason)
     else:
-        held |= _held_out(table, fitted, missing)
+        held = _held_out(table, fitted, missing)
         try:
-            profile = profile_intervals(table, fitted)
+            profile = {
+                n: (low, high) for n, (low, high) in profile_intervals(table, fitted).items()
+            }
         except FitError as error:
             missing["profile intervals"] = str(error)
-    return {
-        "profile_intervals": profile,
-        "information": {"aic": aic, "bic": bic},
-        "held_out": held,
-        "not_computed": missing,
-    }
+    return Evidence(profile, Information(*information(table, fitted)), held, missing)
 
 
-def _held_out(table: pd.DataFrame, fitted: Fit, missing: dict[str, str]) -> dict[str, Any]:
+def _held_out(table: pd.DataFrame, fitted: Fit, missing: dict[str, str]) -> HeldOut:
     """Each size predicted by the others and the largest compute by the rest, as far as can be."""
-    found: dict[str, Any] = {}
+    own = _rms(fitted.residuals)
     rows, _ = select_rows(table)
     if not {"params", "tokens"} <= set(rows):
         missing["held-out predictions"] = "the table lacks params or tokens"
-        return found
+        return HeldOut(own)
     sizes = sorted(map(float, rows["params"].unique()))
     if not 1 < len(sizes) <= MOST_SIZES:
         many = f"{len(sizes):,} sizes are more than {MOST_SIZES}"
@@ -90,14 +139,16 @@ def _held_out(table: pd.DataFrame, fitted: Fit, missing: dict[str, str]) -> dict
             predicted[size] = hold_out(table, fitted, table["params"] == size, name)
         except FitError as error:
             missing[name] = str(error)
-    if predicted:
-        found["sizes"] = [{"params": size, **_entry(held)} for size, held in predicted.items()]
-        found["sizes_rms"] = _rms(pd.concat([held.errors for held in predicted.values()]))
+    largest = None
     try:
-        found["largest"] = _entry(hold_out_largest(table, fitted))
+        largest = _rows(hold_out_largest(table, fitted))
     except FitError as error:
         missing["largest compute held out"] = str(error)
-    return found
+    if not predicted:
+        return HeldOut(own, largest=largest)
+    errors = pd.concat([held.errors for held in predicted.values()])
+    left_out = [_rows(held, size) for size, held in predicted.items()]
+    return HeldOut(own, left_out, _rms(errors), largest)
 
 
 def comparison(
@@ -106,27 +157,28 @@ def comparison(
     objective: str,
     delta: float,
     weights: str | None,
-) -> list[dict[str, Any]]:
-    """`fitting.fit.validation.compare_laws` as JSON-ready rows.
+) -> list[Rival]:
+    """The rows of `fitting.fit.validation.compare_laws`.
 
     Raises:
         FitError: A law cannot be fitted, or there is one size only.
         ResultsError: The table lacks a column of a law.
     """
     compared = compare_laws(table, laws, objective=objective, delta=delta, weights=weights)
-    return [{str(k): v for k, v in row.items()} for row in compared.to_dict("records")]
+    return [Rival(**{str(k): v for k, v in row.items()}) for row in compared.to_dict("records")]
 
 
-def _entry(held: HeldOut) -> dict[str, Any]:
-    return {
-        "rows": len(held.errors),
-        "trained": held.trained,
-        "rms": held.rms,
-        "bias": held.bias,
-        "extrapolation": held.extrapolation,
-        "extrapolated": held.extrapolation > 1,
-        "warnings": list(held.warnings),
-    }
+def _rows(held: Prediction, params: float | None = None) -> HeldOutRows:
+    return HeldOutRows(
+        rows=len(held.errors),
+        trained=held.trained,
+        rms=held.rms,
+        bias=held.bias,
+        extrapolation=held.extrapolation,
+        extrapolated=held.extrapolation > 1,
+        warnings=list(held.warnings),
+        params=params,
+    )
 
 
 def _rms(errors: pd.Series) -> float:

@@ -2,7 +2,7 @@
 
 The objective is sum_i w_i rho(log L_i - log Lhat_i(theta)), rho Huber's function, with
 log Lhat_i = log sum_k exp(offset_ki + regressor_ki @ theta), where some of these affine forms may
-first be bent into one term by a curve (`fitting.laws.curves`).  First and second derivatives are
+first be bent into one term by a curve (`fitting.law.curves`).  First and second derivatives are
 exact, and one call advances a whole batch (starts, bootstrap draws) by damped Newton steps: scipy's
 minimisers take one problem at a time and are some hundred times slower on a thousand draws.
 
@@ -21,7 +21,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fitting.laws.curves import Array, Curve
+from fitting.law.curves import Array, Curve
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Pair: TypeAlias = tuple[int, int]

@@ -26,8 +26,8 @@ from fitting.fit.centred import Centred
 from fitting.fit.minimise import minimise
 from fitting.fit.result import Fit
 from fitting.fit.search import in_coordinates, row_weights
-from fitting.laws.curves import Array
-from fitting.laws.law import FitError
+from fitting.law.curves import Array
+from fitting.law.terms import FitError
 from fitting.results.table import select_rows
 
 PRECISION = 1e-3

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from fitting.laws.law import Law
+from fitting.law.conclusion import Count
+from fitting.law.terms import Law
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,16 @@ class Objective:
 class Starts:
     """How many starts were tried and how many ended at the best optimum."""
 
-    tried: int
-    agreeing: int
+    tried: Count
+    agreeing: Count
 
 
 @dataclass(frozen=True)
 class Rows:
     """How many rows were used, and how many were not, by reason."""
 
-    used: int
-    excluded: dict[str, int]
+    used: Count
+    excluded: dict[str, Count]
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from fitting.fit.centred import Centred, representable
 from fitting.fit.designs import doubts_of_design
 from fitting.fit.minimise import Mask, at_bounds, minimise
 from fitting.fit.result import Fit, Objective, Rows, Starts
+from fitting.law.curves import Array
+from fitting.law.terms import LARGEST, FitError, Law
 from fitting.laws.catalogue import get
-from fitting.laws.curves import Array
-from fitting.laws.law import LARGEST, FitError, Law
 from fitting.results.table import require_columns, select_rows
 
 OBJECTIVES = ("huber", "lad", "least_squares")

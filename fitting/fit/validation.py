@@ -17,7 +17,7 @@ from scipy import optimize, special
 
 from fitting.fit.result import Fit
 from fitting.fit.search import fit, row_weights
-from fitting.laws.law import FitError, Law
+from fitting.law.terms import FitError, Law
 from fitting.results.table import require_columns, select_rows
 
 BLIND_STARTS = 8
@@ -27,7 +27,7 @@ LARGEST = 0.2
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class Prediction:
     """A law's prediction of rows that it was not fitted to."""
 
     name: str
@@ -52,7 +52,7 @@ class HeldOut:
         return float(self.errors.mean())
 
 
-def hold_out(table: pd.DataFrame, fitted: Fit, held: pd.Series, name: str) -> HeldOut:
+def hold_out(table: pd.DataFrame, fitted: Fit, held: pd.Series, name: str) -> Prediction:
     """Fit to the rows that are not held out, the same way as `fitted`, and predict the others.
 
     Args:
@@ -88,7 +88,7 @@ def hold_out(table: pd.DataFrame, fitted: Fit, held: pd.Series, name: str) -> He
     )
     predicted = law.predict({**frozen, **again.parameters}, unseen)
     compute = rows["params"].astype(np.float64) * rows["tokens"]  # beyond 64-bit integers
-    return HeldOut(
+    return Prediction(
         name=name,
         trained=len(trained),
         errors=np.log(unseen["loss"] / predicted).rename("error"),
@@ -97,7 +97,7 @@ def hold_out(table: pd.DataFrame, fitted: Fit, held: pd.Series, name: str) -> He
     )
 
 
-def leave_one_out(table: pd.DataFrame, fitted: Fit, column: str = "params") -> list[HeldOut]:
+def leave_one_out(table: pd.DataFrame, fitted: Fit, column: str = "params") -> list[Prediction]:
     """Each value of a column predicted from all others: with `params`, leave one size out.
 
     Raises:
@@ -112,7 +112,7 @@ def leave_one_out(table: pd.DataFrame, fitted: Fit, column: str = "params") -> l
     return [hold_out(table, fitted, table[column] == v, f"{column}={v}") for v in values]
 
 
-def hold_out_largest(table: pd.DataFrame, fitted: Fit, share: float = LARGEST) -> HeldOut:
+def hold_out_largest(table: pd.DataFrame, fitted: Fit, share: float = LARGEST) -> Prediction:
     """The runs of the largest compute, N D, predicted from all smaller ones.
 
     Args:

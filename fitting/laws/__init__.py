@@ -1,8 +1,7 @@
 """Scaling laws: what they are to the solver, those of the field, and their published constants."""
 
-from fitting.laws.catalogue import LAWS, get
-from fitting.laws.curves import Array
-from fitting.laws.law import (
+from fitting.law.curves import Array
+from fitting.law.terms import (
     COEFFICIENT,
     EXPONENT,
     FORMAT_EXPONENT,
@@ -16,6 +15,7 @@ from fitting.laws.law import (
     Parameter,
     Term,
 )
+from fitting.laws.catalogue import LAWS, get
 from fitting.laws.published import (
     BESIROGLU_2024,
     KUMAR_2024,

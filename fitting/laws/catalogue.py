@@ -1,6 +1,6 @@
 """The scaling laws: what loss to expect from a run's size, data and number format.
 
-Each law is one function that lists its terms (`fitting.laws.law`), with the paper's equation and,
+Each law is one function that lists its terms (`fitting.law.terms`), with the paper's equation and,
 where the paper printed them, its constants.  Parameter names are the papers' letters.
 """
 
@@ -8,8 +8,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from fitting.laws.curves import Capacity, Power, log_saturation, log_tanh
-from fitting.laws.law import (
+from fitting.analysis.capacity import (
+    COMPRESSED_CONCLUSIONS,
+    KUMAR_CONCLUSIONS,
+    OPERANDS,
+    PTQ_CONCLUSIONS,
+    QAT_CONCLUSIONS,
+)
+from fitting.analysis.chinchilla import COMPUTE_OPTIMAL_EXPONENT
+from fitting.analysis.conditions import HOLDS_FOR
+from fitting.analysis.costs import COST_OF_BITS, COST_OF_PRECISION
+from fitting.analysis.critical import CRITICAL_TOKENS
+from fitting.analysis.efficiency import BACKWARD, CROSSOVERS, EFFICIENCIES, FORWARD, MAP, SPEEDUPS
+from fitting.analysis.granularity import EQUIVALENT_BLOCKS
+from fitting.analysis.layouts import LAYOUTS
+from fitting.analysis.optima import COST_K, OPTIMAL_PRECISION
+from fitting.law.curves import Capacity, Power, log_saturation, log_tanh
+from fitting.law.terms import (
     COEFFICIENT,
     EXPONENT,
     FORMAT_EXPONENT,
@@ -20,11 +35,17 @@ from fitting.laws.law import (
     FitError,
     Law,
     Parameter,
+    Published,
     Term,
 )
-
-OPERANDS = ("w", "a", "kv")
-"""Weights, activations and key-value cache: what Kumar et al. quantize, each with its bits."""
+from fitting.laws.own import own_law
+from fitting.laws.published import (
+    BESIROGLU_2024,
+    KUMAR_2024,
+    KUMAR_2024_PTQ,
+    QUARTET_2025,
+    SUN_2025,
+)
 
 
 def _chinchilla(c: Columns) -> list[Term]:
@@ -136,6 +157,11 @@ _BITS_SCALE = Parameter("rate", bounds=(1e-3, 10.0), start=(0.3, 1.2))
 """One over the bits that divide what is lost by e."""
 
 
+def _arxiv(number: str) -> tuple[str, str]:
+    """How a paper is cited, and where it is."""
+    return f"arXiv:{number}", f"https://arxiv.org/abs/{number}"
+
+
 LAWS: dict[str, Law] = {
     law.name: law
     for law in (
@@ -145,6 +171,8 @@ LAWS: dict[str, Law] = {
             _chinchilla,
             columns={"params": POSITIVE, "tokens": POSITIVE},
             parameters=_CHINCHILLA,
+            conclusions=(COMPUTE_OPTIMAL_EXPONENT,),
+            published=Published(BESIROGLU_2024, *_arxiv("2404.10102")),
         ),
         Law(
             "floating_point",
@@ -167,6 +195,17 @@ LAWS: dict[str, Law] = {
                 "delta": FORMAT_EXPONENT,
                 "nu": FORMAT_EXPONENT,
             },
+            conclusions=(
+                LAYOUTS,
+                HOLDS_FOR,
+                COST_OF_BITS,
+                COST_OF_PRECISION,
+                CRITICAL_TOKENS,
+                OPTIMAL_PRECISION,
+                COST_K,
+                EQUIVALENT_BLOCKS,
+            ),
+            published=Published(SUN_2025, *_arxiv("2501.02423"), "Table 2"),
         ),
         Law(
             "quartet",
@@ -186,6 +225,8 @@ LAWS: dict[str, Law] = {
                 "forward": ("eff_N", Parameter("factor", (0.05, 2.0), (0.8, 1.0), "alpha")),
                 "backward": ("eff_D", Parameter("factor", (0.05, 2.0), (0.8, 1.0), "beta")),
             },
+            conclusions=(EFFICIENCIES, FORWARD, BACKWARD, SPEEDUPS, CROSSOVERS, MAP),
+            published=Published(QUARTET_2025, *_arxiv("2505.14669")),
         ),
         Law(
             "precision",
@@ -196,6 +237,8 @@ LAWS: dict[str, Law] = {
             | {f"gamma_{x}": _BITS_SCALE for x in OPERANDS}
             | {f"n_{x}": Parameter("shift", (-12.0, -1e-6), (-3.0, -0.3)) for x in OPERANDS},
             domain="N_eff must be positive, each P_x above gamma_x n_x",
+            conclusions=KUMAR_CONCLUSIONS,
+            published=Published(KUMAR_2024, *_arxiv("2411.04330")),
         ),
         Law(
             "ptq",
@@ -209,6 +252,8 @@ LAWS: dict[str, Law] = {
                 "gamma_N": EXPONENT,
                 "gamma_post": _BITS_SCALE,
             },
+            conclusions=PTQ_CONCLUSIONS,
+            published=Published(KUMAR_2024_PTQ, *_arxiv("2411.04330")),
         ),
         Law(
             "qat",
@@ -222,6 +267,7 @@ LAWS: dict[str, Law] = {
                 "gamma_D": EXPONENT,
                 "gamma_G": EXPONENT,
             },
+            conclusions=QAT_CONCLUSIONS,
         ),
         Law(
             "compressed",
@@ -235,17 +281,24 @@ LAWS: dict[str, Law] = {
                 "C": Parameter("exponent", (1e-4, 5.0), (0.05, 0.8), "alpha"),
             },
             below={"gmse": 1.0},
+            conclusions=COMPRESSED_CONCLUSIONS,
         ),
     )
 }
 
 
 def get(name: str) -> Law:
-    """The law of this name.
+    """The law of a name, or one of a user's own as `FILE.py:NAME` or `package.module:NAME`.
 
     Raises:
         FitError: There is none.
     """
+    if ":" in name:
+        law = own_law(name)
+        if law.name in LAWS:
+            raise FitError(f"law={name}: is called {law.name}, as a law of ours; rename it")
+        return law
     if name not in LAWS:
-        raise FitError(f"law={name}: no such law; there are {', '.join(LAWS)}")
+        ours = ", ".join(LAWS)
+        raise FitError(f"law={name}: no such law; there are {ours}, or yours: law=FILE.py:NAME")
     return LAWS[name]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 SUN_2025: dict[str, float] = {
     "n": 69.2343,
     "alpha": 0.2368,
@@ -81,12 +79,3 @@ QAT_2025: dict[str, dict[str, float]] = {
     }.items()
 }
 """Constants of `qat` by what is quantized to how many bits: Chen et al. 2505.14302."""
-
-
-PUBLISHED: Mapping[str, Mapping[str, float]] = {
-    "floating_point": SUN_2025,
-    "chinchilla": BESIROGLU_2024,
-    "quartet": QUARTET_2025,
-    "precision": KUMAR_2024,
-    "ptq": KUMAR_2024_PTQ,
-}

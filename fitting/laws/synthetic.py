@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fitting.law.terms import Law
 from fitting.laws.catalogue import get
-from fitting.laws.law import Law
 
 SUN_PARAMS = (40_894_464, 84_934_656, 154_140_672, 679_477_248)
 """Sun et al. 2501.02423: the four sizes of the grid, layers (4 h^2 + 3 h f)."""

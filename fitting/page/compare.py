@@ -8,7 +8,7 @@ are compared.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,12 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from fitting.analysis.layouts import LAYOUTS
 from fitting.figures import FIGURE_FILES
 from fitting.figures import compare as compare_figures
 from fitting.figures.style import Panel, format_colours
+from fitting.fit.fit_file import SavedFit
+from fitting.law.terms import Law
 from fitting.naming import format_names, format_order, records
 from fitting.page import files, outcomes
 from fitting.page.report import headline_words, name_of
@@ -63,6 +66,7 @@ def write_comparison(
     second: Place,
     out: Path,
     figure_files: Sequence[str] = FIGURE_FILES,
+    law: Law | None = None,
 ) -> Path:
     """Write the page of two studies with its figures, tables and MANIFEST.
 
@@ -71,6 +75,7 @@ def write_comparison(
         second: The other.
         out: Folder to write into, as `fitting.page.report.write_report` does.
         figure_files: As what each figure is written beside the page: svg, pdf.
+        law: A law of a user's own, which the fits may be of.
 
     Returns:
         The path of `index.html`.
@@ -79,7 +84,7 @@ def write_comparison(
         ResultsError: The results or a JSON file of either cannot be used.
     """
     places = first, second
-    a, b = (load_study(place.results, place.fit_dir) for place in places)
+    a, b = (load_study(place.results, place.fit_dir, law) for place in places)
     names = _names(places, (a, b))
     cells, order, no_cells = common_cells(a, b)
     blind = "" if cells.empty else unseen((a, b), names)
@@ -132,7 +137,7 @@ def _figures(
         others = cells[(cells["verdict"] != SAME) & np.isfinite(cells["standard_error"])]
         if len(others):
             drawn["differences"] = compare_figures.differences(others, names, order, colours)
-    if a.fit is not None and b.fit is not None and a.fit["law"] == b.fit["law"]:
+    if a.fit is not None and b.fit is not None and a.fit.law == b.fit.law:
         drawn["parameters"] = compare_figures.ratios(a.fit, b.fit, names)
     return {name: panels for name, panels in drawn.items() if panels}
 
@@ -298,8 +303,8 @@ def _all_facts(study: Study) -> list[tuple[str, str]]:
     ended = outcomes.outcomes(study.table)
     total = [] if ended is None else ended.rows[-1][1][2:4]
     cost = [("Device time, FLOPs", ", ".join(total))] if total else []
-    law = "no fit" if study.fit is None else str(study.fit["law"])
-    fitted = [] if study.fit is None else [("Runs fitted", f"{study.fit['rows']['used']:,}")]
+    law = "no fit" if study.fit is None else study.fit.law
+    fitted = [] if study.fit is None else [("Runs fitted", f"{study.fit.rows.used:,}")]
     noise = study.noise
     floor = f"{number(noise.std_loss, 2)} nats, {noise.dof} degrees of freedom"
     seeds = [("Noise floor", floor if noise.dof else "unknown")]
@@ -336,19 +341,17 @@ def _cells(cells: pd.DataFrame, names: Sequence[str]) -> View | None:
     return View("cells", header, rows, data, "Cells in both studies", note)
 
 
-def _parameters(
-    a: Mapping[str, Any] | None, b: Mapping[str, Any] | None, names: Sequence[str]
-) -> View | None:
+def _parameters(a: SavedFit | None, b: SavedFit | None, names: Sequence[str]) -> View | None:
     """Either fit's parameters with intervals, and whether these overlap."""
     if a is None or b is None:
         return None
     rows, data = [], []
-    for name in dict.fromkeys([*a["parameters"], *b["parameters"]]):
+    for name in dict.fromkeys([*a.parameters, *b.parameters]):
         values, bounds = [], []
         for fit in (a, b):
-            values.append(fit["parameters"].get(name))
-            bounds.append((fit.get("intervals") or {}).get(name) or [None, None])
-        overlap = overlapping(bounds) if a["law"] == b["law"] else "another law"
+            values.append(fit.parameters.get(name))
+            bounds.append(fit.interval(name))
+        overlap = overlapping(bounds) if a.law == b.law else "another law"
         words = [f"{number(v)} ({interval(i)})" for v, i in zip(values, bounds, strict=True)]
         rows.append(("worse" if overlap == "no" else "", [name, *words, overlap]))
         data.append((name, values[0], *bounds[0], values[1], *bounds[1], overlap))
@@ -378,16 +381,16 @@ def overlapping(bounds: Sequence[Sequence[float | None]]) -> str:
 
 def _parameters_lead(
     view: View | None,
-    a: Mapping[str, Any] | None,
-    b: Mapping[str, Any] | None,
+    a: SavedFit | None,
+    b: SavedFit | None,
     names: Sequence[str],
 ) -> str:
     if a is None or b is None:
         missing = " and ".join(n for n, fit in zip(names, (a, b), strict=True) if fit is None)
         return f"There is no fit of {missing} (no fit.json): no parameters to compare."
-    if a["law"] != b["law"]:
+    if a.law != b.law:
         return (
-            f"{names[0]} is fitted with the law {a['law']}, {names[1]} with {b['law']}: "
+            f"{names[0]} is fitted with the law {a.law}, {names[1]} with {b.law}: "
             "their parameters mean different things."
         )
     assert view is not None
@@ -399,12 +402,10 @@ def _parameters_lead(
     return sentence + (f" For {unknown} this is unknown." if unknown else "")
 
 
-def _layouts(
-    a: Mapping[str, Any] | None, b: Mapping[str, Any] | None, names: Sequence[str]
-) -> View | None:
+def _layouts(a: SavedFit | None, b: SavedFit | None, names: Sequence[str]) -> View | None:
     """The best split by bits according to either fit."""
     found = [
-        {row["bits"]: row for row in (fit or {}).get("derived", {}).get("layouts", [])}
+        {} if fit is None else {row.bits: row for row in fit.concluded.of(LAYOUTS) or []}
         for fit in (a, b)
     ]
     bits = sorted(set(found[0]) & set(found[1]))
@@ -415,13 +416,13 @@ def _layouts(
         pair = [side[width] for side in found]
         words = []
         for row in pair:
-            share = row["shares"].get(row["layout"])
-            words.append(f"{row['layout']}" + (f" ({100 * share:.0f} %)" if share else ""))
-        best = [row["layout"] for row in pair]
+            share = row.shares.get(row.layout)
+            words.append(row.layout + (f" ({100 * share:.0f} %)" if share else ""))
+        best = [row.layout for row in pair]
         same = "yes" if best[0] == best[1] else "no"
-        beyond = " and ".join(n for n, r in zip(names, pair, strict=True) if r["extrapolated"])
+        beyond = " and ".join(n for n, r in zip(names, pair, strict=True) if r.extrapolated)
         rows.append(("muted" if beyond else "", [str(width), *words, same, beyond]))
-        data.append((width, *best, same, *(row["extrapolated"] for row in pair)))
+        data.append((width, *best, same, *(row.extrapolated for row in pair)))
     header = [("bits", "num"), *((name, "") for name in names), ("same", ""),
               ("extrapolated in", "")]  # fmt: skip
     columns = ["bits", "a", "b", "same", "a_extrapolated", "b_extrapolated"]

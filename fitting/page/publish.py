@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fitting.files.atomic import write_atomic
 from fitting.fit.fit_file import FIT, read_fit
+from fitting.law.terms import Law
 from fitting.page import diagnostics
 from fitting.page.study import load_study, read_runs
 from fitting.results.study_file import STUDY
@@ -18,7 +19,7 @@ from fitting.results.study_file import STUDY
 RESULTS = "results.csv"
 
 
-def publish(runs: Path, fit_dir: Path, out: Path) -> Path:
+def publish(runs: Path, fit_dir: Path, out: Path, law: Law | None = None) -> Path:
     """Write what the page of a folder of runs is made of.
 
     Args:
@@ -26,6 +27,7 @@ def publish(runs: Path, fit_dir: Path, out: Path) -> Path:
         fit_dir: Where `fit.json` lies, if there is one.
         out: Folder for `results.csv`, `study.json` and, where runs were measured while they
             trained, `diagnostics.csv` with one run a format; made if absent.
+        law: A law of a user's own, which the fit may be of.
 
     Returns:
         The path of `results.csv`.
@@ -33,13 +35,15 @@ def publish(runs: Path, fit_dir: Path, out: Path) -> Path:
     Raises:
         ResultsError: A file cannot be used.
     """
-    fit = read_fit(fit_dir / FIT) or {}
-    table, about = read_runs(runs, ptq=fit.get("law") == "ptq")
+    fit = read_fit(fit_dir / FIT, law)
+    table, about = read_runs(runs, ptq=fit is not None and fit.after_training)
     out.mkdir(parents=True, exist_ok=True)
     results = out / RESULTS
     write_atomic(table.to_csv(index=False, lineterminator="\n"), results)
     write_atomic(json.dumps(about, indent=1) + "\n", out / STUDY)
-    measured = diagnostics.of_study(diagnostics.read(runs)[0], load_study(results, fit_dir).table)
+    measured = diagnostics.of_study(
+        diagnostics.read(runs)[0], load_study(results, fit_dir, law).table
+    )
     if measured.empty:
         (out / diagnostics.FILE).unlink(missing_ok=True)
     else:

@@ -16,12 +16,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fitting.analysis.efficiency import SPEEDUPS
+from fitting.analysis.layouts import LAYOUTS
+from fitting.analysis.optima import COST_K
 from fitting.figures import FIGURE_FILES
 from fitting.figures import conclusions as conclusion_figures
 from fitting.figures import fits as fit_figures
 from fitting.figures import layouts as layout_figures
 from fitting.figures import losses as loss_figures
 from fitting.figures.style import Panel
+from fitting.law.terms import Law
 from fitting.naming import are_none, sizes
 from fitting.page import conclusions, diagnostics, files, outcomes, sentences, tables
 from fitting.page.publish import RESULTS, publish
@@ -76,7 +80,7 @@ def _figures(study: Study, measured: pd.DataFrame) -> dict[str, list[Panel]]:
         drawn["bits"] = loss_figures.loss_by_bits(shown, base, study.colours)
         one_kind = layout_figures.of_one_kind(shown)
         if layout_figures.has_map(one_kind):
-            layouts = (study.fit or {}).get("derived", {}).get("layouts", [])
+            layouts = [] if study.fit is None else study.fit.concluded.of(LAYOUTS) or []
             splits = _split_curves(study, one_kind)
             drawn["layout"] = layout_figures.cost_map(one_kind, layouts)
             drawn["split"] = layout_figures.cost_by_split(one_kind, splits, noise)
@@ -85,8 +89,7 @@ def _figures(study: Study, measured: pd.DataFrame) -> dict[str, list[Panel]]:
             drawn["fit"] = fit_figures.predicted_v_observed(
                 fitted, study.order, study.colours, study.noise.std_log
             )
-        held = study.fit.get("held_out") or {}
-        drawn["held_out"] = fit_figures.held_out(held, study.noise.std_log)
+        drawn["held_out"] = fit_figures.held_out(study.fit.held_out, study.noise.std_log)
         drawn["parameters"] = fit_figures.beside_published(study.fit)
         drawn |= conclusion_figures.conclusions(study.fit, done, study.colours)
     drawn["qsnr"] = diagnostics.over_training(measured, study.order, study.colours)
@@ -129,7 +132,7 @@ def _split_curves(study: Study, cells: pd.DataFrame) -> pd.DataFrame | None:
         study: With a fit of a law of exponent and mantissa, else there are no curves.
         cells: `layout_figures.of_one_kind`.
     """
-    if study.fit is None or study.fit["law"] != "floating_point":
+    if study.fit is None or not {"exponent", "mantissa"} <= set(study.fit.model.columns):
         return None
     keys = ["params", "tokens", "model"]
     none = study.done[are_none(study.done["format"])].drop_duplicates(keys)
@@ -162,8 +165,8 @@ def headline_words(study: Study) -> tuple[str, list[str]]:
     if study.cells is None:
         lead = study.no_cells
         if study.fit is not None:
-            runs = plural(study.fit["rows"]["used"], "run")
-            lead = f"The law {study.fit['law']} was fitted to {runs}. {study.no_cells}"
+            runs = plural(study.fit.rows.used, "run")
+            lead = f"The law {study.fit.law} was fitted to {runs}. {study.no_cells}"
     else:
         cells = _judged(study)
         assert cells is not None
@@ -232,22 +235,24 @@ def _commands(study: Study) -> list[str]:
     report_where = f"study={name}" if name else f"results={study.results.name} fit=."
     if study.fit is None:
         return [f"lowbit-report {report_where}"]
-    fit, objective = study.fit, study.fit["objective"]
+    fit = study.fit
+    speedups = fit.concluded.of(SPEEDUPS)
     options = {
-        "law": fit["law"],
-        "objective": objective["name"],
-        "objective.delta": objective["delta"],
-        "compare": ",".join(row["law"] for row in fit.get("comparison", [])) or None,
-        "where": fit.get("where"),
-        "weights": fit.get("weights"),
-        "bootstrap": fit.get("bootstrap", {}).get("draws"),
-        "cluster": fit.get("cluster"),
-        "starts": fit["starts"]["tried"],
-        "seed": fit.get("seed"),
-        "cost.k": fit.get("derived", {}).get("cost_k"),
-        **{f"speedup.{name}": s for name, s in fit.get("derived", {}).get("speedups", {}).items()},
-        **{f"freeze.{name}": fit["parameters"][name] for name in fit.get("frozen", [])},
-        **{f"bounds.{name}": _ends(*ends) for name, ends in fit.get("bounds", {}).items()},
+        "law": fit.law,
+        "objective": fit.objective.name,
+        "objective.delta": fit.objective.delta,
+        "compare": ",".join(rival.law for rival in fit.comparison) or None,
+        "where": fit.where,
+        "weights": fit.weights,
+        "bootstrap": None if fit.bootstrap is None else fit.bootstrap.draws,
+        "cluster": fit.cluster,
+        "starts": fit.starts.tried,
+        "seed": fit.seed,
+        "cost.k": fit.concluded.of(COST_K),
+        "speedup.backward": None if speedups is None else speedups.backward,
+        "speedup.forward": None if speedups is None else speedups.forward,
+        **{f"freeze.{name}": fit.parameters[name] for name in fit.frozen},
+        **{f"bounds.{name}": _ends(*ends) for name, ends in fit.bounds.items()},
     }
     typed = [shlex.quote(f"{key}={value}") for key, value in options.items() if value is not None]
     return [" ".join(["lowbit-fit", fit_where, *typed]), f"lowbit-report {report_where}"]
@@ -262,7 +267,11 @@ def _ends(low: float | None, high: float | None) -> str:
 
 
 def write_report(
-    results: Path, fit_dir: Path, out: Path, figure_files: Sequence[str] = FIGURE_FILES
+    results: Path,
+    fit_dir: Path,
+    out: Path,
+    figure_files: Sequence[str] = FIGURE_FILES,
+    law: Law | None = None,
 ) -> Path:
     """Write the page, its figures, tables and MANIFEST.
 
@@ -274,6 +283,7 @@ def write_report(
             where there is one), `figures/*`, `tables/*.csv` and `*.tex`, `MANIFEST.json` into;
             made if absent.  Files that an earlier report left there, unchanged since, are removed.
         figure_files: As what each figure is written beside the page: svg, pdf.
+        law: A law of a user's own, which the fit may be of.
 
     Returns:
         The path of `index.html`.
@@ -282,8 +292,8 @@ def write_report(
         ResultsError: `results` or a JSON file cannot be used.
     """
     if results.is_dir():
-        results = publish(results, fit_dir, out)
-    study = load_study(results, fit_dir)
+        results = publish(results, fit_dir, out, law)
+    study = load_study(results, fit_dir, law)
     measured, inputs = diagnostics.read(results)
     measured = diagnostics.of_study(measured, study.table)
     drawn = _figures(study, measured)
@@ -346,7 +356,7 @@ def _render(
         beyond=_beyond(follows),
         fit=study.fit,
         fitted_runs=len(used_runs(study)),
-        fit_status=sentences.status_words(study.fit.get("status")) if study.fit else "",
+        fit_status=study.fit.status if study.fit else "",
         commands=_commands(study),
         inputs=files.sum_of(inputs),
         input_count=len(inputs),

@@ -7,12 +7,18 @@ and which parameter cannot be pinned, is said as plainly as what can. Difference
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from fitting.analysis.chinchilla import COMPUTE_OPTIMAL_EXPONENT
+from fitting.analysis.costs import COST_OF_BITS
+from fitting.analysis.layouts import LAYOUTS
+from fitting.fit.fit_file import SavedFit
+from fitting.law.conclusion import UNKNOWN, Derived, Interval, Number
+from fitting.laws.catalogue import LAWS
 from fitting.naming import records
 from fitting.seeds.verdicts import BETTER, WORSE, enough
 from fitting.words import at, count_label, interval, number, series, signed, where, z_score
@@ -164,7 +170,7 @@ def order_by_bits(cells: pd.DataFrame) -> str | None:
     )
 
 
-def pinned(fit: Mapping[str, Any]) -> dict[str, str]:
+def pinned(fit: SavedFit) -> dict[str, str]:
     """How well the study knows each parameter of the law.
 
     Returns:
@@ -172,14 +178,12 @@ def pinned(fit: Mapping[str, Any]) -> dict[str, str]:
         (at most a factor `ROUGHLY`), "no" (more, or not identified), "held fixed", or "unknown"
         (identified, but without an interval).
     """
-    identified = fit.get("derived", {}).get("identified", {})
-    frozen = fit.get("frozen", [])
     result = {}
-    for name in fit["parameters"]:
-        low, high = (fit.get("intervals") or {}).get(name) or (None, None)
-        if name in frozen:
+    for name in fit.parameters:
+        low, high = fit.interval(name)
+        if name in fit.frozen:
             result[name] = "held fixed"
-        elif identified.get(name) is False:
+        elif fit.identified.get(name) is False:
             result[name] = "no"
         elif low is None or high is None:
             result[name] = "unknown"
@@ -189,14 +193,14 @@ def pinned(fit: Mapping[str, Any]) -> dict[str, str]:
     return result
 
 
-def parameters_pinned(fit: Mapping[str, Any]) -> list[str]:
+def parameters_pinned(fit: SavedFit) -> list[str]:
     """Which parameters of the law the study pins, with intervals, and which it cannot."""
     words = pinned(fit)
 
     def listed(kind: str) -> str:
         return series(
-            f"{name} = {number(fit['parameters'][name])}"
-            + (f" ({interval(fit['intervals'][name])})" if kind in ("yes", "roughly") else "")
+            f"{name} = {number(fit.parameters[name])}"
+            + (f" ({interval(fit.interval(name))})" if kind in ("yes", "roughly") else "")
             for name, word in words.items()
             if word == kind
         )
@@ -221,39 +225,31 @@ def parameters_pinned(fit: Mapping[str, Any]) -> list[str]:
     if "unknown" in kinds:
         names = series(name for name, word in words.items() if word == "unknown")
         sentences.append(f"Without a bootstrap nothing is known about the precision of {names}.")
-    if fit["status"] != "converged":
-        sentences.append(f"The fit did not end cleanly: {status_words(fit['status'])}.")
+    if fit.status != "converged":
+        sentences.append(f"The fit did not end cleanly: {fit.status}.")
     return sentences
 
 
-def status_words(status: Any) -> str:
-    """A fit's status as words: 'converged', 'at_bound: alpha, nu', 'max_steps'."""
-    if isinstance(status, Mapping):
-        return "; ".join(f"{key}: {', '.join(map(str, value))}" for key, value in status.items())
-    return str(status)
-
-
-def compute_optimal(fit: Mapping[str, Any]) -> str | None:
+def compute_optimal(fit: SavedFit) -> str | None:
     """The exponent of the compute-optimal size, where the fit gives one."""
-    found = fit.get("derived", {}).get("compute_optimal_exponent")
-    if not found or found["value"] is None:
+    found = fit.concluded.of(COMPUTE_OPTIMAL_EXPONENT)
+    if found is None or found.value is None:
         return None
     return (
-        f"Compute-optimal size grows as compute to the power {number(found['value'], 3)} "
-        f"(95 % interval {interval(found['interval'])}), as far as the law holds."
+        f"Compute-optimal size grows as compute to the power {number(found.value, 3)} "
+        f"(95 % interval {interval(found.interval)}), as far as the law holds."
     )
 
 
-def best_layouts(fit: Mapping[str, Any]) -> str | None:
+def best_layouts(fit: SavedFit) -> str | None:
     """The best exponent/mantissa split at each trained width, with its share of the draws."""
-    derived = fit.get("derived", {})
-    inside = [row for row in derived.get("layouts", []) if not row["extrapolated"]]
+    inside = [row for row in fit.concluded.of(LAYOUTS) or [] if not row.extrapolated]
     if not inside:
         return None
-    unknown = [name for name in ("delta", "nu") if derived.get("identified", {}).get(name) is False]
-    shares = [row["shares"].get(row["layout"]) for row in inside]
+    unknown = [name for name in ("delta", "nu") if fit.identified.get(name) is False]
+    shares = [row.shares.get(row.layout) for row in inside]
     listed = series(
-        f"{row['bits']} bits {row['layout']}" + (f" ({100 * s:.0f} % of draws)" if s else "")
+        f"{row.bits} bits {row.layout}" + (f" ({100 * s:.0f} % of draws)" if s else "")
         for row, s in zip(inside, shares, strict=True)
     )
     sure = all(share is not None and share >= NEAR_CERTAIN for share in shares)
@@ -266,52 +262,38 @@ def best_layouts(fit: Mapping[str, Any]) -> str | None:
     return sentence
 
 
-def cost_of_fewest_bits(fit: Mapping[str, Any]) -> str | None:
+def cost_of_fewest_bits(fit: SavedFit) -> str | None:
     """What the fewest bits that were trained cost at equal loss, in parameters and in tokens."""
     inside = [
         row
-        for row in fit.get("derived", {}).get("cost_of_bits", [])
-        if not row["extrapolated"] and row["params_factor"] and row["tokens_factor"]
+        for row in fit.concluded.of(COST_OF_BITS) or []
+        if not row.extrapolated and row.params_factor and row.tokens_factor
     ]
     if not inside:
         return None
     row = inside[0]
 
-    def more(key: str, what: str) -> str:
-        low, high = row[f"{key}_interval"]
+    def more(factor: Number, bounds: Interval | None, what: str) -> str:
+        low, high = bounds or UNKNOWN
         between = "" if low is None else f" ({number(low, 3)} to {number(high, 3)})"
-        return f"{number(row[key], 3)} times{between} the {what}"
+        return f"{number(factor, 3)} times{between} the {what}"
 
     return (
-        f"By the fit, what {row['bits']} bits ({row['format']}) lose at "
-        f"{at(row['params'], row['tokens'])} is made up for by "
-        f"{more('params_factor', 'parameters')} or {more('tokens_factor', 'tokens')}."
+        f"By the fit, what {row.bits} bits ({row.format}) lose at "
+        f"{at(row.params, row.tokens)} is made up for by "
+        f"{more(row.params_factor, row.params_factor_interval, 'parameters')} or "
+        f"{more(row.tokens_factor, row.tokens_factor_interval, 'tokens')}."
     )
 
 
-def not_concluded(fit: Mapping[str, Any] | None) -> list[str]:
+def not_concluded(fit: SavedFit | None) -> list[str]:
     """What the page cannot say, and what it would take."""
-    derived = (fit or {}).get("derived", {})
-    missing = []
-    if fit is None or fit["law"] == "floating_point":
-        if not derived.get("layouts"):
-            missing.append(
-                "No optimal layouts: they need a fit of the floating-point law whose delta and nu "
-                "the data determine."
-            )
-        if not derived.get("critical_tokens"):
-            missing.append(
-                "No critical data sizes, costs of precision or optimal bits: they need a fit of "
-                "the floating-point law whose exponents and coefficients the data determine."
-            )
-    elif fit["law"] == "quartet" and not derived.get("map"):
-        missing.append(
-            "No map of which precision wins: it needs a scheme for either pass and a fit whose "
-            "parameters the data determine."
-        )
-    elif not set(derived) - {"identified"}:
-        missing.append("No conclusions: the data do not determine what they rest on.")
-    return missing
+    law = LAWS["floating_point"] if fit is None else fit.model
+    concluded = Derived() if fit is None else fit.concluded
+    missing = [c.missing for c in law.conclusions if c.missing and not concluded.of(c)]
+    if missing or concluded.values or any(c.missing for c in law.conclusions):
+        return missing
+    return ["No conclusions: the data do not determine what they rest on."]
 
 
 def measured_layouts(layouts: pd.DataFrame) -> str | None:

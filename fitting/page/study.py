@@ -6,6 +6,7 @@ merely missing (no fit, no repeated seed, nothing to compare) is None, with the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +18,8 @@ import pandas as pd
 from fitting.figures.style import format_colours
 from fitting.files.atomic import sha256_of
 from fitting.files.own_json import ResultsError
-from fitting.fit.fit_file import FIT, read_fit
-from fitting.laws.catalogue import LAWS
-from fitting.laws.law import FitError
+from fitting.fit.fit_file import FIT, SavedFit, read_fit
+from fitting.law.terms import FitError, Law
 from fitting.naming import format_names, format_order
 from fitting.results.record import COLUMNS, FAILURE, RESULT
 from fitting.results.study_file import STUDY, read_about
@@ -42,7 +42,7 @@ class Study:
     """One row a run, as it was trained, with `format` in words."""
     about: Mapping[str, Any]
     """study.json: name, title, description, planned, notes, config, provenance; all optional."""
-    fit: Mapping[str, Any] | None
+    fit: SavedFit | None
     cells: pd.DataFrame | None
     """Quantized cells against `none` (`seeds.compare_cells`) with `format`, `params`."""
     no_cells: str
@@ -63,7 +63,7 @@ class Study:
         return select_rows(self.table)[0]
 
 
-def load_study(results: Path, fit_dir: Path) -> Study:
+def load_study(results: Path, fit_dir: Path, law: Law | None = None) -> Study:
     """Read results, fit and description.
 
     Rows of runs whose weights were quantized after training (`format_post`) are for the fit alone:
@@ -73,13 +73,14 @@ def load_study(results: Path, fit_dir: Path) -> Study:
         results: A folder of runs, a CSV or a parquet file (`fitting.results.table.load`), these
             with `study.json` beside them if they have one.
         fit_dir: Where `fit.json` lies, if there is one.
+        law: A law of a user's own, which that fit may be of.
 
     Raises:
         ResultsError: Nothing at `results`, a broken file, or a table without loss, params, tokens.
     """
-    fit = read_fit(fit_dir / FIT)
+    fit = read_fit(fit_dir / FIT, law)
     if results.is_dir():
-        table, about = read_runs(results, ptq=fit is not None and fit.get("law") == "ptq")
+        table, about = read_runs(results, ptq=fit is not None and fit.after_training)
         folders = [folder for folder in sorted(results.iterdir()) if folder.is_dir()]
         read = [STUDY, *(f"{d.name}/{name}" for d in folders for name in (RESULT, FAILURE))]
     else:
@@ -133,7 +134,7 @@ def _study(
     results: Path,
     table: pd.DataFrame,
     about: Mapping[str, Any],
-    fit: Mapping[str, Any] | None,
+    fit: SavedFit | None,
     inputs: dict[str, str],
 ) -> Study:
     """Name the formats, pool the seeds' noise and compare cells, or say why that cannot be."""
@@ -187,10 +188,9 @@ def _numbers(table: pd.DataFrame) -> set[str]:
     return {str(c) for c in table if table.empty or pd.api.types.is_numeric_dtype(table[c])}
 
 
-def _kinds(table: pd.DataFrame, fit: Mapping[str, Any] | None) -> pd.Series:
+def _kinds(table: pd.DataFrame, fit: SavedFit | None) -> pd.Series:
     """What tells runs without a number format apart: the law's other columns, "QuEST:BF16"."""
-    law = LAWS[fit["law"]] if fit is not None else None
-    columns = [] if law is None else [*law.columns, *law.schemes]
+    columns = [] if fit is None else [*fit.model.columns, *fit.model.schemes]
     columns = [c for c in columns if c not in ("params", "tokens") and c in table]
     if not columns:
         return pd.Series("all runs", index=table.index)
@@ -215,18 +215,19 @@ def fitted_runs(study: Study) -> pd.DataFrame | None:
 
 def used_runs(study: Study) -> pd.DataFrame:
     """The rows of the fit's runs, where fit.json names them; else all that have a loss."""
-    run_ids = (study.fit or {}).get("run_ids")
+    run_ids = None if study.fit is None else study.fit.run_ids
     rows = select_rows(study.scored)[0]
     return rows[rows["run_id"].isin(run_ids)] if run_ids and "run_id" in rows else rows
 
 
-def predict(fit: Mapping[str, Any], rows: pd.DataFrame) -> np.ndarray:
+def predict(fit: SavedFit, rows: pd.DataFrame) -> np.ndarray:
     """The fitted law's losses (nats per token), shape (len(rows),).
 
     Raises:
         ResultsError: A column is missing, or the law is not defined for a value or parameter.
     """
+    known = {n: math.nan if v is None else v for n, v in fit.parameters.items()}
     try:
-        return LAWS[fit["law"]].predict(fit["parameters"], rows)
+        return fit.model.predict(known, rows)
     except FitError as error:
         raise ResultsError(f"{FIT} does not suit the results: {error}") from error

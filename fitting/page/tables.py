@@ -10,12 +10,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fitting.laws.published import (
-    PUBLISHED,
-)
+from fitting.fit.fit_file import SavedFit
+from fitting.law.conclusion import UNKNOWN, entries
 from fitting.naming import are_none, records
 from fitting.page.sentences import pinned
-from fitting.words import count_label, interval, number, open_interval, percent, signed, z_score
+from fitting.words import (
+    BEYOND,
+    count_label,
+    interval,
+    number,
+    open_interval,
+    percent,
+    signed,
+    z_score,
+)
 
 ROWS_ON_PAGE = 600
 """A table longer than this goes on in its CSV file only: the page stays below 1 MB."""
@@ -81,91 +89,87 @@ def _loss(value: float) -> str:
     return f"{value:.4f}" if np.isfinite(value) else "–"
 
 
-def parameters(fit: Mapping[str, Any]) -> View:
+def parameters(fit: SavedFit) -> View:
     """The law's parameters with intervals and the published constants beside them."""
-    identified = fit.get("derived", {}).get("identified", {})
     words = pinned(fit)
-    published = PUBLISHED.get(fit["law"], {})
-    profile = fit.get("profile_intervals") or {}
+    published = {} if fit.model.published is None else fit.model.published.parameters
     header = [("parameter", ""), ("value", "num"), ("95 % interval", "num"),
               ("profile interval", "num"), ("std. error", "num"), ("published", "num"),
               ("pinned by this study", "")]  # fmt: skip
     rows, data = [], []
-    for name, value in fit["parameters"].items():
-        bounds = (fit.get("intervals") or {}).get(name) or [None, None]
-        error = (fit.get("standard_errors") or {}).get(name)
-        known = identified.get(name)
-        cells = [name, number(value), interval(bounds), open_interval(profile.get(name))]
+    for name, value in fit.parameters.items():
+        bounds, error = fit.interval(name), fit.standard_errors.get(name)
+        known = fit.identified.get(name)
+        ends = fit.profile_intervals.get(name)
+        cells = [name, number(value), interval(bounds), open_interval(ends)]
         cells += [number(error, 2), number(published.get(name)), words[name]]
         rows.append(("muted" if words[name] == "no" else "", cells))
-        ends = profile.get(name) or [None, None]
-        data.append((name, value, *bounds, *ends, error, published.get(name), known))
+        data.append((name, value, *bounds, *(ends or UNKNOWN), error, published.get(name), known))
     columns = ["parameter", "value", "low", "high", "profile_low", "profile_high"]
     columns += ["standard_error", "published", "identified"]
     return View("parameters", header, rows, pd.DataFrame(data, columns=columns))
 
 
-def held_out(fit: Mapping[str, Any]) -> View | None:
+def held_out(fit: SavedFit) -> View | None:
     """What the law says of runs that it was not fitted to; None where nothing was held out."""
-    held = fit.get("held_out") or {}
-    entries: list[dict[str, Any]] = [
-        {"held_out": f"{count_label(size['params'])} parameters", **size}
-        for size in held.get("sizes", [])
-    ]
-    if "largest" in held:
-        entries.append({"held_out": "runs of the largest compute", **held["largest"]})
-    if not entries:
+    held = fit.held_out
+    if held is None or not (held.sizes or held.largest):
         return None
+    named = [(f"{count_label(size.params or 0)} parameters", size) for size in held.sizes or []]
+    if held.largest is not None:
+        named.append(("runs of the largest compute", held.largest))
     rows = [
         (
-            "muted" if entry["extrapolated"] else "",
+            "muted" if entry.extrapolated else "",
             [
-                entry["held_out"],
-                f"{entry['rows']:,}",
-                f"{entry['trained']:,}",
-                percent(entry["rms"]),
-                percent(entry["bias"], sign=True),
-                f"{number(entry['extrapolation'], 3)} ×",
-                "extrapolated" if entry["extrapolated"] else "",
+                name,
+                f"{entry.rows:,}",
+                f"{entry.trained:,}",
+                percent(entry.rms),
+                percent(entry.bias, sign=True),
+                f"{number(entry.extrapolation, 3)} ×",
+                BEYOND if entry.extrapolated else "",
             ],
         )
-        for entry in entries
+        for name, entry in named
     ]
     header = [("held out", ""), ("runs", "num"), ("fitted to", "num"), ("rms error", "num"),
               ("bias", "num"), ("compute", "num"), ("beyond data?", "")]  # fmt: skip
-    floor = fit.get("noise_floor", {}).get("std_log")
+    floor = fit.noise_floor.std_log
     noise = "unknown" if floor is None else percent(floor)
     note = (
         "Fitted without these runs, then asked for their losses; errors in percent of the loss, "
         "bias positive where the law promises too low a loss. Compute: the largest of the held-out "
         "runs over that of the others. "
     )
-    if "sizes_rms" in held:
-        note += f"All left-out sizes together: {percent(held['sizes_rms'])}. "
-    note += f"The fit's own residuals: {percent(held['residual_rms'])}; noise floor: {noise}."
-    return View("held_out", header, rows, flat(entries), "Held-out predictions", note)
+    if held.sizes is not None:
+        note += f"All left-out sizes together: {percent(held.sizes_rms)}. "
+    note += f"The fit's own residuals: {percent(held.residual_rms)}; noise floor: {noise}."
+    data = flat([{"held_out": name, **entries(entry)} for name, entry in named])
+    return View("held_out", header, rows, data, "Held-out predictions", note)
 
 
-def comparison(fit: Mapping[str, Any]) -> View | None:
+def comparison(fit: SavedFit) -> View | None:
     """Rival laws on the same rows, the best predictor of left-out sizes first; None without."""
-    entries = fit.get("comparison")
-    if not entries:
+    rivals = fit.comparison
+    if not rivals:
         return None
-    lowest = {key: min(_finite(entry[key]) for entry in entries) for key in ("aic", "bic")}
+    aic, bic = min(_finite(r.aic) for r in rivals), min(_finite(r.bic) for r in rivals)
     rows = [
         (
             "",
             [
-                entry["law"],
-                str(entry["parameters"]),
-                percent(entry["rms"]),
-                percent(entry["rms_sizes"]),
-                percent(entry["rms_largest"]),
-                f"{entry['sizes_won']} of {entry['sizes']}",
-                *(_above(entry[key], lowest[key]) for key in ("aic", "bic")),
+                rival.law,
+                str(rival.parameters),
+                percent(rival.rms),
+                percent(rival.rms_sizes),
+                percent(rival.rms_largest),
+                f"{rival.sizes_won} of {rival.sizes}",
+                _above(rival.aic, aic),
+                _above(rival.bic, bic),
             ],
         )
-        for entry in entries
+        for rival in rivals
     ]
     header = [("law", ""), ("parameters", "num"), ("rms of fit", "num"),
               ("left-out sizes", "num"), ("largest compute", "num"), ("sizes won", "num"),
@@ -176,7 +180,8 @@ def comparison(fit: Mapping[str, Any]) -> View | None:
         "the largest compute as predicted by the rest. Sizes won: predicted better than by any "
         "other law here, of those that all of them can predict. ΔAIC and ΔBIC: above the lowest."
     )
-    return View("comparison", header, rows, flat(entries), "Laws compared", note)
+    data = flat([entries(rival) for rival in rivals])
+    return View("comparison", header, rows, data, "Laws compared", note)
 
 
 def _finite(value: float | None) -> float:
@@ -187,13 +192,13 @@ def _above(value: float | None, lowest: float) -> str:
     return "0" if _finite(value) == lowest else number(_finite(value) - lowest, 3)
 
 
-def flat(entries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def flat(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     """JSON rows as a CSV table: lists and objects stay JSON in their field."""
     nested = (dict, list)
     return pd.DataFrame(
         [
             {k: json.dumps(v, sort_keys=True) if isinstance(v, nested) else v for k, v in e.items()}
-            for e in entries
+            for e in rows
         ]
     )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fitting.laws.curves import Array
+from fitting.law.curves import Array
 from fitting.results.table import require_columns, select_rows
 from fitting.seeds.cells import cell_keys
 

@@ -24,7 +24,7 @@ from fitting.analysis.derived import derived
 from fitting.fit.bootstrap import bootstrap
 from fitting.fit.search import fit
 from fitting.laws.catalogue import LAWS, OPERANDS
-from fitting.laws.law import FitError
+from fitting.law.terms import FitError
 from fitting.laws.published import KUMAR_2024, KUMAR_2024_PTQ, QAT_2025
 from fitting.laws.synthetic import make_table
 

@@ -23,7 +23,7 @@ from fitting.analysis.efficiency import (
 from fitting.fit.bootstrap import bootstrap
 from fitting.fit.search import fit
 from fitting.laws.catalogue import LAWS
-from fitting.laws.law import FitError
+from fitting.law.terms import FitError
 from fitting.laws.published import QUARTET_2025
 from fitting.laws.synthetic import make_table
 

@@ -33,8 +33,8 @@ from fitting.fit.bootstrap import bootstrap
 from fitting.fit.result import Fit
 from fitting.fit.search import fit
 from fitting.laws.catalogue import LAWS
-from fitting.laws.curves import Array
-from fitting.laws.law import FitError
+from fitting.law.curves import Array
+from fitting.law.terms import FitError
 from fitting.laws.published import SUN_2025
 from fitting.laws.synthetic import SUN_TOKENS, make_table, sun_design
 

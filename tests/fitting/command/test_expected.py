@@ -12,7 +12,7 @@ from fitting.command import main as commands
 from fitting.command.expected import SPLIT, expected_intervals
 from fitting.fit.bootstrap import bootstrap
 from fitting.fit.search import fit
-from fitting.laws.law import FitError
+from fitting.law.terms import FitError
 from fitting.laws.published import SUN_2025
 from fitting.laws.synthetic import make_table, sun_design
 

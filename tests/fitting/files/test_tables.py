@@ -19,7 +19,7 @@ from fitting.command.options import OUR_COLUMNS
 from fitting.files.own_json import ResultsError
 from fitting.fit.search import fit
 from fitting.laws.catalogue import LAWS
-from fitting.laws.law import FitError
+from fitting.law.terms import FitError
 from fitting.results.record import COLUMNS
 from fitting.results.swept import is_key
 from fitting.results.table import load, select_rows

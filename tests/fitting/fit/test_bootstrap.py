@@ -15,7 +15,7 @@ from fitting.files.own_json import ResultsError
 from fitting.fit.bootstrap import bootstrap, intervals, resample, standard_errors, vague
 from fitting.fit.minimise import minimise
 from fitting.fit.search import fit, in_coordinates, thresholds
-from fitting.laws.law import FitError
+from fitting.law.terms import FitError
 from fitting.laws.published import BESIROGLU_2024, SUN_2025
 from fitting.laws.synthetic import make_table, sun_cells, sun_design
 from fitting.seeds.compare import compare_cells, compare_layouts

@@ -11,8 +11,8 @@ import pytest
 
 from fitting.fit.centred import Centred
 from fitting.laws.catalogue import LAWS
-from fitting.laws.curves import Array
-from fitting.laws.law import FitError
+from fitting.law.curves import Array
+from fitting.law.terms import FitError
 from fitting.laws.published import (
     BESIROGLU_2024,
     KUMAR_2024,

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from fitting.analysis.derived import derived
-from fitting.analysis.samples import percentiles
+from fitting.law.conclusion import percentiles
 from fitting.command.describe import describe
 from fitting.fit.bootstrap import intervals, standard_errors, vague
 from fitting.fit.search import fit

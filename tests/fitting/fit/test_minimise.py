@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import minimize
 
 from fitting.fit.minimise import Problem, at_bounds, minimise
-from fitting.laws.curves import Array
+from fitting.law.curves import Array
 
 
 def random_problem(seed: int, rows: int = 30, bound: float = 20.0) -> Problem:

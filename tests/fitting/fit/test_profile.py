@@ -14,7 +14,7 @@ from scipy import stats
 from fitting.fit.bootstrap import bootstrap, intervals
 from fitting.fit.profile import profile_intervals
 from fitting.fit.search import fit
-from fitting.laws.law import COEFFICIENT, FitError, Law, Term
+from fitting.law.terms import COEFFICIENT, FitError, Law, Term
 from fitting.laws.published import BESIROGLU_2024
 from fitting.laws.synthetic import make_table
 

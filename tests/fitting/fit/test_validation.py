@@ -16,7 +16,7 @@ from fitting.fit.validation import (
     information,
     leave_one_out,
 )
-from fitting.laws.law import FitError
+from fitting.law.terms import FitError
 from fitting.laws.published import BESIROGLU_2024, QUARTET_2025
 from fitting.laws.synthetic import make_table
 

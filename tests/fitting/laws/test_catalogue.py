@@ -10,7 +10,7 @@ import pytest
 
 from fitting.files.own_json import ResultsError
 from fitting.laws.catalogue import LAWS, get
-from fitting.laws.law import COEFFICIENT, EXPONENT, POSITIVE, Columns, FitError, Law, Term
+from fitting.law.terms import COEFFICIENT, EXPONENT, POSITIVE, Columns, FitError, Law, Term
 from fitting.laws.published import (
     BESIROGLU_2024,
     KUMAR_2024,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fitting.laws.curves import Array, Capacity, Curve, Derivatives, Power, log_saturation, log_tanh
+from fitting.law.curves import Array, Capacity, Curve, Derivatives, Power, log_saturation, log_tanh
 
 ROWS = 7
 HELD = np.random.default_rng(1).normal(size=(2, ROWS))

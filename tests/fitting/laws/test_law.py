@@ -10,7 +10,7 @@ import pytest
 
 from fitting.files.own_json import ResultsError
 from fitting.laws.catalogue import LAWS
-from fitting.laws.law import FitError
+from fitting.law.terms import FitError
 from fitting.laws.published import QUARTET_2025
 
 QUARTET = LAWS["quartet"]

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from fitting.laws.catalogue import LAWS
-from fitting.laws.law import FitError
+from fitting.law.terms import FitError
 from fitting.laws.published import SUN_2025
 from fitting.laws.synthetic import SUN_PARAMS, make_table, sun_cells, sun_design
 

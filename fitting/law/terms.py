@@ -20,13 +20,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
 
 from fitting.entry.errors import Refusal
-from fitting.laws.curves import Array, Curve
+from fitting.law.conclusion import Conclusion
+from fitting.law.curves import Array, Curve
 from fitting.results.table import require_columns
 
 Columns: TypeAlias = Mapping[str, Array]
@@ -133,6 +134,18 @@ class Design:
 
 
 @dataclass(frozen=True)
+class Published:
+    """Constants that a paper gives for its law."""
+
+    parameters: Mapping[str, float]
+    paper: str
+    """As it is cited: arXiv:2501.02423."""
+    url: str
+    place: str = ""
+    """Where in the paper: Table 2."""
+
+
+@dataclass(frozen=True)
 class Law:
     """One scaling law over named columns of a results table."""
 
@@ -154,6 +167,10 @@ class Law:
     """
     domain: str = ""
     """What makes the law undefined for some parameters, in words."""
+    conclusions: Sequence[Conclusion[Any]] = ()
+    """What follows from a fit of it, in the order in which it is reported."""
+    published: Published | None = None
+    """Constants to compare a fit's with."""
 
     def with_schemes(self, names: Iterable[str]) -> Law:
         """This law with those efficiencies eff_N[name] of `names` that it can have.

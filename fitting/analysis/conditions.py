@@ -1,0 +1,39 @@
+"""What a law of formats holds for: the tensors that were quantized, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from fitting.law.conclusion import Basis, Conclusion
+
+
+@dataclass(frozen=True)
+class HoldsFor:
+    """What the fitted, quantized runs have in common; None where the table does not say."""
+
+    operands: list[str] | None
+    recipe: list[str] | None
+
+
+def _distinct(rows: pd.DataFrame, column: str) -> list[str] | None:
+    return sorted(str(v) for v in rows[column].unique()) if column in rows else None
+
+
+def _found(basis: Basis) -> HoldsFor:
+    rows = basis.quantized
+    return HoldsFor(_distinct(rows, "operands"), _distinct(rows, "recipe"))
+
+
+def _doubts(found: HoldsFor, identified: Mapping[str, bool]) -> list[str]:
+    if found.operands is not None:
+        return []
+    return [
+        "the table has no column operands: the law holds only for one choice of quantized "
+        "tensors, and nobody can check that these runs share one"
+    ]
+
+
+HOLDS_FOR = Conclusion("holds_for", HoldsFor, _found, doubts=_doubts)

@@ -1,0 +1,82 @@
+"""Everything that follows from a fit: its law's conclusions, drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from fitting.fit.bootstrap import vague
+from fitting.fit.result import Fit
+from fitting.law.conclusion import Assumptions, Basis, Derived
+from fitting.law.terms import Law
+from fitting.results.table import select_rows
+
+IDENTIFIED = "identified"
+"""The key of what is known of every parameter; the others are those of conclusions."""
+
+
+def basis_of(
+    fit: Fit,
+    draws: pd.DataFrame | None,
+    table: pd.DataFrame,
+    every: pd.DataFrame | None = None,
+    assumed: Assumptions | None = None,
+) -> Basis:
+    """What a fit's conclusions are drawn from.
+
+    Args:
+        fit: A fit of any law.
+        draws: From `fitting.fit.bootstrap.bootstrap`; None leaves out the intervals.
+        table: The fitted table.
+        every: The table that it was selected from; None for the same.
+        assumed: What conclusions take for granted.
+    """
+    drawn = None
+    if draws is not None:
+        drawn = {name: draws[name].to_numpy(dtype=np.float64) for name in fit.parameters}
+    rows = select_rows(table)[0]
+    return Basis(
+        fit.parameters,
+        drawn,
+        rows,
+        rows if every is None else select_rows(every)[0],
+        fit.flat,
+        assumed or Assumptions(),
+    )
+
+
+def identified(fit: Fit, draws: pd.DataFrame | None) -> dict[str, bool]:
+    """Parameter -> whether neither the fit nor its draws doubt it."""
+    doubtful = set() if draws is None else set(vague(draws)) - set(fit.frozen)
+    return {name: known and name not in doubtful for name, known in fit.identified.items()}
+
+
+def derived(fit: Fit, basis: Basis, known: dict[str, bool]) -> Derived:
+    """What follows from a fit, by its law's conclusions.
+
+    Nothing does from values that are all arbitrary, unless all are held.
+
+    Args:
+        fit: The fit.
+        basis: From `basis_of`.
+        known: From `identified`.
+    """
+    free = [name for name in fit.parameters if name not in fit.frozen]
+    if free and not any(known[name] for name in free):
+        return Derived()
+    # Draws in which a parameter is at a bound may have no value: infinite or NaN, not a warning.
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        found = {c.key: c.found(basis) for c in fit.law.conclusions}
+    return Derived({key: value for key, value in found.items() if value is not None})
+
+
+def doubts(law: Law, concluded: Derived, known: Mapping[str, bool]) -> list[str]:
+    """What a law's conclusions leave in doubt, as warnings."""
+    return [
+        warning
+        for conclusion in law.conclusions
+        if conclusion.doubts and (value := concluded.of(conclusion)) is not None
+        for warning in conclusion.doubts(value, known)
+    ]

@@ -1,0 +1,266 @@
+"""What follows from a fitted law: conclusions that know their numbers and their words.
+
+A law brings its conclusions along.  Each is computed from a `Basis`, is kept in fit.json under its
+key, and says as what table, and maybe as what chart, a person reads it:
+
+    @dataclass(frozen=True)
+    class Doubling:
+        params: float
+        loss: Number
+        loss_interval: Interval
+
+    def found(basis: Basis) -> list[Doubling]:
+        sizes = sorted(map(float, basis.rows["params"].unique()))
+        losses = [basis.estimate(lambda p: p["E"] + p["A"] / (2 * n) ** p["alpha"]) for n in sizes]
+        return [Doubling(n, *loss.pair) for n, loss in zip(sizes, losses)]
+
+    DOUBLINGS = Conclusion("doublings", list[Doubling], found, tables=(
+        Table("doublings", "Loss at twice the size", (
+            Column("parameters", lambda row: count_label(row.params)),
+            Column("loss", lambda row: with_interval(row.loss, row.loss_interval)),
+        ), chart=Chart("params", "loss")),
+    ))
+
+Numbers are plain data, so that fit.json can be read without trust; None stands for what is unknown
+or, as an end of an interval, infinite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Generic, TypeAlias, TypeVar, cast
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from fitting.entry.errors import Refusal
+from fitting.law.curves import Array
+
+Number: TypeAlias = float | None
+Interval: TypeAlias = tuple[Number, Number]
+"""The ends of a 95 % interval."""
+Count: TypeAlias = Annotated[int, Field(ge=0)]
+Values: TypeAlias = Any
+"""A number, or an array with one for each draw of a bootstrap: formulas take either."""
+Sample: TypeAlias = Mapping[str, Values]
+"""A law's parameters, as numbers or as draws."""
+Row = TypeVar("Row")
+Value = TypeVar("Value")
+
+UNKNOWN: Interval = (None, None)
+LEVEL = 0.95
+"""The level of intervals that are derived from draws."""
+ENOUGH_KNOWN = 0.95
+"""Share of the draws that must have a value of something derived, else it has no interval."""
+COST = 6 / 16
+"""k of a run's cost C = k P N D: with it, 16 bits cost the usual 6 N D."""
+FASTER = 2.0
+"""How many times faster an FP4 pass is taken to be than one in FP8."""
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What conclusions take for granted, and a user may set."""
+
+    cost_k: float = COST
+    """k of a run's cost C = k P N D."""
+    speedup_forward: float = FASTER
+    """Speed of the FP4 forward pass over FP8."""
+    speedup_backward: float = FASTER
+    """Speed of the FP4 backward pass over FP8."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no positive number."""
+        for option, value in (
+            ("cost.k", self.cost_k),
+            ("speedup.forward", self.speedup_forward),
+            ("speedup.backward", self.speedup_backward),
+        ):
+            if not (value > 0 and math.isfinite(value)):
+                raise Refusal(f"{option}={value:g}: must be a positive number")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number that follows from a fit, with its interval."""
+
+    value: Number
+    interval: Interval
+    extrapolated: bool | None = None
+    """Whether it goes beyond the data; None where that is no question."""
+
+    @property
+    def pair(self) -> tuple[Number, Interval]:
+        """The value and its interval."""
+        return self.value, self.interval
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What conclusions are drawn from: a fit, its bootstrap and its runs."""
+
+    parameters: Mapping[str, float]
+    draws: Mapping[str, Array] | None
+    """Parameter -> its values in the bootstrap's draws, [draws]; None without a bootstrap."""
+    rows: pd.DataFrame
+    """The fitted runs that have a loss."""
+    every: pd.DataFrame
+    """The runs with a loss of the table that the fitted ones were selected from."""
+    arbitrary: Collection[str] = ()
+    """Parameters about which the runs say nothing."""
+    assumed: Assumptions = field(default_factory=Assumptions)
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The parameters, and where there are draws theirs: what formulas are applied to."""
+        return [self.parameters] if self.draws is None else [self.parameters, self.draws]
+
+    @property
+    def quantized(self) -> pd.DataFrame:
+        """The fitted rows that are quantized, as `block_size` says."""
+        rows: pd.DataFrame = self.rows[self.rows["block_size"] > 1]
+        return rows
+
+    def lacks(self, names: Collection[str]) -> bool:
+        """Whether any of these parameters is arbitrary."""
+        return bool(set(names) & set(self.arbitrary))
+
+    def estimate(self, formula: Callable[[Sample], Values]) -> Estimate:
+        """A formula of the parameters with its interval."""
+        return estimate([formula(sample) for sample in self.samples])
+
+
+def estimate(values: Sequence[Values]) -> Estimate:
+    """A formula's value and interval from what it gives at `Basis.samples`."""
+    low, high = percentiles(values[1]) if len(values) > 1 else (math.nan, math.nan)
+    return Estimate(json_number(float(values[0])), (json_number(low), json_number(high)))
+
+
+def percentiles(values: Array) -> tuple[float, float]:
+    """The 95 % percentile interval of something derived from draws, (low, high).
+
+    Infinite draws count, an interval may end there.  NaN for both where more than a few draws have
+    no value (0/0 where two exponents are zero): those that have one are then no sample of it.
+    """
+    known = values[~np.isnan(values)]
+    if not len(known) or len(known) < ENOUGH_KNOWN * len(values):
+        return math.nan, math.nan
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(known, [tail, 1 - tail], method="nearest")
+    return float(low), float(high)
+
+
+def json_number(value: float) -> Number:
+    """A number as JSON can say it: no NaN and no infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Column(Generic[Row]):
+    """A column of a conclusion's table."""
+
+    title: str
+    words: Callable[[Row], str | None]
+    """A row's cell; a column without any is left out."""
+    number: bool = True
+    """Whether its cells are numbers, which stand to the right."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A conclusion's rows as marks with their intervals, joined by lines."""
+
+    x: str
+    """Field of a row."""
+    y: str
+    """Field of a row; its interval is the field of that name and `_interval`, if there is one."""
+    by: str = ""
+    """Field that tells lines apart."""
+    logarithmic: bool = True
+    """Whether both axes are."""
+
+
+@dataclass(frozen=True)
+class Table(Generic[Row]):
+    """How a person reads rows of a conclusion."""
+
+    name: str
+    """Of its CSV file, and of the figure beside it."""
+    title: str
+    columns: Sequence[Column[Row]]
+    note: str | Callable[[Sequence[Row], Derived], str] = ""
+    """What its columns mean, in a sentence or two."""
+    group: Callable[[Row], str] | None = None
+    """The heading of a row, which stands before the first of those that share it."""
+    chart: Chart | None = None
+
+
+@dataclass(frozen=True)
+class Conclusion(Generic[Value]):
+    """Something that follows from a fitted law."""
+
+    key: str
+    """Its name in `derived` of fit.json."""
+    shape: type[Value]
+    """`Estimate`, a number, a text, a frozen dataclass, or a list of such."""
+    found: Callable[[Basis], Value | None]
+    """None where nothing follows."""
+    tables: Sequence[Table[Any]] = ()
+    """Of the value, if that is a list of rows."""
+    parts: Callable[[Value, Table[Any]], Sequence[Any]] | None = None
+    """The rows of one of several tables; None where the value is a list of rows itself."""
+    title: str = ""
+    """What an `Estimate` is of."""
+    doubts: Callable[[Value, Mapping[str, bool]], Sequence[str]] | None = None
+    """Warnings, given also which parameters are identified."""
+    missing: str = ""
+    """What to say where nothing followed, and what it would take."""
+
+    def rows(self, value: Value, table: Table[Any]) -> Sequence[Any]:
+        """The rows of one of its tables."""
+        return self.parts(value, table) if self.parts else cast("Sequence[Any]", value)
+
+
+@dataclass(frozen=True)
+class Derived:
+    """All that follows from a fit, by the conclusions' keys."""
+
+    values: Mapping[str, object] = field(default_factory=dict)
+
+    def of(self, conclusion: Conclusion[Value]) -> Value | None:
+        """What was concluded; None where nothing was."""
+        return cast("Value | None", self.values.get(conclusion.key))
+
+
+def plain(value: object) -> object:
+    """A value as JSON can say it: dataclasses as objects, None for what is not finite."""
+    if isinstance(value, Mapping):
+        return entries_of(value)
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "__dataclass_fields__"):
+        return entries(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def entries_of(values: Mapping[str, object]) -> dict[str, object]:
+    """The values of a mapping as JSON can say them."""
+    return {str(name): plain(value) for name, value in values.items()}
+
+
+def entries(row: object) -> dict[str, object]:
+    """The fields of a row by name, in alphabetical order as fit.json has them.
+
+    A field that is None by default is left out where it is, unless its interval is there.
+    """
+    told = {}
+    for each in sorted(fields(cast("Any", row)), key=lambda each: each.name):
+        value = getattr(row, each.name)
+        known = value is not None or getattr(row, f"{each.name}_interval", None) is not None
+        if known or each.default is not None:
+            # A word of Python's is a field with an underscore behind it.
+            told[each.name.rstrip("_")] = plain(value)
+    return told
