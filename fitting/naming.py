@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 
 from fitting.words import whole
 
 UNQUANTIZED = "none"
+TableRow: TypeAlias = Any
+"""A row of a table, its columns as attributes."""
 
 
 def is_none(name: str) -> bool:
@@ -84,7 +86,7 @@ def format_order(table: pd.DataFrame) -> list[str]:
     return [str(name) for name in keys["format"]]
 
 
-def records(table: pd.DataFrame) -> list[Any]:
+def records(table: pd.DataFrame) -> list[TableRow]:
     """The rows of a table, its columns as attributes."""
     return list(table.itertuples(index=False))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ from fitting.law.conclusion import (
 from fitting.law.curves import Array
 from fitting.words import between, number, three_digits
 
-Integers: TypeAlias = npt.NDArray[np.integer[Any]]
+Integers: TypeAlias = npt.NDArray[np.intp]
 
 COARSE = ("row", "tensor")
 """Of the column `granularity`: a scale per channel, a scale per tensor."""
@@ -112,7 +112,7 @@ def _resampled(basis: Basis, rows: pd.DataFrame) -> list[list[Values]]:
     """log2 B, omega, xi and eta: of the fit, and where there are draws an array of each."""
     columns = ("params", "tokens", "exponent", "mantissa", "loss")
     runs = {name: rows[name].to_numpy(dtype=np.float64) for name in columns}
-    cells = rows.groupby(["params", "tokens"], sort=True).ngroup().to_numpy()
+    cells = rows.groupby(["params", "tokens"], sort=True).ngroup().to_numpy(dtype=np.intp)
     best: list[Values] = _measure(basis.parameters, runs, cells, np.ones(len(rows)))
     if basis.draws is None:
         return [best]

@@ -10,7 +10,6 @@ Every function takes numbers, or arrays of draws for the parameters.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -132,7 +131,7 @@ def optimal_bits_for_params(
 
 def compute_optimal(
     p: Sample, cost: float, block_size: float, k: float = COST
-) -> tuple[Any, Any, Any]:
+) -> tuple[Values, Values, Values]:
     """Bits, parameters and tokens of least loss at cost C = k P N D (Sun et al., Eq. 25).
 
     >>> from fitting.laws.catalogue import SUN_2025

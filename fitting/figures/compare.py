@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -28,7 +27,7 @@ from fitting.figures.style import (
 )
 from fitting.figures.svg import tag
 from fitting.fit.fit_file import SavedFit
-from fitting.naming import sizes
+from fitting.naming import TableRow, sizes
 from fitting.words import at, count_label, interval, number, signed
 
 FARTHEST = 1e4
@@ -79,7 +78,7 @@ def differences(
 ) -> list[Panel]:
     """Second study less first by format, one panel a size, as differences to none are drawn."""
 
-    def words(cell: Any) -> str:
+    def words(cell: TableRow) -> str:
         error = number(cell.standard_error, 2)
         where = f"{cell.format}\n{at(cell.params, cell.tokens)}"
         return f"{where}\n{signed(cell.difference)} ± {error} nats: {cell.verdict}"

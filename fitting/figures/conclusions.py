@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -40,7 +39,7 @@ from fitting.figures.style import (
 )
 from fitting.figures.svg import tag
 from fitting.fit.fit_file import SavedFit
-from fitting.law.conclusion import UNKNOWN, Number, Table
+from fitting.law.conclusion import UNKNOWN, AnyTable, Number, Rows
 from fitting.words import (
     BEYOND,
     by_share,
@@ -289,7 +288,7 @@ def optimal_bits(
         return [panel(figure, name, f"Compute-optimal bits {title}")]
 
 
-def chart(table: Table[Any], rows: Sequence[Any]) -> list[Panel]:
+def chart(table: AnyTable, rows: Rows) -> list[Panel]:
     """A conclusion's rows as its table's chart says: marks with intervals, joined by lines.
 
     Args:
@@ -298,7 +297,7 @@ def chart(table: Table[Any], rows: Sequence[Any]) -> list[Panel]:
     """
     how = table.chart
     assert how is not None
-    lines: dict[str, list[Any]] = {}
+    lines: dict[str, list[object]] = {}
     for row in rows:
         if getattr(row, how.x) is not None and getattr(row, how.y) is not None:
             lines.setdefault(str(getattr(row, how.by)) if how.by else "", []).append(row)
@@ -333,8 +332,7 @@ def chart(table: Table[Any], rows: Sequence[Any]) -> list[Panel]:
         if how.logarithmic:
             axes.set_xscale("log")
             axes.set_yscale("log")
-        if how.x in titles:
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count_label(value)))
+        count_axis(axes.xaxis, sorted({float(getattr(row, how.x)) for row in rows}))
         axes.set_xlabel(x_title)
         axes.set_ylabel(y_title)
         legend_below(figure, axes)

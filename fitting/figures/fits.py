@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -31,7 +30,7 @@ from fitting.figures.svg import tag
 from fitting.fit.evidence import HeldOut
 from fitting.fit.fit_file import SavedFit
 from fitting.law.conclusion import UNKNOWN
-from fitting.naming import records
+from fitting.naming import TableRow, records
 from fitting.words import count_label, interval, number, percent, whole
 
 MANY_MARKS = 800
@@ -87,7 +86,7 @@ def predicted_v_observed(
     return panels
 
 
-def _run_words(run: Any) -> str:
+def _run_words(run: TableRow) -> str:
     """What a pointer over a run's mark shows."""
     name = [str(run.run_id)] if hasattr(run, "run_id") else []
     seed = f", seed {whole(run.seed)}" if hasattr(run, "seed") and pd.notna(run.seed) else ""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -31,7 +30,7 @@ from fitting.figures.style import (
     span,
 )
 from fitting.figures.svg import tag, tag_entry
-from fitting.naming import records, sizes
+from fitting.naming import TableRow, records, sizes
 from fitting.seeds.verdicts import enough
 from fitting.words import at, count_label, number, plural, signed
 
@@ -40,7 +39,7 @@ ABOVE_NONE = "loss above none, nats per token"
 # --- the difference to no quantization -------------------------------------------------------
 
 
-def cell_words(cell: Any) -> str:
+def cell_words(cell: TableRow) -> str:
     """What a pointer over a cell's mark shows; columns as in `draw_cost`, and `loss`."""
     words = f"{cell.format}\n{at(cell.params, cell.tokens)}\n"
     words += f"{signed(cell.difference)} nats above none"
@@ -55,7 +54,7 @@ def draw_cost(
     order: Sequence[str],
     colours: Mapping[str, str],
     noise: float,
-    words: Callable[[Any], str] = cell_words,
+    words: Callable[[TableRow], str] = cell_words,
 ) -> None:
     """Difference to `none` by format on `axes`: a dot, a thick bar of one standard error.
 
@@ -120,7 +119,7 @@ def cost_by_format(
     colours: Mapping[str, str],
     noise: float,
     *,
-    words: Callable[[Any], str] = cell_words,
+    words: Callable[[TableRow], str] = cell_words,
     name: str = "cost",
     label: str = ABOVE_NONE,
 ) -> list[Panel]:

@@ -16,6 +16,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis, XAxis
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
@@ -141,7 +142,7 @@ def legend_below(figure: Figure, axes: Axes) -> None:
             tag_entry((handle, text), text.get_text())
 
 
-def span(axis: Any, low: float, high: float, noise: float) -> None:
+def span(axis: Axis, low: float, high: float, noise: float) -> None:
     """An axis of differences from low to high: linear up to the noise, logarithmic beyond it.
 
     Args:
@@ -151,7 +152,7 @@ def span(axis: Any, low: float, high: float, noise: float) -> None:
         noise: What another seed changes; where differences do not far exceed it, or it is NaN, the
             axis is linear.
     """
-    horizontal = axis.axis_name == "x"
+    horizontal = isinstance(axis, XAxis)
     limit = axis.axes.set_xlim if horizontal else axis.axes.set_ylim
     if not (noise > 0 and high > MANY_TIMES * noise):
         margin = 0.05 * (high - low) or 0.01
@@ -169,7 +170,7 @@ def span(axis: Any, low: float, high: float, noise: float) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def ratio_axis(axis: Any) -> None:
+def ratio_axis(axis: Axis) -> None:
     """Ticks of a logarithmic axis of ratios: "0.1 ×"; decades where it spans some."""
     low, high = axis.get_view_interval()
     narrow = MaxNLocator(5, steps=[1, 2, 5, 10])  # these steps do not leave out 1
@@ -179,7 +180,7 @@ def ratio_axis(axis: Any) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def count_axis(axis: Any, counts: Sequence[float]) -> None:
+def count_axis(axis: Axis, counts: Sequence[float]) -> None:
     """Ticks of a logarithmic axis at counts that were run, smallest first, as many as fit."""
     ticks: list[float] = []
     low, high = axis.get_view_interval()

@@ -12,9 +12,13 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from fitting.entry.errors import Refusal, one_line
+
+Json: TypeAlias = Any
+"""What a JSON file holds: an object, a list, a text, a number, a truth value or None."""
+JsonObject: TypeAlias = dict[str, Json]
 
 
 class ResultsError(Refusal):
@@ -28,7 +32,7 @@ class DamagedError(ResultsError):
         super().__init__(f"{path}: damaged ({one_line(why)[:200]}); {remedy}")
 
 
-def read_object(path: Path, remedy: str) -> dict[str, Any]:
+def read_object(path: Path, remedy: str) -> JsonObject:
     """The object in a JSON file of our own.
 
     Args:
@@ -60,7 +64,7 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
     return data
 
 
-def strict(text: str) -> Any:
+def strict(text: str) -> Json:
     """The value of a JSON text that every reader would read alike.
 
     Raises:
@@ -74,8 +78,8 @@ def strict(text: str) -> Any:
     return data
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _once(pairs: list[tuple[str, Json]]) -> JsonObject:
+    found: JsonObject = {}
     for key, value in pairs:
         if key in found:
             raise ValueError(f"key {key!r} is there twice")
@@ -83,11 +87,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _no_number(name: str) -> Any:
+def _no_number(name: str) -> Json:
     raise ValueError(f"{name} is not JSON")
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> JsonObject | None:
     """The object in a JSON file; None where there is no file."""
     try:
         return read_object(path, "delete it and run the command that writes it again")

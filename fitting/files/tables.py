@@ -15,10 +15,13 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Field: TypeAlias = Any
+"""What a file has in a place of its table, or a column of such."""
 
 
 class CommentWarning(UserWarning):
@@ -186,7 +189,7 @@ def _json_lines(text: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _as_text(value: Any) -> Any:
+def _as_text(value: Field) -> Field:
     """Lists, objects and bytes as text: these cannot be compared, nor be written as CSV."""
     if hasattr(value, "tolist") and hasattr(value, "ndim"):
         value = value.tolist()
@@ -195,7 +198,7 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, bytes) else value
 
 
-def counts(values: Any) -> Any:
+def counts(values: Field) -> Field:
     """Counts written as 7B, 300M or 1.2T as numbers; a column without any is left as it is."""
     if values.dtype.kind in "biuf":
         return values
@@ -205,7 +208,7 @@ def counts(values: Any) -> Any:
     return values.map(_count)
 
 
-def _count(value: Any) -> Any:
+def _count(value: Field) -> Field:
     match = _COUNT.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         return value

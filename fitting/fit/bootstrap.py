@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -77,10 +77,10 @@ def bootstrap(
             f"bootstrap: the table has {len(rows)} usable rows, the fit has {fit.rows.used}, or "
             "others; pass the table that was fitted"
         )
-    group: npt.NDArray[np.integer[Any]] = np.arange(len(rows))
+    group: npt.NDArray[np.intp] = np.arange(len(rows))
     if cluster is not None:
         require_columns(rows, (cluster,), "bootstrap cluster")
-        group = rows.groupby(cluster, dropna=False).ngroup().to_numpy()
+        group = rows.groupby(cluster, dropna=False).ngroup().to_numpy(dtype=np.intp)
     weight = row_weights(rows, fit.weights)
     centred = in_coordinates(fit, rows)
     down = thresholds(fit.objective.name, fit.objective.delta)
@@ -178,7 +178,11 @@ def _solve(
     first = np.tile(places[0], (len(weights), 1))
     theta, value, converged = minimise(problem, first, weights, path, TOLERANCE)
 
-    def again(start: Array, which: Any = slice(None), path: Sequence[float] = path) -> None:
+    def again(
+        start: Array,
+        which: slice | npt.NDArray[np.intp] = slice(None),
+        path: Sequence[float] = path,
+    ) -> None:
         """Solve some once more, and keep what is lower, or as low and ended."""
         w = weights[which]
         starts = np.broadcast_to(start, (len(w), theta.shape[1]))

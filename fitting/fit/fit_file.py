@@ -11,11 +11,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from fitting.files.own_json import DamagedError, ResultsError, read_object
+from fitting.files.own_json import DamagedError, JsonObject, ResultsError, read_object
 from fitting.fit.derived import IDENTIFIED
 from fitting.fit.evidence import HeldOut, Information, Rival
 from fitting.fit.result import Objective, Rows, Starts
@@ -64,7 +64,7 @@ class _Content:
     bounds: dict[str, Interval] = field(default_factory=dict)
     weights: str | None = None
     bootstrap: Bootstrap | None = None
-    derived: dict[str, Any] = field(default_factory=dict)
+    derived: JsonObject = field(default_factory=dict)
     noise_floor: NoiseFloor = field(default_factory=NoiseFloor)
     inputs_sha256: str = ""
     run_ids: list[str] | None = None

@@ -198,6 +198,10 @@ class Table(Generic[Row]):
     chart: Chart | None = None
 
 
+Rows: TypeAlias = Sequence[Any]
+AnyTable: TypeAlias = Table[Any]
+
+
 @dataclass(frozen=True)
 class Conclusion(Generic[Value]):
     """Something that follows from a fitted law."""
@@ -208,9 +212,9 @@ class Conclusion(Generic[Value]):
     """`Estimate`, a number, a text, a frozen dataclass, or a list of such."""
     found: Callable[[Basis], Value | None]
     """None where nothing follows."""
-    tables: Sequence[Table[Any]] = ()
+    tables: Sequence[AnyTable] = ()
     """Of the value, if that is a list of rows."""
-    parts: Callable[[Value, Table[Any]], Sequence[Any]] | None = None
+    parts: Callable[[Value, AnyTable], Rows] | None = None
     """The rows of one of several tables; None where the value is a list of rows itself."""
     title: str = ""
     """What an `Estimate` is of."""
@@ -219,9 +223,9 @@ class Conclusion(Generic[Value]):
     missing: str = ""
     """What to say where nothing followed, and what it would take."""
 
-    def rows(self, value: Value, table: Table[Any]) -> Sequence[Any]:
+    def rows(self, value: Value, table: AnyTable) -> Rows:
         """The rows of one of its tables."""
-        return self.parts(value, table) if self.parts else cast("Sequence[Any]", value)
+        return self.parts(value, table) if self.parts else cast("Rows", value)
 
 
 @dataclass(frozen=True)

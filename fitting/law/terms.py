@@ -171,6 +171,8 @@ class Law:
     """What follows from a fit of it, in the order in which it is reported."""
     published: Published | None = None
     """Constants to compare a fit's with."""
+    typed: str = ""
+    """How a user names a law of their own, `FILE.py:NAME`."""
 
     def with_schemes(self, names: Iterable[str]) -> Law:
         """This law with those efficiencies eff_N[name] of `names` that it can have.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -28,7 +29,7 @@ def own_law(typed: str) -> Law:
         what = "is no Law" if hasattr(module, name) else "is not there"
         has = f"it has {', '.join(laws)}" if laws else "it has no Law"
         raise FitError(f"law={typed}: {name} {what}; {has}")
-    return found
+    return replace(found, typed=typed)
 
 
 def _module(typed: str, place: str) -> ModuleType:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -94,7 +93,9 @@ def make_table(
     table["status"] = "finished"
     table["run_id"] = [f"{law.name}-{i:06d}" for i in range(len(table))]
 
-    derived: dict[str, Any] = {"model": [f"n{n:.0f}" for n in table["params"]]}
+    derived: dict[str, pd.Series | np.ndarray | list[str]] = {
+        "model": [f"n{n:.0f}" for n in table["params"]]
+    }
     if "block_size" in table:
         quantized = (table["block_size"] > 1).to_numpy()
         derived["recipe"] = np.where(quantized, "synthetic", "none")

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +22,7 @@ from fitting.figures import compare as compare_figures
 from fitting.figures.style import Panel, format_colours
 from fitting.fit.fit_file import SavedFit
 from fitting.law.terms import Law
-from fitting.naming import format_names, format_order, records
+from fitting.naming import TableRow, format_names, format_order, records
 from fitting.page import files, outcomes
 from fitting.page.report import headline_words, name_of
 from fitting.page.study import FORMAT_COLUMNS, Study, load_study
@@ -316,7 +315,7 @@ def _cells(cells: pd.DataFrame, names: Sequence[str]) -> View | None:
         return None
     a, b = names
     rows: list[tuple[str, list[str]]] = []
-    key: Any
+    key: TableRow
     for key, group in cells.groupby(["params", "tokens"], sort=True):
         params, tokens = key
         rows.append(("group", [f"{count_label(params)} parameters, {count_label(tokens)} tokens"]))

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from fitting.fit.fit_file import SavedFit
-from fitting.law.conclusion import Column, Derived, Estimate, Table, entries
+from fitting.law.conclusion import AnyTable, Column, Derived, Estimate, Rows, Table, entries
 from fitting.page.tables import View, flat
 from fitting.words import BEYOND, interval, number
 
@@ -23,7 +22,7 @@ def views(fit: SavedFit) -> list[View]:
     return made + _single_values(fit)
 
 
-def concluded_tables(fit: SavedFit) -> Iterator[tuple[Table[Any], Sequence[Any]]]:
+def concluded_tables(fit: SavedFit) -> Iterator[tuple[AnyTable, Rows]]:
     """The tables of a fit's conclusions, each with its rows."""
     for conclusion in fit.model.conclusions:
         value = fit.concluded.of(conclusion)
@@ -31,7 +30,7 @@ def concluded_tables(fit: SavedFit) -> Iterator[tuple[Table[Any], Sequence[Any]]
             yield from ((table, conclusion.rows(value, table)) for table in conclusion.tables)
 
 
-def view(table: Table[Any], rows: Sequence[Any], derived: Derived) -> View:
+def view(table: AnyTable, rows: Rows, derived: Derived) -> View:
     """A table of rows, one line each, columns without a word left out."""
     told = [(column, [column.words(row) for row in rows]) for column in table.columns]
     shown = [(c, words) for c, words in told if any(word is not None for word in words)]

@@ -12,10 +12,11 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fitting.figures.style import (
@@ -31,7 +32,7 @@ from fitting.figures.style import (
 from fitting.figures.svg import tag
 from fitting.files.atomic import sha256_of
 from fitting.files.own_json import ResultsError
-from fitting.naming import records
+from fitting.naming import TableRow, records
 from fitting.page.tables import View
 from fitting.results.record import DamagedWarning
 from fitting.results.table import require_columns
@@ -166,7 +167,7 @@ def over_training(rows: pd.DataFrame, order: Sequence[str], colours: dict[str, s
     return panels
 
 
-def _worst(rows: pd.DataFrame, step: Any) -> str:
+def _worst(rows: pd.DataFrame, step: TableRow) -> str:
     here = rows[rows["step"] == step]
     return str(here.loc[here["value"].idxmin(), "layer"])
 
@@ -200,7 +201,7 @@ def by_layer(rows: pd.DataFrame, order: Sequence[str]) -> list[Panel]:
     return panels
 
 
-def _finish(figure: Any, axes: Any, title: str) -> None:
+def _finish(figure: Figure, axes: Axes, title: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_xlabel("step")
     axes.set_ylabel("QSNR, dB")
@@ -212,7 +213,7 @@ def summary(rows: pd.DataFrame, order: Sequence[str]) -> View | None:
     """QSNR by format and operand: the mean layer at the start and the end, and the worst layer."""
     if rows.empty:
         return None
-    entries: list[tuple[Any, ...]] = []
+    entries: list[tuple[TableRow, ...]] = []
     for name in [name for name in order if name in set(rows["format"])]:
         for operand, group in rows[rows["format"] == name].groupby("operand", sort=True):
             by_step = group.groupby("step")["value"].mean()

@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
@@ -34,7 +33,7 @@ MANIFEST = "MANIFEST.json"
 PACKAGES = ("lowbit-scaling", "numpy", "scipy", "pandas", "matplotlib", "jinja2")
 
 
-def render(template: str, **values: Any) -> str:
+def render(template: str, **values: object) -> str:
     """A template of this package, filled in; whatever a study says in it is escaped.
 
     Args:

@@ -6,15 +6,17 @@ None of it needs a loss; what went wrong stands beside what was planned.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from fitting.figures.style import BLUE, INK, ORANGE, PANEL_WIDTH, STYLE, Panel, new_figure, panel
 from fitting.figures.svg import tag
+from fitting.files.own_json import JsonObject
+from fitting.naming import TableRow
 from fitting.page.study import Study
 from fitting.page.tables import View
 from fitting.results.record import STATUSES
@@ -37,7 +39,7 @@ def facts(study: Study) -> list[tuple[str, str]]:
     if table.empty:
         return found
 
-    def distinct(column: str, words: Callable[[Any], str] = str) -> str | None:
+    def distinct(column: str, words: Callable[[TableRow], str] = str) -> str | None:
         if column not in table:
             return None
         values = sorted(set(table[column].dropna()) - {""})
@@ -90,8 +92,8 @@ def outcomes(table: pd.DataFrame) -> View | None:
         return None
     given = table.get("reason", pd.Series("", index=table.index))
     table = table.assign(reason=["" if pd.isna(word) else str(word) for word in given])
-    entries: list[dict[str, Any]] = []
-    key: Any
+    entries: list[JsonObject] = []
+    key: TableRow
     for key, group in table.groupby(["status", "reason"], sort=True):
         status, why = key
         entries.append(
@@ -155,7 +157,7 @@ def grid(table: pd.DataFrame, order: Sequence[str]) -> list[Panel]:
     with mpl.rc_context(STYLE):
         figure = new_figure(PANEL_WIDTH * 1.15, 1.4 + 0.27 * len(names))
         axes = figure.add_subplot()
-        key: Any
+        key: TableRow
         for key, runs in table.groupby(["format", "params", "tokens"]):
             name, params, tokens = key
             x, y = columns.index((params, tokens)), names.index(str(name))
@@ -184,7 +186,7 @@ def grid(table: pd.DataFrame, order: Sequence[str]) -> list[Panel]:
         return [panel(figure, "grid", "Runs by format, size and tokens")]
 
 
-def _size_headings(axes: Any, sizes: Sequence[float]) -> None:
+def _size_headings(axes: Axes, sizes: Sequence[float]) -> None:
     """The size above its columns, parted from the next by a line."""
     each = [sizes.count(size) for size in sorted(set(sizes))]
     words = " parameters" if min(each) / len(sizes) >= ROOM else ""

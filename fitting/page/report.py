@@ -236,12 +236,13 @@ def _commands(study: Study) -> list[str]:
     if study.fit is None:
         return [f"lowbit-report {report_where}"]
     fit = study.fit
+    known = {fit.law: fit.model.typed} if fit.model.typed else {}
     speedups = fit.concluded.of(SPEEDUPS)
     options = {
-        "law": fit.law,
+        "law": fit.model.typed or fit.law,
         "objective": fit.objective.name,
         "objective.delta": fit.objective.delta,
-        "compare": ",".join(rival.law for rival in fit.comparison) or None,
+        "compare": ",".join(known.get(rival.law, rival.law) for rival in fit.comparison) or None,
         "where": fit.where,
         "weights": fit.weights,
         "bootstrap": None if fit.bootstrap is None else fit.bootstrap.draws,
@@ -255,7 +256,11 @@ def _commands(study: Study) -> list[str]:
         **{f"bounds.{name}": _ends(*ends) for name, ends in fit.bounds.items()},
     }
     typed = [shlex.quote(f"{key}={value}") for key, value in options.items() if value is not None]
-    return [" ".join(["lowbit-fit", fit_where, *typed]), f"lowbit-report {report_where}"]
+    own = [shlex.quote(f"law={law}") for law in known.values()]
+    return [
+        " ".join(["lowbit-fit", fit_where, *typed]),
+        " ".join(["lowbit-report", report_where, *own]),
+    ]
 
 
 def _ends(low: float | None, high: float | None) -> str:

@@ -8,7 +8,6 @@ and which parameter cannot be pinned, is said as plainly as what can. Difference
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,7 @@ from fitting.analysis.layouts import LAYOUTS
 from fitting.fit.fit_file import SavedFit
 from fitting.law.conclusion import UNKNOWN, Derived, Interval, Number
 from fitting.laws.catalogue import LAWS
-from fitting.naming import records
+from fitting.naming import TableRow, records
 from fitting.seeds.verdicts import BETTER, WORSE, enough
 from fitting.words import at, count_label, interval, number, series, signed, where, z_score
 
@@ -319,7 +318,7 @@ def measured_layouts(layouts: pd.DataFrame) -> str | None:
     return " ".join(sentences)
 
 
-def _give_or_take(pair: Any) -> str:
+def _give_or_take(pair: TableRow) -> str:
     """A difference with its standard error, if there are repeats to have one from."""
     error = f" ± {pair.standard_error:.3f}" if np.isfinite(pair.standard_error) else ""
     return f"{pair.difference:.3f}{error}"

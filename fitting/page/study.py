@@ -10,14 +10,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from fitting.figures.style import format_colours
 from fitting.files.atomic import sha256_of
-from fitting.files.own_json import ResultsError
+from fitting.files.own_json import Json, JsonObject, ResultsError
 from fitting.fit.fit_file import FIT, SavedFit, read_fit
 from fitting.law.terms import FitError, Law
 from fitting.naming import format_names, format_order
@@ -40,7 +39,7 @@ class Study:
     results: Path
     table: pd.DataFrame
     """One row a run, as it was trained, with `format` in words."""
-    about: Mapping[str, Any]
+    about: Mapping[str, Json]
     """study.json: name, title, description, planned, notes, config, provenance; all optional."""
     fit: SavedFit | None
     cells: pd.DataFrame | None
@@ -94,7 +93,7 @@ def load_study(results: Path, fit_dir: Path, law: Law | None = None) -> Study:
     return _study(results, table, about, fit, inputs)
 
 
-def read_runs(folder: Path, ptq: bool = False) -> tuple[pd.DataFrame, dict[str, Any]]:
+def read_runs(folder: Path, ptq: bool = False) -> tuple[pd.DataFrame, JsonObject]:
     """The results table of a folder of runs, maybe without a row, and what else its page says.
 
     Args:
@@ -106,7 +105,7 @@ def read_runs(folder: Path, ptq: bool = False) -> tuple[pd.DataFrame, dict[str, 
         the keys in which all runs agree (`fitting.results.swept`), and with `provenance`: of what
         the runs' records know of commit and device, the different values.
     """
-    about = {"name": folder.name} | _about(folder)
+    about: JsonObject = {"name": folder.name} | _about(folder)
     about.pop("work", None)
     records, damaged = read_records(folder)
     if damaged:
@@ -122,7 +121,7 @@ def read_runs(folder: Path, ptq: bool = False) -> tuple[pd.DataFrame, dict[str, 
     return table, about
 
 
-def _about(folder: Path) -> dict[str, Any]:
+def _about(folder: Path) -> JsonObject:
     """What study.json says; nothing where there is none."""
     try:
         return read_about(folder)
@@ -133,7 +132,7 @@ def _about(folder: Path) -> dict[str, Any]:
 def _study(
     results: Path,
     table: pd.DataFrame,
-    about: Mapping[str, Any],
+    about: Mapping[str, Json],
     fit: SavedFit | None,
     inputs: dict[str, str],
 ) -> Study:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from fitting.fit.fit_file import SavedFit
 from fitting.law.conclusion import UNKNOWN, entries
-from fitting.naming import are_none, records
+from fitting.naming import TableRow, are_none, records
 from fitting.page.sentences import pinned
 from fitting.words import (
     BEYOND,
@@ -61,7 +60,7 @@ def losses(cells: pd.DataFrame, done: pd.DataFrame) -> View:
               ("bits", "num")]  # fmt: skip
     rows: list[tuple[str, list[str]]] = []
     base = done[are_none(done["format"])]
-    key: Any
+    key: TableRow
     for key, group in cells.groupby(["params", "tokens"], sort=True):
         params, tokens = key
         rows.append(("group", [f"{count_label(params)} parameters, {count_label(tokens)} tokens"]))
@@ -221,7 +220,7 @@ def runs(table: pd.DataFrame) -> View:
     return View("runs", header, rows, table)
 
 
-def _seed(value: Any) -> str:
+def _seed(value: float | None) -> str:
     return _word(value) if isinstance(value, str) else number(value, 12)
 
 

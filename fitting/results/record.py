@@ -15,12 +15,12 @@ from __future__ import annotations
 import json
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fitting.files.atomic import create_exclusive
-from fitting.files.own_json import DamagedError, ResultsError, read_object, strict
+from fitting.files.own_json import DamagedError, JsonObject, ResultsError, read_object, strict
 from fitting.results.values import SCHEMA_VERSION, check, operand_values, short
 
 if TYPE_CHECKING:  # a worker that writes one record needs no tables
@@ -97,16 +97,16 @@ class RunRecord:
     metrics_sha256: str = ""
     weights_sha256: str = ""
     """Of the trained weights, in the order of their names: what "the same bits" is checked by."""
-    diagnostics: dict[str, Any] = field(default_factory=dict)
+    diagnostics: JsonObject = field(default_factory=dict)
     """What was measured in training, summarised: by operand P1..P6 and measure the `mean` over
     layers and time and the `worst`, with its `layer`; `gradient`, by start, middle and end."""
-    ptq: dict[str, Any] = field(default_factory=dict)
+    ptq: JsonObject = field(default_factory=dict)
     """By the name of a format to which the trained weights were quantized: `loss` (validation,
     nats per token; None where it is not finite), `bits` of an element, `operands` (weights or
     weights_and_inputs)."""
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: JsonObject = field(default_factory=dict)
     """git_sha, git_dirty, versions, host, device, threads, compute_dtype, started, finished."""
-    config: dict[str, Any] = field(default_factory=dict)
+    config: JsonObject = field(default_factory=dict)
     """The whole resolved configuration."""
     schema_version: int = SCHEMA_VERSION
 
@@ -131,7 +131,7 @@ class RunRecord:
         return cls.from_dict(data)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> RunRecord:
+    def from_dict(cls, data: JsonObject) -> RunRecord:
         """Check what was read by type and range.
 
         Raises:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from fitting.files.own_json import DamagedError, read_object
+from fitting.files.own_json import DamagedError, JsonObject, read_object
 
 STUDY = "study.json"
 REMEDY = "delete it and run lowbit-train again, which writes it anew"
@@ -49,7 +48,7 @@ _KEYS: dict[str, tuple[Callable[[object], bool], str]] = {
 }
 
 
-def read_about(folder: Path) -> dict[str, Any]:
+def read_about(folder: Path) -> JsonObject:
     """What a folder's study.json says, as far as it does.
 
     Raises:
@@ -64,7 +63,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     return about
 
 
-def read_study(folder: Path) -> dict[str, Any]:
+def read_study(folder: Path) -> JsonObject:
     """`read_about` with at least `name`, `title`, `description`, `planned` and `work`."""
     about = {"name": folder.name, "description": "", "planned": [], "work": {}}
     about |= read_about(folder)

@@ -12,7 +12,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-Config: TypeAlias = Mapping[str, Any]
+Value: TypeAlias = Any
+"""What a key of a configuration may hold."""
+Config: TypeAlias = Mapping[str, Value]
 
 KEY = re.compile(r"(model|data|optim|precision|recipe|ptq)\.[\w.]+|batch_size|compute_dtype")
 """A key that a run's result depends on; the seed and the training tokens have columns already."""
@@ -22,7 +24,7 @@ _SLOTS = (
     *("output.input", "output.weight", "grad_input.grad_output", "grad_input.weight"),
     *("grad_weight.grad_output", "grad_weight.input"),
 )
-ABSENT: Mapping[str, Any] = {
+ABSENT: Mapping[str, Value] = {
     "data.validation_windows": 0,
     "optim.weights": "",
     "optim.weights_rounding": "nearest_even",
@@ -71,7 +73,7 @@ def is_quantization(column: str) -> bool:
     return column.partition(".")[0] in ("precision", "recipe", "ptq")
 
 
-def science(config: Config) -> dict[str, Any]:
+def science(config: Config) -> dict[str, Value]:
     """What a run's result depends on but its seed, tokens and corpus, by its keys' dotted names.
 
     A key without an effect is not there: the precision of a run that quantizes nothing to it, or
@@ -95,7 +97,7 @@ def science(config: Config) -> dict[str, Any]:
     return {key: _plain(value) for key, value in flat.items()}
 
 
-def _flat(config: Config, above: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(config: Config, above: str = "") -> Iterator[tuple[str, Value]]:
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{above}{key}.")
@@ -103,13 +105,13 @@ def _flat(config: Config, above: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{above}{key}", value
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Value) -> Value:
     if isinstance(value, list):
         return json.dumps(value)
     return None if value == "" else value
 
 
-def _without_effect(flat: dict[str, Any]) -> None:
+def _without_effect(flat: dict[str, Value]) -> None:
     """Take out what a recipe makes no use of."""
     rounding = {
         slot: flat.get(f"recipe.{slot}.rounding")
@@ -131,7 +133,9 @@ def _without_effect(flat: dict[str, Any]) -> None:
         flat.pop("precision.block_size", None)
 
 
-def swept(configs: Sequence[Config], columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+def swept(
+    configs: Sequence[Config], columns: Mapping[str, Sequence[Value]]
+) -> dict[str, list[Value]]:
     """The keys in which runs differ, as columns; None for a run that the key is nothing to.
 
     Args:
@@ -148,7 +152,7 @@ def swept(configs: Sequence[Config], columns: Mapping[str, Sequence[Any]]) -> di
     return found
 
 
-def constant(configs: Sequence[Config]) -> dict[str, Any]:
+def constant(configs: Sequence[Config]) -> dict[str, Value]:
     """The keys that all runs have and agree in, and their value."""
     each = complete(configs)
     first = each[0] if each else {}
@@ -159,19 +163,19 @@ def constant(configs: Sequence[Config]) -> dict[str, Any]:
     }
 
 
-def complete(configs: Sequence[Config]) -> list[dict[str, Any]]:
+def complete(configs: Sequence[Config]) -> list[dict[str, Value]]:
     """Each run's `science`, with the keys that are younger than its record."""
     every = {key for config in configs for key, _ in _flat(config)}
     missing = {key: value for key, value in ABSENT.items() if key in every}
     return [science(_with(config, missing)) for config in configs]
 
 
-def _with(config: Config, missing: Mapping[str, Any]) -> Config:
+def _with(config: Config, missing: Mapping[str, Value]) -> Config:
     """A configuration with keys that it lacks, where it has what they belong to."""
     filled = dict(config)
     for name, value in missing.items():
         *above, key = name.split(".")
-        place: Any = filled
+        place: Value = filled
         for part in above:
             below = place.get(part) if isinstance(place, Mapping) else None
             if not isinstance(below, Mapping):  # a section or operand that this run has not
@@ -182,7 +186,7 @@ def _with(config: Config, missing: Mapping[str, Any]) -> Config:
     return filled
 
 
-def _told(key: str, values: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> bool:
+def _told(key: str, values: Sequence[Value], columns: Mapping[str, Sequence[Value]]) -> bool:
     """Whether columns of the record say as much as a key."""
     told = [columns[name] for name in _TOLD.get(key.partition(".")[0], ()) if name in columns]
     if not told:

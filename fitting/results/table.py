@@ -7,12 +7,11 @@ import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from fitting.files.own_json import ResultsError
+from fitting.files.own_json import JsonObject, ResultsError
 from fitting.files.tables import KINDS, can_read, counts, read_file
 from fitting.results.record import (
     COLUMNS,
@@ -200,11 +199,11 @@ def _settled(column: pd.Series) -> pd.Series:
         return column
 
 
-def _alone(record: RunRecord) -> list[dict[str, Any]]:
+def _alone(record: RunRecord) -> list[JsonObject]:
     return [{column: getattr(record, column) for column in COLUMNS}]
 
 
-def _with_ptq(record: RunRecord) -> list[dict[str, Any]]:
+def _with_ptq(record: RunRecord) -> list[JsonObject]:
     """A run's row as it was trained, then one for each format of its weights after training."""
     [row] = _alone(record)
     bits = 16 if record.config.get("compute_dtype") == "bfloat16" else 32

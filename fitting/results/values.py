@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
-from fitting.files.own_json import ResultsError
+from fitting.files.own_json import Json, ResultsError
 
 SCHEMA_VERSION = 1
 
@@ -15,13 +14,13 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (int, float),
     "float | None": (int, float, type(None)),
-    "dict[str, Any]": (dict,),
+    "JsonObject": (dict,),
 }
 _AT_LEAST_ONE = ("bits", "block_size", "schema_version")
 _ANY_SIGN = ("loss", "train_loss", "bits_per_byte")
 
 
-def check(name: str, kind: str, value: Any) -> None:
+def check(name: str, kind: str, value: Json) -> None:
     """Refuse a value of another type than the key's, or out of its range."""
     if isinstance(value, bool) or not isinstance(value, _TYPES[kind]):
         raise ResultsError(f"{name}={short(value)}: must be {kind}")
@@ -48,7 +47,7 @@ def check(name: str, kind: str, value: Any) -> None:
         )
 
 
-def short(value: Any) -> str:
+def short(value: Json) -> str:
     text = "a very long number" if isinstance(value, int) and value > 10**100 else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -57,7 +56,7 @@ _POWERS_OF_TWO = ("e8m0", "e8m0_log2", "e8m0_ceil", "e8m0_nearest", "quest", "qu
 """Scales that bfloat16 holds beside any element of at most 7 mantissa bits."""
 
 
-def operand_values(data: Mapping[str, Any]) -> str:
+def operand_values(data: Mapping[str, Json]) -> str:
     """The column of a record that is older than it: bfloat16 then rounded what it did not hold."""
     config = data.get("config") or {}
     dtype = config.get("compute_dtype") or (data.get("provenance") or {}).get("compute_dtype")

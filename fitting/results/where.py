@@ -12,16 +12,18 @@ import difflib
 import operator
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
-_COMPARE: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+Operand: TypeAlias = Any
+"""A column, or a number, a text or a truth value."""
+_COMPARE: Mapping[type[ast.cmpop], Callable[[Operand, Operand], Operand]] = {
     ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le,
     ast.Gt: operator.gt, ast.GtE: operator.ge,
 }  # fmt: skip
-_ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
+_ARITHMETIC: Mapping[type[ast.operator], Callable[[Operand, Operand], Operand]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow,
 }  # fmt: skip
@@ -36,7 +38,7 @@ class ExpressionError(ValueError):
     """An expression that cannot be evaluated, with what is wrong."""
 
 
-def evaluate(expression: str, table: pd.DataFrame) -> Any:
+def evaluate(expression: str, table: pd.DataFrame) -> Operand:
     """The value of an expression on a table: a column of the table's index, or a single value.
 
     Args:
@@ -79,7 +81,7 @@ class _Evaluator:
     def __init__(self, table: pd.DataFrame, quoted: Mapping[str, str]) -> None:
         self.table, self.quoted = table, quoted
 
-    def value(self, node: ast.expr) -> Any:
+    def value(self, node: ast.expr) -> Operand:
         match node:
             case ast.Constant(value=bool() | int() | float() | str() as constant):
                 return constant
@@ -108,7 +110,7 @@ class _Evaluator:
                 return self._comparison(left, ops, comparators)
         raise ExpressionError(f"{_said(node)} is not allowed; there are {_KINDS}")
 
-    def _single(self, node: ast.expr) -> Any:
+    def _single(self, node: ast.expr) -> Operand:
         value = self.value(node)
         if isinstance(value, pd.Series | list):
             raise ExpressionError("a list holds numbers and texts only")
@@ -130,8 +132,10 @@ class _Evaluator:
             raise ExpressionError(f"the table has several columns {name!r}")
         return found
 
-    def _comparison(self, left: ast.expr, ops: list[ast.cmpop], comparators: list[ast.expr]) -> Any:
-        result: Any = None
+    def _comparison(
+        self, left: ast.expr, ops: list[ast.cmpop], comparators: list[ast.expr]
+    ) -> Operand:
+        result: Operand = None
         a = self.value(left)
         for op, node in zip(ops, comparators, strict=True):
             b = self.value(node)
@@ -141,7 +145,7 @@ class _Evaluator:
         return result
 
 
-def _compare(op: ast.cmpop, a: Any, b: Any) -> Any:
+def _compare(op: ast.cmpop, a: Operand, b: Operand) -> Operand:
     listed = isinstance(op, ast.In | ast.NotIn) or (
         isinstance(op, ast.Eq | ast.NotEq) and isinstance(b, list)
     )
@@ -159,7 +163,7 @@ def _compare(op: ast.cmpop, a: Any, b: Any) -> Any:
     return _COMPARE[type(op)](a, b)
 
 
-def _condition(value: Any) -> Any:
+def _condition(value: Operand) -> Operand:
     if isinstance(value, bool | np.bool_) or (
         isinstance(value, pd.Series) and pd.api.types.is_bool_dtype(value)
     ):
@@ -167,7 +171,7 @@ def _condition(value: Any) -> Any:
     raise ExpressionError("and, or and not go between conditions, e.g. N > 1e6 and D > 1e9")
 
 
-def _number(value: Any) -> Any:
+def _number(value: Operand) -> Operand:
     numeric = isinstance(value, int | float | np.number) or (
         isinstance(value, pd.Series) and pd.api.types.is_numeric_dtype(value)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -135,7 +135,7 @@ def compare_layouts(table: pd.DataFrame) -> pd.DataFrame:
     needed = enough(dof)
     found = []
     for key, group in both.groupby(layouts):
-        bits, *split = (int(value) for value in cast("tuple[Any, ...]", key))
+        bits, *split = (int(value) for value in cast("tuple[float, ...]", key))
         names = [f"E{split[0]}M{split[1]}", f"E{split[2]}M{split[3]}"]
         difference = float(group["difference"].mean())
         if difference < 0:

@@ -20,9 +20,11 @@ SMALL = ("model=ladder/a", "data.seq_len=64", "batch_size=4", "tokens=1024", "da
 
 ALL_BLOCKS = """
 import json, subprocess, sys
+sys.path.insert(0, ".")
 from experiments.command.main import train
 from experiments.errors.command import error
-COMMANDS = {"lowbit-train": train, "lowbit-error": error}
+from fitting.command.main import fit, report
+COMMANDS = {"lowbit-train": train, "lowbit-error": error, "lowbit-fit": fit, "lowbit-report": report}
 for kind, content in json.loads(sys.argv[1]):
     if kind == "python":
         exec(compile(content, "docs/extending.md", "exec"), {})
@@ -52,10 +54,13 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
             path = folder / block.splitlines()[0].removeprefix("# ")
             path.parent.mkdir(exist_ok=True)
             path.write_text(block)
+        elif kind == "python" and block.startswith("# mine.py"):
+            (folder / "mine.py").write_text(block)
         elif kind == "python":
             todo.append((kind, block))
-        elif kind == "sh":
+        elif kind in ("sh", "console"):
             for command in block.splitlines():
+                command = command.removeprefix("$ ")
                 words = shlex.split(command, comments=True)
                 if words[0] == "lowbit-train":
                     words += given
@@ -109,6 +114,14 @@ def test_the_law_of_the_page_finds_the_truth(ran: tuple[Path, list[str]]) -> Non
     for row in rows:
         low, high, true = map(float, row)
         assert low < true < high
+
+
+def test_the_law_of_the_page_has_a_page(ran: tuple[Path, list[str]]) -> None:
+    page = (ran[0] / "fits" / "mine" / "index.html").read_text()
+    assert "What bits cost" in page
+    assert 'id="penalties"' in page or "figure" in page
+    assert (ran[0] / "fits" / "mine" / "tables" / "penalties.csv").is_file()
+    assert (ran[0] / "fits" / "mine" / "figures" / "penalties.svg").is_file()
 
 
 def test_where_a_law_goes_to_be_known_by_name() -> None:
