@@ -112,7 +112,7 @@ def _resampled(basis: Basis, rows: pd.DataFrame) -> list[list[Values]]:
     """log2 B, omega, xi and eta: of the fit, and where there are draws an array of each."""
     columns = ("params", "tokens", "exponent", "mantissa", "loss")
     runs = {name: rows[name].to_numpy(dtype=np.float64) for name in columns}
-    cells = rows.groupby(["params", "tokens"], sort=True).ngroup().to_numpy(dtype=np.intp)
+    cells = rows.groupby(["params", "tokens"], sort=True).ngroup().to_numpy().astype(np.intp)
     best: list[Values] = _measure(basis.parameters, runs, cells, np.ones(len(rows)))
     if basis.draws is None:
         return [best]

@@ -80,7 +80,7 @@ def bootstrap(
     group: npt.NDArray[np.intp] = np.arange(len(rows))
     if cluster is not None:
         require_columns(rows, (cluster,), "bootstrap cluster")
-        group = rows.groupby(cluster, dropna=False).ngroup().to_numpy(dtype=np.intp)
+        group = rows.groupby(cluster, dropna=False).ngroup().to_numpy().astype(np.intp)
     weight = row_weights(rows, fit.weights)
     centred = in_coordinates(fit, rows)
     down = thresholds(fit.objective.name, fit.objective.delta)
