@@ -75,8 +75,8 @@ def equal_loss(
         tokens: D.
         shares: N_eff/N at `Basis.samples`.
         factors: By how much more data it is made up for, likewise.
-        bits: Of the format, if rows are by bits.
-        block_size: Of the format, if it has one.
+        bits: The format's bits, if rows are by bits.
+        block_size: The format's block size, if it has one.
         seen: Whether the table holds runs of such a format.
     """
     share, sizes = float(shares[0]), rows["params"]
@@ -252,4 +252,4 @@ COST_OF_PRECISION = Conclusion(
         ),
     ),
 )
-"""Of the floating-point law; other laws find it otherwise."""
+"""As the floating-point law has it; other laws find it in another way."""

@@ -50,7 +50,7 @@ def critical_tokens(
     infinite without quantization (B = 1) or where the law does not depend on data (beta = 0).
 
     Args:
-        parameters: Of `floating_point`: numbers, or arrays or columns of draws.
+        parameters: Those of `floating_point`: numbers, or arrays or columns of draws.
         params: N.
         exponent: Exponent bits.
         mantissa: Mantissa bits.
@@ -124,4 +124,4 @@ CRITICAL_TOKENS = Conclusion(
     missing="No critical data sizes, costs of precision or optimal bits: they need a fit of the "
     "floating-point law whose exponents and coefficients the data determine.",
 )
-"""Of the floating-point law; other laws find it otherwise."""
+"""As the floating-point law has it; other laws find it in another way."""

@@ -35,11 +35,11 @@ from fitting.words import between, number, three_digits
 Integers: TypeAlias = npt.NDArray[np.intp]
 
 COARSE = ("row", "tensor")
-"""Of the column `granularity`: a scale per channel, a scale per tensor."""
+"""Values of the column `granularity`: a scale per channel, a scale per tensor."""
 POOLED = ("corpus", "compute_dtype", "operand_values", "operands", "recipe")
 """A run counts only if it agrees with some fitted run in these columns."""
 RESAMPLING_SEED = 0
-"""Of the rows: the same inputs give the same intervals."""
+"""Seed of the resampled rows: the same inputs give the same intervals."""
 ENOUGH_FINITE = 0.95
 """Share of draws that must give a value, else there is no interval."""
 

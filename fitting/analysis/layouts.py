@@ -77,7 +77,7 @@ def optimal_layout(parameters: Mapping[str, float], bits: int) -> tuple[float, f
 def integer_layout(parameters: Mapping[str, float], bits: int) -> tuple[int, int]:
     """Exponent and mantissa bits that maximise (E+.5)^delta (M+.5)^nu, E + M = P - 1.
 
-    Of layouts that tie exactly the one with the fewest exponent bits.
+    Where layouts tie exactly, the one with the fewest exponent bits.
 
     >>> from fitting.laws.catalogue import SUN_2025
     >>> integer_layout(SUN_2025, 8)

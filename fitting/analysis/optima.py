@@ -239,7 +239,7 @@ OPTIMAL_PRECISION = Conclusion(
     ),
     parts=_parts,
 )
-"""Of the floating-point law; `precision` finds part of it otherwise."""
+"""As the floating-point law has it; `precision` finds part of it in another way."""
 COST_K = Conclusion(
     "cost_k", float, lambda basis: basis.assumed.cost_k if _has_optimum(basis) else None
 )

@@ -47,14 +47,14 @@ def expected_intervals(
     Args:
         law: One of `fitting.laws.catalogue.LAWS`, or its name.
         parameters: The truth.
-        design: One row a run: the law's columns.
+        design: One row per run: the law's columns.
         noise: Standard deviation of log loss between seeds.
         tables: How many tables of losses are made up and fitted.
-        seed: Of the noise.
+        seed: Seed of the noise.
         **how: As `fitting.fit.search.fit` takes it: objective, delta, freeze, bounds, starts.
 
     Returns:
-        One row a parameter, and `SPLIT` where the law has it: `assumed`, `low`, `high` (2.5 % and
+        One row per parameter, and `SPLIT` where the law has it: `assumed`, `low`, `high` (2.5 % and
         97.5 % quantiles of the fitted values) and `fits`, how many fits there are.
 
     Raises:

@@ -39,7 +39,7 @@ as key=value:
 
   study=NAME           stands for results=runs/NAME out=reports/NAME; runs/NAME/study.json may set
                        defaults for the options below
-  results=PATH         a folder of runs, or a table of one row a run: .csv (with commas, semicolons
+  results=PATH         a folder of runs, or a table, one row per run: .csv (with commas, semicolons
                        or tabs), .tsv, .jsonl, each also .gz, or .parquet
   out=FOLDER           where fit.json goes
   law=NAME             {", ".join(LAW_NAMES)}

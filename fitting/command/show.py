@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FILE_WIDTH = 150
 MOST_ROWS = 16
-"""Of a conclusion; fit.json has them all."""
+"""Rows of a conclusion that are printed; fit.json has them all."""
 
 
 def show(fit: SavedFit, out: Path) -> None:

@@ -37,7 +37,7 @@ FARTHEST = 1e4
 def curves(
     cells: pd.DataFrame, names: Sequence[str], order: Sequence[str], colours: Mapping[str, str]
 ) -> list[Panel]:
-    """Loss against tokens of common cells, one panel a size: the first study solid and filled."""
+    """Loss against tokens of common cells, one panel per size: the first study solid and filled."""
     panels = []
     for size in sizes(cells):
         here = cells[cells["params"] == size]
@@ -76,7 +76,7 @@ def curves(
 def differences(
     cells: pd.DataFrame, names: Sequence[str], order: Sequence[str], colours: Mapping[str, str]
 ) -> list[Panel]:
-    """Second study less first by format, one panel a size, as differences to none are drawn."""
+    """Second study less first by format, one panel per size, as differences to none are drawn."""
 
     def words(cell: TableRow) -> str:
         error = number(cell.standard_error, 2)

@@ -205,7 +205,7 @@ def _lines(entries: Sequence[CriticalTokens]) -> dict[str, list[CriticalTokens]]
 def critical_tokens(
     lines: Mapping[str, Sequence[CriticalTokens]], longest: float, known: Mapping[str, str]
 ) -> list[Panel]:
-    """Critical data size against model size, a line a format, beyond the longest run hatched.
+    """Critical data size against model size, one line per format, beyond the longest run hatched.
 
     Args:
         lines: Format -> its critical data sizes, those that are finite.
@@ -255,7 +255,7 @@ def optimal_bits(
     """Compute-optimal bits against tokens or cost.
 
     Args:
-        entries: Of each optimum its place on the x axis, that in words, and the optimum.
+        entries: For each optimum its place on the x axis, that place in words, and the optimum.
         axis: What is on the x axis.
         name: The panel's.
     """
@@ -359,7 +359,7 @@ def _points(
         points: (x, y, interval or Nones, extrapolated).
         tips: What a pointer over each shows.
         marker: As matplotlib names it.
-        colour: Of the marks.
+        colour: Colour of the marks.
         label: In the legend, with the word for extrapolated where name_beyond is set.
         scale: What is drawn, of y.
         name_beyond: Whether hollow marks get a line of their own in the legend.

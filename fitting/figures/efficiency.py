@@ -38,7 +38,7 @@ from fitting.fit.fit_file import SavedFit
 from fitting.words import BEYOND, open_interval
 
 CHOICE_COLOURS = ("#8a8f96", "#56B4E9", "#E69F00", "#009E73")
-"""Of `efficiency.CHOICES`."""
+"""Colours of `efficiency.CHOICES`, in their order."""
 GRID = 60
 """Points of the map on either axis."""
 WIDER = 4.0

@@ -40,7 +40,7 @@ from fitting.words import count_label, number, signed, whole
 
 KIND = ("granularity", "block_size", "scale", "recipe", "operands")
 CLEAR = 0.3
-"""Of a cell: so far from the law's line a number is not touched by it."""
+"""Distance, in cells, from which the law's line does not touch a number."""
 MOST_SIZES = 3
 """Sizes drawn as small multiples: two panels each."""
 
@@ -92,7 +92,7 @@ class Best(NamedTuple):
 
 
 def cost_map(cells: pd.DataFrame, layouts: Sequence[Layout]) -> list[Panel]:
-    """Heat map of the difference to `none` over exponent and mantissa, one panel a size.
+    """Heat map of the difference to `none` over exponent and mantissa, one panel per size.
 
     Args:
         cells: `of_one_kind`, with `format`, `difference`, `standard_error`, `loss`, `verdict`.

@@ -1,4 +1,4 @@
-"""Figures of losses: one function a figure, each a matplotlib `Figure` without global state.
+"""Figures of losses: one function per figure, each a matplotlib `Figure` without global state.
 
 A figure is a list of panels (one per model size), because panels reflow on a narrow screen and
 one wide picture does not.  Colours, ink and legends come from `fitting.figures.style`.
@@ -123,7 +123,7 @@ def cost_by_format(
     name: str = "cost",
     label: str = ABOVE_NONE,
 ) -> list[Panel]:
-    """Difference to `none` by format, one panel a model size; arguments as in `draw_cost`.
+    """Difference to `none` by format, one panel per model size; arguments as in `draw_cost`.
 
     Another difference has other words, another name and another label of its axis.
     """
@@ -182,7 +182,7 @@ def headline(
 def loss_by_bits(
     cells: pd.DataFrame, baseline: pd.DataFrame, colours: Mapping[str, str]
 ) -> list[Panel]:
-    """Mean loss against bits, one panel a size, the largest token count; a line marks `none`.
+    """Mean loss against bits, one panel per size, the largest token count; a line marks `none`.
 
     Args:
         cells: Quantized cells: `format`, `params`, `tokens`, `bits`, `loss`, `loss_error`,
@@ -246,7 +246,7 @@ def loss_by_tokens(
     colours: Mapping[str, str],
     curves: pd.DataFrame | None,
 ) -> list[Panel]:
-    """Mean loss against training tokens by format, one panel a size, with the fitted curves.
+    """Mean loss against training tokens by format, one panel per size, with the fitted curves.
 
     Args:
         cells: All cells: `format`, `params`, `tokens`, `loss`, `seeds` (how many it is a mean of).

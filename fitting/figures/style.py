@@ -146,7 +146,7 @@ def span(axis: Axis, low: float, high: float, noise: float) -> None:
     """An axis of differences from low to high: linear up to the noise, logarithmic beyond it.
 
     Args:
-        axis: Of matplotlib.
+        axis: An axis of matplotlib.
         low: The smallest of what it must show, with its bars.
         high: The largest.
         noise: What another seed changes; where differences do not far exceed it, or it is NaN, the

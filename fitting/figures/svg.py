@@ -31,7 +31,7 @@ def tag(artist: Artist, series: str = "", tips: Sequence[str] = ()) -> None:
         artist: A line, a patch, a collection or a text.
         series: What it belongs to, as a legend names it; "" for nothing that could be hidden.
         tips: What a pointer over it shows, lines parted by a newline: one for the whole artist, or
-            one a mark of a line.
+            one per mark of a line.
     """
     artist.set_gid(_gid("series", series, tips))
 

@@ -21,7 +21,7 @@ from fitting.law.terms import FitError
 from fitting.results.table import require_columns, select_rows
 
 TOLERANCE = 1e-7
-"""Of the objective in one draw: resampling moves it by some percent."""
+"""Relative tolerance of the objective in one draw: resampling moves it by some percent."""
 
 RAISED_STARTS = 8
 """Blind starts for the rest of the law where one of its terms is held large, or left out."""
@@ -55,7 +55,7 @@ def bootstrap(
         table: The table that `fit` was fitted to.
         fit: Its law, objective, weights, bounds and frozen parameters are kept.
         draws: How many.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
         cluster: A column whose values are resampled whole, e.g. "seed" where runs that share a
             seed share their data order; None resamples runs.
 
@@ -226,7 +226,7 @@ def intervals(draws: pd.DataFrame, level: float = 0.95) -> dict[str, tuple[float
 
 
 def standard_errors(draws: pd.DataFrame) -> dict[str, float]:
-    """Half of what the central 68.3 % of `bootstrap`'s draws span, a column each.
+    """Half of what the central 68.3 % of `bootstrap`'s draws span, one per column.
 
     The standard deviation where draws are normal; unlike it, finite where a few of them ran away.
     """

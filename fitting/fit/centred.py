@@ -67,7 +67,7 @@ class Centred:
 
         Args:
             law: The law.
-            rows: One row a run, with the law's columns.
+            rows: One row per run, with the law's columns.
             freeze: Parameters held at a value.
             bounds: Parameters with bounds of their own.  A coefficient that has any is not
                 centred: bounds hold in the solver's coordinates.

@@ -111,7 +111,7 @@ def read_fit(path: Path, law: Law | None = None) -> SavedFit | None:
 
     Args:
         path: The file.
-        law: Of a user's own, which the file may be of; none of ours need be named.
+        law: A law of the user's own that the file may be a fit of; ours need not be named.
 
     Raises:
         DamagedError: It cannot be read, or a value of it is of another type.

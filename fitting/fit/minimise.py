@@ -34,7 +34,7 @@ COARSE_DECREMENT = 1e-6
 ROUNDING = 1e-25
 """The same per row, absolute: squared residuals of exact data stop here."""
 RIDGE = 1e-12
-"""Of the curvature's trace: keeps directions that the data say nothing about where they are."""
+"""Share of the curvature's trace that keeps directions the data say nothing about in place."""
 LONGEST_STEP = 0.5
 """In any parameter, a coefficient's being its log: far starts overshoot into a vanished term."""
 FURTHEST_DOWN = 0.9
@@ -48,13 +48,13 @@ CHUNK = 25_000
 
 @dataclass(frozen=True)
 class _Products:
-    """Of two forms: the products of their regressors, and where in a Hessian these belong."""
+    """Products of two forms' regressors, and where in a Hessian they belong."""
 
     forms: Pair
     outer: Array
     """[rows, own of the one * own of the other]"""
     columns: slice
-    """Of the products of all pairs, one after the other."""
+    """Place among the products of all pairs, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Problem:
 
     @cached_property
     def _own(self) -> list[tuple[npt.NDArray[np.intp], Array]]:
-        """Of each form: its parameters [own] and their regressors [rows, own]: few of them all."""
+        """The parameters [own] of each form and their regressors [rows, own]: few of them all."""
         own = []
         for regressors in self.regressors:
             columns = np.flatnonzero(regressors.any(axis=0))
@@ -93,7 +93,7 @@ class Problem:
 
     @cached_property
     def _products(self) -> tuple[list[_Products], Array]:
-        """Of each pair of forms k <= l, and what lays them out: [products, parameters^2]."""
+        """Products of each pair of forms k <= l, laid out by [products, parameters^2]."""
         p = self.regressors.shape[2]
         pairs, layout = [], []
         first = 0
@@ -216,7 +216,7 @@ class Problem:
 
         Args:
             theta: [batch, parameters].
-            weights: Of the rows, [batch, rows] or [1, rows].
+            weights: Weights of the rows, [batch, rows] or [1, rows].
             delta: Huber's threshold; infinity for least squares (sum of r^2 / 2).
             gauss_newton: Whether to return the majorant: Gauss-Newton's with weights
                 min(1, delta/|r|), by which Newton's method is IRLS, which descends.
@@ -423,7 +423,7 @@ def _step(
 ) -> tuple[Array, Array]:
     """Damped Newton steps [batch, parameters], cut to size, and what whole ones promise [batch].
 
-    Of a coefficient whose term has all but vanished the step is Newton's in the coefficient itself,
+    Where a coefficient's term has all but vanished the step is Newton's in the coefficient,
     in units of what it is now: -1 takes it to zero, for which its lower bound stands.
     """
     pushed = (theta <= problem.lower) & (gradient > 0) | (theta >= problem.upper) & (gradient < 0)

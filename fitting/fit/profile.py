@@ -54,7 +54,7 @@ def profile_intervals(
         table: The table that `fitted` was fitted to.
         fitted: The fit, converged.
         names: Which parameters; all that are free if there are none.
-        level: Of the intervals.
+        level: Confidence level of the intervals.
 
     Returns:
         Parameter -> ends.  An end is 0 or infinite (or the parameter's bound) where no value makes

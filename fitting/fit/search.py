@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -76,7 +77,7 @@ def fit(
     """Fit `law` to the finished rows of `table`.
 
     Args:
-        table: One row a run: `loss` in nats per token, the law's columns, `status` if there is
+        table: One row per run: `loss` in nats per token, the law's columns, `status` if there is
             one (rows that are not finished do not count), and where there are such columns
             `corpus`, `compute_dtype`, `operand_values`, `operands` and `recipe`, which decide what
             may be pooled.
@@ -103,12 +104,7 @@ def fit(
     """
     law = get(law) if isinstance(law, str) else law
     freeze, bounds = dict(freeze or {}), dict(bounds or {})
-    if objective not in OBJECTIVES:
-        raise FitError(f"objective={objective}: must be one of {', '.join(OBJECTIVES)}")
-    if not (delta > 0 and math.isfinite(delta)):
-        raise FitError(f"objective.delta={delta}: must be a positive number")
-    if starts < 1:
-        raise FitError(f"starts={starts}: must be at least 1")
+    _check_how(objective, delta, starts)
     require_columns(table, ("loss", *law.columns, *law.schemes), f"law={law.name}")
     rows, excluded = select_rows(table)
     if (rows["loss"] >= LARGEST).any():
@@ -117,61 +113,44 @@ def fit(
     law.check(freeze, "freeze.")
     weight = row_weights(rows, weights)
     counted = int((weight > 0).sum())
-    needed = len(law.parameters) - len(freeze) + 1
-    if counted < needed:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in excluded.items())
-        raise FitError(
-            f"law={law.name}: {counted} usable rows, but {needed - 1} free parameters need at "
-            f"least {needed}{f' ({reasons})' if reasons else ''}; freeze some or add runs"
-        )
+    _check_enough(law, counted, len(freeze), excluded)
     _refuse_pooling(rows)
 
     centred = Centred.of(law, rows, freeze, bounds)
-    problem = centred.problem
     path = thresholds(objective, delta)
     if centred.free:
         found = [_search(centred, rows, weight, path, starts, seed)]
         found += [_search_near(centred, weight, path, parameters) for parameters in near]
-        theta, value, converged = (np.concatenate(part) for part in zip(*found, strict=True))
+        ends = _Ends(*(np.concatenate(part) for part in zip(*found, strict=True)))
     else:
-        theta, value = np.empty((1, 0)), np.zeros(1)
-        converged = np.ones(1, dtype=bool)
-    slack = len(rows) * EXACT_RESIDUAL**2
-    agreeing = value <= value.min() * (1 + AGREE) + slack
-    # Of the starts at the optimum the first that converged: along a flat direction all are as good.
-    lowest = value <= value.min() * (1 + SAME) + slack
-    best = int((lowest & (converged | ~converged[lowest].any())).argmax())
-    point = theta[best]
-    others = np.where(agreeing, np.inf, value)
-    rival = None if agreeing.all() else centred.decode(theta[others.argmin()])
+        ends = _Ends(np.empty((1, 0)), np.zeros(1), np.ones(1, dtype=bool))
+    best, agreeing, rival = ends.best(len(rows) * EXACT_RESIDUAL**2)
+    point, converged = ends.points[best], bool(ends.converged[best])
 
-    log_predicted, jacobian = problem.predict(point)
-    residual = problem.log_loss - log_predicted
-    bound = at_bounds(problem, point)
+    log_predicted, jacobian = centred.problem.predict(point)
+    residual = centred.problem.log_loss - log_predicted
+    bound = at_bounds(centred.problem, point)
     parameters = representable(law, centred.decode(point)) | freeze
     root = np.sqrt(weight)
     flat, vague = _unidentified(
         centred, parameters, jacobian * root[:, None], residual * root, bound
     )
     at_bound = tuple(n for n, b in zip(centred.free, bound, strict=True) if b)
-    status = "converged" if converged[best] else "max_steps"
-    if converged[best] and at_bound:
+    status = "converged" if converged else "max_steps"
+    if converged and at_bound:
         status = f"at_bound: [{', '.join(at_bound)}]"
-    agreed = Starts(len(value), int(agreeing.sum()))
+    agreed = Starts(len(ends.values), agreeing)
     warnings = _warn_fit(agreed, status, at_bound, flat, vague)
     if counted < ENOUGH_ROWS * len(centred.free):
         warnings.append(
             f"{counted} rows for {len(centred.free)} free parameters: too few for intervals that "
             "can be trusted"
         )
+    value = objective_value(residual, objective, delta, weight)
     return Fit(
         law=law,
         parameters=parameters,
-        objective=Objective(
-            objective,
-            delta if objective == "huber" else None,
-            objective_value(residual, objective, delta, weight),
-        ),
+        objective=Objective(objective, delta if objective == "huber" else None, value),
         status=status,
         starts=agreed,
         rows=Rows(len(rows), excluded),
@@ -183,8 +162,57 @@ def fit(
         warnings=(*warnings, *doubts_of_design(law, rows, freeze)),
         weights=weights,
         bounds=bounds,
-        rival=rival,
+        rival=None if rival is None else centred.decode(rival),
     )
+
+
+def _check_how(objective: str, delta: float, starts: int) -> None:
+    if objective not in OBJECTIVES:
+        raise FitError(f"objective={objective}: must be one of {', '.join(OBJECTIVES)}")
+    if not (delta > 0 and math.isfinite(delta)):
+        raise FitError(f"objective.delta={delta}: must be a positive number")
+    if starts < 1:
+        raise FitError(f"starts={starts}: must be at least 1")
+
+
+def _check_enough(law: Law, rows: int, frozen: int, excluded: Mapping[str, int]) -> None:
+    """Refuse to fit a law to fewer rows than one more than it has free parameters."""
+    free = len(law.parameters) - frozen
+    if rows <= free:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in excluded.items())
+        raise FitError(
+            f"law={law.name}: {rows} usable rows, but {free} free parameters need at "
+            f"least {free + 1}{f' ({reasons})' if reasons else ''}; freeze some or add runs"
+        )
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """Where starts ended."""
+
+    points: Array
+    """[starts, free]"""
+    values: Array
+    """Objectives, [starts]"""
+    converged: Mask
+    """Whether steps sufficed, [starts]"""
+
+    def best(self, slack: float) -> tuple[int, int, Array | None]:
+        """The best end, how many starts agree on it, and the lowest of the other ends, if any.
+
+        Of the starts at the optimum the first that converged: along a flat direction all are as
+        good.
+
+        Args:
+            slack: By how much objectives may differ through rounding alone.
+        """
+        least = self.values.min()
+        agreeing = self.values <= least * (1 + AGREE) + slack
+        lowest = self.values <= least * (1 + SAME) + slack
+        best = int((lowest & (self.converged | ~self.converged[lowest].any())).argmax())
+        others = np.where(agreeing, np.inf, self.values)
+        rival = None if agreeing.all() else self.points[others.argmin()]
+        return best, int(agreeing.sum()), rival
 
 
 def _search(
@@ -264,7 +292,7 @@ def in_coordinates(
 
     Args:
         fitted: The fit.
-        rows: One row a run, as `select_rows` returns them.
+        rows: One row per run, as `select_rows` returns them.
         freeze: Parameters to hold besides those that are frozen.
     """
     held = {name: fitted.parameters[name] for name in fitted.frozen} | dict(freeze or {})

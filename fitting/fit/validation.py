@@ -39,7 +39,7 @@ class Prediction:
     extrapolation: float
     """Largest held-out compute (N D) over the largest trained; at most 1 is interpolation."""
     warnings: tuple[str, ...]
-    """Of the fit to the other rows."""
+    """Warnings of the fit to the other rows."""
 
     @property
     def rms(self) -> float:
@@ -118,7 +118,7 @@ def hold_out_largest(table: pd.DataFrame, fitted: Fit, share: float = LARGEST) -
     Args:
         table: The table that `fitted` was fitted to.
         fitted: See `hold_out`.
-        share: Of the rows, at least; runs of the same compute are held out together.
+        share: Least share of the rows; runs of the same compute are held out together.
 
     Raises:
         FitError: `share` is not between 0 and 1, or see `hold_out`.
@@ -156,14 +156,14 @@ def compare_laws(
     """Laws fitted to the same rows, and judged by what they predict for others.
 
     Args:
-        table: One row a run, with the columns of all the laws.
+        table: One row per run, with the columns of all the laws.
         laws: At least two.
         objective: See `fitting.fit.search.fit`.
         delta: See there.
         weights: See there.
 
     Returns:
-        One row a law, by its error on left-out sizes, then by BIC: `law`, `parameters` (free
+        One row per law, by its error on left-out sizes, then by BIC: `law`, `parameters` (free
         ones), `objective`, `aic`, `bic` (`information`; lower is better, both count differences
         only), `rms` of the fit's own residuals; `sizes`, how many of the table's sizes every law
         predicts from the others (too few rows may be left, or a scheme is in one size only),

@@ -188,7 +188,7 @@ class Table(Generic[Row]):
     """How a person reads rows of a conclusion."""
 
     name: str
-    """Of its CSV file, and of the figure beside it."""
+    """Name of its CSV file and of the figure beside it."""
     title: str
     columns: Sequence[Column[Row]]
     note: str | Callable[[Sequence[Row], Derived], str] = ""
@@ -213,7 +213,7 @@ class Conclusion(Generic[Value]):
     found: Callable[[Basis], Value | None]
     """None where nothing follows."""
     tables: Sequence[AnyTable] = ()
-    """Of the value, if that is a list of rows."""
+    """How a person reads the value, if it holds rows."""
     parts: Callable[[Value, AnyTable], Rows] | None = None
     """The rows of one of several tables; None where the value is a list of rows itself."""
     title: str = ""

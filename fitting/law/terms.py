@@ -214,7 +214,7 @@ class Law:
         """Regressors and offsets of the terms' logarithms for each row.
 
         Args:
-            table: One row a run.
+            table: One row per run.
             freeze: Parameters with a fixed value: what they contribute is in the offsets.
 
         Raises:

@@ -72,12 +72,12 @@ def make_table(
     Args:
         law: One of `fitting.laws.catalogue.LAWS`, or its name.
         parameters: The truth.
-        design: One row a run: the law's columns; all its other columns are kept.
+        design: One row per run: the law's columns; all its other columns are kept.
         noise: Standard deviation of log loss (about the relative one of loss), normal.
-        seed: Of the noise.
+        seed: Seed of the noise.
 
     Returns:
-        The design with the columns that runs have and it has not: `run_id`, `status`, `loss`, and
+        The design with the columns that runs have and it lacks: `run_id`, `status`, `loss`, and
         whatever tells runs apart in `fitting.results.record` (`model`, `recipe`, `bits`,
         `granularity`, `scale`, `operands`; `seed` counts runs that are otherwise the same).
 

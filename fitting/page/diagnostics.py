@@ -130,7 +130,7 @@ def of_study(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_training(rows: pd.DataFrame, order: Sequence[str], colours: dict[str, str]) -> list[Panel]:
-    """QSNR over training, one panel an operand: a line a format (median layer), a band for layers.
+    """QSNR over training, one panel per operand, one line per format: median and band of layers.
 
     Args:
         rows: `of_study`.
@@ -173,7 +173,7 @@ def _worst(rows: pd.DataFrame, step: TableRow) -> str:
 
 
 def by_layer(rows: pd.DataFrame, order: Sequence[str]) -> list[Panel]:
-    """QSNR of the first format, of the fewest bits: one panel an operand, a line a layer."""
+    """QSNR of the first format, of the fewest bits: one panel per operand, one line per layer."""
     shown = [name for name in order if name in set(rows["format"])]
     panels: list[Panel] = []
     if not shown:

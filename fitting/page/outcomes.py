@@ -144,7 +144,7 @@ def grid(table: pd.DataFrame, order: Sequence[str]) -> list[Panel]:
     """Runs by format, size and tokens: how many, and where some diverged or failed.
 
     Args:
-        table: One row a run: `format`, `params`, `tokens`, `status`; `reason` where there is one.
+        table: One row per run: `format`, `params`, `tokens`, `status`; `reason` where there is one.
         order: Formats from top to bottom.
 
     Returns:

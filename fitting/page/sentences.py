@@ -69,7 +69,7 @@ def lowest_bits(cells: pd.DataFrame) -> tuple[list[str], list[str]]:
 
     Returns:
         One sentence a format on its mean over sizes and tokens, then, where these are several but
-        not many, one sentence a format that lists them.
+        not many, one sentence per format that lists them.
     """
     means: list[str] = []
     details: list[str] = []

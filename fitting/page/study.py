@@ -38,7 +38,7 @@ class Study:
 
     results: Path
     table: pd.DataFrame
-    """One row a run, as it was trained, with `format` in words."""
+    """One row per run, as it was trained, with `format` in words."""
     about: Mapping[str, Json]
     """study.json: name, title, description, planned, notes, config, provenance; all optional."""
     fit: SavedFit | None

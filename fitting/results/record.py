@@ -96,7 +96,7 @@ class RunRecord:
     """Why it diverged or failed, one line."""
     metrics_sha256: str = ""
     weights_sha256: str = ""
-    """Of the trained weights, in the order of their names: what "the same bits" is checked by."""
+    """Hash of the trained weights, in the order of their names: equal where all bits are."""
     diagnostics: JsonObject = field(default_factory=dict)
     """What was measured in training, summarised: by operand P1..P6 and measure the `mean` over
     layers and time and the `worst`, with its `layer`; `gradient`, by start, middle and end."""

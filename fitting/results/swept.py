@@ -136,7 +136,7 @@ def _without_effect(flat: dict[str, Value]) -> None:
 def swept(
     configs: Sequence[Config], columns: Mapping[str, Sequence[Value]]
 ) -> dict[str, list[Value]]:
-    """The keys in which runs differ, as columns; None for a run that the key is nothing to.
+    """The keys in which runs differ, as columns; None for a run to which the key does not apply.
 
     Args:
         configs: The runs' configurations, as their records hold them.
@@ -178,7 +178,7 @@ def _with(config: Config, missing: Mapping[str, Value]) -> Config:
         place: Value = filled
         for part in above:
             below = place.get(part) if isinstance(place, Mapping) else None
-            if not isinstance(below, Mapping):  # a section or operand that this run has not
+            if not isinstance(below, Mapping):  # a section or operand that this run does not have
                 break
             place[part] = place = dict(below)
         else:

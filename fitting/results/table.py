@@ -65,13 +65,13 @@ def load(
         path: `runs/<study>` (each `*/result.json` or `*/failure.json`), `*.csv`, `*.parquet`, ...
         columns: Our name -> the table's name or a formula of these, e.g. {"params": "N",
             "tokens": "D*1e9"}.
-        ptq: Of a folder in which runs were scored with quantized weights, behind each of these
+        ptq: For a folder in which runs were scored with quantized weights: behind each of these
             runs a row for each format, with that loss.  All rows then have `bits_post`, bits of an
             element, and `format_post` and `operands_post`; of a run as it was trained these are
             its compute dtype's, 32 or 16, and "none" twice.
 
     Returns:
-        One row a run, sorted by `run_id` where there is one, with a column for each key of the
+        One row per run, sorted by `run_id` where there is one, with a column for each key of the
         configuration in which runs of a folder differ, e.g. `optim.lr`, as far as the others do
         not tell.  A foreign table keeps its other columns and gets `status` = "finished" where it
         has no status of its own (nor W&B's `State`).

@@ -112,7 +112,7 @@ def with_conditions(names: pd.Series, table: pd.DataFrame, among: pd.DataFrame) 
         among: The whole study, with its names as `format`.
 
     Returns:
-        "E1M1, optim.lr=0.016"; a key that is nothing to a row is not in its name.
+        "E1M1, optim.lr=0.016"; a key that does not apply to a row is not in its name.
     """
     first = [c for c in ("format", "params", "tokens") if c in among]
     candidates = [c for c in ("model", "corpus") if c in among]

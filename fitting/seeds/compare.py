@@ -32,7 +32,7 @@ def compare_cells(table: pd.DataFrame) -> pd.DataFrame:
         table: Results with the columns of `CELL`, `seed`, `status` and `loss`.
 
     Returns:
-        One row a quantized cell, by bits, then by `CELL`: `fitting.seeds.cells.cell_keys`, which
+        One row per quantized cell, by bits, then by `CELL`: `fitting.seeds.cells.cell_keys`, which
         begin with `CELL`; `bits`; `seeds` (runs with a loss), `diverged` (runs that diverged),
         `pairs` (seeds shared with the unquantized cell); `loss` and `loss_none` (means);
         `difference` (nats per token, positive = worse); `standard_error` and its degrees of freedom
@@ -107,7 +107,7 @@ def compare_layouts(table: pd.DataFrame) -> pd.DataFrame:
         table: Results with the columns of `CELL`, `seed`, `status` and `loss`.
 
     Returns:
-        One row a pair of splits, by bits: `bits`, `better` and `other` (e.g. "E2M1"; better by
+        One row per pair of splits, by bits: `bits`, `better` and `other` (e.g. "E2M1"; better by
         the mean), `difference` (other minus better, nats per token), `standard_error`, `dof`,
         `z`, `pairs`, `verdict`: "better" where Student's t with `dof` makes a false alarm as rare
         as three standard errors of a normal do (0.27 %), else "cannot tell".  Empty where no

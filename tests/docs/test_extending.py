@@ -24,7 +24,8 @@ sys.path.insert(0, ".")
 from experiments.command.main import train
 from experiments.errors.command import error
 from fitting.command.main import fit, report
-COMMANDS = {"lowbit-train": train, "lowbit-error": error, "lowbit-fit": fit, "lowbit-report": report}
+COMMANDS = {"lowbit-train": train, "lowbit-error": error}
+COMMANDS |= {"lowbit-fit": fit, "lowbit-report": report}
 for kind, content in json.loads(sys.argv[1]):
     if kind == "python":
         exec(compile(content, "docs/extending.md", "exec"), {})
