@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pandas as pd
 
 from fitting.results.table import require_columns, select_rows
 from fitting.seeds.cells import CELL, cell_keys, condition_keys
-from fitting.seeds.noise import noise_floor
+from fitting.seeds.noise import NoiseFloor, noise_floor
 from fitting.seeds.verdicts import BETTER, CANNOT_TELL, enough, judge
+
+if TYPE_CHECKING:
+    from pandas.core.groupby import SeriesGroupBy
 
 SPLIT = (
     *("exponent", "mantissa", "bits_with_scales", "format"),
@@ -48,8 +52,7 @@ def compare_cells(table: pd.DataFrame) -> pd.DataFrame:
     columns = [*keys, "bits", "seeds", "diverged", "pairs", "loss", "loss_none", "difference"]
     columns += ["standard_error", "dof", "z", "verdict"]
     done = select_rows(table)[0].drop_duplicates([*keys, "seed"])
-    reference = done[done["granularity"] == "none"].groupby([*within, "seed"], dropna=False)["loss"]
-    unquantized = reference.mean().reset_index()
+    unquantized = _unquantized(done, within)
     quantized = table[table["granularity"] != "none"]
     if quantized.empty:
         return pd.DataFrame(columns=columns)
@@ -58,43 +61,72 @@ def compare_cells(table: pd.DataFrame) -> pd.DataFrame:
         unquantized, on=[*within, "seed"], suffixes=("", "_none")
     )
     pairs["difference"] = pairs["loss"] - pairs["loss_none"]
-    spread = pairs.groupby(keys, dropna=False)["difference"].agg(["size", "mean", "var"])
-    paired_dof = int((spread["size"] - 1).sum())
-    squares = float((spread["var"] * (spread["size"] - 1)).sum())  # var is NaN for size 1: skipped
-    paired_std = math.sqrt(squares / paired_dof) if paired_dof else math.nan
-    floor = noise_floor(table)
-
+    spread = _Spread.of(pairs.groupby(keys, dropna=False)["difference"])
     result = quantized.groupby(keys, dropna=False)["status"].agg(
         diverged=lambda status: int((status == "diverged").sum())
     )
     result = result.join(done.groupby(keys, dropna=False)["loss"].agg(seeds="size", loss="mean"))
-    result["pairs"], result["paired"] = spread["size"], spread["mean"]
+    result["pairs"], result["paired"] = spread.groups["size"], spread.groups["mean"]
     means = unquantized.groupby(within, dropna=False)["loss"].agg(none="size", loss_none="mean")
     result = result.reset_index().merge(means.reset_index(), on=within, how="left")
     result[["seeds", "pairs"]] = result[["seeds", "pairs"]].fillna(0).astype(int)
     result["bits"] = 1 + result["exponent"] + result["mantissa"]
-
-    has_pairs = (result["pairs"] > 0).to_numpy()
-    unpaired = result["loss"] - result["loss_none"]
-    result["difference"] = np.where(has_pairs, result["paired"], unpaired)
-    no_loss = result["seeds"] == 0
-    result["standard_error"] = np.where(
-        has_pairs,
-        paired_std / np.sqrt(result["pairs"].mask(~has_pairs)),
-        floor.std_loss * np.sqrt(1 / result["seeds"].mask(no_loss) + 1 / result["none"]),
-    )
-    result["z"] = result["difference"] / result["standard_error"].mask(
-        result["standard_error"] == 0
-    )
-    result["dof"] = np.where(has_pairs, paired_dof, floor.dof)
-    diverged = no_loss & (result["diverged"] > 0)
-    result["verdict"] = np.where(diverged, "diverged", judge(result["z"], result["dof"]))
-    ordered: pd.DataFrame = result.sort_values(
+    judged = _judged(result, spread, noise_floor(table))
+    ordered: pd.DataFrame = judged.sort_values(
         ["bits", *keys],
         ignore_index=True,
         key=lambda c: c.astype(str) if c.dtype == object else c,
     )[columns]
     return ordered
+
+
+def _unquantized(done: pd.DataFrame, within: list[str]) -> pd.DataFrame:
+    """The loss of the unquantized runs of each condition and seed."""
+    reference = done[done["granularity"] == "none"].groupby([*within, "seed"], dropna=False)
+    return reference["loss"].mean().reset_index()
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """How much values scatter within groups, pooled over these."""
+
+    groups: pd.DataFrame
+    """`size`, `mean` and `var` of each group."""
+    std: float
+    """NaN without two values in a group."""
+    dof: int
+
+    @classmethod
+    def of(cls, values: SeriesGroupBy[float, tuple[object, ...]]) -> _Spread:
+        groups = values.agg(["size", "mean", "var"])
+        dof = int((groups["size"] - 1).sum())
+        squares = float((groups["var"] * (groups["size"] - 1)).sum())  # var of one is NaN: skipped
+        return cls(groups, math.sqrt(squares / dof) if dof else math.nan, dof)
+
+
+def _judged(cells: pd.DataFrame, spread: _Spread, floor: NoiseFloor) -> pd.DataFrame:
+    """Cells with their difference to `none`, its standard error, z and verdict.
+
+    Args:
+        cells: Quantized cells beside the unquantized runs of their conditions.
+        spread: Differences of runs that share a seed.
+        floor: What another seed changes, for cells without such pairs.
+    """
+    paired = (cells["pairs"] > 0).to_numpy()
+    difference = np.where(paired, cells["paired"], cells["loss"] - cells["loss_none"])
+    no_loss = cells["seeds"] == 0
+    error = pd.Series(
+        np.where(
+            paired,
+            spread.std / np.sqrt(cells["pairs"].mask(~paired)),
+            floor.std_loss * np.sqrt(1 / cells["seeds"].mask(no_loss) + 1 / cells["none"]),
+        ),
+        index=cells.index,
+    )
+    z, dof = difference / error.mask(error == 0), np.where(paired, spread.dof, floor.dof)
+    diverged = no_loss & (cells["diverged"] > 0)
+    verdict = np.where(diverged, "diverged", judge(z, dof))
+    return cells.assign(difference=difference, standard_error=error, z=z, dof=dof, verdict=verdict)
 
 
 def compare_layouts(table: pd.DataFrame) -> pd.DataFrame:
@@ -127,12 +159,8 @@ def compare_layouts(table: pd.DataFrame) -> pd.DataFrame:
     both["difference"] = both["loss_b"] - both["loss_a"]
     layouts = ["bits", "exponent_a", "mantissa_a", "exponent_b", "mantissa_b"]
     without_seed = [c for c in context if c != "seed"]
-    spread = both.groupby([*layouts, *without_seed], dropna=False)["difference"]
-    groups = spread.agg(["size", "var"])
-    dof = int((groups["size"] - 1).sum())
-    squares = float((groups["var"] * (groups["size"] - 1)).sum())
-    std = math.sqrt(squares / dof) if dof else math.nan
-    needed = enough(dof)
+    spread = _Spread.of(both.groupby([*layouts, *without_seed], dropna=False)["difference"])
+    needed = enough(spread.dof)
     found = []
     for key, group in both.groupby(layouts):
         bits, *split = (int(value) for value in cast("tuple[float, ...]", key))
@@ -140,9 +168,9 @@ def compare_layouts(table: pd.DataFrame) -> pd.DataFrame:
         difference = float(group["difference"].mean())
         if difference < 0:
             names.reverse()
-        error = std / math.sqrt(len(group))
+        error = spread.std / math.sqrt(len(group))
         z = abs(difference) / error if error > 0 else math.nan
         verdict = BETTER if z >= needed else CANNOT_TELL
-        found.append((bits, *names, abs(difference), error, dof, z, len(group), verdict))
+        found.append((bits, *names, abs(difference), error, spread.dof, z, len(group), verdict))
     columns = ["bits", "better", "other", "difference", "standard_error", "dof", "z", "pairs"]
     return pd.DataFrame(found, columns=[*columns, "verdict"])

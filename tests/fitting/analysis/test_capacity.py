@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from fitting.analysis.derived import derived
 
 from fitting.analysis.capacity import (
     capacity_after,
@@ -20,11 +21,10 @@ from fitting.analysis.capacity import (
     qat_penalty,
     tokens_for_capacity,
 )
-from fitting.analysis.derived import derived
 from fitting.fit.bootstrap import bootstrap
 from fitting.fit.search import fit
-from fitting.laws.catalogue import LAWS, OPERANDS
 from fitting.law.terms import FitError
+from fitting.laws.catalogue import LAWS, OPERANDS
 from fitting.laws.published import KUMAR_2024, KUMAR_2024_PTQ, QAT_2025
 from fitting.laws.synthetic import make_table
 

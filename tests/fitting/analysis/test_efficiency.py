@@ -9,8 +9,8 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-
 from fitting.analysis.derived import derived
+
 from fitting.analysis.efficiency import (
     CHOICES,
     best_precision,
@@ -22,8 +22,8 @@ from fitting.analysis.efficiency import (
 )
 from fitting.fit.bootstrap import bootstrap
 from fitting.fit.search import fit
-from fitting.laws.catalogue import LAWS
 from fitting.law.terms import FitError
+from fitting.laws.catalogue import LAWS
 from fitting.laws.published import QUARTET_2025
 from fitting.laws.synthetic import make_table
 

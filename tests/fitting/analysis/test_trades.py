@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from fitting.analysis.derived import derived
 from scipy.optimize import minimize
 
-from fitting.analysis.derived import derived
 from fitting.analysis.layouts import critical_tokens
 from fitting.analysis.trades import (
     compute_optimal,
@@ -32,9 +32,9 @@ from fitting.analysis.trades import (
 from fitting.fit.bootstrap import bootstrap
 from fitting.fit.result import Fit
 from fitting.fit.search import fit
-from fitting.laws.catalogue import LAWS
 from fitting.law.curves import Array
 from fitting.law.terms import FitError
+from fitting.laws.catalogue import LAWS
 from fitting.laws.published import SUN_2025
 from fitting.laws.synthetic import SUN_TOKENS, make_table, sun_design
 

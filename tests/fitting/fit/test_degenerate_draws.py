@@ -9,12 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-
 from fitting.analysis.derived import derived
-from fitting.law.conclusion import percentiles
+
 from fitting.command.describe import describe
 from fitting.fit.bootstrap import intervals, standard_errors, vague
 from fitting.fit.search import fit
+from fitting.law.conclusion import percentiles
 from fitting.laws.catalogue import LAWS
 from fitting.laws.published import BESIROGLU_2024
 from fitting.laws.synthetic import make_table
