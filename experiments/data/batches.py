@@ -111,7 +111,7 @@ class TokenStream:
     Args:
         folder: The corpus folder.
         shards: The part's shards, in order.
-        dtype: Of the tokens on disk, "uint16" or "uint32".
+        dtype: Type of the tokens on disk, "uint16" or "uint32".
     """
 
     def __init__(self, folder: Path, shards: tuple[Shard, ...], dtype: str) -> None:
@@ -178,7 +178,7 @@ class TokenData:
         """Refuse a training run that this corpus cannot feed, before any work.
 
         Args:
-            steps: Of the whole run, not from where it resumes.
+            steps: Steps of the whole run, not from where it resumes.
             batch_size: Sequences a step, over all processes.
             vocab_size: The model's.
 
@@ -224,7 +224,7 @@ class TokenData:
         Args:
             step: Counts from 0.
             batch_size: Sequences over all processes.
-            seed: Of the order of the windows.
+            seed: Seed of the windows' order.
             rank: Which of `world` equal slices.
             world: Number of processes; divides `batch_size`.
 
@@ -295,7 +295,7 @@ class StepLoader:
 
     Args:
         data: Where the batches come from.
-        seed: Of the order of the windows.
+        seed: Seed of the windows' order.
         batch_size: Sequences a step, over all processes.
         start: First step.
         steps: Number of steps of the whole run: the last one is `steps - 1`.

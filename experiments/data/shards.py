@@ -115,7 +115,7 @@ class Manifest:
 
     name: str
     sha256: str
-    """Of the shards' hashes: what `sha256sum train-*.bin val-*.bin | sha256sum` prints."""
+    """Hash of the shards' hashes: what `sha256sum train-*.bin val-*.bin | sha256sum` prints."""
     tokenizer: str
     vocab_size: int
     dtype: str
