@@ -184,6 +184,7 @@ def block_words(row: BlockSize) -> str | None:
     return None if row.block_size is None else number(row.block_size, 3)
 
 
+_Col = Column[Cost]
 _COSTS: tuple[Column[Cost], ...] = (
     Column(
         "effective parameters",
@@ -224,8 +225,8 @@ COST_OF_BITS = Conclusion(
             "cost_of_bits",
             "What bits cost at equal loss",
             (
-                Column[Cost]("bits", lambda row: str(row.bits)),
-                Column[Cost]("best split", lambda row: row.format, number=False),
+                _Col("bits", lambda row: str(row.bits)),
+                _Col("best split", lambda row: row.format, number=False),
                 *_COSTS,
             ),
             _note_by_bits,
@@ -241,7 +242,7 @@ COST_OF_PRECISION = Conclusion(
             "cost_of_precision",
             "What each format costs",
             (
-                Column[Cost]("format", lambda row: row.format, number=False),
+                _Col("format", lambda row: row.format, number=False),
                 Column("block size", block_words),
                 *_COSTS,
             ),

@@ -101,6 +101,7 @@ def _found(basis: Basis) -> list[CriticalTokens]:
     return found
 
 
+_Col = Column[CriticalTokens]
 CRITICAL_TOKENS = Conclusion(
     "critical_tokens",
     list[CriticalTokens],
@@ -110,13 +111,11 @@ CRITICAL_TOKENS = Conclusion(
             "critical_tokens",
             "Critical data size",
             (
-                Column[CriticalTokens]("parameters", lambda row: count_label(row.params)),
-                Column[CriticalTokens]("format", lambda row: row.format, number=False),
+                _Col("parameters", lambda row: count_label(row.params)),
+                _Col("format", lambda row: row.format, number=False),
                 Column("block size", block_words),
-                Column[CriticalTokens]("critical tokens", lambda row: count(row.tokens)),
-                Column[CriticalTokens](
-                    "95 % interval", lambda row: interval_of(row.interval, count)
-                ),
+                _Col("critical tokens", lambda row: count(row.tokens)),
+                _Col("95 % interval", lambda row: interval_of(row.interval, count)),
             ),
             "Beyond this many training tokens the law says that more data raise the loss.",
         ),

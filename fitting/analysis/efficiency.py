@@ -333,6 +333,9 @@ def _ratio_words(row: Crossover) -> str:
     return "never" if value is None else "always" if value == 0 else number(value, 3)
 
 
+_EfficiencyCol = Column[Efficiency]
+_CrossoverCol = Column[Crossover]
+_ChoiceCol = Column[Choice]
 FORWARD = Conclusion("forward", str, _scheme(0))
 """The most efficient scheme of the forward pass."""
 BACKWARD = Conclusion("backward", str, _scheme(1))
@@ -348,16 +351,16 @@ EFFICIENCIES = Conclusion(
             "efficiencies",
             "Efficiency by scheme",
             (
-                Column[Efficiency]("scheme", lambda row: row.scheme, number=False),
-                Column[Efficiency]("pass", lambda row: row.pass_, number=False),
-                Column[Efficiency](
+                _EfficiencyCol("scheme", lambda row: row.scheme, number=False),
+                _EfficiencyCol("pass", lambda row: row.pass_, number=False),
+                _EfficiencyCol(
                     "efficiency", lambda row: decimals(row.efficiency, row.efficiency_interval, 3)
                 ),
-                Column[Efficiency](
+                _EfficiencyCol(
                     "more parameters",
                     lambda row: factor_words(row.params_factor, row.params_factor_interval) or "–",
                 ),
-                Column[Efficiency](
+                _EfficiencyCol(
                     "more tokens",
                     lambda row: factor_words(row.tokens_factor, row.tokens_factor_interval) or "–",
                 ),
@@ -377,11 +380,9 @@ CROSSOVERS = Conclusion(
             "crossovers",
             "From where FP4 pays in both passes",
             (
-                Column[Crossover]("parameters", lambda row: count_label(row.params)),
+                _CrossoverCol("parameters", lambda row: count_label(row.params)),
                 Column("tokens per parameter", _ratio_words),
-                Column[Crossover](
-                    "95 % interval", lambda row: interval_of(row.interval, three_digits)
-                ),
+                _CrossoverCol("95 % interval", lambda row: interval_of(row.interval, three_digits)),
             ),
             lambda rows, derived: (
                 "From so many tokens per parameter of the FP8:FP8 budget on, FP4 forward and "
@@ -399,12 +400,10 @@ MAP = Conclusion(
             "map",
             "Which forward:backward precision wins",
             (
-                Column[Choice]("parameters", lambda row: count_label(row.params)),
-                Column[Choice](
-                    "tokens per parameter", lambda row: number(row.tokens / row.params, 3)
-                ),
-                Column[Choice]("best", lambda row: row.best, number=False),
-                Column[Choice]("share of draws", lambda row: share_words(row.shares), number=False),
+                _ChoiceCol("parameters", lambda row: count_label(row.params)),
+                _ChoiceCol("tokens per parameter", lambda row: number(row.tokens / row.params, 3)),
+                _ChoiceCol("best", lambda row: row.best, number=False),
+                _ChoiceCol("share of draws", lambda row: share_words(row.shares), number=False),
             ),
             lambda rows, derived: (
                 "At the budget of an FP8:FP8 run of that size and length. "

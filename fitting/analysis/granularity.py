@@ -183,6 +183,7 @@ def _doubts(found: list[EquivalentBlock], identified: Mapping[str, bool]) -> lis
     ]
 
 
+_Col = Column[EquivalentBlock]
 EQUIVALENT_BLOCKS = Conclusion(
     "equivalent_blocks",
     list[EquivalentBlock],
@@ -192,13 +193,11 @@ EQUIVALENT_BLOCKS = Conclusion(
             "equivalent_blocks",
             "Block size that coarse scales are equivalent to",
             (
-                Column[EquivalentBlock]("a scale per", lambda row: row.granularity, number=False),
-                Column[EquivalentBlock](
-                    "log2 B", lambda row: between(row.log2_block, row.interval, three_digits)
-                ),
-                Column[EquivalentBlock]("given log2 B", lambda row: number(row.given, 3)),
-                Column[EquivalentBlock]("runs", lambda row: str(row.rows)),
-                Column[EquivalentBlock](
+                _Col("a scale per", lambda row: row.granularity, number=False),
+                _Col("log2 B", lambda row: between(row.log2_block, row.interval, three_digits)),
+                _Col("given log2 B", lambda row: number(row.given, 3)),
+                _Col("runs", lambda row: str(row.rows)),
+                _Col(
                     "the fit",
                     lambda row: "took the given size" if row.fitted else "did not use them",
                     number=False,

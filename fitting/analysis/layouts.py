@@ -176,6 +176,7 @@ def _doubts(found: list[Layout], identified: Mapping[str, bool]) -> list[str]:
     return [f"{', '.join(doubtful)} not identified: the best layouts are not known"]
 
 
+_Col = Column[Layout]
 LAYOUTS = Conclusion(
     "layouts",
     list[Layout],
@@ -185,19 +186,17 @@ LAYOUTS = Conclusion(
             "layouts",
             "Best exponent/mantissa split",
             (
-                Column[Layout]("bits", lambda row: str(row.bits)),
-                Column[Layout]("best", lambda row: row.layout, number=False),
-                Column[Layout](
-                    "share of draws", lambda row: share_words(row.shares, most=2), number=False
-                ),
-                Column[Layout](
+                _Col("bits", lambda row: str(row.bits)),
+                _Col("best", lambda row: row.layout, number=False),
+                _Col("share of draws", lambda row: share_words(row.shares, most=2), number=False),
+                _Col(
                     "exponent bits", lambda row: decimals(row.exponent_opt, row.exponent_interval)
                 ),
-                Column[Layout](
+                _Col(
                     "mantissa bits", lambda row: decimals(row.mantissa_opt, row.mantissa_interval)
                 ),
-                Column[Layout]("E:M", lambda row: decimals(row.ratio, row.ratio_interval)),
-                Column[Layout](
+                _Col("E:M", lambda row: decimals(row.ratio, row.ratio_interval)),
+                _Col(
                     "near-ties",
                     lambda row: ", ".join([n for n in row.near_ties if n != row.layout][:2]) or "–",
                     number=False,

@@ -193,8 +193,9 @@ def _parts(found: OptimalPrecision, table: Table[Optimum]) -> list[Optimum]:
     }[table.name] or []
 
 
+_Col = Column[Optimum]
 _BITS = Column("best bits", _bits)
-_COST = Column[Optimum]("cost C", lambda row: number(row.cost, 3))
+_COST = _Col("cost C", lambda row: number(row.cost, 3))
 OPTIMAL_PRECISION = Conclusion(
     "optimal_precision",
     OptimalPrecision,
@@ -203,7 +204,7 @@ OPTIMAL_PRECISION = Conclusion(
         Table(
             "bits_for_tokens",
             "Compute-optimal bits for given data",
-            (Column[Optimum]("tokens", lambda row: count(row.tokens)), _BITS),
+            (_Col("tokens", lambda row: count(row.tokens)), _BITS),
             lambda rows, derived: (
                 f"Whatever the cost: the rest of it, {cost_formula(derived)}, goes into parameters."
             ),
@@ -212,9 +213,9 @@ OPTIMAL_PRECISION = Conclusion(
             "bits_for_params",
             "Compute-optimal bits for a given size",
             (
-                Column[Optimum]("parameters", lambda row: count(row.params)),
+                _Col("parameters", lambda row: count(row.params)),
                 _COST,
-                Column[Optimum]("tokens", lambda row: count(row.tokens)),
+                _Col("tokens", lambda row: count(row.tokens)),
                 _BITS,
             ),
             lambda rows, derived: (
@@ -227,12 +228,8 @@ OPTIMAL_PRECISION = Conclusion(
             (
                 _COST,
                 _BITS,
-                Column[Optimum](
-                    "parameters", lambda row: between(row.params, row.params_interval, count)
-                ),
-                Column[Optimum](
-                    "tokens", lambda row: between(row.tokens, row.tokens_interval, count)
-                ),
+                _Col("parameters", lambda row: between(row.params, row.params_interval, count)),
+                _Col("tokens", lambda row: between(row.tokens, row.tokens_interval, count)),
             ),
             lambda rows, derived: f"{_costs_tried(rows, derived)}.",
         ),
