@@ -18,8 +18,8 @@ from fitting.command import main as commands
 from fitting.command.options import OUR_COLUMNS
 from fitting.files.own_json import ResultsError
 from fitting.fit.search import fit
-from fitting.laws.catalogue import LAWS
 from fitting.law.terms import FitError
+from fitting.laws.catalogue import LAWS
 from fitting.results.record import COLUMNS
 from fitting.results.swept import is_key
 from fitting.results.table import load, select_rows

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from fitting.fit.centred import Centred
-from fitting.laws.catalogue import LAWS
 from fitting.law.curves import Array
 from fitting.law.terms import FitError
+from fitting.laws.catalogue import LAWS
 from fitting.laws.published import (
     BESIROGLU_2024,
     KUMAR_2024,

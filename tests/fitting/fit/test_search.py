@@ -13,9 +13,9 @@ from fitting.analysis.layouts import integer_layout
 from fitting.files.own_json import ResultsError
 from fitting.fit.result import Fit
 from fitting.fit.search import fit, in_coordinates, objective_value
-from fitting.laws.catalogue import LAWS
 from fitting.law.curves import Array
 from fitting.law.terms import COEFFICIENT, FitError, Law, Term
+from fitting.laws.catalogue import LAWS
 from fitting.laws.published import BESIROGLU_2024, KUMAR_2024, KUMAR_2024_PTQ, QAT_2025, SUN_2025
 from fitting.laws.synthetic import make_table, sun_design
 from fitting.results.table import load, select_rows

@@ -12,8 +12,8 @@ from fitting.fit.bootstrap import bootstrap, intervals, resample
 from fitting.fit.centred import Centred
 from fitting.fit.minimise import at_bounds, minimise
 from fitting.fit.search import fit, in_coordinates, thresholds
-from fitting.laws.catalogue import LAWS
 from fitting.law.terms import Law, Term
+from fitting.laws.catalogue import LAWS
 from fitting.laws.published import BESIROGLU_2024, SUN_2025
 from fitting.laws.synthetic import make_table, sun_cells
 

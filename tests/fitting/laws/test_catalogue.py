@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from fitting.files.own_json import ResultsError
-from fitting.laws.catalogue import LAWS, get
 from fitting.law.terms import COEFFICIENT, EXPONENT, POSITIVE, Columns, FitError, Law, Term
+from fitting.laws.catalogue import LAWS, get
 from fitting.laws.published import (
     BESIROGLU_2024,
     KUMAR_2024,

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from fitting.files.own_json import ResultsError
-from fitting.laws.catalogue import LAWS
 from fitting.law.terms import FitError
+from fitting.laws.catalogue import LAWS
 from fitting.laws.published import QUARTET_2025
 
 QUARTET = LAWS["quartet"]

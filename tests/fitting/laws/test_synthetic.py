@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.laws.catalogue import LAWS
 from fitting.law.terms import FitError
+from fitting.laws.catalogue import LAWS
 from fitting.laws.published import SUN_2025
 from fitting.laws.synthetic import SUN_PARAMS, make_table, sun_cells, sun_design
 
