@@ -25,9 +25,10 @@ ROWS = {
         ("command",),
         ("page",),
         ("figures",),
-        ("analysis",),
         ("fit", "seeds"),
         ("laws",),
+        ("analysis",),
+        ("law",),
         ("results",),
         ("files", "naming"),
         ("entry", "words"),
@@ -44,7 +45,7 @@ QUANT = (
 SHARED = {"fitting.entry", "fitting.files", "fitting.results"}
 """What training and fitting have in common: how commands end, files, and the run record."""
 NO_TORCH = {"experiments.quant.formats", "experiments.quant.recipe", "experiments.accounting"}
-NO_PICTURES = {"fitting.laws", "fitting.fit", "fitting.seeds", "fitting.analysis"}
+NO_PICTURES = {f"fitting.{name}" for name in ("law", "laws", "fit", "seeds", "analysis")}
 MODULES = modules(ROOT)
 HEIGHT = {
     f"{column}.{name}": -row
@@ -129,6 +130,6 @@ def test_every_package_is_shipped() -> None:
 
 
 def test_importing_a_promised_package_is_enough() -> None:
-    for name in ("fitting.results", "fitting.laws", "fitting.fit", "fitting.analysis"):
-        __import__(name)
+    for name in ("results", "law", "laws", "fit", "analysis"):
+        __import__(name := f"fitting.{name}")
         assert set(sys.modules[name].__all__) <= set(dir(sys.modules[name]))

@@ -22,6 +22,7 @@ from fitting.analysis.efficiency import (
     training_speedup,
 )
 from fitting.analysis.granularity import equivalent_blocks
+from fitting.analysis.layouts import integer_layout, layout_costs, optimal_layout
 from fitting.analysis.trades import (
     compute_optimal,
     effective_params,

@@ -247,6 +247,8 @@ def plain(value: object) -> object:
         return [plain(item) for item in value]
     if hasattr(value, "__dataclass_fields__"):
         return entries(value)
+    if isinstance(value, np.generic):  # of a table's column
+        value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

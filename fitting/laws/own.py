@@ -22,6 +22,8 @@ def own_law(typed: str) -> Law:
         FitError: There is no such file, module or name, it cannot be run, or it is no law.
     """
     place, _, name = typed.rpartition(":")
+    if not place or not name:
+        raise FitError(f"law={typed}: must be FILE.py:NAME or package.module:NAME")
     module = _module(typed, place)
     found = getattr(module, name, None)
     if not isinstance(found, Law):

@@ -12,10 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fitting.analysis.critical import CriticalTokens
 from fitting.files.atomic import write_atomic
+from fitting.law.conclusion import entries_of
 from fitting.laws.catalogue import LAWS
 from fitting.page.report import write_report as write_everything
 from fitting.results.record import FAILURE, RunRecord, write_exclusive
+from tests.support.fits import a_layout
 
 write_report = functools.partial(write_everything, figure_files=("svg",))
 """PDFs take most of the time; one test looks at them."""
@@ -86,15 +89,6 @@ def write_runs(folder: Path, runs: list[RunRecord], **about: Any) -> Path:
     return folder
 
 
-def a_layout(bits: int, layout: str, share: float, extrapolated: bool) -> dict[str, Any]:
-    return {
-        "bits": bits, "exponent_opt": 1.5, "mantissa_opt": 1.4, "exponent_interval": [1.3, 1.7],
-        "mantissa_interval": [1.2, 1.6], "ratio": 1.07, "ratio_interval": [0.9, 1.3],
-        "layout": layout, "shares": {layout: share, "E0M3": 1 - share}, "near_ties": [],
-        "extrapolated": extrapolated,
-    }  # fmt: skip
-
-
 def a_fit(**changes: Any) -> dict[str, Any]:
     """fit.json of `TRUTH`, as lowbit-fit writes it."""
     fit: dict[str, Any] = {
@@ -107,19 +101,17 @@ def a_fit(**changes: Any) -> dict[str, Any]:
         "starts": {"tried": 32, "agreeing": 31},
         "rows": {"used": 48, "excluded": {"diverged": 2}},
         "derived": {
-            "layouts": [a_layout(4, "E2M1", 0.93, False), a_layout(16, "E8M7", 0.71, True)],
-            "critical_tokens": [
-                {
-                    "params": 24_576, "format": "E1M1", "block_size": 32.0, "tokens": 7.5e6,
-                    "interval": [5e6, None], "extrapolated": True,
-                }
+            "layouts": [
+                a_layout(4, shares={"E2M1": 0.93, "E0M3": 0.07}),
+                a_layout(16, layout="E8M7", shares={"E8M7": 0.71, "E0M3": 0.29}, extrapolated=True),
             ],
+            "critical_tokens": [CriticalTokens(24_576, "E1M1", 7.5e6, (5e6, None), True, 32.0)],
             "identified": {name: name not in ("gamma", "delta") for name in TRUTH},
         },
         "warnings": ["gamma and delta move together: not identified"],
         "inputs_sha256": "ab" * 32,
-    }  # fmt: skip
-    return {**fit, **changes}
+    }
+    return entries_of({**fit, **changes})
 
 
 def write_fit(folder: Path, fit: dict[str, Any]) -> Path:

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from fitting.analysis.derived import derived
 
 from fitting.analysis.capacity import (
+    OPERANDS,
     capacity_after,
     compressed_capacity,
     kumar_capacity,
@@ -24,9 +24,10 @@ from fitting.analysis.capacity import (
 from fitting.fit.bootstrap import bootstrap
 from fitting.fit.search import fit
 from fitting.law.terms import FitError
-from fitting.laws.catalogue import LAWS, OPERANDS
+from fitting.laws.catalogue import LAWS
 from fitting.laws.published import KUMAR_2024, KUMAR_2024_PTQ, QAT_2025
 from fitting.laws.synthetic import make_table
+from tests.support.fits import derived_json
 
 WITHOUT_OFFSETS = KUMAR_2024 | {f"n_{x}": 0.0 for x in OPERANDS}
 MEAN = sum(KUMAR_2024[f"gamma_{x}"] for x in OPERANDS) / 3
@@ -157,16 +158,16 @@ def test_optimal_bits_of_a_fit_come_with_an_interval() -> None:
     columns = ["params", "tokens", *(f"bits_{x}" for x in OPERANDS)]
     table = make_table("precision", KUMAR_2024, pd.DataFrame(rows, columns=columns), 1e-3, 0)
     fitted = fit(table, "precision", starts=8)
-    found = derived(fitted, bootstrap(table, fitted, 200), table)["optimal_bits"]
+    found = derived_json(fitted, bootstrap(table, fitted, 200), table)["optimal_bits"]
     low, high = found["interval"]
     assert low < found["value"] < high
     assert abs(found["value"] - 7.0021) < 1.5 * (high - low)  # 6 standard errors: p = 2e-9
     assert high - low < 1
     assert not found["extrapolated"]
     few = table[table[columns[2:]].max(axis=1) <= 6]
-    assert derived(fitted, None, few)["optimal_bits"]["extrapolated"]
+    assert derived_json(fitted, None, few)["optimal_bits"]["extrapolated"]
 
-    result = derived(fitted, bootstrap(table, fitted, 200), table)
+    result = derived_json(fitted, bootstrap(table, fitted, 200), table)
     costs = {c["format"]: c for c in result["cost_of_precision"]}
     assert len(costs) == len(set(levels)) - 1, "the run without quantization costs nothing"
     exact = kumar_capacity(KUMAR_2024, dict.fromkeys(OPERANDS, 6))
@@ -179,7 +180,7 @@ def test_optimal_bits_of_a_fit_come_with_an_interval() -> None:
         assert entry["clamped"] == (entry["unclamped"] > 16)
         low, high = entry["bits_interval"]
         assert abs(entry["bits"] - min(exact, 16)) <= 1.5 * (high - low)
-    dearer = derived(fitted, None, table, k=0.75)
+    dearer = derived_json(fitted, None, table, cost_k=0.75)
     assert dearer["cost_k"] == 0.75
     for one, two in zip(
         *(r["optimal_precision"]["fixed_params"] for r in (result, dearer)), strict=True
@@ -197,7 +198,7 @@ def test_critical_data_after_quantization_come_with_intervals_and_marks() -> Non
     design = a_grid("bits_post", (3.0, 4.0, 5.0, 6.0))
     table = make_table("ptq", KUMAR_2024_PTQ, design, 1e-3, 0)
     fitted = fit(table, "ptq", starts=8)
-    result = derived(fitted, bootstrap(table, fitted, 100), table)
+    result = derived_json(fitted, bootstrap(table, fitted, 100), table)
     result = json.loads(json.dumps(result, allow_nan=False))
     found = {(e["params"], e["format"]): e for e in result["critical_tokens"]}
     assert len(found) == 16
@@ -216,7 +217,7 @@ def test_effective_parameters_of_quantization_aware_training_hold_the_truth() ->
     p = QAT_2025["W4A4"]
     table = make_table("qat", p, a_grid("block_size", (1.0, 32.0, 128.0, 256.0)), 5e-4, 0)
     fitted = fit(table, "qat", starts=8)
-    costs = derived(fitted, bootstrap(table, fitted, 100), table)["cost_of_precision"]
+    costs = derived_json(fitted, bootstrap(table, fitted, 100), table)["cost_of_precision"]
     assert len(costs) == 4 * 3
     for entry in costs:
         penalty = qat_penalty(p, entry["params"], 1e11, float(entry["format"].split()[-1]))
@@ -231,7 +232,7 @@ def test_costs_of_compression_hold_the_truth() -> None:
     p |= {"L": 0.95, "F": 0.4, "C": 0.7}
     table = make_table("compressed", p, a_grid("gmse", (0.0, 1e-3, 1e-2, 0.1, 0.4)), 5e-4, 0)
     fitted = fit(table, "compressed", starts=8)
-    costs = derived(fitted, bootstrap(table, fitted, 100), table)["cost_of_precision"]
+    costs = derived_json(fitted, bootstrap(table, fitted, 100), table)["cost_of_precision"]
     assert [c["format"] for c in costs] == ["GMSE 0.001", "GMSE 0.01", "GMSE 0.1", "GMSE 0.4"]
     for entry, error in zip(costs, (1e-3, 1e-2, 0.1, 0.4), strict=True):
         low, high = entry["params_factor_interval"]

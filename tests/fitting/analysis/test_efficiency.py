@@ -9,7 +9,6 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from fitting.analysis.derived import derived
 
 from fitting.analysis.efficiency import (
     CHOICES,
@@ -20,12 +19,14 @@ from fitting.analysis.efficiency import (
     quartet_loss,
     training_speedup,
 )
+from fitting.entry.errors import Refusal
 from fitting.fit.bootstrap import bootstrap
 from fitting.fit.search import fit
-from fitting.law.terms import FitError
+from fitting.law.conclusion import Assumptions
 from fitting.laws.catalogue import LAWS
 from fitting.laws.published import QUARTET_2025
 from fitting.laws.synthetic import make_table
+from tests.support.fits import derived_json
 
 
 def test_training_is_one_third_forward() -> None:
@@ -96,7 +97,7 @@ def test_the_map_of_a_fit_holds_the_truth() -> None:
     table = make_table("quartet", truth, design, 5e-4, 0)
     fitted = fit(table, "quartet", starts=8)
     draws = bootstrap(table, fitted, 200)
-    result = json.loads(json.dumps(derived(fitted, draws, table), allow_nan=False))
+    result = json.loads(json.dumps(derived_json(fitted, draws, table), allow_nan=False))
 
     assert (result["forward"], result["backward"]) == ("FP4", "FP4")
     assert result["speedups"] == {"forward": 2, "backward": 2}
@@ -135,16 +136,16 @@ def test_the_map_of_a_fit_holds_the_truth() -> None:
     assert not at[2e8, 25 * 2e8]["extrapolated"]
 
     # On hardware on which FP4 is no faster it never pays; a slow backward pass leaves FP4:FP8.
-    alone = derived(fitted, None, table, speedups=(1.0, 1.0))
+    alone = derived_json(fitted, None, table, speedup_forward=1.0, speedup_backward=1.0)
     assert {e["best"] for e in alone["map"]} == {"FP8:FP8"}
-    forward_only = derived(fitted, None, table, speedups=(4.0, 1.0))
+    forward_only = derived_json(fitted, None, table, speedup_forward=4.0, speedup_backward=1.0)
     assert {e["best"] for e in forward_only["map"]} <= {"FP4:FP8", "FP8:FP8"}
     assert forward_only["speedups"] == {"forward": 4, "backward": 1}
-    with pytest.raises(FitError, match=r"speedup.backward=0: must be a positive number"):
-        derived(fitted, None, table, speedups=(2.0, 0.0))
+    with pytest.raises(Refusal, match=r"speedup.backward=0: must be a positive number"):
+        Assumptions(speedup_backward=0.0)
 
     # A shorter derivation without draws: the same, but for what draws are needed for.
-    bare = derived(fitted, None, table)
+    bare = derived_json(fitted, None, table)
     assert [e["best"] for e in bare["map"]] == [e["best"] for e in result["map"]]
     assert all(e["shares"] == {} for e in bare["map"])
     assert all(e["interval"] == [None, None] for e in bare["crossovers"])

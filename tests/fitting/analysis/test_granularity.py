@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.analysis.derived import derived
-from fitting.analysis.granularity import equivalent_blocks
 from fitting.fit.bootstrap import bootstrap
 from fitting.fit.result import Fit
 from fitting.fit.search import fit
 from fitting.laws.published import SUN_2025
 from fitting.laws.synthetic import SUN_LOG2_CHANNEL, SUN_PARAMS, SUN_TOKENS, make_table
+from tests.support.fits import derived_json
 
 OMEGA, XI, ETA = 0.12, 0.02, 0.14
 """Of log2 B = N^omega/(xi D^eta): 12 to 23 on the grid."""
@@ -38,6 +38,13 @@ def every_run(noise: float) -> pd.DataFrame:
     return table.assign(block_size=table["block_size"].mask(coarse, 2.0**OWN))
 
 
+def equivalent_blocks(
+    fitted: Fit, draws: pd.DataFrame | None, table: pd.DataFrame, every: pd.DataFrame
+) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = derived_json(fitted, draws, table, every)["equivalent_blocks"]
+    return found
+
+
 @pytest.fixture(scope="module")
 def every() -> pd.DataFrame:
     return every_run(2e-3)
@@ -56,20 +63,19 @@ def fitted(blocks: pd.DataFrame) -> Fit:
 def test_without_noise_the_block_sizes_are_found_exactly() -> None:
     table = every_run(0.0)
     only_blocks = table[table["granularity"] == "block"]
-    row, tensor = equivalent_blocks(
-        fit(only_blocks, "floating_point", starts=4), None, only_blocks, table
-    )
+    found = fit(only_blocks, "floating_point", starts=4)
+    row, tensor = equivalent_blocks(found, None, only_blocks, table)
     assert row["log2_block"] == pytest.approx(SUN_LOG2_CHANNEL, rel=1e-5)
     assert (row["given"], row["rows"], row["fitted"]) == (OWN, 48, False)
     assert row["interval"] == [None, None]
-    found = [tensor[name] for name in ("omega", "xi", "eta")]
-    assert found == pytest.approx([OMEGA, XI, ETA], rel=1e-3)
+    law = [tensor[name] for name in ("omega", "xi", "eta")]
+    assert law == pytest.approx([OMEGA, XI, ETA], rel=1e-3)
     assert 12 < tensor["log2_block"] < 23
 
 
 def test_intervals_hold_the_truth(every: pd.DataFrame, blocks: pd.DataFrame, fitted: Fit) -> None:
-    result = derived(fitted, bootstrap(blocks, fitted, 200), blocks, every)
-    row, tensor = json.loads(json.dumps(result, allow_nan=False))["equivalent_blocks"]
+    row, tensor = equivalent_blocks(fitted, bootstrap(blocks, fitted, 200), blocks, every)
+    json.dumps((row, tensor), allow_nan=False)
     # 95 % intervals are 4 standard errors wide: one and a half of them is 6 (p = 2e-9).
     low, high = row["interval"]
     assert abs(row["log2_block"] - SUN_LOG2_CHANNEL) < 1.5 * (high - low)

@@ -10,21 +10,17 @@ import pandas as pd
 import pytest
 
 from fitting.analysis.chinchilla import compute_optimal_exponent
-from fitting.analysis.derived import derived
-from fitting.analysis.layouts import (
-    critical_tokens,
-    integer_layout,
-    layout_costs,
-    layout_table,
-    optimal_layout,
-)
+from fitting.analysis.critical import critical_tokens
+from fitting.analysis.layouts import LAYOUTS, integer_layout, layout_costs, optimal_layout
 from fitting.analysis.trades import effective_params_of_format
 from fitting.fit.bootstrap import bootstrap
 from fitting.fit.result import Fit
 from fitting.fit.search import fit
+from fitting.law.conclusion import Basis
 from fitting.laws.catalogue import LAWS
 from fitting.laws.published import BESIROGLU_2024, SUN_2025
 from fitting.laws.synthetic import SUN_TOKENS, make_table, sun_design
+from tests.support.fits import derived_json
 
 PUBLISHED = (
     *("E0M0", "E1M0", "E1M1", "E2M1", "E2M2", "E3M2", "E3M3", "E4M3"),
@@ -153,7 +149,7 @@ def test_layouts_do_not_exist_where_neither_exponent_nor_mantissa_matter() -> No
 def test_layout_table_holds_the_truth_within_its_intervals(
     table: pd.DataFrame, fitted: Fit, draws: pd.DataFrame
 ) -> None:
-    entries = {e["bits"]: e for e in layout_table(fitted, draws, table)}
+    entries = {e["bits"]: e for e in derived_json(fitted, draws, table)["layouts"]}
     assert list(entries) == list(range(2, 17))
     for bits, entry in entries.items():
         exponent, mantissa = optimal_layout(SUN_2025, bits)
@@ -167,23 +163,27 @@ def test_layout_table_holds_the_truth_within_its_intervals(
     assert [p for p, e in entries.items() if not e["extrapolated"]] == list(range(3, 11))
 
 
-def test_shares_are_how_often_a_layout_wins(table: pd.DataFrame, fitted: Fit) -> None:
-    draws = pd.DataFrame({"delta": [3.0, 3.0, 1.0, 3.0], "nu": [1.0, 1.0, 3.0, 2.9]})
-    entry = layout_table(fitted, draws, table, bits=[8])[0]
+def shares(table: pd.DataFrame, bits: int, **draws: list[float]) -> dict[str, float]:
+    columns = {name: np.array(values) for name, values in draws.items()}
+    found = LAYOUTS.found(Basis(SUN_2025, columns, table, table))
+    return {row.bits: row.shares for row in found or []}[bits]
+
+
+def test_shares_are_how_often_a_layout_wins(table: pd.DataFrame) -> None:
+    wins = shares(table, 8, delta=[3.0, 3.0, 1.0, 3.0], nu=[1.0, 1.0, 3.0, 2.9])
     # (E+.5)^3 (M+.5) is largest at E5M2 (416), then E6M1 (411.9); mirrored for the third draw.
-    assert entry["shares"] == {"E5M2": 0.5, "E2M5": 0.25, "E4M3": 0.25}
+    assert wins == {"E5M2": 0.5, "E2M5": 0.25, "E4M3": 0.25}
 
 
-def test_layouts_that_tie_share_the_draw(table: pd.DataFrame, fitted: Fit) -> None:
-    draws = pd.DataFrame({"delta": [3.0, 0.0], "nu": [2.9, 0.0]})  # the second prefers nothing
-    shares = layout_table(fitted, draws, table, bits=[4])[0]["shares"]
-    assert shares == {"E2M1": 0.625, "E0M3": 0.125, "E1M2": 0.125, "E3M0": 0.125}
+def test_layouts_that_tie_share_the_draw(table: pd.DataFrame) -> None:
+    wins = shares(table, 4, delta=[3.0, 0.0], nu=[2.9, 0.0])  # the second prefers nothing
+    assert wins == {"E2M1": 0.625, "E0M3": 0.125, "E1M2": 0.125, "E3M0": 0.125}
 
 
 def test_costs_of_bits_are_those_of_their_best_layouts(
     table: pd.DataFrame, fitted: Fit, draws: pd.DataFrame
 ) -> None:
-    entries = derived(fitted, draws, table)["cost_of_bits"]
+    entries = derived_json(fitted, draws, table)["cost_of_bits"]
     assert [e["bits"] for e in entries] == list(range(2, 17))
     assert [e["format"] for e in entries[2:7]] == list(PUBLISHED[3:8])
     largest, data = table["params"].max(), SUN_TOKENS[1]
@@ -207,7 +207,7 @@ def test_what_was_quantized_is_a_condition_of_the_law(
     table: pd.DataFrame, fitted: Fit, operands: str | None, said: list[str] | None
 ) -> None:
     given = table.drop(columns="operands") if operands is None else table.assign(operands=operands)
-    assert derived(fitted, None, given)["holds_for"]["operands"] == said
+    assert derived_json(fitted, None, given)["holds_for"]["operands"] == said
 
 
 def test_a_mixture_of_quantized_operands_is_said() -> None:
@@ -215,13 +215,13 @@ def test_a_mixture_of_quantized_operands_is_said() -> None:
     mixed = table.assign(operands=np.where(table.index % 2, "P2", "P1 P2 P3 P4 P5 P6"))
     found = fit(mixed, "floating_point", starts=4)
     assert any("quantized rows differ in operands" in w for w in found.warnings)
-    assert derived(found, None, mixed)["holds_for"]["operands"] == ["P1 P2 P3 P4 P5 P6", "P2"]
+    assert derived_json(found, None, mixed)["holds_for"]["operands"] == ["P1 P2 P3 P4 P5 P6", "P2"]
 
 
 def test_critical_sizes_are_marked_where_no_run_went(
     table: pd.DataFrame, fitted: Fit, draws: pd.DataFrame
 ) -> None:
-    entries = derived(fitted, draws, table)["critical_tokens"]
+    entries = derived_json(fitted, draws, table)["critical_tokens"]
     assert len(entries) == 4 * 21
     for entry in entries:
         assert entry["extrapolated"] == (entry["tokens"] > table["tokens"].max())
@@ -233,7 +233,7 @@ def test_what_is_derived_is_strict_json(
     table: pd.DataFrame, fitted: Fit, draws: pd.DataFrame
 ) -> None:
     for samples in (draws, None):
-        text = json.dumps(derived(fitted, samples, table), allow_nan=False)
+        text = json.dumps(derived_json(fitted, samples, table), allow_nan=False)
         assert json.loads(text)["identified"]["delta"] is True
 
 
@@ -241,7 +241,7 @@ def test_nothing_is_derived_from_parameters_that_are_not_identified() -> None:
     design = sun_design().query("exponent == 2")
     one_exponent = make_table("floating_point", SUN_2025, design, 1e-4, 0)
     fitted = fit(one_exponent, "floating_point", starts=8)
-    result = derived(fitted, None, one_exponent)
+    result = derived_json(fitted, None, one_exponent)
     assert not result["identified"]["delta"]
     assert result["layouts"] == []
     assert result["critical_tokens"] == []
@@ -252,8 +252,8 @@ def test_a_parameter_that_draws_leave_open_is_not_identified(
 ) -> None:
     open_draws = draws.copy()
     open_draws.loc[::10, "epsilon"] = 1e-6
-    assert derived(fitted, draws, table)["identified"]["epsilon"]
-    assert not derived(fitted, open_draws, table)["identified"]["epsilon"]
+    assert derived_json(fitted, draws, table)["identified"]["epsilon"]
+    assert not derived_json(fitted, open_draws, table)["identified"]["epsilon"]
 
 
 def test_chinchilla_reports_its_compute_optimal_exponent() -> None:
@@ -261,6 +261,6 @@ def test_chinchilla_reports_its_compute_optimal_exponent() -> None:
     design = pd.DataFrame({"params": n.ravel(), "tokens": d.ravel()})
     table = make_table("chinchilla", BESIROGLU_2024, design, 1e-3, 0)
     fitted = fit(table, "chinchilla", starts=8)
-    result = derived(fitted, bootstrap(table, fitted, 200), table)["compute_optimal_exponent"]
+    result = derived_json(fitted, bootstrap(table, fitted, 200), table)["compute_optimal_exponent"]
     assert result["interval"][0] < 0.5126 < result["interval"][1]
     assert result["value"] == pytest.approx(0.5126, abs=0.02)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from fitting.analysis.derived import derived
 from scipy.optimize import minimize
 
-from fitting.analysis.layouts import critical_tokens
+from fitting.analysis.critical import critical_tokens
 from fitting.analysis.trades import (
     compute_optimal,
-    cost_table,
     effective_params,
     effective_params_of_format,
     gamma_d,
@@ -26,7 +23,6 @@ from fitting.analysis.trades import (
     optimal_bits_for_params,
     optimal_bits_for_tokens,
     optimal_precision_term,
-    optimal_table,
     tokens_for_equal_loss,
 )
 from fitting.fit.bootstrap import bootstrap
@@ -37,6 +33,7 @@ from fitting.law.terms import FitError
 from fitting.laws.catalogue import LAWS
 from fitting.laws.published import SUN_2025
 from fitting.laws.synthetic import SUN_TOKENS, make_table, sun_design
+from tests.support.fits import derived_json
 
 LAW = LAWS["floating_point"]
 
@@ -200,7 +197,7 @@ def draws(table: pd.DataFrame, fitted: Fit) -> pd.DataFrame:
 def test_costs_hold_the_truth_within_their_intervals(
     table: pd.DataFrame, fitted: Fit, draws: pd.DataFrame
 ) -> None:
-    entries = cost_table(fitted, draws, table)
+    entries = derived_json(fitted, draws, table)["cost_of_precision"]
     assert len(entries) == 4 * 21
     for entry in entries:
         e, m = map(int, entry["format"][1:].split("M"))
@@ -227,7 +224,7 @@ def test_costs_hold_the_truth_within_their_intervals(
 def test_optima_are_marked_where_no_run_went_and_where_bits_end(
     table: pd.DataFrame, fitted: Fit, draws: pd.DataFrame
 ) -> None:
-    found = optimal_table(fitted, draws, table)
+    found = derived_json(fitted, draws, table)["optimal_precision"]
     blocks = {e["block_size"] for kind in found.values() for e in kind}
     assert blocks == {2.0**13.1567}  # the most common: a scale per channel
     for entry in found["fixed_tokens"]:
@@ -256,23 +253,14 @@ def test_optima_are_marked_where_no_run_went_and_where_bits_end(
 def test_the_costs_constant_is_a_unit_and_changes_no_optimum(
     table: pd.DataFrame, fitted: Fit
 ) -> None:
-    ours, theirs = (optimal_table(fitted, None, table, k) for k in (6 / 16, 0.75))
+    ours, theirs = (derived_json(fitted, None, table, cost_k=k) for k in (6 / 16, 0.75))
     for kind in ("fixed_params", "joint"):
-        for one, two in zip(ours[kind], theirs[kind], strict=True):
+        pairs = (found["optimal_precision"][kind] for found in (ours, theirs))
+        for one, two in zip(*pairs, strict=True):
             assert two["cost"] == pytest.approx(2 * one["cost"], rel=1e-12)
             for key in ("bits", "params", "tokens"):
                 assert two[key] == pytest.approx(one[key], rel=1e-9)
-    assert derived(fitted, None, table, k=0.75)["optimal_precision"] == theirs
-    assert derived(fitted, None, table, k=0.75)["cost_k"] == 0.75
-
-
-def test_what_precision_is_worth_is_in_the_conclusions(
-    table: pd.DataFrame, fitted: Fit, draws: pd.DataFrame
-) -> None:
-    for samples in (draws, None):
-        result = json.loads(json.dumps(derived(fitted, samples, table), allow_nan=False))
-        assert result["cost_of_precision"] == cost_table(fitted, samples, table)
-        assert result["optimal_precision"] == optimal_table(fitted, samples, table)
+    assert (ours["cost_k"], theirs["cost_k"]) == (6 / 16, 0.75)
 
 
 def test_draws_without_an_optimum_do_not_disturb(
@@ -280,7 +268,7 @@ def test_draws_without_an_optimum_do_not_disturb(
 ) -> None:
     # Precision that does not matter (delta = nu = 0): the fewest bits are best.
     odd = draws.assign(delta=0.0, nu=0.0)
-    entries = optimal_table(fitted, odd, table)["fixed_tokens"]
+    entries = derived_json(fitted, odd, table)["optimal_precision"]["fixed_tokens"]
     assert all(e["bits_interval"] == [1.0, 1.0] for e in entries)
 
 
@@ -289,5 +277,7 @@ def test_nothing_is_concluded_where_the_table_says_nothing() -> None:
         "floating_point", SUN_2025, sun_design().assign(block_size=1.0), 1e-3, 0
     )
     fitted = fit(unquantized, "floating_point", starts=4)
-    assert cost_table(fitted, None, unquantized) == []
-    assert optimal_table(fitted, None, unquantized) == {}
+    found = derived_json(fitted, None, unquantized)
+    assert found["cost_of_precision"] == []
+    assert found["optimal_precision"] == {}
+    assert "cost_k" not in found

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from fitting.analysis.efficiency import best_precision
+from fitting.analysis.efficiency import Efficiency, Speedups, best_precision
 from fitting.figures import efficiency as efficiency_figures
 from fitting.figures.style import INK
+from fitting.fit.fit_file import SavedFit
 from fitting.laws.published import QUARTET_2025
+from tests.support.fits import saved
 
 RUNS = pd.DataFrame({"params": [3e7, 3e7, 2e8, 2e8], "tokens": [7.5e8, 2.4e10, 5e9, 1.6e11]})
-QUARTET = {
-    "law": "quartet",
-    "parameters": QUARTET_2025,
-    "derived": {
-        "forward": "Quartet", "backward": "Quartet", "map": [{}],
-        "speedups": {"forward": 2.0, "backward": 2.0},
-    },
-}  # fmt: skip
+
+
+def fitted(speedup: float) -> SavedFit:
+    speedups = Speedups(speedup, speedup)
+    found = {"forward": "Quartet", "backward": "Quartet", "speedups": speedups}
+    return saved("quartet", derived=found)
+
+
+QUARTET = fitted(2.0)
 
 
 def test_the_map_names_the_choices_that_win_and_hatches_what_no_run_tested() -> None:
@@ -38,9 +40,7 @@ def test_the_map_names_the_choices_that_win_and_hatches_what_no_run_tested() -> 
 
 
 def test_the_map_follows_the_speeds() -> None:
-    speeds = {"forward": 1.0, "backward": 1.0}
-    slow = {**QUARTET, "derived": {**QUARTET["derived"], "speedups": speeds}}  # type: ignore[dict-item]
-    [panel] = efficiency_figures.precision_map(slow, RUNS)
+    [panel] = efficiency_figures.precision_map(fitted(1.0), RUNS)
     assert set(re.findall(r">(FP[48]:FP[48])<", panel.svg)) == {"FP8:FP8"}
 
 
@@ -51,9 +51,8 @@ def test_the_map_has_stable_bytes_and_the_inks_of_either_theme() -> None:
     assert INK not in one.svg
 
 
-def an_efficiency(scheme: str, of: str, value: float, low: float | None) -> dict[str, Any]:
-    interval = [low, None if low is None else 0.99]
-    return {"scheme": scheme, "pass": of, "efficiency": value, "efficiency_interval": interval}
+def an_efficiency(scheme: str, of: str, value: float, low: float | None) -> Efficiency:
+    return Efficiency(scheme, of, value, (low, None if low is None else 0.99))
 
 
 def test_efficiencies_stand_by_scheme_and_pass_with_their_intervals() -> None:

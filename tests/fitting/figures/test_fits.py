@@ -10,6 +10,8 @@ import pandas as pd
 
 from fitting.figures import fits as fit_figures
 from fitting.figures.style import INK, format_colours
+from fitting.fit.evidence import HeldOut, HeldOutRows
+from tests.support.fits import saved
 
 ORDER = ["E1M1", "E2M1", "none"]
 COLOURS = format_colours(ORDER)
@@ -46,16 +48,14 @@ def test_ten_thousand_runs_stay_a_small_picture() -> None:
         assert len(panel.svg) < 200_000
 
 
-def an_entry(rms: float, bias: float, extrapolated: bool, **more: Any) -> dict[str, Any]:
-    return {"rows": 6, "rms": rms, "bias": bias, "extrapolated": extrapolated, **more}
+def an_entry(rms: float, bias: float, extrapolated: bool, **more: Any) -> HeldOutRows:
+    return HeldOutRows(6, 18, rms, bias, 1.0, extrapolated, [], **more)
 
 
 def test_held_out_errors_have_a_mean_and_a_spread_around_it() -> None:
     """An rms of 5 % around a bias of 3 % is a spread of 4 %."""
-    held = {
-        "sizes": [an_entry(0.05, 0.03, False, params=1e5)],
-        "largest": an_entry(0.02, -0.02, True),
-    }
+    sizes = [an_entry(0.05, 0.03, False, params=1e5)]
+    held = HeldOut(0.01, sizes, largest=an_entry(0.02, -0.02, True))
     (panel,) = fit_figures.held_out(held, 0.01)
     assert "100k parameters held out: 6 runs&#10;mean error +3 %, rms 5 %" in panel.svg
     assert "largest compute held out: 6 runs&#10;mean error −2 %, rms 2 %" in panel.svg
@@ -65,16 +65,17 @@ def test_held_out_errors_have_a_mean_and_a_spread_around_it() -> None:
     np.testing.assert_allclose(ends[0], (-1.0, 7.0), atol=1e-9)
     hollow = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
     assert len(hollow) == 1
-    assert fit_figures.held_out({"residual_rms": 0.01}, 0.01) == []
+    assert fit_figures.held_out(HeldOut(0.01), 0.01) == []
+    assert fit_figures.held_out(None, 0.01) == []
 
 
 def test_parameters_stand_over_their_published_values() -> None:
-    fit = {
-        "law": "chinchilla",
-        "parameters": {"A": 4820.1, "alpha": 0.3478, "B": 0.0, "beta": 0.3658, "E": 1.8172},
-        "intervals": {"A": [400.0, None], "alpha": [0.3, 0.4]},
-        "profile_intervals": {"alpha": [0.25, 0.45]},
-    }  # fmt: skip
+    fit = saved(
+        "chinchilla",
+        parameters={"A": 4820.1, "B": 0.0},
+        intervals={"A": [400.0, None], "alpha": [0.3, 0.4]},
+        profile_intervals={"alpha": [0.25, 0.45]},
+    )
     (panel,) = fit_figures.beside_published(fit)
     assert "A = 4,820 (–)&#10;published: 482" in panel.svg
     assert re.search(r"alpha = 0.3478 \(0.3 to 0.4\)&#10;published: 0.3478", panel.svg)
@@ -82,4 +83,4 @@ def test_parameters_stand_over_their_published_values() -> None:
     (axes,) = panel.figure.axes
     right = max(float(np.max(line.get_xdata())) for line in axes.lines)
     assert right == fit_figures.FARTHEST, "an open interval ends at the edge"
-    assert fit_figures.beside_published({**fit, "law": "qat"}) == []
+    assert fit_figures.beside_published(saved("qat")) == []

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fitting.analysis.layouts import Layout
 from fitting.figures import layouts as layout_figures
 from fitting.figures.style import INK
+from tests.support.fits import a_layout
 
 NOISE = 0.004
 
@@ -62,12 +64,12 @@ def test_what_cannot_be_told_from_none_is_italic() -> None:
     assert [line.split(">")[1].split("<")[0] for line in italic] == ["+0.062"]
 
 
-def a_layout(bits: int, exponent: float, mantissa: float) -> dict[str, Any]:
-    return {"bits": bits, "exponent_opt": exponent, "mantissa_opt": mantissa}
+def a_split(bits: int, exponent: float, mantissa: float) -> Layout:
+    return a_layout(bits, exponent_opt=exponent, mantissa_opt=mantissa)
 
 
 def test_the_laws_best_split_is_drawn_as_far_as_the_map_reaches() -> None:
-    layouts = [a_layout(4, 1.6, 1.4), a_layout(5, 2.1, 1.9), a_layout(9, 4.0, 4.0)]
+    layouts = [a_split(4, 1.6, 1.4), a_split(5, 2.1, 1.9), a_split(9, 4.0, 4.0)]
     (panel,) = layout_figures.cost_map(CELLS, layouts)
     assert "4 bits: the law&#x27;s best split&#10;exponent 1.6, mantissa 1.4" in panel.svg
     assert "5 bits: the law" in panel.svg
@@ -76,7 +78,7 @@ def test_the_laws_best_split_is_drawn_as_far_as_the_map_reaches() -> None:
 
 def test_no_number_stands_on_the_laws_line() -> None:
     """The line of equal widths runs through the middle of every cell on the diagonal."""
-    layouts = [a_layout(1 + 2 * k, float(k), float(k)) for k in (1, 2, 3)]
+    layouts = [a_split(1 + 2 * k, float(k), float(k)) for k in (1, 2, 3)]
     cells = pd.DataFrame([a_cell(k, k, 0.1 * k) for k in (1, 2, 3)])
     (panel,) = layout_figures.cost_map(cells, layouts)
     (axes,) = panel.figure.axes

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.analysis.layouts import critical_tokens
+from fitting.analysis.critical import critical_tokens
 from fitting.files.own_json import ResultsError
 from fitting.fit.bootstrap import bootstrap, intervals, resample, standard_errors, vague
 from fitting.fit.minimise import minimise

@@ -5,20 +5,22 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from fitting.analysis.derived import derived
 
 from fitting.command.describe import describe
 from fitting.fit.bootstrap import intervals, standard_errors, vague
+from fitting.fit.fit_file import FIT, saved_fit
 from fitting.fit.search import fit
 from fitting.law.conclusion import percentiles
 from fitting.laws.catalogue import LAWS
 from fitting.laws.published import BESIROGLU_2024
 from fitting.laws.synthetic import make_table
 from fitting.page.conclusions import views
+from tests.support.fits import derived_json
 
 SIZES = pd.DataFrame(
     list(itertools.product((3e7, 6e7, 1.1e8), (1.5e9, 3e9, 1e10))), columns=["params", "tokens"]
@@ -54,10 +56,11 @@ def test_conclusions_of_chinchilla_survive_draws_without_a_parameter(zero: tuple
     draws = pd.DataFrame([fitted.parameters] * 50).assign(converged=True)
     draws.loc[0, list(zero)] = 0.0
     draws.loc[1, list(zero)] = 1e300
-    found = derived(fitted, draws, table)
-    assert found["compute_optimal_exponent"]["interval"][0] is not None
-    assert "nan" not in str([view.rows for view in views({"derived": found})])
-    json.dumps(describe(fitted, draws, table), allow_nan=False)
+    told = describe(fitted, draws, table)
+    json.dumps(told, allow_nan=False)
+    read = saved_fit(told, Path(FIT))
+    assert read.derived["compute_optimal_exponent"]["interval"][0] is not None
+    assert "nan" not in str([view.rows for view in views(read)])
 
 
 def test_a_parent_of_zero_is_decoded_without_a_warning() -> None:
@@ -75,5 +78,5 @@ def test_nothing_is_concluded_where_no_parameter_is_identified() -> None:
     table = make_table("chinchilla", BESIROGLU_2024, SIZES, 1e-3, 0)
     fitted = fit(table, "chinchilla", starts=4)
     unknown = replace(fitted, identified=dict.fromkeys(fitted.identified, False))
-    assert list(derived(unknown, None, table)) == ["identified"]
-    assert "compute_optimal_exponent" in derived(fitted, None, table)
+    assert list(derived_json(unknown, None, table)) == ["identified"]
+    assert "compute_optimal_exponent" in derived_json(fitted, None, table)

@@ -15,9 +15,11 @@ import pytest
 from fitting.command.describe import describe
 from fitting.files.own_json import DamagedError, ResultsError
 from fitting.fit.bootstrap import bootstrap
+from fitting.fit.derived import basis_of, derived, identified
 from fitting.fit.evidence import comparison, evidence
 from fitting.fit.fit_file import FIT, read_fit, read_pilot
 from fitting.fit.search import fit
+from fitting.law.conclusion import Derived, entries, entries_of
 from fitting.laws.catalogue import LAWS
 from fitting.laws.published import (
     BESIROGLU_2024,
@@ -79,17 +81,23 @@ TABLES = {
 
 
 @pytest.fixture(scope="module", params=sorted(LAWS))
-def fitted(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """A fit.json of each law with all that one can hold."""
+def concluded(request: pytest.FixtureRequest) -> tuple[dict[str, Any], Derived]:
+    """A fit.json of each law with all that one can hold, and the conclusions in it as drawn."""
     law = request.param
     table = TABLES[law]()
     found = fit(table, law, starts=8)
-    report = describe(found, bootstrap(table, found, 20), table)
-    report |= evidence(table, found, law == "chinchilla")
-    report["comparison"] = comparison(table, [LAWS[law], LAWS["chinchilla"]], "huber", 1e-3, None)
-    report |= {"where": None, "seed": 0, "cluster": None}
-    read: dict[str, Any] = json.loads(json.dumps(report).replace("Infinity", "null"))
-    return read
+    draws = bootstrap(table, found, 20)
+    report = describe(found, draws, table)
+    rivals = comparison(table, [LAWS[law], LAWS["chinchilla"]], "huber", 1e-3, None)
+    report |= entries(evidence(table, found, law == "chinchilla"))
+    report |= entries_of({"comparison": rivals, "where": None, "seed": 0, "cluster": None})
+    drawn = derived(found, basis_of(found, draws, table), identified(found, draws))
+    return json.loads(json.dumps(report, allow_nan=False)), drawn
+
+
+@pytest.fixture(scope="module")
+def fitted(concluded: tuple[dict[str, Any], Derived]) -> dict[str, Any]:
+    return concluded[0]
 
 
 def _paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -124,12 +132,24 @@ def _at(whole: Any, path: tuple[Any, ...]) -> Any:
     return whole
 
 
+def test_conclusions_are_read_as_they_were_drawn(
+    concluded: tuple[dict[str, Any], Derived], tmp_path: Path
+) -> None:
+    whole, drawn = concluded
+    (tmp_path / FIT).write_text(json.dumps(whole))
+    read = read_fit(tmp_path / FIT)
+    assert read is not None
+    assert read.concluded == drawn
+    assert any(drawn.values.values())
+    assert whole["derived"] == entries_of({"identified": read.identified, **read.concluded.values})
+
+
 def test_a_value_of_another_type_is_refused_wherever_it_is(
     fitted: dict[str, Any], tmp_path: Path
 ) -> None:
     path = tmp_path / FIT
     path.write_text(json.dumps(fitted))
-    assert read_fit(path) == fitted
+    assert read_fit(path)
     tried = 0
     for where in _paths(fitted):
         right = _at(fitted, where)
@@ -138,7 +158,7 @@ def test_a_value_of_another_type_is_refused_wherever_it_is(
                 continue
             path.write_text(json.dumps(_with(fitted, where, wrong)))
             with pytest.raises(ResultsError) as caught:
-                pytest.fail(f"{where} = {wrong!r} was read as {_at(read_fit(path), where)}")
+                pytest.fail(f"{where} = {wrong!r} was read: {read_fit(path)}")
             assert str(caught.value).startswith(f"{path}: ")
             assert "\n" not in str(caught.value)
             tried += 1
@@ -175,7 +195,7 @@ def test_what_a_number_or_an_interval_cannot_be(
 def test_a_pilot_may_be_constants_that_somebody_typed(tmp_path: Path) -> None:
     path = tmp_path / FIT
     path.write_text(json.dumps({"parameters": BESIROGLU_2024}))
-    assert read_pilot(path)["parameters"] == BESIROGLU_2024
+    assert read_pilot(path).parameters == BESIROGLU_2024
     path.write_text(json.dumps({"parameters": {"A": "400"}}))
     with pytest.raises(DamagedError, match=r"parameters\.A='400'"):
         read_pilot(path)

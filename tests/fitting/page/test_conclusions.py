@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.analysis.trades import cost_formula
+from fitting.analysis.granularity import EquivalentBlock
+from fitting.analysis.optima import OptimalPrecision, cost_formula
 from fitting.command.describe import describe
 from fitting.fit.bootstrap import bootstrap
+from fitting.fit.fit_file import FIT, SavedFit, saved_fit
 from fitting.fit.search import fit
+from fitting.law.conclusion import Derived
 from fitting.laws.published import (
     BESIROGLU_2024,
     KUMAR_2024,
@@ -22,20 +25,22 @@ from fitting.laws.published import (
 from fitting.laws.synthetic import make_table, sun_design
 from fitting.page import conclusions
 from fitting.page.tables import View
+from tests.support.fits import a_cost, an_optimum, saved
 
 
-def report(table: pd.DataFrame, law: str, draws: int = 40) -> dict[str, Any]:
+def report(table: pd.DataFrame, law: str, draws: int = 40) -> SavedFit:
     fitted = fit(table, law, starts=8)
-    return describe(fitted, bootstrap(table, fitted, draws) if draws else None, table)
+    told = describe(fitted, bootstrap(table, fitted, draws) if draws else None, table)
+    return saved_fit(told, Path(FIT))
 
 
 @pytest.fixture(scope="module")
-def sun() -> dict[str, Any]:
+def sun() -> SavedFit:
     return report(make_table("floating_point", SUN_2025, sun_design(), 2e-3, 0), "floating_point")
 
 
 @pytest.fixture(scope="module")
-def quartet() -> dict[str, Any]:
+def quartet() -> SavedFit:
     names = ("BF16", "FP4")
     rows = [
         (n, r * n, f, b)
@@ -50,19 +55,19 @@ def quartet() -> dict[str, Any]:
     return report(make_table("quartet", truth, design, 2e-4, 0), "quartet")
 
 
-def named(fit: dict[str, Any]) -> dict[str, View]:
+def named(fit: SavedFit) -> dict[str, View]:
     return {view.name: view for view in conclusions.views(fit)}
 
 
-def test_a_floating_point_fit_supports_every_conclusion(sun: dict[str, Any]) -> None:
+def test_a_floating_point_fit_supports_every_conclusion(sun: SavedFit) -> None:
     assert list(named(sun)) == [
         *("layouts", "cost_of_bits", "cost_of_precision", "critical_tokens"),
         *("bits_for_tokens", "bits_for_params", "bits_jointly", "equivalent_blocks"),
     ]
 
 
-def test_each_row_says_whether_it_is_extrapolated(sun: dict[str, Any]) -> None:
-    derived = sun["derived"]
+def test_each_row_says_whether_it_is_extrapolated(sun: SavedFit) -> None:
+    derived = sun.derived
     optimal = derived["optimal_precision"]
     for name, rows in (
         ("layouts", derived["layouts"]),
@@ -86,8 +91,8 @@ def test_each_row_says_whether_it_is_extrapolated(sun: dict[str, Any]) -> None:
         assert len(view.data) == len(rows)
 
 
-def test_a_number_stands_with_its_interval(sun: dict[str, Any]) -> None:
-    [row] = [r for r in sun["derived"]["layouts"] if r["bits"] == 4]
+def test_a_number_stands_with_its_interval(sun: SavedFit) -> None:
+    [row] = [r for r in sun.derived["layouts"] if r["bits"] == 4]
     [cells] = [c for _, c in named(sun)["layouts"].rows if c[0] == "4"]
     low, high = row["exponent_interval"]
     assert cells[1] == row["layout"] == "E2M1"
@@ -95,7 +100,7 @@ def test_a_number_stands_with_its_interval(sun: dict[str, Any]) -> None:
     assert "E1M2" in cells[6]
 
 
-def test_formats_are_grouped_by_size_and_data(sun: dict[str, Any]) -> None:
+def test_formats_are_grouped_by_size_and_data(sun: SavedFit) -> None:
     rows = named(sun)["cost_of_precision"].rows
     headings = [cells[0] for kind, cells in rows if kind == "group"]
     assert headings == [f"{n} parameters, 21B tokens" for n in ("40.9M", "84.9M", "154M", "679M")]
@@ -119,53 +124,36 @@ def test_formats_are_grouped_by_size_and_data(sun: dict[str, Any]) -> None:
 def test_what_makes_up_for_bits_is_in_words(
     value: float | None, bounds: list[float | None], words: str
 ) -> None:
-    row = {
-        "bits": 4, "format": "E2M1", "params": 1e8, "tokens": 1e10, "block_size": 32.0,
-        "effective_params": 0.5, "effective_params_interval": [0.4, 0.6],
-        "params_factor": value, "params_factor_interval": bounds,
-        "tokens_factor": value, "tokens_factor_interval": bounds, "extrapolated": False,
-    }  # fmt: skip
-    view = conclusions.cost_of_bits({"derived": {"cost_of_bits": [row]}})
-    assert view is not None
+    row = a_cost(4, value, params_factor_interval=bounds, tokens_factor_interval=bounds)
+    [view] = conclusions.views(saved(derived={"cost_of_bits": [row]}))
     assert view.rows[0][1][2:5] == ["0.500 (0.400 to 0.600)", words, words]
     assert "At 100M parameters, 10B tokens and blocks of 32 values." in view.note
 
 
 def test_costs_are_labelled_with_their_constant() -> None:
-    row = {
-        "tokens": 1e10, "params": 1e8, "cost": 1e20, "bits": 4.0, "bits_interval": [3.0, 5.0],
-        "unclamped": 4.0, "clamped": False, "extrapolated": False,
-    }  # fmt: skip
-    derived = {"optimal_precision": {"fixed_tokens": [row], "fixed_params": [row]}}
+    row = an_optimum(1e10, 4.0, params=1e8, cost=1e20)
+    optimal = OptimalPrecision([row], [row])
     for k, formula, sixteen in (
         (6 / 16, "C = 6/16 P N D", "6 N D"),
         (0.5, "C = 8/16 P N D", "8 N D"),
     ):
-        fit = {"derived": {**derived, "cost_k": k}}
-        by_tokens, by_params = conclusions.bits_for_tokens(fit), conclusions.bits_for_params(fit)
-        assert by_tokens is not None
-        assert by_params is not None
+        fit = saved(derived={"optimal_precision": optimal, "cost_k": k})
+        by_tokens, by_params = conclusions.views(fit)
         assert formula in by_tokens.note
         assert f"Costs {formula} ({sixteen} at 16 bits), from" in by_params.note
-    assert cost_formula({}) == "C = 6/16 P N D", "what it was before it could be set"
+    assert cost_formula(Derived()) == "C = 6/16 P N D", "what it was before it could be set"
 
 
 def test_an_optimum_at_the_end_of_the_scale_is_a_bound() -> None:
-    row = {
-        "tokens": 1e10, "bits": 16.0, "bits_interval": [12.0, 16.0], "unclamped": 21.0,
-        "clamped": True, "extrapolated": True,
-    }  # fmt: skip
-    few = row | {"bits": 1.0, "bits_interval": [1.0, 1.5], "unclamped": 0.3}
-    view = conclusions.bits_for_tokens(
-        {"derived": {"optimal_precision": {"fixed_tokens": [row, few]}}}
-    )
-    assert view is not None
+    many = an_optimum(1e10, 16.0, bits_interval=(12.0, 16.0), unclamped=21.0, clamped=True)
+    few = an_optimum(1e10, 1.0, bits_interval=(1.0, 1.5), unclamped=0.3, clamped=True)
+    [view] = conclusions.views(saved(derived={"optimal_precision": OptimalPrecision([many, few])}))
     assert [cells[1] for _, cells in view.rows] == [
         "at least 16.00 (12.00 to 16.00)", "at most 1.00 (1.00 to 1.50)",
     ]  # fmt: skip
 
 
-def test_quartets_map_names_schemes_and_speeds(quartet: dict[str, Any]) -> None:
+def test_quartets_map_names_schemes_and_speeds(quartet: SavedFit) -> None:
     views = named(quartet)
     assert list(views) == ["efficiencies", "crossovers", "map"]
     forward, backward = (cells for _, cells in views["efficiencies"].rows)
@@ -180,13 +168,11 @@ def test_quartets_map_names_schemes_and_speeds(quartet: dict[str, Any]) -> None:
 
 
 def test_a_measured_block_size_says_whether_the_fit_took_it_for_granted() -> None:
-    row = {
-        "granularity": "tensor", "log2_block": 14.2, "interval": [13.1, 15.0], "given": 10.0,
-        "rows": 48, "fitted": True, "omega": 0.12, "omega_interval": [0.1, 0.14], "xi": 0.02,
-        "xi_interval": [None, None], "eta": 0.14, "eta_interval": [0.13, 0.15],
-    }  # fmt: skip
-    view = conclusions.equivalent_blocks({"derived": {"equivalent_blocks": [row]}})
-    assert view is not None
+    row = EquivalentBlock(
+        "tensor", 14.2, (13.1, 15.0), 10.0, 48, True, 0.12, (0.1, 0.14), 0.02, (None, None), 0.14,
+        (0.13, 0.15),
+    )  # fmt: skip
+    [view] = conclusions.views(saved(derived={"equivalent_blocks": [row]}))
     assert view.rows[0][1] == [
         "tensor", "14.2 (13.1 to 15)", "10", "48", "took the given size",
         "omega 0.12 (0.1 to 0.14), xi 0.02, eta 0.14 (0.13 to 0.15)",
@@ -211,5 +197,5 @@ def test_other_laws_say_what_they_support() -> None:
 
 
 def test_nothing_is_concluded_from_a_fit_that_says_nothing() -> None:
-    assert conclusions.views({"law": "floating_point"}) == []
-    assert conclusions.views({"law": "quartet", "derived": {"identified": {}}}) == []
+    assert conclusions.views(saved()) == []
+    assert conclusions.views(saved("quartet", derived={"identified": {}})) == []

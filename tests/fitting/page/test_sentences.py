@@ -1,14 +1,18 @@
 """The sentences: right numbers, and never more than the numbers carry."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from fitting.analysis.costs import Cost
+from fitting.fit.fit_file import SavedFit
 from fitting.page import sentences as findings
 from fitting.words import number
+from tests.support.fits import a_cost, a_layout, a_limit, saved
 
 
 def cells(*rows: tuple[str, int, float, float]) -> pd.DataFrame:
@@ -91,9 +95,8 @@ def test_the_order_by_bits_is_judged_on_conditions_that_hold_every_width() -> No
     assert findings.order_by_bits(cells(("A", 3, 0.1, 0.01))) is None
 
 
-FIT: dict[str, Any] = {
-    "status": "converged",
-    "parameters": {"alpha": 0.2368, "d": 900.0, "epsilon": 0.86, "gamma": 11334.5, "nu": 2.95},
+CONTENT: dict[str, Any] = {
+    "parameters": {"d": 900.0, "epsilon": 0.86, "nu": 2.95},
     "intervals": {
         "alpha": [0.21, 0.27], "d": [300.0, 2100.0], "epsilon": [2.7e-8, 1.5],
         "gamma": [None, None], "nu": [None, None],
@@ -102,32 +105,35 @@ FIT: dict[str, Any] = {
     "derived": {
         "identified": {"alpha": True, "d": True, "epsilon": True, "gamma": False, "nu": True},
         "layouts": [
-            {"bits": 4, "layout": "E2M1", "shares": {"E2M1": 0.93}, "extrapolated": False},
-            {"bits": 8, "layout": "E4M3", "shares": {"E4M3": 0.6}, "extrapolated": True},
+            a_layout(4, shares={"E2M1": 0.93}),
+            a_layout(8, layout="E4M3", shares={"E4M3": 0.6}, extrapolated=True),
         ],
     },
 }  # fmt: skip
+FIT = saved(**CONTENT)
 
 
 def test_pinned_rough_unpinned_and_fixed_parameters_are_told_apart() -> None:
     """The interval of d spans a factor 7; epsilon is identified, but its interval says nothing."""
     assert findings.pinned(FIT) == {
-        "alpha": "yes", "d": "roughly", "epsilon": "no", "gamma": "no", "nu": "held fixed",
+        "n": "unknown", "alpha": "yes", "d": "roughly", "beta": "unknown", "epsilon": "no",
+        "gamma": "no", "delta": "unknown", "nu": "held fixed",
     }  # fmt: skip
-    yes, roughly, no, fixed = findings.parameters_pinned(FIT)
+    yes, roughly, no, fixed, unknown = findings.parameters_pinned(FIT)
     assert yes.endswith("at most a factor 2: alpha = 0.2368 (0.21 to 0.27).")
     assert roughly.endswith("d = 900 (300 to 2,100).")
     assert no.startswith("This study cannot pin epsilon and gamma:")
     assert fixed == "Held fixed and not fitted: nu = 2.95."
+    assert unknown.endswith("nothing is known about the precision of n, beta and delta.")
 
 
 def test_without_a_bootstrap_no_parameter_is_called_pinned() -> None:
-    bare = {**FIT, "intervals": {}, "frozen": []}
+    bare = saved(**CONTENT | {"intervals": {}, "frozen": []})
     assert set(findings.pinned(bare).values()) == {"unknown", "no"}
 
 
 def test_a_fit_at_a_bound_is_said_to_be() -> None:
-    text = findings.parameters_pinned({**FIT, "status": "at_bound: [nu]"})[-1]
+    text = findings.parameters_pinned(replace(FIT, status="at_bound: [nu]"))[-1]
     assert text == "The fit did not end cleanly: at_bound: [nu]."
 
 
@@ -139,47 +145,43 @@ def test_the_best_layout_comes_with_its_share_and_without_extrapolations() -> No
 
 
 def test_a_layout_from_unpinned_exponents_is_no_finding() -> None:
-    derived = {**FIT["derived"], "identified": {"nu": False}}
-    text = str(findings.best_layouts({**FIT, "derived": derived, "frozen": []}))
+    text = str(findings.best_layouts(replace(FIT, identified={"nu": False}, frozen=[])))
     assert "The study cannot pin nu, so this is no finding" in text
 
 
 def test_the_price_of_the_fewest_bits_that_were_trained_is_in_the_lead() -> None:
-    def row(bits: int, tokens_factor: float | None, extrapolated: bool) -> dict[str, Any]:
-        return {
-            "bits": bits, "format": "E2M1", "params": 1e8, "tokens": 1e10,
-            "params_factor": 1.3, "params_factor_interval": [1.13, 2.38],
-            "tokens_factor": tokens_factor, "tokens_factor_interval": [None, None],
-            "extrapolated": extrapolated,
-        }  # fmt: skip
+    def row(bits: int, tokens_factor: float | None, extrapolated: bool) -> Cost:
+        more = {"params_factor_interval": (1.13, 2.38), "tokens_factor_interval": (None, None)}
+        factors = {"tokens_factor": tokens_factor, "extrapolated": extrapolated}
+        return a_cost(bits, 1.3, **more, **factors)
 
     rows = [row(2, None, True), row(3, 1.1, True), row(4, 1.04, False), row(5, 1.01, False)]
-    text = findings.cost_of_fewest_bits({"derived": {"cost_of_bits": rows}})
+    text = findings.cost_of_fewest_bits(saved(derived={"cost_of_bits": rows}))
     assert text == (
         "By the fit, what 4 bits (E2M1) lose at 100M parameters and 10B tokens is made up for by "
         "1.3 times (1.13 to 2.38) the parameters or 1.04 times the tokens."
     )
-    assert findings.cost_of_fewest_bits({"derived": {"cost_of_bits": rows[:2]}}) is None
-    assert findings.cost_of_fewest_bits({}) is None
+    assert findings.cost_of_fewest_bits(saved(derived={"cost_of_bits": rows[:2]})) is None
+    assert findings.cost_of_fewest_bits(saved()) is None
 
 
 @pytest.mark.parametrize(
     ("fit", "said"),
     [
         (None, "No optimal layouts"),
-        ({"law": "floating_point"}, "No critical data sizes, costs of precision or optimal bits"),
-        ({"law": "quartet", "derived": {"efficiencies": [1]}}, "No map of which precision wins"),
-        ({"law": "ptq", "derived": {"identified": {}}}, "the data do not determine"),
+        (saved(), "No critical data sizes, costs of precision or optimal bits"),
+        (saved("quartet", derived={"efficiencies": []}), "No map of which precision wins"),
+        (saved("ptq", derived={"identified": {}}), "the data do not determine"),
     ],
 )
-def test_what_cannot_be_concluded_is_said(fit: dict[str, Any] | None, said: str) -> None:
+def test_what_cannot_be_concluded_is_said(fit: SavedFit | None, said: str) -> None:
     assert said in " ".join(findings.not_concluded(fit))
 
 
 def test_where_something_is_concluded_nothing_is_said_to_be_missing() -> None:
-    whole = {"layouts": [1], "critical_tokens": [1]}
-    assert findings.not_concluded({"law": "floating_point", "derived": whole}) == []
-    assert findings.not_concluded({"law": "ptq", "derived": {"critical_tokens": [1]}}) == []
+    whole = {"layouts": [a_layout(4)], "critical_tokens": [a_limit(1e8, 1e10, False)]}
+    assert findings.not_concluded(saved(derived=whole)) == []
+    assert findings.not_concluded(saved("ptq", derived=whole)) == []
 
 
 def test_only_small_models_are_warned_about() -> None:
