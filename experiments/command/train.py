@@ -20,7 +20,8 @@ from rich.progress import Progress as Bar
 
 from experiments.config.command_line import arrange
 from experiments.config.own_files import named, with_own_files
-from experiments.config.schema import TrainConfig, from_hydra
+from experiments.config.read import from_hydra, sweep_from_hydra
+from experiments.config.schema import TrainConfig
 from experiments.store.curve import duration
 from experiments.sweep.cluster import this_machine
 from experiments.sweep.estimate import probe
@@ -53,17 +54,17 @@ def train_command() -> None:
         with with_own_files(folder):
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(take)()
         for cfg in composed:
-            _run_one(from_hydra(cfg))
+            _run_one(from_hydra(cfg), sweep_from_hydra(cfg).plan_only)
     finally:
         sys.argv[1:] = typed
         if hydra_says is None:
             os.environ.pop(FULL_ERROR, None)
 
 
-def _run_one(config: TrainConfig) -> None:
+def _run_one(config: TrainConfig, plan_only: bool) -> None:
     """One run, in this process."""
     plan = make_plan([config])
-    if config.plan_only:
+    if plan_only:
         probe([config], plan.speeds)
         cores = Resources(config.resources.cpus, config.resources.gpus)
         show_plan(plan, cores, max_parallel=1, full=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 from experiments.accounting import count_parameters, flops_per_token, training_bytes
 from experiments.config.precision import ConfigError
+from experiments.config.running import SweepConfig
 from experiments.config.schema import TrainConfig
 from experiments.data.batches import TokenData
 from experiments.run.identity import run_folder, run_id
@@ -142,7 +143,7 @@ class Plan:
     runs: list[PlannedRun]
     duplicates: int
     """Requests that meant a run already in the list."""
-    retry_failed: bool
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     speeds: Speeds = field(default_factory=Speeds)
 
     @property
@@ -151,7 +152,9 @@ class Plan:
         wanted = [
             run
             for run in self.runs
-            if not run.done and not run.damaged and (self.retry_failed or not run.failed_before)
+            if not run.done
+            and not run.damaged
+            and (self.sweep.retry_failed or not run.failed_before)
         ]
         return sorted(wanted, key=lambda run: -self.seconds(run))
 
@@ -198,7 +201,7 @@ class Plan:
         Raises:
             ConfigError: It needs more than it may.
         """
-        budget = self.runs[0].config.budget
+        budget = self.sweep.budget
         hours, flops = self.device_hours(), sum(run.flops for run in self.to_do)
         for key, limit, needed, unit in (
             ("hours", budget.hours, hours, "device hours"),
@@ -211,7 +214,7 @@ class Plan:
                 )
 
 
-def make_plan(configs: Sequence[TrainConfig]) -> Plan:
+def make_plan(configs: Sequence[TrainConfig], sweep: SweepConfig | None = None) -> Plan:
     """Address every configuration, drop the doubles, look up what is done.
 
     Raises:
@@ -238,11 +241,7 @@ def make_plan(configs: Sequence[TrainConfig]) -> Plan:
         flops = config.steps * config.batch_tokens * a_token
         scoring = len(opened[key].validation) * config.data.seq_len * a_token / 3
         runs[identity] = PlannedRun(config, identity, folder, flops, scoring, *look_at(folder))
-    plan = Plan(
-        list(runs.values()),
-        duplicates=len(configs) - len(runs),
-        retry_failed=configs[0].retry_failed,
-    )
+    plan = Plan(list(runs.values()), len(configs) - len(runs), sweep or SweepConfig())
     for run in plan.runs:
         record = run.record
         if run.done and record is not None and record.wall_seconds > 0:

@@ -32,7 +32,7 @@ def show_plan(plan: Plan, capacity: Resources, max_parallel: int | None, full: b
     to_do = plan.to_do
     done = sum(run.done for run in plan.runs)
     damaged = [run for run in plan.runs if run.damaged]
-    skipped = sum(run.failed_before for run in plan.runs) if not plan.retry_failed else 0
+    skipped = sum(run.failed_before for run in plan.runs) if not plan.sweep.retry_failed else 0
     if full:
         table = Table(title=f"study {plan.runs[0].config.study.name}: the plan", box=box.SIMPLE)
         table.add_column("run", overflow="fold")
@@ -62,7 +62,7 @@ def show_plan(plan: Plan, capacity: Resources, max_parallel: int | None, full: b
     if skipped:
         parts.append(f"{skipped} failed before (retry_failed=true runs them again)")
     flops, hours = sum(run.flops for run in to_do), plan.device_hours()
-    price = plan.runs[0].config.budget.price
+    price = plan.sweep.budget.price
     cost = f", {hours * price:.2f} at {price:g} an hour" if price else ""
     kind = "GPU" if any(run.takes.gpus for run in to_do) else "core"
     console.print(

@@ -8,7 +8,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from experiments.config.schema import TrainConfig, from_hydra
+from experiments.config.read import from_hydra
+from experiments.config.schema import TrainConfig
 from experiments.run.identity import run_id
 from experiments.run.record import design
 from fitting.results.record import RunRecord, write_exclusive

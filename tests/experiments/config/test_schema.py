@@ -1,6 +1,7 @@
 """The configuration: errors before any work, and addresses that mean what they say."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.config.precision import ConfigError
-from experiments.config.schema import TrainConfig, known_keys
-from experiments.model import ladder
+from experiments.config.precision import PRESETS, ConfigError
+from experiments.config.schema import SWEEP_KEYS, TrainConfig, known_keys
+from experiments.configure import configure
 from experiments.paths import conf_dir
-from experiments.quant.formats import PRECISIONS, FloatFormat, Precision
+from experiments.quant.formats import FloatFormat, Precision
 from experiments.run.identity import numerics_version, run_id, science
 
 Compose = Callable[..., TrainConfig]
-GROUPS = ("model", "precision", "recipe", "data", "tracking", "study", "debug", "optim")
+GROUPS = ("model", "recipe", "data", "tracking", "study", "debug", "optim")
 CHOICES = sorted(
     f"{group}={path.relative_to(conf_dir() / group).with_suffix('')}"
     for group in GROUPS
@@ -32,19 +33,46 @@ def test_every_yaml_composes_and_is_accepted(composed: Compose, choice: str, tex
 
 
 @pytest.mark.parametrize("rung", "abcdefgh")
-def test_ladder_files_spell_out_the_dial(composed: Compose, rung: str) -> None:
-    assert composed(f"model=ladder/{rung}").model == ladder(rung)
+def test_the_ladder_keeps_its_shape(composed: Compose, rung: str) -> None:
+    """Heads of 32, and the multiple of 32 above 8/3 hidden between them."""
+    model = composed(f"model=ladder/{rung}", "recipe=none").model
+    assert model.name == f"ladder-{rung}"
+    assert model.hidden == 32 * model.heads
+    assert model.ffn == 32 * math.ceil(8 * model.hidden / 3 / 32)
 
 
-@pytest.mark.parametrize("path", sorted((conf_dir() / "precision").glob("*.yaml")), ids=str)
-def test_presets_are_the_formats_that_parse_under_their_name(composed: Compose, path: Path) -> None:
-    config = composed(f"precision={path.stem}")
-    assert config.precision.build() == Precision.parse(path.stem)
-    assert Precision.parse(config.precision.label) == Precision.parse(path.stem)
+SPELT_OUT = ("E3M2-block16-e8m0", "INT8-asymmetric-tile16", "bf16", "fp16_row", "E4M3-ocp-tensor")
 
 
-def test_every_published_precision_has_a_preset() -> None:
-    assert {f"precision={name}" for name in PRECISIONS} <= set(CHOICES)
+@pytest.mark.parametrize("name", [*PRESETS, *SPELT_OUT])
+def test_a_format_is_chosen_by_any_of_its_names(composed: Compose, name: str) -> None:
+    config = composed(f"precision={name}")
+    assert config.precision.build() == Precision.parse(name)
+    assert Precision.parse(config.precision.label) == Precision.parse(name)
+
+
+def test_a_name_says_what_its_keys_say_and_may_be_built_on(
+    composed: Compose, tmp_path: Path
+) -> None:
+    parts = ["exponent=3", "mantissa=2", "block_size=16", "scale=e8m0"]
+    spelt = composed(*(f"precision.{part}" for part in parts))
+    named = composed("precision=E3M2-block16-e8m0")
+    assert (run_id(named), named) == (run_id(spelt), spelt)
+    (tmp_path / "precision").mkdir()
+    own = tmp_path / "precision" / "mine.yaml"
+    own.write_text("defaults: [E3M2-block16-e8m0, _self_]\nblock_size: 8\n")
+    assert configure("precision=mine", folder=tmp_path).precision.label == "E3M2-block8-e8m0"
+    (tmp_path / "study").mkdir()
+    study = "# @package _global_\ndefaults: [{override /precision: INT4-row}]\n"
+    (tmp_path / "study" / "mine.yaml").write_text(study)
+    assert configure("study=mine", folder=tmp_path).precision.label == "INT4-row-fp32"
+
+
+def test_a_run_is_not_told_what_belongs_to_its_sweep() -> None:
+    for word in ("plan_only=true", "budget.hours=1", "on_failure=stop"):
+        with pytest.raises(ConfigError, match=f"^{word}: belongs to a sweep as a whole"):
+            configure(word)
+    assert not {f.name for f in dataclasses.fields(TrainConfig)} & set(SWEEP_KEYS)
 
 
 @pytest.mark.parametrize(
