@@ -16,11 +16,27 @@ from rich.text import Text
 
 from experiments.store.curve import duration, last_row
 from experiments.store.lease import at_work
-from fitting.entry.answer import answer
-from fitting.entry.errors import UsageError, refuse_twice
+from fitting.entry import options as typed
+from fitting.entry.errors import UsageError
+from fitting.entry.options import command, listed, option, seconds
 from fitting.files.own_json import read_object
 from fitting.results.record import RunRecord, look_at
 from fitting.results.study_file import STUDY, read_study
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `lowbit-status`."""
+
+    study: str = option("", "folder below runs", "NAME")
+    runs: str = option("runs", "folder of all studies' results")
+    watch: float = option(0.0, "show it again and again", "SECONDS", read=seconds)
+
+    @property
+    def folder(self) -> Path:
+        """Where the study lies."""
+        return Path(self.runs) / self.study
+
 
 HELP = """\
 lowbit-status: how a study stands, from any shell and any machine that sees its folder.
@@ -32,12 +48,7 @@ lowbit-status: how a study stands, from any shell and any machine that sees its 
 Reads only; it needs neither Ray nor the process that started the sweep.  Exit codes: 0 all runs are
 done, 1 some are not, 2 a wrong request.
 
-  study=NAME     folder below runs
-  runs=runs      folder of all studies' results
-  watch=SECONDS  show it again and again
-"""
-
-
+""" + listed(Options)
 RATE = "train/tokens_per_second"
 
 
@@ -174,7 +185,7 @@ def _told(text: str) -> str:
 
 def main() -> None:
     """The console script."""
-    answer("lowbit-status", lambda: sys.exit(run(sys.argv[1:])))
+    command("lowbit-status", HELP, run)
 
 
 def run(arguments: list[str]) -> int:
@@ -183,13 +194,10 @@ def run(arguments: list[str]) -> int:
     Raises:
         UsageError: They cannot be meant.
     """
-    if not arguments or {"-h", "--help", "help"} & set(arguments):
-        print(HELP, end="")
-        return 0 if arguments else 2
     console = Console(width=None if sys.stdout.isatty() else 200)
-    folder, watch = _read(arguments)
-    status = read_status(folder)
-    if not watch:
+    options = parse(arguments)
+    status = read_status(options.folder)
+    if not options.watch:
         console.print(render(status), highlight=False, soft_wrap=True)
     else:
         with Live(console=console, auto_refresh=False) as live:
@@ -197,26 +205,14 @@ def run(arguments: list[str]) -> int:
                 live.update(Text.from_markup(render(status)), refresh=True)
                 if status.count("finished", "diverged") == len(status.states):
                     break
-                time.sleep(watch)
-                status = read_status(folder)
+                time.sleep(options.watch)
+                status = read_status(options.folder)
     return 0 if status.count("finished", "diverged") == len(status.states) else 1
 
 
-def _read(arguments: list[str]) -> tuple[Path, float]:
-    """The study's folder, and the seconds between two looks (0: one look)."""
-    options = {"study": "", "runs": "runs", "watch": "0"}
-    refuse_twice(arguments)
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or key not in options:
-            raise UsageError(f"{argument}: must be one of study=NAME, runs=FOLDER, watch=SECONDS")
-        options[key] = value
-    if not options["study"]:
-        raise UsageError("study=: which study? e.g. study=demo")
-    try:
-        watch = float(options["watch"])
-    except ValueError:
-        watch = -1.0
-    if not 0 <= watch < float("inf"):
-        raise UsageError(f"watch={options['watch']}: must be a number of seconds")
-    return Path(options["runs"]) / options["study"], watch
+def parse(arguments: list[str]) -> Options:
+    """The options as typed; raises as `run` does."""
+    options = typed.parse(Options, arguments)
+    if not options.study:
+        raise UsageError("study: missing; give study=<name>")
+    return options

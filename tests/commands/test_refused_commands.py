@@ -17,6 +17,7 @@ import pytest
 from experiments.config.own_files import groups
 from experiments.config.schema import Request, leaves
 from fitting.command.options import FitOptions, ReportOptions
+from fitting.entry.options import option_of
 from tests.support.command_shell import COMMANDS, Ended, Shell, contents
 from tests.support.places import ROOT
 from tests.support.report_study import a_fit, write_fit
@@ -114,7 +115,7 @@ def _fit() -> Iterator[Case]:
     wrong = cycle(("zzz", "", "1..2", "[1]", "0x10", "1,2", "9" * 5000))
     options: dict[str, tuple[str, ...]] = {}
     for f in fields(FitOptions):
-        key = f.name.replace("_", ".")
+        key = option_of(f).key or f.name
         if isinstance(f.default, bool | int | float):
             options[key] = (next(wrong), next(wrong))
         elif isinstance(f.default, str) and key not in ("study", "results", "expect", "out"):
