@@ -26,7 +26,7 @@ from experiments.store.curve import duration
 from experiments.sweep.cluster import this_machine
 from experiments.sweep.estimate import probe
 from experiments.sweep.plan import Resources, make_plan, write_study
-from experiments.sweep.show import console, show_plan
+from experiments.sweep.show import console, show_older, show_plan
 from fitting.entry.answer import FULL_ERROR
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def _run_one(config: TrainConfig, plan_only: bool) -> None:
         cores = Resources(config.resources.cpus, config.resources.gpus)
         show_plan(plan, cores, max_parallel=1, full=True)
         return
+    show_older(plan)
     for run in plan.to_do:
         run.refuse_unless_held_by([this_machine()])
     # Lightning takes seconds to import: not before a wrong request has been refused.

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.accounting import count_parameters
+from experiments.run.identity import NUMERICS_VERSION
 from experiments.store.curve import duration
 from experiments.sweep.plan import Plan, PlannedRun, Resources
 from fitting.results.record import RunRecord
@@ -73,6 +74,21 @@ def show_plan(plan: Plan, capacity: Resources, max_parallel: int | None, full: b
         soft_wrap=True,
         highlight=False,
     )
+    show_older(plan)
+
+
+def show_older(plan: Plan) -> None:
+    """Say in a line why runs that are there already are trained again."""
+    older = [run.older for run in plan.to_do if run.older]
+    if older:
+        versions = " and ".join(map(str, sorted(set(older))))
+        console.print(
+            f"{len(older)} of the runs to do were done under numerics version {versions}; version "
+            f"{NUMERICS_VERSION} gives them new addresses and trains them again: move the old "
+            "folders away, or a fit counts both",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 class Display:

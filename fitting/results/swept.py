@@ -92,7 +92,7 @@ def science(config: Config) -> dict[str, Any]:
         flat.pop("ptq.operands", None)
     if isinstance(formats := flat.get("ptq.formats"), list):
         flat["ptq.formats"] = sorted(formats)
-    return {key: _plain(value) for key, value in flat.items()}
+    return {key: plain(value) for key, value in flat.items()}
 
 
 def _flat(config: Config, above: str = "") -> Iterator[tuple[str, Any]]:
@@ -103,7 +103,8 @@ def _flat(config: Config, above: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{above}{key}", value
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A key's value as `science` has it."""
     if isinstance(value, list):
         return json.dumps(value)
     return None if value == "" else value

@@ -1,6 +1,8 @@
 """The configuration: errors before any work, and addresses that mean what they say."""
 
 import dataclasses
+import hashlib
+import json
 import math
 import re
 from collections.abc import Callable
@@ -10,11 +12,13 @@ import pytest
 import torch
 
 from experiments.config.precision import PRESETS, ConfigError
-from experiments.config.schema import SWEEP_KEYS, TrainConfig, known_keys
+from experiments.config.schema import SWEEP_KEYS, TrainConfig, known_keys, leaves
 from experiments.configure import configure
 from experiments.paths import conf_dir
 from experiments.quant.formats import FloatFormat, Precision
-from experiments.run.identity import numerics_version, run_id, science
+from experiments.quant.recipe import OperandConfig
+from experiments.run.identity import run_id, science
+from fitting.results import swept
 
 Compose = Callable[..., TrainConfig]
 GROUPS = ("model", "recipe", "data", "tracking", "study", "debug", "optim")
@@ -180,23 +184,52 @@ def test_addresses_are_golden(composed: Compose) -> None:
     assert run_id(composed("recipe=none", "seed=3")) == GOLDEN_NONE
 
 
-def test_quantized_runs_in_bfloat16_have_addresses_of_their_own_numerics(
-    composed: Compose,
-) -> None:
-    """Their operands were rounded twice up to numerics version 2, which all other runs have."""
-    for overrides, version in (
-        (["precision=mxfp4"], 2),
-        (["recipe=none", "compute_dtype=bfloat16"], 2),
-        (["recipe=none", "ptq.formats=[mxfp4]"], 2),
-        (["precision=mxfp4", "compute_dtype=bfloat16"], 3),
-        (["recipe=none", "ptq.formats=[mxfp4]", "compute_dtype=bfloat16"], 3),
-    ):
-        config = composed(*overrides)
-        assert science(config)["numerics_version"] == version == numerics_version(config)
-    before = "sun-E2M1-block32-e8m0-ladder-b-999k-s0-bb6525f9bd1c"
-    assert run_id(composed("recipe=sun", "precision=mxfp4", "compute_dtype=bfloat16")) != before
-    brain = composed("recipe=none", "compute_dtype=bfloat16")
-    assert run_id(brain) == "none-ladder-b-999k-s0-5d857a9606be"
+def test_defaults_are_golden() -> None:
+    """They are not hashed, so a changed one changes what every address means."""
+    hashed = {key: value for key, value in leaves(TrainConfig()) if swept.is_key(key)}
+    said = json.dumps([hashed, dataclasses.asdict(OperandConfig())], sort_keys=True)
+    assert hashlib.sha256(said.encode()).hexdigest()[:12] == GOLDEN_DEFAULTS, (
+        "raise NUMERICS_VERSION, and say so"
+    )
+
+
+def test_every_key_is_hashed_or_changes_no_result() -> None:
+    """Tokens are hashed as steps, the seed as it is."""
+    unhashed = {key.split(".")[0] for key, _ in leaves(TrainConfig()) if not swept.is_key(key)}
+    around = {"study", "diagnostics", "tracking", "resources", "trainer", "runs"}
+    times = {"checkpoint_seconds", "lease_seconds", "timeout_seconds"}
+    assert unhashed == around | times | {"tokens", "seed"}
+
+
+def test_a_key_at_its_default_or_without_effect_is_not_hashed(composed: Compose) -> None:
+    always = {"corpus", "steps", "seed", "numerics_version"}
+    assert set(science(composed("recipe=none", "optim.lr=4e-3"))) == always
+    row = composed(
+        "recipe=sun", "precision=INT4-row", "precision.block_size=8", "optim.lr=4e-3", "seed=3"
+    )
+    given = science(row)
+    assert {key: given[key] for key in given if not key.startswith("recipe.")} == {
+        "precision.kind": "int",
+        "precision.exponent": 0,
+        "precision.mantissa": 3,
+        "precision.granularity": "row",
+        **{key: given[key] for key in always},
+    }
+    operands = {key for key in given if key.startswith("recipe.")}
+    assert operands == {f"{key}.rounding" for key in row.recipe.keys().values()} | {
+        key for key in operands if key.endswith(".forward")
+    }
+    spellings = ("ptq.formats=[mxfp4,int4_row]", "ptq.formats=[INT4-row-fp32,MXFP4]")
+    assert len({run_id(composed("recipe=none", formats)) for formats in spellings}) == 1
+
+
+def test_an_operand_that_is_there_with_defaults_alone_counts(composed: Compose) -> None:
+    """`{}` is nearest_even to the run's precision, `null` no rounding at all."""
+    with_input, without = (
+        composed("recipe=nearest", f"recipe.output.input={value}") for value in ("{}", "null")
+    )
+    assert science(with_input)["recipe.output.input.rounding"] == "nearest_even"
+    assert run_id(with_input) != run_id(without)
 
 
 @pytest.mark.parametrize("mantissa", range(1, 11))
@@ -215,8 +248,7 @@ def test_bfloat16_takes_elements_of_eight_significant_bits(
     composed(*parts)
 
 
-def test_a_key_younger_than_the_addresses_counts_only_off_its_default(composed: Compose) -> None:
-    assert "kind" not in science(composed("precision=mxfp4"))["precision"]
+def test_what_kind_of_numbers_they_are_counts(composed: Compose) -> None:
     changes = ["precision=mxint8", "precision.kind=int_asymmetric", "precision.kind=float"]
     runs = [run_id(composed("precision=mxint8", change)) for change in changes]
     assert len({run[-12:] for run in runs}) == 3
@@ -227,8 +259,9 @@ def test_a_key_younger_than_the_addresses_counts_only_off_its_default(composed: 
     ]
 
 
-GOLDEN_MXFP4 = "nearest-E2M1-block32-e8m0-ladder-b-999k-s0-0bb9f1f37aab"
-GOLDEN_NONE = "none-ladder-b-999k-s3-98ecc34d4649"
+GOLDEN_MXFP4 = "nearest-E2M1-block32-e8m0-ladder-b-999k-s0-c9bead966ddc"
+GOLDEN_DEFAULTS = "74f9ef01d2c7"
+GOLDEN_NONE = "none-ladder-b-999k-s3-4c76bd28ad73"
 
 
 def test_known_keys_reach_every_leaf() -> None:
