@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 from experiments.mirror import tracking
 from experiments.mirror.files import inside, is_synced, mark_synced, read_run, run_files
 from experiments.paths import package_dir
+from experiments.store.lease import at_work
 from fitting.entry import options as typed
 from fitting.entry.errors import UsageError, one_line
 from fitting.entry.options import command, listed, option, seconds
@@ -307,10 +308,6 @@ def _in_a_dry_run(folder: Path) -> Outcome:
 
 
 def _without_pushing(folder: Path, reads_only: bool = False) -> Outcome | None:
-    from experiments.store.lease import (
-        at_work,
-    )  # brings pandas, which the processes of `push` can do without
-
     if (who := at_work(folder, reads_only)) is not None:
         return Outcome("running", f"on {who.host}; left alone")
     if all(is_synced(file) for file in run_files(folder)):
