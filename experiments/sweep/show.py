@@ -97,7 +97,7 @@ class Display:
 
     def __init__(self, plan: Plan) -> None:
         self.states = {run.run_id: RunState(run.run_id, "waiting", run.work) for run in plan.runs}
-        to_do = [run.run_id for run in plan.to_do]
+        to_do = {run.run_id for run in plan.to_do}
         for run in plan.runs:
             if run.run_id not in to_do:
                 status = run.record.status if run.record else "damaged"
