@@ -18,7 +18,8 @@ from experiments.config.command_line import check_overrides
 from experiments.config.compose import Composer
 from experiments.config.own_files import with_own_files
 from experiments.config.precision import ConfigError
-from experiments.config.schema import TrainConfig, told
+from experiments.config.read import told
+from experiments.config.schema import TrainConfig
 
 
 def configure(*overrides: str, folder: Path | str = "") -> TrainConfig:

@@ -50,7 +50,7 @@ class ModelConfig:
 def block_linears(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """The layers that a recipe quantizes or keeps: in_features and out_features by name.
 
-    >>> block_linears(ladder("b"))["blocks.1.mlp.down"]
+    >>> block_linears(ModelConfig())["blocks.1.mlp.down"]
     (192, 64)
     """
     hidden, ffn = config.hidden, config.ffn
@@ -65,30 +65,6 @@ def block_linears(config: ModelConfig) -> dict[str, tuple[int, int]]:
         for number in range(config.layers)
         for part, shape in parts.items()
     }
-
-
-LADDER_HIDDEN = (32, 64, 96, 128, 192, 256, 384, 512)
-LADDER_LAYERS = (2, 2, 3, 4, 5, 6, 6, 8)
-
-
-def ladder(rung: str) -> ModelConfig:
-    """The size family for one machine, a letter a rung: "a" 27 thousand to "h" 25 million.
-
-    Head size 32, ffn the multiple of 32 above 8/3 hidden; conf/model/ladder/*.yaml spell the same
-    numbers out.
-
-    >>> ladder("b").hidden, ladder("b").ffn, ladder("b").heads
-    (64, 192, 2)
-    """
-    index = "abcdefgh".index(rung)
-    hidden = LADDER_HIDDEN[index]
-    return ModelConfig(
-        name=f"ladder-{rung}",
-        layers=LADDER_LAYERS[index],
-        hidden=hidden,
-        ffn=-(-8 * hidden // (3 * 32)) * 32,
-        heads=hidden // 32,
-    )
 
 
 class Attention(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-from experiments.config.schema import from_hydra
+from experiments.config.read import from_hydra
 from experiments.paths import conf_dir
 
 

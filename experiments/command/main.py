@@ -24,6 +24,6 @@ def _train() -> None:
 
 
 def _told(error: BaseException) -> str | None:
-    from experiments.config.schema import told
+    from experiments.config.read import told
 
     return told(error)

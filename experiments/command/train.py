@@ -15,17 +15,19 @@ sys.path.append(str(plugins_dir()))  # before Hydra looks for plugins
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from experiments.config.command_line import arrange
 from experiments.config.own_files import named, with_own_files
-from experiments.config.schema import TrainConfig, from_hydra
+from experiments.config.read import from_hydra, sweep_from_hydra
+from experiments.config.schema import TrainConfig
 from experiments.store.curve import duration
+from experiments.store.progress import SPEED, RunState
 from experiments.sweep.cluster import this_machine
 from experiments.sweep.estimate import probe
 from experiments.sweep.plan import Resources, make_plan, write_study
-from experiments.sweep.show import console, show_plan
+from experiments.sweep.show import console, show_older, show_plan
 from fitting.entry.answer import FULL_ERROR
 
 if TYPE_CHECKING:
@@ -53,27 +55,28 @@ def train_command() -> None:
         with with_own_files(folder):
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(take)()
         for cfg in composed:
-            _run_one(from_hydra(cfg))
+            _run_one(from_hydra(cfg), sweep_from_hydra(cfg).plan_only)
     finally:
         sys.argv[1:] = typed
         if hydra_says is None:
             os.environ.pop(FULL_ERROR, None)
 
 
-def _run_one(config: TrainConfig) -> None:
+def _run_one(config: TrainConfig, plan_only: bool) -> None:
     """One run, in this process."""
     plan = make_plan([config])
-    if config.plan_only:
+    if plan_only:
         probe([config], plan.speeds)
         cores = Resources(config.resources.cpus, config.resources.gpus)
         show_plan(plan, cores, max_parallel=1, full=True)
         return
+    show_older(plan)
     for run in plan.to_do:
         run.refuse_unless_held_by([this_machine()])
     # Lightning takes seconds to import: not before a wrong request has been refused.
     from experiments.train import train as train_run
 
-    with _progress(config.steps) as report:
+    with _progress(config) as report:
         result = train_run(config, report)
     write_study(plan)
     record = result.record
@@ -88,37 +91,27 @@ def _run_one(config: TrainConfig) -> None:
 
 
 @contextlib.contextmanager
-def _progress(steps: int) -> Iterator[Report]:
+def _progress(config: TrainConfig) -> Iterator[Report]:
     """A bar on a terminal, about twenty plain lines elsewhere."""
-    if not console.is_terminal:
-        last = [-1]
+    state, tokens = RunState("", "running"), config.steps * config.batch_tokens
+    last = -1
 
-        def line(progress: Progress) -> None:
-            share = progress.step * _PLAIN_LINES // steps
-            if progress.phase == "train" and share > last[0]:
-                last[0] = share
-                console.print(
-                    f"step {progress.step}/{steps}  loss {progress.loss:.4f}  "
-                    f"{progress.tokens_per_second:,.0f} tokens/s",
-                    highlight=False,
-                )
+    def move(progress: Progress) -> None:
+        nonlocal last
+        if progress.phase != "train":
+            bar.update(task, description="scoring the validation stream")
+            return
+        row = {"train/loss": progress.loss, SPEED: progress.tokens_per_second}
+        state.follow({"tokens": progress.step * config.batch_tokens, **row}, tokens)
+        left = (1 - state.share) / state.rate if state.rate else 0.0
+        words = f"{state.text}, about {duration(left)} left" if left else state.text
+        bar.update(task, completed=progress.step, description=f"{state.share:4.0%}  {words}")
+        share = progress.step * _PLAIN_LINES // config.steps
+        if not console.is_terminal and share > last:
+            last = share
+            console.print(f"step {progress.step}/{config.steps}  {state.text}", highlight=False)
 
-        yield line
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} steps"),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("training", total=steps)
-
-        def move(progress: Progress) -> None:
-            if progress.phase == "train":
-                text = f"loss {progress.loss:.4f} {progress.tokens_per_second:,.0f} tok/s"
-            else:
-                text = "scoring the validation stream"
-            bar.update(task, completed=progress.step, description=text)
-
+    columns = (TextColumn("{task.description}"), BarColumn())
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("training", total=config.steps)
         yield move

@@ -22,8 +22,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from experiments.config.own_files import named
 from experiments.config.precision import ConfigError
-from experiments.config.schema import (
-    TrainConfig,
+from experiments.config.read import (
     checked,
     explain,
     from_typed,
@@ -32,6 +31,7 @@ from experiments.config.schema import (
     schema,
     typed,
 )
+from experiments.config.schema import SWEEP_KEYS, Request, TrainConfig
 
 
 class Composer:
@@ -59,6 +59,11 @@ class Composer:
             ConfigError: It is wrong, in one line.
         """
         parsed = [self._parse(text) for text in overrides]
+        for override in parsed:
+            if override.key_or_group.partition(".")[0] in SWEEP_KEYS:
+                raise ConfigError(
+                    f"{override.input_line}: belongs to a sweep as a whole, not to one of its runs"
+                )
         values = [override for override in parsed if self._is_value(override)]
         files = tuple(override.input_line or "" for override in parsed if override not in values)
         if (config := self._soon(files, values)) is not None:
@@ -113,8 +118,8 @@ class Composer:
             config = OmegaConf.to_object(composed)
         except OmegaConfBaseException:
             return None
-        assert isinstance(config, TrainConfig)
-        return config
+        assert isinstance(config, Request)
+        return config.part(TrainConfig)
 
     def _is_value(self, override: Override) -> bool:
         """Whether it sets a key of a run; files, new, deleted and Hydra's own keys are composed."""

@@ -64,8 +64,9 @@ def _is_text(path: Path) -> bool:
 
 @functools.cache
 def groups() -> tuple[str, ...]:
-    """The groups that a choice of file is made for: model, precision, ..."""
-    return tuple(sorted(path.name for path in conf_dir().iterdir() if path.is_dir()))
+    """The groups that a choice is made for: model, recipe, ...; precision has no files."""
+    folders = (path.name for path in conf_dir().iterdir() if path.is_dir())
+    return tuple(sorted({*folders, "precision"}))
 
 
 def named(

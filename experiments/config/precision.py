@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from experiments.quant.formats import (
+    PRECISIONS,
     ElementFormat,
     FloatFormat,
     FormatError,
@@ -15,6 +16,13 @@ from experiments.quant.formats import (
 from fitting.entry.errors import Refusal
 
 PRECISION_KINDS = ("float", "int", "int_asymmetric")
+PRESETS = (
+    *PRECISIONS,
+    # Nothing reserved, an FP32 scale per 32 values (Sun et al. 2501.02423).
+    *"e1m0 e1m1 e1m2 e1m3 e2m0 e2m1 e2m2 e2m3 e3m0 e3m1 e3m2 e4m3 e5m2".split(),
+    *"int2_row int3_row int4_row int8_row int8_tensor".split(),
+)
+"""Names that help lists.  `precision=` takes whatever `Precision.parse` reads."""
 
 
 class ConfigError(Refusal):
@@ -35,6 +43,29 @@ class PrecisionConfig:
     granularity: str = "block"
     block_size: int = 32
     scale: str = "fp32"
+
+    @classmethod
+    def parse(cls, name: str) -> PrecisionConfig:
+        """The configuration of a format by its name; raises as `Precision.parse` does.
+
+        >>> PrecisionConfig.parse("E3M2-block16-e8m0").block_size
+        16
+        """
+        precision = Precision.parse(name)
+        element, kind, specials = precision.element, "float", "none"
+        if isinstance(element, FloatFormat):
+            specials = element.specials
+        else:
+            kind = "int" if element.symmetric else "int_asymmetric"
+        return cls(
+            kind,
+            element.exponent,
+            element.mantissa,
+            specials,
+            precision.granularity,
+            precision.block_size,
+            precision.scale.value,
+        )
 
     def build(self) -> Precision:
         """The precision itself.

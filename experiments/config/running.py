@@ -1,8 +1,8 @@
-"""How a run is run, watched and paid for: nothing of this changes its result or its address."""
+"""How a run is run and watched, and how a sweep is: nothing of this changes a result's address."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -50,3 +50,16 @@ class BudgetConfig:
     """FLOPs of training, summed over runs; 0: no limit."""
     price: float = 0.0
     """Price of one device hour, for the plan's estimate of cost."""
+
+
+@dataclass
+class SweepConfig:
+    """What belongs to a sweep and to none of its runs."""
+
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    plan_only: bool = False
+    plan_file: str = ""
+    """Where the plan goes as a table of runs without losses; "": nowhere."""
+    retry_failed: bool = False
+    on_failure: str = "continue"
+    """stop: once a run failed start no other, and let those that run write a checkpoint."""

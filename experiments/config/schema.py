@@ -1,25 +1,23 @@
-"""The configuration of one run: a tree of dataclasses, filled from Hydra, checked before any work.
+"""The configuration of one run: a tree of dataclasses, and everything that it may not say.
 
-`from_hydra` is the one door: a typo, a wrong type, a value out of range or a combination that
-cannot run raises `ConfigError`, one line that names the key, the value and what would be right.
+`experiments.config.read` fills the tree from what Hydra composed.
 """
 
 from __future__ import annotations
 
-import difflib
-import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing import Any, TypeVar
 
 from experiments.config import demands
 from experiments.config.precision import ConfigError, PrecisionConfig
-from experiments.config.running import BudgetConfig, ResourcesConfig, TrackingConfig, TrainerConfig
+from experiments.config.running import (
+    ResourcesConfig,
+    SweepConfig,
+    TrackingConfig,
+    TrainerConfig,
+)
 from experiments.data.batches import DataConfig
 from experiments.measure.diagnostics import DiagnosticsConfig
 from experiments.measure.ptq import PtqConfig
@@ -34,6 +32,8 @@ TRACKING_MODES = ("offline", "online", "none")
 DEVICES = ("cpu", "cuda")
 ISOLATION = ("none", "process")
 ON_FAILURE = ("continue", "stop")
+
+Part = TypeVar("Part", "TrainConfig", SweepConfig)
 
 
 @dataclass
@@ -64,7 +64,6 @@ class TrainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
     tokens: int = 1_000_000
     """Training tokens, rounded down to whole steps."""
     batch_size: int = 8
@@ -79,12 +78,6 @@ class TrainConfig:
     """Without a sign of life after which another machine may take a run over."""
     timeout_seconds: float = 0.0
     """Of training after which a run has failed; 0: none."""
-    plan_only: bool = False
-    plan_file: str = ""
-    """Where the plan goes as a table of runs without losses; "": nowhere."""
-    retry_failed: bool = False
-    on_failure: str = "continue"
-    """stop: once a run failed start no other, and let those that run write a checkpoint."""
 
     @property
     def batch_tokens(self) -> int:
@@ -108,69 +101,16 @@ class TrainConfig:
         return self.tokens // self.batch_tokens
 
 
-def from_hydra(cfg: DictConfig) -> TrainConfig:
-    """Check a composed configuration and turn it into dataclasses.
+@dataclass
+class Request(TrainConfig, SweepConfig):
+    """All that can be typed: a run, and the sweep that it may belong to."""
 
-    Raises:
-        ConfigError: The first thing that is wrong, in one line.
-    """
-    return from_typed(typed(cfg))
-
-
-_RESOLVER = re.compile(r"(?<!\\)\$\{[^}]*:")
+    def part(self, kind: type[Part]) -> Part:
+        """One of the two."""
+        return kind(**{f.name: getattr(self, f.name) for f in fields(kind)})
 
 
-def refuse_resolvers(cfg: DictConfig) -> None:
-    """Hold a configuration to references to its own keys, ${a.b}.
-
-    Files are passed on, and what ${oc.env:NAME} stands for would end up in results, records and
-    W&B.
-
-    Raises:
-        ConfigError: A value asks for something from outside.
-    """
-
-    def look(value: Any, key: str) -> None:
-        if isinstance(value, dict):
-            for name, inner in value.items():
-                look(inner, f"{key}.{name}" if key else str(name))
-        elif isinstance(value, list):
-            for inner in value:
-                look(inner, key)
-        elif isinstance(value, str) and _RESOLVER.search(value):
-            raise ConfigError(f"{key}={value}: may refer to other keys only, as ${{tokens}} does")
-
-    look(OmegaConf.to_container(cfg, resolve=False), "")
-
-
-@functools.cache
-def plain_keys() -> dict[str, bool | int | float | str]:
-    """The default of each key that holds a number, a word or a truth value."""
-    kinds = bool | int | float | str
-    return {key: value for key, value in leaves(TrainConfig()) if isinstance(value, kinds)}
-
-
-def _misread(value: Any, default: str | bool) -> str:
-    """What is wrong with what YAML read for such a key, of which OmegaConf would make the type."""
-    truth, number = isinstance(value, bool), type(value) in (int, float)
-    if isinstance(default, bool):
-        return "must be true or false" if number else ""
-    if truth or (isinstance(value, float) and not default.isdecimal()):  # "1" may be typed 0.5
-        return f"was read as {'a truth value' if truth else 'a number'}; put the text in quotes"
-    return ""
-
-
-def _refuse_misread(cfg: DictConfig) -> None:
-    """Refuse what YAML read as something else than the text or truth value that the key holds."""
-    values = OmegaConf.to_container(cfg, resolve=False)
-    for key, default in plain_keys().items():
-        if not isinstance(default, str | bool):
-            continue
-        value: Any = values
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if wrong := _misread(value, default):
-            raise ConfigError(f"{key}={value}: {wrong}")
+SWEEP_KEYS = tuple(f.name for f in fields(SweepConfig))
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -183,52 +123,10 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + f.name, value
 
 
-def typed(cfg: DictConfig) -> DictConfig:
-    """A composed configuration whose keys and values have the types of `TrainConfig`.
-
-    Raises:
-        ConfigError: One does not, in one line.
-    """
-    refuse_resolvers(cfg)
-    _refuse_misread(cfg)
-    try:
-        merged = OmegaConf.merge(schema(), cfg)
-    except OmegaConfBaseException as error:
-        raise ConfigError(explain(error, cfg)) from error
-    assert isinstance(merged, DictConfig)
-    return merged
-
-
-def from_typed(merged: DictConfig) -> TrainConfig:
-    """Check what `typed` made and turn it into dataclasses; raises as `from_hydra` does."""
-    try:
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ConfigError(explain(error, merged)) from error
-    assert isinstance(config, TrainConfig)
-    return checked(config)
-
-
-def checked(config: TrainConfig) -> TrainConfig:
-    """The configuration, its paths made absolute in place; raises as `from_hydra` does."""
-    if config.data.path:  # a worker's working folder is another one
-        config.data.path = str(Path(config.data.path).expanduser().absolute())
-    config.runs = str(Path(config.runs).expanduser().absolute())
-    check(config)
-    return config
-
-
-@functools.cache
-def schema() -> DictConfig:
-    """The tree with its types; takes longer to make than to use, and is only read."""
-    schema = OmegaConf.structured(TrainConfig)
-    assert isinstance(schema, DictConfig)
-    return schema
-
-
-def from_dict(values: dict[str, Any]) -> TrainConfig:
-    """A configuration back from its `asdict`, as it travels to a worker."""
-    return from_hydra(OmegaConf.create(values))
+def known_keys() -> list[str]:
+    """Every key that can be typed, dotted, and what groups of them begin with."""
+    parts = (key.split(".") for key, _ in leaves(Request()))
+    return list(dict.fromkeys(".".join(p[:n]) for p in parts for n in range(1, len(p) + 1)))
 
 
 def check(config: TrainConfig) -> None:
@@ -290,7 +188,6 @@ def _scalar_problems(config: TrainConfig) -> list[str]:
         ("tracking.mode", tracking.mode, TRACKING_MODES),
         ("resources.device", resources.device, DEVICES),
         ("resources.isolate", resources.isolate, ISOLATION),
-        ("on_failure", config.on_failure, ON_FAILURE),
     ):
         demand(value in choices, key, value, f"must be one of {', '.join(choices)}")
     workers = config.trainer.num_workers
@@ -381,69 +278,3 @@ def _keep_problems(config: TrainConfig) -> list[str]:
             f"keep_last={recipe.keep_last} of model.layers={blocks} no layer is left to quantize"
         )
     return found
-
-
-def explain(error: BaseException, cfg: DictConfig | None = None) -> str:
-    """One line for an error of Hydra or OmegaConf: the key, the value, the nearest right key."""
-    text = str(error)
-    match = re.search(r"full_key: (\S+)", text)
-    key = match[1] if match else ""
-    first = text.splitlines()[0].strip()
-    override = re.search(r"Could not override '([^']+)'", text)
-    missing = re.search(r"Key '([^']+)' (?:is )?not in", text)
-    if (override or missing) and (name := key or (override[1] if override else "")):
-        near = difflib.get_close_matches(name, known_keys(), n=1)
-        hint = f"; did you mean {near[0]}?" if near else "; see lowbit-train --help"
-        return f"{name}: no such key{hint}"
-    unread = re.search(r"Error parsing override '(.*)'", text)
-    if unread:
-        return f"{unread[1]}: cannot be read as key=value; put quotes around special characters"
-    choice = re.search(r"In '[^']+': Could not find '([^']+)'", text) or re.search(
-        r"Could not find '([^']+)'", text
-    )
-    if choice:
-        options = re.search(r"Available options in '[^']+':\n((?:\s+\S+\n?)+)", text)
-        group, _, option = choice[1].rpartition("/")
-        known = " ".join(options[1].split()) if options else ""
-        return f"{group}={option}: no such choice" + (f"; there are: {known}" if known else "")
-    inside = re.match(r"In '([^']+)': \w+ raised while composing config", first)
-    if inside and "Cannot merge" in text:
-        return (
-            f"{inside[1]}.yaml: one of its keys holds a list where keys and values belong, or keys "
-            "and values where a list does"
-        )
-    if inside:
-        return f"{inside[1]}.yaml: must be keys and values, key: value ({text.splitlines()[-1]})"
-    if key and "is not a ListConfig" in text:
-        return f"{key}: must be a list, as {key}=[a,b]"
-    if key and re.match(r"Cannot assign \w+ to Dict", text):
-        return f"{key}: must be keys and values, as {key}={{a: 1}}"
-    return f"{key}: {first}" if key and key not in first else first
-
-
-def told(error: BaseException) -> str | None:
-    """One line for an exception of Hydra, OmegaConf or YAML; None for any other."""
-    from hydra.errors import HydraException
-    from yaml import MarkedYAMLError  # type: ignore[import-untyped]
-
-    if isinstance(error, MarkedYAMLError):
-        mark = error.problem_mark
-        where = f"{mark.name}, line {mark.line + 1}" if mark else "a YAML file"
-        what = " ".join(part for part in (error.context, error.problem) if part)
-        return f"{where}: not YAML ({one_line(what)})"
-    return explain(error) if isinstance(error, (HydraException, OmegaConfBaseException)) else None
-
-
-def known_keys() -> list[str]:
-    """Every key of the configuration, dotted."""
-
-    def walk(kind: Any, prefix: str) -> list[str]:
-        keys = []
-        for f in fields(kind):
-            keys.append(prefix + f.name)
-            default = f.default_factory() if callable(f.default_factory) else f.default
-            if is_dataclass(default):
-                keys += walk(default, f"{prefix}{f.name}.")
-        return keys
-
-    return walk(TrainConfig, "")

@@ -17,6 +17,7 @@ from rich.table import Table
 from experiments.config.schema import TrainConfig
 from experiments.configure import configure
 from experiments.errors.capture import SOURCES
+from experiments.errors.options import RECIPES, RecipeOptions
 from experiments.measure.recipe_error import (
     OPERANDS,
     PRODUCTS,
@@ -25,11 +26,10 @@ from experiments.measure.recipe_error import (
     is_random,
     recipe_error,
 )
-from experiments.paths import conf_dir
-from fitting.entry.errors import Refusal, of_the_system, refuse_twice
+from fitting.entry import options as typed
+from fitting.entry.errors import Refusal, of_the_system
 from fitting.files.atomic import write_atomic
 
-DEFAULTS = {"recipe": "", "source": "normal", "draws": "16", "out": "", "--config-dir": ""}
 TRAINING = [
     *("precision=mxfp4", "model=ladder/b", "tokens=262144", "batch_size=8", "data.seq_len=128"),
     *("data.validation_windows=64", "diagnostics.points=0", "tracking=none"),
@@ -72,7 +72,7 @@ def show(words: Sequence[str]) -> None:
     """Measure, print, write.
 
     Args:
-        words: Of the command line: keys of `DEFAULTS`, and any of lowbit-train.
+        words: Of the command line: those of `RecipeOptions`, and any of lowbit-train.
 
     Raises:
         Refusal: Something is wrong with them, a line a problem; nothing was done.
@@ -118,37 +118,23 @@ def show(words: Sequence[str]) -> None:
 
 def read(words: Sequence[str]) -> Request:
     """The request behind a command line; raises as `show` does."""
-    own, others = dict(DEFAULTS), []
-    refuse_twice([word for word in words if word.partition("=")[0] in own])
-    for word in words:
-        key, equals, value = word.partition("=")
-        if key not in own:
-            others.append(word)
-        elif not equals or not value:
-            raise Refusal(f"{word}: write it as {key}=value")
-        else:
-            own[key] = value
-    sources = own["source"].split(",")
-    for source in sources:
+    known = typed.keys(RecipeOptions)
+    own = [word for word in words if word.partition("=")[0] in known]
+    others = [word for word in words if word not in own]
+    options = typed.parse(RecipeOptions, own)
+    for source in options.source:
         if source not in SOURCES:
             raise Refusal(f"source={source}: must be one of {', '.join(SOURCES)}")
-    draws = own["draws"]
-    if not draws.isdecimal() or len(draws) > 7 or not 3 <= int(draws) <= 10**6:
-        raise Refusal(f"draws={draws}: must be a whole number, 3 to 1000000")
-    out = Path(own["out"]) if own["out"] else None
-    if out and (out.suffix != ".csv" or out.is_dir()):
-        raise Refusal(f"out={out}: must be the name of a .csv file")
-    names = own["recipe"].split(",")
-    if names == ["all"]:
-        names = sorted(path.stem for path in (conf_dir() / "recipe").glob("*.yaml"))
-    folder = own["--config-dir"]
+    names, folder = options.recipe, options.folder
+    if names == ("all",):
+        names = RECIPES
     plain = [word for word in others if not word.lstrip("+~").startswith("recipe.")]
     return Request(
-        list(dict.fromkeys(sources)),
+        list(options.source),
         {name: configure(*TRAINING, *others, f"recipe={name}", folder=folder) for name in names},
         configure(*TRAINING, *plain, "recipe=none", folder=folder),
-        int(draws),
-        out,
+        options.draws,
+        Path(options.out) if options.out else None,
     )
 
 

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,29 @@ from urllib.parse import quote
 
 from experiments.mirror import tracking
 from experiments.mirror.sync import NO_KEY, server
-from fitting.entry.answer import answer
-from fitting.entry.errors import Failure, UsageError, first_line, refuse_twice
+from fitting.entry import options as typed
+from fitting.entry.errors import Failure, UsageError, first_line
+from fitting.entry.options import command, listed, option, seconds
 from fitting.files.atomic import write_atomic
 
 if TYPE_CHECKING:  # it takes a second to import
     from experiments.mirror.panels import Logged, View
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `lowbit-dashboard`."""
+
+    study: str = option("", "folder below runs", "NAME")
+    runs: str = option("runs", "folder of all studies' results")
+    entity: str = option(
+        "", "push: whose project; default WANDB_ENTITY, else that of the key", "NAME"
+    )
+    project: str = option(
+        "", "push: default what the runs were logged to (tracking.project)", "NAME"
+    )
+    timeout: float = option(20.0, "push: seconds for each answer of the server", read=seconds)
+
 
 HELP = """\
 lowbit-dashboard: what a study's runs logged, as a W&B workspace and a W&B report.
@@ -39,14 +55,9 @@ Runs get to the server with `lowbit-sync study=demo`.  A push replaces what was 
 the two it made before, and nothing else.  Log in once with `wandb login`, or set WANDB_API_KEY.
 Without a server, `wandb leet runs/demo/dashboard/wandb` shows all runs in the terminal.
 
-  study=NAME      folder below runs
-  runs=runs       folder of all studies' results
-  entity=NAME     push: whose project; default WANDB_ENTITY, else that of the key
-  project=NAME    push: default what the runs were logged to (tracking.project)
-  timeout=20      push: seconds for each answer of the server
-
 Exit code: 0 done, 1 the server did not take it, 2 a wrong request or no key.
-"""
+
+""" + listed(Options)
 FOLDER, LEET = "dashboard", "wandb"
 FILES = {"project-view": "workspace.json", "runs": "report.json"}
 _FIND = """
@@ -73,21 +84,9 @@ class PushError(Failure):
     """The server did not take it; one line that says why."""
 
 
-@dataclass
-class Options:
-    """What was asked for."""
-
-    push: bool = False
-    study: str = ""
-    runs: str = "runs"
-    entity: str = ""
-    project: str = ""
-    timeout: float = 20.0
-
-
 def main() -> None:
     """Entry point of `lowbit-dashboard`."""
-    answer("lowbit-dashboard", lambda: run(sys.argv[1:]))
+    command("lowbit-dashboard", HELP, run)
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -97,12 +96,7 @@ def run(arguments: Sequence[str]) -> None:
         UsageError: They cannot be meant, or there is no key to push with.
         PushError: The server did not take it.
     """
-    if not arguments or any(word in ("help", "-h", "--help") for word in arguments):
-        sys.stdout.write(HELP)
-        if not arguments:
-            sys.exit(2)
-        return
-    options = parse(arguments)
+    options, to_push = parse(arguments)
     folder = Path(options.runs, options.study)
     from experiments.mirror.panels import read_logged, report, workspace
 
@@ -118,7 +112,7 @@ def run(arguments: Sequence[str]) -> None:
             f"{logged.without_columns} of {len(logged.runs)} runs were logged by an older version, "
             "without E, M, bits, N and D: they are in no group and have no such columns"
         )
-    if not options.push:
+    if not to_push:
         print(f"\nOn a W&B server: lowbit-sync {_words(options)}, then")
         print(f"  lowbit-dashboard push {_words(options)}")
         count = f"{len(logged.runs)} runs"
@@ -132,35 +126,13 @@ def run(arguments: Sequence[str]) -> None:
         print(said, flush=True)
 
 
-def parse(arguments: Sequence[str]) -> Options:
-    """Read the command line.
-
-    Raises:
-        UsageError: Names the word, and what would be right.
-    """
-    options = Options()
-    refuse_twice(arguments)
-    for word in arguments:
-        key, equals, value = word.partition("=")
-        if word == "push":
-            options.push = True
-        elif equals and key == "timeout":
-            try:
-                options.timeout = float(value)
-            except ValueError:
-                options.timeout = 0.0
-            if not 0 < options.timeout < float("inf"):
-                raise UsageError(f"timeout={value}: must be a number of seconds, more than 0")
-        elif equals and key in ("study", "runs", "entity", "project"):
-            setattr(options, key, value)
-        else:
-            raise UsageError(
-                f"{word}: must be push, study=NAME, runs=FOLDER, entity=NAME, project=NAME "
-                "or timeout=SECONDS"
-            )
+def parse(arguments: Sequence[str]) -> tuple[Options, bool]:
+    """The options as typed, and whether the word push was; raises as `run` does."""
+    words = [word for word in arguments if word != "push"]
+    options = typed.parse(Options, words, "push")
     if not options.study:
-        raise UsageError("study=: which study? e.g. study=demo")
-    return options
+        raise UsageError("study: missing; give study=<name>")
+    return options, "push" in arguments
 
 
 def write(view: View, folder: Path) -> str:

@@ -21,15 +21,35 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from experiments.mirror import tracking
 from experiments.mirror.files import inside, is_synced, mark_synced, read_run, run_files
 from experiments.paths import package_dir
-from fitting.entry.answer import answer
-from fitting.entry.errors import UsageError, one_line, refuse_twice
+from experiments.store.lease import at_work
+from fitting.entry import options as typed
+from fitting.entry.errors import UsageError, one_line
+from fitting.entry.options import command, listed, option, seconds
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `lowbit-sync`."""
+
+    study: tuple[str, ...] = option(
+        (), "stands for the folder NAME below runs; may be given more than once", "NAME",
+        several=True,
+    )  # fmt: skip
+    runs: str = option("runs", "folder of all studies' results")
+    timeout: float = option(
+        60.0,
+        "seconds for one run to arrive; a server that is down ends the command",
+        read=seconds,
+    )
+    dry_run: bool = option(False, "true: only say what would be done")
+
 
 HELP = """\
 lowbit-sync: push the offline W&B runs of a study, continuing the curves of resumed runs.
@@ -43,16 +63,11 @@ Prints one line a run: pushed, repaired+pushed (an attempt was killed and its fi
 were several), already pushed, running (left alone), failed (why).  May be run again at any time,
 also while the sweep goes on; what the server has is not sent again.
 
-Log in once with `wandb login`, or set WANDB_API_KEY.
+Log in once with `wandb login`, or set WANDB_API_KEY.  Exit code: 0 all that is complete is pushed,
+1 some failed, 2 a wrong request or no key.
 
-  study=NAME      stands for the folder NAME below runs
-  runs=runs       folder of all studies' results
-  PATH ...        folders of runs or of studies, wherever they are
-  timeout=60      seconds for one run to arrive; a server that is down ends the command
-  dry_run=false   true: only say what would be done
-
-Exit code: 0 all that is complete is pushed, 1 some failed, 2 a wrong request or no key.
-"""
+  PATH ...             folders of runs or of studies, wherever they are
+""" + listed(Options)
 _AT_ONCE = 4
 _ANSWER_SHARE = 0.7
 """Of the time limit, for the server's first answer: time is left to say what was wrong."""
@@ -65,15 +80,6 @@ NO_KEY = (
 
 
 _Found = TypeVar("_Found")
-
-
-@dataclass
-class Options:
-    """What was asked for."""
-
-    paths: list[Path] = field(default_factory=list)
-    timeout: float = 60.0
-    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class Outcome:
 
 def main() -> None:
     """Entry point of `lowbit-sync`."""
-    answer("lowbit-sync", lambda: sys.exit(run(sys.argv[1:])))
+    command("lowbit-sync", HELP, run)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -98,13 +104,10 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         UsageError: They cannot be meant.
     """
-    if not arguments or any(word in ("help", "-h", "--help") for word in arguments):
-        sys.stdout.write(HELP)
-        return 0 if arguments else 2
-    options = parse(arguments)
-    folders = find_runs(options.paths)
+    options, paths = parse(arguments)
+    folders = find_runs(paths)
     if not folders:
-        where = ", ".join(str(path) for path in options.paths)
+        where = ", ".join(str(path) for path in paths)
         raise UsageError(f"{where}: no W&B files below it; was it trained with tracking=none?")
     states: Counter[str] = Counter()
     if options.dry_run:
@@ -126,46 +129,25 @@ def run(arguments: Sequence[str]) -> int:
     return 1 if states["failed"] or states["not tried"] else 0
 
 
-def parse(arguments: Sequence[str]) -> Options:
-    """Read the command line.
+def parse(arguments: Sequence[str]) -> tuple[Options, list[Path]]:
+    """The options as typed, and the folders to look into.
 
     Raises:
         UsageError: Names the word, and what would be right.
     """
-    options, runs, studies = Options(), "runs", []
-    refuse_twice(arguments, several=("study",))
-    for word in arguments:
-        key, equals, value = word.partition("=")
-        if equals and key == "study":
-            studies.append(value)
-        elif equals and key == "runs":
-            runs = value
-        elif equals and key == "timeout":
-            try:
-                options.timeout = float(value)
-            except ValueError:
-                options.timeout = 0.0
-            if not 0 < options.timeout < float("inf"):
-                raise UsageError(f"timeout={value}: must be a number of seconds, more than 0")
-        elif equals and key == "dry_run":
-            if value not in ("true", "false"):
-                raise UsageError(f"dry_run={value}: must be true or false")
-            options.dry_run = value == "true"
-        elif Path(word).exists():
-            options.paths.append(Path(word))
-        elif equals:
-            raise UsageError(f"{word}: no such option; there are: study runs timeout dry_run")
-        else:
-            raise UsageError(f"{word}: no such file or folder")
-    options.paths += [Path(runs, study) for study in studies]
-    if not options.paths:
+    known = typed.keys(Options)
+    words = [w for w in arguments if w.partition("=")[0] in known or not Path(w).exists()]
+    options = typed.parse(Options, words, "a folder or file that exists")
+    paths = [Path(word) for word in arguments if word not in words]
+    paths += [Path(options.runs, study) for study in options.study]
+    if not paths:
         raise UsageError("study: missing; give study=<name> or folders")
-    for path in options.paths:
+    for path in paths:
         if not path.exists():
             raise UsageError(f"study={path.name}: there is no folder {path.absolute()}")
         if path.is_file() and not path.match("run-*.wandb"):
             raise UsageError(f"{path}: must be a folder, or a file of W&B's, run-<id>.wandb")
-    return options
+    return options, paths
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
@@ -326,10 +308,6 @@ def _in_a_dry_run(folder: Path) -> Outcome:
 
 
 def _without_pushing(folder: Path, reads_only: bool = False) -> Outcome | None:
-    from experiments.store.lease import (
-        at_work,
-    )  # brings pandas, which the processes of `push` can do without
-
     if (who := at_work(folder, reads_only)) is not None:
         return Outcome("running", f"on {who.host}; left alone")
     if all(is_synced(file) for file in run_files(folder)):

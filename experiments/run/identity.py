@@ -2,102 +2,67 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 import re
-from dataclasses import asdict, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from experiments.config.schema import TrainConfig
+from experiments.config.schema import TrainConfig, leaves
 from experiments.data.batches import corpus_sha256
-from experiments.optim import OptimConfig
+from experiments.quant.recipe import OperandConfig
+from fitting.results import swept
 
-NUMERICS_VERSION = 2
-"""Raised by hand when a change alters losses: it is part of every run's address."""
-_BFLOAT16_NUMERICS_VERSION = 3
-"""The same of quantized operands that are multiplied in bfloat16, which 2 rounded again."""
+NUMERICS_VERSION = 4
+"""Raised by hand when a change alters losses or addresses: it is part of every run's address.
 
-
-def numerics_version(config: TrainConfig) -> int:
-    """Which generation of the arithmetic a run's losses belong to."""
-    quantizes = config.recipe.quantized or config.ptq.formats
-    in_bfloat16 = config.compute_dtype == "bfloat16"
-    return _BFLOAT16_NUMERICS_VERSION if quantizes and in_bfloat16 else NUMERICS_VERSION
+What 4 computes, 3 did where quantized operands are multiplied in bfloat16, 2 everywhere else.
+"""
 
 
 def science(config: TrainConfig) -> dict[str, Any]:
-    """What a run's result depends on, and nothing else: no paths, names, resources or logging.
+    """What a run's result depends on, by dotted keys: no paths, names, resources or logging.
 
-    The precision is left out of a run that quantizes nothing to it, so that a sweep over formats
-    has one baseline and not one a format.
+    A key without an effect is not there, so that a sweep over formats has one baseline and not one
+    per format; nor is a key at its default, so that a new key leaves the addresses as they are.
     """
-    model = asdict(config.model)
-    data = asdict(config.data)
-    del model["name"]
-    for key in ("name", "path", "max_epochs"):  # where it lies, and what is allowed
-        del data[key]
-    identity = {
-        "model": model,
-        "data": {**data, "sha256": corpus_sha256(config.data)},
-        "optim": _optim(config.optim),
+    values = asdict(config)
+    values["ptq"]["formats"] = list(config.ptq.precisions())
+    return off_default(values) | {
+        "corpus": corpus_sha256(config.data),
         "steps": config.steps,
-        "batch_size": config.batch_size,
-        "compute_dtype": config.compute_dtype,
         "seed": config.seed,
-        "numerics_version": numerics_version(config),
-    }
-    if config.recipe.quantized:
-        identity["recipe"] = _recipe(config.recipe)
-    if config.recipe.uses_run_precision:
-        precision = asdict(config.precision)
-        if config.precision.granularity in ("row", "tensor"):
-            del precision["block_size"]
-        if config.precision.kind == "float":  # the key is younger than the addresses
-            del precision["kind"]
-        identity["precision"] = precision
-    if config.ptq.formats:
-        scored = {"formats": sorted(config.ptq.precisions()), "operands": config.ptq.operands}
-        if not config.recipe.quantized:  # otherwise the layers that it keeps are named above
-            named = _recipe(config.recipe)
-            scored |= {key: named[key] for key in named if key.startswith("keep")}
-        identity["ptq"] = scored
-    return identity
-
-
-_FIRST_OPTIM_KEYS = "lr beta1 beta2 eps weight_decay clip_norm warmup final_lr".split()
-
-
-def _optim(optim: OptimConfig) -> dict[str, Any]:
-    """Of the keys younger than the addresses those off their default that have an effect."""
-    effect = {
-        "weights_rounding": optim.weights != "",
-        "state_rounding": optim.state != "",
-        "loss_scale_interval": optim.loss_scale == "dynamic",
-    }
-    return {
-        f.name: getattr(optim, f.name)
-        for f in fields(optim)
-        if f.name in _FIRST_OPTIM_KEYS
-        or (getattr(optim, f.name) != f.default and effect.get(f.name, True))
+        "numerics_version": NUMERICS_VERSION,
     }
 
 
-_FIRST_RECIPE_KEYS = (
-    "output grad_input grad_weight input weight grad_output rounding hadamard signs".split()
-)
+def off_default(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that have an effect and are not at their default, of a configuration in a record.
+
+    Records of an older version may lack keys, which then did not exist: as if at their default.
+    """
+    defaults = _defaults()
+    said = swept.science(values)
+    return {key: value for key, value in said.items() if value != defaults.get(key, _NEVER)}
 
 
-def _recipe(part: Any) -> dict[str, Any]:
-    """A recipe or a part of it; keys younger than the addresses only off their default."""
-    named = {}
-    for f in fields(part):
-        value = getattr(part, f.name)
-        default = f.default_factory() if callable(f.default_factory) else f.default
-        if f.name in _FIRST_RECIPE_KEYS or (f.name != "name" and value != default):
-            named[f.name] = _recipe(value) if is_dataclass(value) else value
-    return named
+_NEVER = object()
+"""The default of a key that is always hashed."""
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    """The default of every key, those of an operand included, which is there or not as a whole."""
+    found = dict(leaves(TrainConfig()))
+    operands = [key for key, value in found.items() if value is None]
+    for name, value in leaves(OperandConfig()):
+        if name != "rounding":  # it says that the operand is there
+            found |= {f"{operand}.{name}": value for operand in operands}
+    return {key: swept.plain(value) for key, value in found.items()}
 
 
 def quantization(config: TrainConfig) -> str:

@@ -21,7 +21,7 @@ from experiments.data.batches import TokenData
 from experiments.model import block_linears
 from experiments.paths import package_dir
 from experiments.quant.block import backend
-from experiments.run.identity import numerics_version, quantization
+from experiments.run.identity import NUMERICS_VERSION, quantization
 from fitting.results.record import RunRecord
 
 _RECORDED_VERSIONS = ("torch", "lightning", "ray", "wandb", "numpy", "hydra-core")
@@ -77,7 +77,7 @@ def make_record(
         tokens_per_second=tokens / wall_seconds if wall_seconds else 0.0,
         attempts=attempts,
         corpus=data.label,
-        numerics_version=numerics_version(config),
+        numerics_version=NUMERICS_VERSION,
         reason=reason,
         metrics_sha256=hashlib.sha256(metrics.read_bytes()).hexdigest()
         if metrics.is_file()

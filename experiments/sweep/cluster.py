@@ -185,7 +185,7 @@ def _look(probe: str) -> dict[str, Any]:
 
 @functools.cache
 def code_sha256() -> str:
-    """Of everything that a run executes of ours."""
+    """SHA-256 of the sources of `experiments`, Python and C: whatever computes a loss."""
     package = package_dir()
     digest = hashlib.sha256()
     for path in [*sorted(package.rglob("*.py")), *sorted(package.rglob("*.[ch]"))]:

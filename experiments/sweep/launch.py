@@ -224,7 +224,7 @@ class _Driver:
     def _admit(self) -> None:
         """Start what fits, longest first."""
         now = time.monotonic()
-        budget = self.plan.runs[0].config.budget.hours
+        budget = self.plan.sweep.budget.hours
         for run in list(self.waiting):
             if self.max_parallel is not None and len(self.running) >= self.max_parallel:
                 break
@@ -301,7 +301,7 @@ class _Driver:
             return
         record, damaged = look_at(run.folder)
         self.display.ended(run, record, why or damaged, log)
-        if how == FAILED and run.config.on_failure == "stop":
+        if how == FAILED and self.plan.sweep.on_failure == "stop":
             self.stopping = True
 
     def _stop_running(self) -> None:

@@ -6,16 +6,18 @@ import csv
 import io
 import json
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from experiments.accounting import count_parameters, flops_per_token, training_bytes
 from experiments.config.precision import ConfigError
+from experiments.config.running import SweepConfig
 from experiments.config.schema import TrainConfig
 from experiments.data.batches import TokenData
-from experiments.run.identity import run_folder, run_id
+from experiments.run.identity import NUMERICS_VERSION, off_default, run_folder, run_id
 from experiments.run.record import design
 from experiments.sweep.estimate import Speeds
 from fitting.files.atomic import write_atomic
@@ -77,6 +79,8 @@ class PlannedRun:
     """What an earlier launch left."""
     damaged: str = ""
     """The line that says what is damaged of it, and what to do: the run is left alone."""
+    older: int = 0
+    """The numerics version under which the same run was done before; 0: it was not."""
 
     @property
     def work(self) -> float:
@@ -142,7 +146,7 @@ class Plan:
     runs: list[PlannedRun]
     duplicates: int
     """Requests that meant a run already in the list."""
-    retry_failed: bool
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     speeds: Speeds = field(default_factory=Speeds)
 
     @property
@@ -151,7 +155,9 @@ class Plan:
         wanted = [
             run
             for run in self.runs
-            if not run.done and not run.damaged and (self.retry_failed or not run.failed_before)
+            if not run.done
+            and not run.damaged
+            and (self.sweep.retry_failed or not run.failed_before)
         ]
         return sorted(wanted, key=lambda run: -self.seconds(run))
 
@@ -198,7 +204,7 @@ class Plan:
         Raises:
             ConfigError: It needs more than it may.
         """
-        budget = self.runs[0].config.budget
+        budget = self.sweep.budget
         hours, flops = self.device_hours(), sum(run.flops for run in self.to_do)
         for key, limit, needed, unit in (
             ("hours", budget.hours, hours, "device hours"),
@@ -211,7 +217,7 @@ class Plan:
                 )
 
 
-def make_plan(configs: Sequence[TrainConfig]) -> Plan:
+def make_plan(configs: Sequence[TrainConfig], sweep: SweepConfig | None = None) -> Plan:
     """Address every configuration, drop the doubles, look up what is done.
 
     Raises:
@@ -238,11 +244,8 @@ def make_plan(configs: Sequence[TrainConfig]) -> Plan:
         flops = config.steps * config.batch_tokens * a_token
         scoring = len(opened[key].validation) * config.data.seq_len * a_token / 3
         runs[identity] = PlannedRun(config, identity, folder, flops, scoring, *look_at(folder))
-    plan = Plan(
-        list(runs.values()),
-        duplicates=len(configs) - len(runs),
-        retry_failed=configs[0].retry_failed,
-    )
+    plan = Plan(list(runs.values()), len(configs) - len(runs), sweep or SweepConfig())
+    _look_for_older(plan, {key: data.label for key, data in opened.items()})
     for run in plan.runs:
         record = run.record
         if run.done and record is not None and record.wall_seconds > 0:
@@ -250,6 +253,38 @@ def make_plan(configs: Sequence[TrainConfig]) -> Plan:
             speed = record.flops / record.wall_seconds / cores
             plan.speeds.learn(run.config, speed, "measured on finished runs")
     return plan
+
+
+def _look_for_older(plan: Plan, corpora: Mapping[str, str]) -> None:
+    """Note the version of each run to do that was done under an older one, at another address.
+
+    Args:
+        plan: Its runs are changed in place.
+        corpora: By the `repr` of a run's data its corpus, as records name it.
+    """
+    if not plan.study_folder.is_dir():
+        return
+    by_slug: dict[str, list[Path]] = defaultdict(list)
+    for folder in plan.study_folder.iterdir():
+        by_slug[_slug(folder.name)].append(folder)
+    for run in plan.to_do:
+        config = run.config
+        for folder in by_slug[_slug(run.run_id)]:
+            record, _ = look_at(folder) if folder != run.folder else (None, "")
+            if (
+                record is not None
+                and record.status != "failed"
+                and record.numerics_version < NUMERICS_VERSION
+                and (record.seed, record.corpus) == (config.seed, corpora[repr(config.data)])
+                and record.config.get("tokens", 0) // config.batch_tokens == config.steps
+                and off_default(record.config) == off_default(asdict(config))
+            ):
+                run.older = record.numerics_version
+
+
+def _slug(run_id: str) -> str:
+    """What is readable of a run's address."""
+    return run_id.rpartition("-")[0]
 
 
 def write_table(plan: Plan, path: Path) -> None:

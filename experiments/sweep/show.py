@@ -1,4 +1,4 @@
-"""What a sweep shows: the plan before, a status line with ETA, the results after."""
+"""What a sweep shows: the plan before, a status line with the time left, the results after."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.accounting import count_parameters
+from experiments.run.identity import NUMERICS_VERSION
 from experiments.store.curve import duration
+from experiments.store.progress import Progress, RunState
 from experiments.sweep.plan import Plan, PlannedRun, Resources
 from fitting.results.record import RunRecord
 
@@ -32,7 +34,7 @@ def show_plan(plan: Plan, capacity: Resources, max_parallel: int | None, full: b
     to_do = plan.to_do
     done = sum(run.done for run in plan.runs)
     damaged = [run for run in plan.runs if run.damaged]
-    skipped = sum(run.failed_before for run in plan.runs) if not plan.retry_failed else 0
+    skipped = sum(run.failed_before for run in plan.runs) if not plan.sweep.retry_failed else 0
     if full:
         table = Table(title=f"study {plan.runs[0].config.study.name}: the plan", box=box.SIMPLE)
         table.add_column("run", overflow="fold")
@@ -62,7 +64,7 @@ def show_plan(plan: Plan, capacity: Resources, max_parallel: int | None, full: b
     if skipped:
         parts.append(f"{skipped} failed before (retry_failed=true runs them again)")
     flops, hours = sum(run.flops for run in to_do), plan.device_hours()
-    price = plan.runs[0].config.budget.price
+    price = plan.sweep.budget.price
     cost = f", {hours * price:.2f} at {price:g} an hour" if price else ""
     kind = "GPU" if any(run.takes.gpus for run in to_do) else "core"
     console.print(
@@ -73,18 +75,38 @@ def show_plan(plan: Plan, capacity: Resources, max_parallel: int | None, full: b
         soft_wrap=True,
         highlight=False,
     )
+    show_older(plan)
+
+
+def show_older(plan: Plan) -> None:
+    """Say in a line why runs that are there already are trained again."""
+    older = [run.older for run in plan.to_do if run.older]
+    if older:
+        versions = " and ".join(map(str, sorted(set(older))))
+        console.print(
+            f"{len(older)} of the runs to do were done under numerics version {versions}; version "
+            f"{NUMERICS_VERSION} gives them new addresses and trains them again: move the old "
+            "folders away, or a fit counts both",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 class Display:
     """Lines for events; below them, on a terminal, the runs at work and a status line."""
 
     def __init__(self, plan: Plan) -> None:
-        self.total = sum(run.work for run in plan.to_do)
-        self.left = {run.run_id: run for run in plan.to_do}
-        self.running: dict[str, PlannedRun] = {}
+        self.states = {run.run_id: RunState(run.run_id, "waiting", run.work) for run in plan.runs}
+        to_do = {run.run_id for run in plan.to_do}
+        for run in plan.runs:
+            if run.run_id not in to_do:
+                status = run.record.status if run.record else "damaged"
+                self.states[run.run_id].kind = status
+        self.to_do = len(to_do)
+        self.tokens = {run.run_id: run.config.steps * run.config.batch_tokens for run in plan.runs}
         self.others: set[str] = set()
-        self.counts = {"finished": 0, "diverged": 0, "failed": 0}
-        self.done_work = 0.0
+        self.ended_here = 0
+        self.progress = Progress(list(self.states.values()))
         self.began = self.last_plain = time.monotonic()
         self.live = Live(console=console, refresh_per_second=4, transient=True)
 
@@ -110,72 +132,54 @@ class Display:
 
     def started(self, run: PlannedRun) -> None:
         """A run was handed to Ray."""
-        self.running[run.run_id] = run
+        self._stands(run, "running", "starting")
         self.others.discard(run.run_id)
 
     def elsewhere(self, run: PlannedRun, why: str) -> None:
         """Somebody else is at work on a run; we wait for what becomes of it."""
-        self.running.pop(run.run_id, None)
+        self._stands(run, "waiting")
         if run.run_id not in self.others:
             self.others.add(run.run_id)
             self.say(f"[cyan]waiting[/]  {run.run_id}: {why}")
 
     def retried(self, run: PlannedRun, why: str) -> None:
         """A worker died; the run waits again."""
-        self.running.pop(run.run_id, None)
+        self._stands(run, "waiting")
         self.say(f"[yellow]retry[/]    {run.run_id}: {why}")
 
     def ended(self, run: PlannedRun, record: RunRecord | None, failure: str, log: Path) -> None:
         """A run ended; failures are shown at once, with their log."""
-        self.running.pop(run.run_id, None)
         self.others.discard(run.run_id)
-        self.left.pop(run.run_id, None)
-        self.done_work += run.work
+        self.ended_here += 1
         if failure or record is None:
-            self.counts["failed"] += 1
+            self._stands(run, "failed")
             why = failure or "no record"
             line = f"[red]failed[/]   {run.run_id}: {escape(why)}; log: {log}"
         else:
-            self.counts[record.status] += 1
+            self._stands(run, record.status)
             colour = "green" if record.status == "finished" else "yellow"
             loss = "" if record.loss is None else f"loss {record.loss:.4f}"
             line = f"[{colour}]{record.status:<8}[/] {run.run_id}  {loss} {record.reason}"
-        number = sum(self.counts.values())
-        self.say(f"{number:>3}/{number + len(self.left)} {line}")
+        self.say(f"{self.ended_here:>3}/{self.to_do} {line}")
+
+    def _stands(self, run: PlannedRun, kind: str, text: str = "") -> None:
+        state = self.states[run.run_id]
+        state.kind, state.text, state.rate = kind, text, 0.0
 
     def update(self, rows: dict[str, dict[str, Any]]) -> None:
         """Redraw from the last row of each running run's loss curve, {} where there is none."""
-        shares = {
-            name: min(1.0, rows.get(name, {}).get("tokens", 0) / max(1, run.config.tokens))
-            for name, run in self.running.items()
-        }
-        partial = sum(run.flops * shares[name] for name, run in self.running.items())
-        share = (self.done_work + partial) / self.total if self.total else 1.0
-        elapsed = time.monotonic() - self.began
-        eta = f"ETA {duration(elapsed / share - elapsed)}" if share > 0.01 else "ETA ..."
-        counts = ", ".join(f"{n} {status}" for status, n in self.counts.items() if n)
-        waiting = len(self.left) - len(self.running)
-        status = (
-            f"{share:4.0%} of the work, {counts or '0 finished'}, {len(self.running)} running, "
-            f"{waiting} waiting, {duration(elapsed)} so far, {eta}"
-        )
+        for name, row in rows.items():
+            self.states[name].follow(row, self.tokens[name])
+        status = f"{self.progress}; {duration(time.monotonic() - self.began)} so far"
         if console.is_terminal:
             table = Table.grid(padding=(0, 2))
-            for name in sorted(self.running, key=lambda name: -shares[name])[:_SHOWN_RUNS]:
-                table.add_row(*_running_row(name, shares[name], rows.get(name, {})))
+            running = sorted(self.progress.of(["running"]), key=lambda state: -state.share)
+            for state in running[:_SHOWN_RUNS]:
+                table.add_row(state.run_id, f"{state.share:4.0%}", state.text)
             self.live.update(Group(table, Text(status)))
         elif time.monotonic() - self.last_plain > _PLAIN_STATUS_SECONDS:
             self.last_plain = time.monotonic()
             self.say(status)
-
-
-def _running_row(name: str, share: float, row: dict[str, Any]) -> tuple[str, str, str, str]:
-    if not row:
-        return name, "starting", "", ""
-    if "train/loss" not in row:
-        return name, f"{share:4.0%}", "scored", ""
-    speed = f"{row['train/tokens_per_second']:,.0f} tok/s"
-    return name, f"{share:4.0%}", f"loss {row['train/loss']:.4f}", speed
 
 
 def show_results(records: list[RunRecord]) -> None:

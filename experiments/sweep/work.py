@@ -11,7 +11,7 @@ import time
 import traceback
 from typing import Any, TextIO
 
-from experiments.config.schema import from_dict
+from experiments.config.read import from_dict
 from experiments.run.identity import run_folder
 from experiments.store.lease import Fenced, Held
 from fitting.entry.errors import of_the_system

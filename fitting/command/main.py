@@ -12,29 +12,25 @@ from pathlib import Path
 from fitting.command.options import (
     FIT_HELP,
     REPORT_HELP,
-    asks_for_help,
     fit_options,
     place,
     report_options,
 )
-from fitting.entry.answer import answer
 from fitting.entry.errors import UsageError
+from fitting.entry.options import command
 
 
 def fit() -> None:
     """Entry point of `lowbit-fit`."""
-    answer("lowbit-fit", lambda: _fit_command(sys.argv[1:]))
+    command("lowbit-fit", FIT_HELP, _fit)
 
 
 def report() -> None:
     """Entry point of `lowbit-report`."""
-    answer("lowbit-report", lambda: _report_command(sys.argv[1:]))
+    command("lowbit-report", REPORT_HELP, _report)
 
 
-def _fit_command(arguments: Sequence[str]) -> None:
-    if asks_for_help(arguments):
-        sys.stdout.write(FIT_HELP)
-        return
+def _fit(arguments: Sequence[str]) -> None:
     options = fit_options(arguments)
     from fitting.command.show import show, show_expected
 
@@ -48,10 +44,7 @@ def _fit_command(arguments: Sequence[str]) -> None:
     show(run_fit(options), Path(options.out))
 
 
-def _report_command(arguments: Sequence[str]) -> None:
-    if asks_for_help(arguments):
-        sys.stdout.write(REPORT_HELP)
-        return
+def _report(arguments: Sequence[str]) -> None:
     options = report_options(arguments)
     if options.fit and not options.study and not Path(options.fit).is_dir():
         raise UsageError(f"fit={options.fit}: no such folder; lowbit-fit ... out=FOLDER makes one")

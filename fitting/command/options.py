@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 from fitting.entry.errors import UsageError
+from fitting.entry.options import entries, listed, number, option, pairs, parse, positive, read
 from fitting.figures import FIGURE_FILES
 from fitting.results.swept import is_key
 
 LAW_NAMES = ("chinchilla", "floating_point", "quartet", "precision", "ptq", "qat", "compressed")
-"""Of `fitting.laws.catalogue.LAWS`: help must not wait for its import."""
+"""The names of `fitting.laws.catalogue.LAWS`, whose import takes longer than help may."""
 OUR_COLUMNS = (
     "loss params tokens exponent mantissa block_size forward backward bits_w bits_a bits_kv "
     "bits_post gmse run_id status seed cell model recipe granularity scale operands "
@@ -23,9 +22,164 @@ OUR_COLUMNS = (
     "bits_per_byte wall_seconds tokens_per_second attempts quantize_backend numerics_version reason"
 ).split()
 """Columns that a law, a page or the noise floor reads, and that another name may stand for."""
-EXAMPLES = {"freeze": "E=1.8", "bounds": "E=1..2", "columns": "loss=val_loss"}
 
-FIT_HELP = f"""\
+
+def _bounds(_: str, text: str) -> tuple[float, float]:
+    low, _, high = text.partition("..")
+    try:
+        return float(low), float(high)
+    except ValueError:
+        raise ValueError("must be two numbers, LO..HI") from None
+
+
+def _column(ours: str, text: str) -> str:
+    """The name of a column of theirs, where `ours` is one of ours."""
+    if ours in OUR_COLUMNS or is_key(ours):
+        return text
+    close = difflib.get_close_matches(ours, OUR_COLUMNS, n=1)
+    hint = f"did you mean columns.{close[0]}?" if close else f"ours are {', '.join(OUR_COLUMNS)}"
+    raise ValueError(f"no column of ours; {hint}")
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """Options of `lowbit-fit`."""
+
+    study: str = option(
+        "",
+        "stands for results=runs/NAME out=reports/NAME; runs/NAME/study.json may set defaults for "
+        "the options below",
+        "NAME",
+    )
+    results: str = option(
+        "",
+        "a folder of runs, or a table of one row per run: .csv (with commas, semicolons or tabs), "
+        ".tsv, .jsonl, each also .gz, or .parquet",
+        "PATH",
+    )
+    out: str = option("", "where fit.json goes", "FOLDER")
+    law: str = option("", f"{', '.join(LAW_NAMES)}; or one of your own: law=mine.py:MINE", "NAME")
+    compare: tuple[str, ...] = option(
+        (),
+        "rivals of law, by AIC, BIC and what they predict of runs that they were not fitted to; "
+        "where no law is given the first of them is fitted",
+        "LAW,LAW",
+    )
+    columns: dict[str, str] = field(
+        default_factory=dict,
+        metadata=entries(
+            "which of the table's columns is ours: columns.loss=val_loss (loss in nats per token,"
+            " params, tokens; floating_point also exponent, mantissa, block_size; quartet forward"
+            " and backward, names of schemes; precision bits_w, bits_a, bits_kv; ptq bits_post; "
+            "qat block_size; compressed gmse).  For ptq a folder of runs made with "
+            "ptq.formats=[...] gives a row for each run and format, with format_post; the run "
+            "itself has format_post none and the bits of its compute dtype.  THEIRS may be a "
+            "formula: columns.params='N*1e9'.  Rows are taken for repeats if they agree in all "
+            "columns but seed and what came out; where a column of yours is an outcome too, "
+            "columns.cell=THEIRS says what repeats",
+            "OURS=THEIRS",
+            _column,
+        ),
+    )
+    where: str = option(
+        "",
+        "keep the rows for which it holds: comparisons, arithmetic, and, or, not, in; of a folder "
+        'of runs also by what was swept: where="optim.lr == 0.016"',
+        "EXPRESSION",
+    )
+    objective: str = option(
+        "huber", "what is minimised, over log residuals, summed over rows; or lad, least_squares"
+    )
+    objective_delta: float = option(
+        1e-3, "Huber's threshold in log loss", "1e-3", key="objective.delta", read=positive
+    )
+    weights: str = option("", "weigh the rows, e.g. by how many seeds each averages", "COLUMN")
+    freeze: dict[str, float] = field(
+        default_factory=dict,
+        metadata=entries(
+            "hold a parameter: freeze.E=1.8", "NAME=VALUE", lambda _, text: number(text)
+        ),
+    )
+    bounds: dict[str, tuple[float, float]] = field(
+        default_factory=dict,
+        metadata=entries(
+            "keep it between two values: bounds.E=1..2, bounds.alpha=.2..inf",
+            "NAME=LO..HI",
+            _bounds,
+        ),
+    )
+    bootstrap: int = option(1000, "draws for the intervals; 0 for none")
+    cluster: str = option(
+        "", "draw its values instead of runs, each with all its runs: cluster=seed", "COLUMN"
+    )
+    starts: int = option(64, "points the search begins from")
+    evidence: bool = option(
+        True,
+        "no profile intervals and no held-out predictions, which take longest",
+        "false",
+    )
+    seed: int = option(0, "seed of the random starts and of the bootstrap")
+    expect: str = option(
+        "",
+        "fit nothing, but say which intervals the runs of results= (a plan, from lowbit-train -m "
+        "... plan_only=true plan_file=plan.csv) can be hoped to give if this fit of a pilot is the "
+        "truth; writes <out>/expected.json",
+        "FIT.JSON",
+    )
+    noise: float = option(
+        0.0, "with expect: standard deviation of log loss between seeds; else the pilot's", "0.01"
+    )
+    tables: int = option(100, "with expect: how many tables are made up and fitted")
+    cost_k: float = option(
+        0.375,
+        "k of the cost C = k P N D of a run with P bits; 6/16 is 6 N D at 16 bits",
+        key="cost.k",
+        read=positive,
+    )
+    speedup_forward: float = option(
+        2.0,
+        "how much faster an FP4 forward pass is than FP8, for quartet's map of which precision "
+        "pays where",
+        key="speedup.forward",
+        read=positive,
+    )
+    speedup_backward: float = option(
+        2.0, "the same for a backward pass", key="speedup.backward", read=positive
+    )
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Options of `lowbit-report`."""
+
+    study: str = option(
+        "", "stands for results=runs/NAME fit=reports/NAME out=reports/NAME", "NAME"
+    )
+    fit: str = option("", "where lowbit-fit wrote fit.json", "FOLDER")
+    results: str = option(
+        "",
+        "a folder of runs, a .csv or a .parquet file; else the results.csv beside fit.json, whose "
+        "columns have our names",
+        "PATH",
+    )
+    out: str = option("", "where the page goes; else beside fit.json", "FOLDER")
+    figures: tuple[str, ...] = option(
+        FIGURE_FILES,
+        "which files to write of each figure; else svg,pdf (PDF takes most of the time)",
+        "svg",
+    )
+    law: str = option(
+        "", "the law that was fitted, if it is one of your own, which is run", "FILE.py:NAME"
+    )
+    compare: tuple[str, ...] = option(
+        (),
+        "(or --compare A B) two studies side by side, each a study's name or, with a slash in it, "
+        "the folder of its report; goes to out, else to reports/A-vs-B",
+        "A,B",
+    )
+
+
+FIT_HELP = """\
 lowbit-fit: fit a scaling law to a table of losses.
 
   lowbit-fit study=demo law=floating_point
@@ -37,45 +191,7 @@ lowbit-fit: fit a scaling law to a table of losses.
 Writes <out>/fit.json and <out>/results.csv and prints the fit and what follows from it.  Options,
 as key=value:
 
-  study=NAME           stands for results=runs/NAME out=reports/NAME; runs/NAME/study.json may set
-                       defaults for the options below
-  results=PATH         a folder of runs, or a table, one row per run: .csv (with commas, semicolons
-                       or tabs), .tsv, .jsonl, each also .gz, or .parquet
-  out=FOLDER           where fit.json goes
-  law=NAME             {", ".join(LAW_NAMES)}
-  compare=LAW,LAW      rivals of law, by AIC, BIC and what they predict of runs that they were not
-                       fitted to; where no law is given the first of them is fitted
-  columns.OURS=THEIRS  which of the table's columns is ours: columns.loss=val_loss
-                       (loss in nats per token, params, tokens; floating_point also
-                       exponent, mantissa, block_size; quartet forward and backward, names of
-                       schemes; precision bits_w, bits_a, bits_kv; ptq bits_post; qat
-                       block_size; compressed gmse).  For ptq a folder of runs made with
-                       ptq.formats=[...] gives a row for each run and format, with format_post;
-                       the run itself has format_post none and the bits of its compute dtype
-                       THEIRS may be a formula: columns.params="N*1e9".  Rows are taken for
-                       repeats if they agree in all columns but seed and what came out; where a
-                       column of yours is an outcome too, columns.cell=THEIRS says what repeats
-  where=EXPRESSION     keep the rows for which it holds: comparisons, arithmetic, and, or, not, in;
-                       of a folder of runs also by what was swept: where="optim.lr == 0.016"
-  objective=huber      of log residuals, summed over rows; or lad, least_squares
-  objective.delta=1e-3 Huber's threshold in log loss
-  weights=COLUMN       weigh the rows, e.g. by how many seeds each averages
-  freeze.NAME=VALUE    hold a parameter: freeze.E=1.8
-  bounds.NAME=LO..HI   keep it between two values: bounds.E=1..2, bounds.alpha=.2..inf
-  bootstrap=1000       draws for the intervals; 0 for none
-  cluster=COLUMN       draw its values instead of runs, each with all its runs: cluster=seed
-  starts=64            points the search begins from
-  evidence=false       no profile intervals and no held-out predictions, which take longest
-  seed=0               of the starts and the bootstrap
-  expect=FIT.JSON      fit nothing, but say which intervals the runs of results= (a plan, from
-                       lowbit-train -m ... plan_only=true plan_file=plan.csv) can be hoped to give
-                       if this fit of a pilot is the truth; writes <out>/expected.json
-  noise=0.01           with expect: standard deviation of log loss between seeds; else the pilot's
-  tables=100           with expect: how many tables are made up and fitted
-  cost.k=0.375         of the cost C = k P N D of a run with P bits; 6/16 is 6 N D at 16 bits
-  speedup.forward=2    how much faster an FP4 forward pass is than FP8, for quartet's map of
-  speedup.backward=2   which precision pays where; and a backward pass
-"""
+""" + listed(FitOptions)
 
 REPORT_HELP = """\
 lowbit-report: make one self-contained HTML page of a study.
@@ -88,68 +204,7 @@ lowbit-report: make one self-contained HTML page of a study.
 Writes <out>/index.html, its figures as SVG and PDF, its tables as CSV and LaTeX, and prints the
 page's path.  Options, as key=value:
 
-  study=NAME    stands for results=runs/NAME fit=reports/NAME out=reports/NAME
-  fit=FOLDER    where lowbit-fit wrote fit.json
-  results=PATH  a folder of runs, a .csv or a .parquet file; else the results.csv beside fit.json,
-                whose columns have our names
-  out=FOLDER    where the page goes; else beside fit.json
-  figures=svg   which files to write of each figure; else svg,pdf (PDF takes most of the time)
-  law=mine.py:MINE  the law of your own that was fitted, if it was one
-  compare=A,B   (or --compare A B) two studies side by side, each a study's name or, with a slash in
-                it, the folder of its report; goes to out, else to reports/A-vs-B
-"""
-
-
-@dataclass
-class FitOptions:
-    """Options of `lowbit-fit`; a field's underscore is typed as a dot: objective.delta."""
-
-    study: str = ""
-    results: str = ""
-    out: str = ""
-    law: str = ""
-    compare: tuple[str, ...] = ()
-    columns: dict[str, str] = field(default_factory=dict)
-    where: str = ""
-    objective: str = "huber"
-    objective_delta: float = 1e-3
-    weights: str = ""
-    freeze: dict[str, float] = field(default_factory=dict)
-    bounds: dict[str, tuple[float, float]] = field(default_factory=dict)
-    bootstrap: int = 1000
-    cluster: str = ""
-    starts: int = 64
-    evidence: bool = True
-    seed: int = 0
-    cost_k: float = 0.375
-    speedup_forward: float = 2.0
-    speedup_backward: float = 2.0
-    expect: str = ""
-    noise: float = 0.0
-    tables: int = 100
-
-
-@dataclass
-class ReportOptions:
-    """Options of `lowbit-report`."""
-
-    study: str = ""
-    results: str = ""
-    fit: str = ""
-    out: str = ""
-    figures: tuple[str, ...] = FIGURE_FILES
-    compare: tuple[str, ...] = ()
-    """Two studies, also typed as --compare A B."""
-    law: str = ""
-    """A law of the user's own, which fits may be of."""
-
-
-Options = TypeVar("Options", FitOptions, ReportOptions)
-
-
-def asks_for_help(arguments: Sequence[str]) -> bool:
-    """Whether nothing was typed, or a word for help."""
-    return not arguments or any(a in ("-h", "--help", "help") for a in arguments)
+""" + listed(ReportOptions)
 
 
 def fit_options(arguments: Sequence[str]) -> FitOptions:
@@ -158,29 +213,24 @@ def fit_options(arguments: Sequence[str]) -> FitOptions:
     Raises:
         UsageError: An unknown option, a value of the wrong kind, or one that is missing.
     """
-    typed = _pairs(arguments)
-    options = parse(typed, FitOptions())
+    typed = pairs(FitOptions, arguments)
+    options = read(FitOptions, typed)
     if options.study:
-        typed.setdefault("results", f"runs/{options.study}")
-        typed.setdefault("out", f"reports/{options.study}")
-        options = parse(typed, options)
+        typed = {"results": f"runs/{options.study}", "out": f"reports/{options.study}"} | typed
+        options = read(FitOptions, typed)
     for key, example in (("results", "results=<path>"), ("out", "out=<folder>")):
         if not getattr(options, key):
             raise UsageError(f"{key}: missing; give study=<name> or {example}")
-    options = parse({**_study_defaults(Path(options.results)), **typed}, FitOptions())
+    options = read(FitOptions, _study_defaults(Path(options.results)) | typed)
     if options.noise < 0 or options.tables < 2:
         raise UsageError(f"noise={options.noise:g} tables={options.tables}: at least 0, and 2")
     if options.expect:
         return options
-    options.law = options.law or next(iter(options.compare), "")
+    options = replace(options, law=options.law or next(iter(options.compare), ""))
     if not options.law:
         raise UsageError(f"law: missing; give law={' or law='.join(LAW_NAMES)}")
     if options.compare and set(options.compare) <= {options.law}:
         raise UsageError(f"compare={','.join(options.compare)}: name a law besides {options.law}")
-    for key in ("cost.k", "speedup.forward", "speedup.backward", "objective.delta"):
-        value = getattr(options, key.replace(".", "_"))
-        if not 0 < value < math.inf:
-            raise UsageError(f"{key}={value}: must be a positive number")
     if options.compare and not options.evidence:
         raise UsageError("evidence=false: compare= judges laws by held-out runs; leave out one")
     if options.cluster and not options.bootstrap:
@@ -194,41 +244,36 @@ def report_options(arguments: Sequence[str]) -> ReportOptions:
     Raises:
         UsageError: An unknown option, neither a study nor a fit, or not two to compare.
     """
-    others, compared = _compared(arguments)
-    options = parse(_pairs(others), ReportOptions())
-    compared = compared or options.compare
+    options = parse(ReportOptions, _compared(arguments))
     if unknown := [name for name in options.figures if name not in FIGURE_FILES]:
         raise UsageError(f"figures={unknown[0]}: must be {', '.join(FIGURE_FILES)} or both")
-    if compared:
+    if compared := options.compare:
         if len(compared) != 2:
             raise UsageError(f"compare={','.join(compared)}: name two studies, compare=A,B")
-        options.compare = compared
         for key in ("study", "results", "fit"):
             if getattr(options, key):
                 raise UsageError(f"{key}={getattr(options, key)}: compare names its studies")
-        options.out = options.out or "reports/" + "-vs-".join(Path(n).name for n in compared)
-        return options
-    if options.study:
-        options.results = options.results or f"runs/{options.study}"
-        options.fit = options.fit or f"reports/{options.study}"
-        options.out = options.out or f"reports/{options.study}"
-    if not options.fit:
+        beside = "reports/" + "-vs-".join(Path(name).name for name in compared)
+        return replace(options, out=options.out or beside)
+    study = options.study
+    fit = options.fit or (f"reports/{study}" if study else "")
+    if not fit:
         raise UsageError("fit: missing; give study=<name> or fit=<folder>")
-    options.results = options.results or f"{options.fit}/results.csv"
-    options.out = options.out or options.fit
-    return options
+    results = options.results or (f"runs/{study}" if study else f"{fit}/results.csv")
+    out = options.out or (f"reports/{study}" if study else fit)
+    return replace(options, fit=fit, results=results, out=out)
 
 
-def _compared(arguments: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """The arguments without `--compare A B`, and A and B."""
-    others = list(arguments)
-    if "--compare" not in others:
-        return others, ()
-    start = others.index("--compare")
-    names = others[start + 1 : start + 3]
+def _compared(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `--compare A B` as compare=A,B."""
+    words = list(arguments)
+    if "--compare" not in words:
+        return words
+    start = words.index("--compare")
+    names = words[start + 1 : start + 3]
     if len(names) < 2 or any("=" in name or name.startswith("-") for name in names):
         raise UsageError("--compare: name two studies or folders of reports, e.g. demo grid")
-    return others[:start] + others[start + 3 :], tuple(names)
+    return [*words[:start], "compare=" + ",".join(names), *words[start + 3 :]]
 
 
 def place(name: str) -> tuple[Path, Path]:
@@ -236,20 +281,6 @@ def place(name: str) -> tuple[Path, Path]:
     folder = Path(name) if "/" in name else Path("reports", name)
     runs = Path("runs", name)
     return (runs if "/" not in name and runs.is_dir() else folder / "results.csv"), folder
-
-
-def _pairs(arguments: Sequence[str]) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if "[" in key:  # a scheme's name may hold anything: freeze.eff_N[a=b]=1
-            key, equals, value = argument.rpartition("=")
-        if not equals:
-            raise UsageError(f"{argument}: options are key=value; try --help")
-        if key in pairs:
-            raise UsageError(f"{argument}: {key} is given twice")
-        pairs[key] = value
-    return pairs
 
 
 def _study_defaults(folder: Path) -> dict[str, str]:
@@ -262,93 +293,23 @@ def _study_defaults(folder: Path) -> dict[str, str]:
 
     path = folder / STUDY
     try:
-        pairs = read_about(folder).get("fit", {})
+        said = read_about(folder).get("fit", {})
     except FileNotFoundError:
         return {}
     except ResultsError as error:
         raise UsageError(str(error)) from error
     for key in ("where", "study", "results", "out"):
-        if key in pairs:
+        if key in said:
             raise UsageError(f"{path}: fit.{key}: a study cannot set it; type it")
     for key in ("law", "compare"):
-        if ":" in str(pairs.get(key, "")):  # it would be run
+        if ":" in str(said.get(key, "")):  # it would be run
             raise UsageError(
-                f"{path}: fit.{key}={pairs[key]}: a study cannot name a law's file; type it"
+                f"{path}: fit.{key}={said[key]}: a study cannot name a law's file; type it"
             )
     flat: dict[str, str] = {}
-    for key, value in pairs.items():
+    for key, value in said.items():
         if isinstance(value, dict):
             flat |= {f"{key}.{name}": str(v) for name, v in value.items()}
         else:
             flat[key] = str(value)
     return flat
-
-
-def parse(pairs: Mapping[str, str], options: Options) -> Options:
-    """A copy of `options` with `pairs` (key -> text) put in.
-
-    A dot in a key is a field's second word (objective.delta) or a dictionary's key (freeze.E).
-
-    Raises:
-        UsageError: No such option, or the text is not of its kind.
-    """
-    known = {f.name: getattr(options, f.name) for f in fields(options)}
-    values: dict[str, Any] = {k: dict(v) if isinstance(v, dict) else v for k, v in known.items()}
-    for key, text in pairs.items():
-        name = key.replace(".", "_")
-        head, _, tail = key.partition(".")
-        if name in known and not isinstance(known[name], dict) and "_" not in key:
-            values[name] = _convert(key, text, type(known[name]))
-        elif isinstance(known.get(head), dict) and (tail or "." in key):
-            if not tail.strip():
-                example = EXAMPLES[head]
-                raise UsageError(f"{key}={text}: names nothing; e.g. {head}.{example}")
-            values[head][tail] = _entry(head, key, text)
-        else:
-            names = [
-                f"{k}.<name>" if isinstance(v, dict) else k.replace("_", ".")
-                for k, v in known.items()
-            ]
-            close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
-            raise UsageError(f"{key}={text}: no such option; {hint}")
-    return type(options)(**values)
-
-
-def _entry(head: str, key: str, text: str) -> Any:
-    """What stands for `text` in the dictionary `head`."""
-    if head == "columns":
-        return _column(key, text)
-    if head != "bounds":
-        return _convert(key, text, float)
-    low, _, high = text.partition("..")
-    try:
-        return float(low), float(high)
-    except ValueError:
-        raise UsageError(f"{key}={text}: must be two numbers, LO..HI") from None
-
-
-def _column(key: str, text: str) -> str:
-    """The name of a column of theirs, if `key` names one of ours."""
-    ours = key.partition(".")[2]
-    if ours not in OUR_COLUMNS and not is_key(ours):
-        close = difflib.get_close_matches(ours, OUR_COLUMNS, n=1)
-        hint = (
-            f"did you mean columns.{close[0]}?" if close else f"ours are {', '.join(OUR_COLUMNS)}"
-        )
-        raise UsageError(f"{key}={text}: no column of ours; {hint}")
-    return text
-
-
-def _convert(key: str, text: str, kind: type) -> Any:
-    if kind is tuple:
-        return tuple(dict.fromkeys(text.split(",")))
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise UsageError(f"{key}={text}: must be true or false")
-        return text.lower() == "true"
-    try:
-        return kind(text)
-    except ValueError:
-        what = {int: "a whole number", float: "a number"}[kind]
-        raise UsageError(f"{key}={text}: must be {what}") from None

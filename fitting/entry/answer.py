@@ -46,7 +46,7 @@ _MACHINERY = ("ray.exceptions.RayError", "torch.OutOfMemoryError", "torch.cuda.O
 """Classes of packages for what a machine or a cluster did."""
 
 
-def answer(name: str, command: Callable[[], object], told: Told | None = None) -> None:
+def answer(name: str, command: Callable[[], int | None], told: Told | None = None) -> None:
     """Run a command to its end, whatever that is.
 
     SIGTERM ends it as Ctrl-C does.  A second signal ends the process at once, also one that comes
@@ -54,17 +54,17 @@ def answer(name: str, command: Callable[[], object], told: Told | None = None) -
 
     Args:
         name: What the user typed, e.g. lowbit-fit.
-        command: Its work; it may end itself by SystemExit.
+        command: Its work; returns the exit code, None for 0, or ends itself by SystemExit.
         told: Asked first what an exception means that is not one of our own.
 
     Raises:
         SystemExit: Always but for success: 1 failed or a bug, 2 a wrong request, 130 Ctrl-C, 143
-            terminated.
+            terminated, or what `command` returned.
     """
     traceback_wanted = FULL_ERROR in os.environ
     with _printable(), _warnings_said(name), interruptible():
         try:
-            command()
+            code = command()
             sys.stdout.flush()
         except KeyboardInterrupt as error:
             terminated = "SIGTERM" in error.args
@@ -83,6 +83,8 @@ def answer(name: str, command: Callable[[], object], told: Told | None = None) -
             for line in lines:
                 _say(name, line)
             raise SystemExit(code) from None
+    if code:
+        raise SystemExit(code)
 
 
 def _understood(error: Exception, told: Told | None) -> tuple[list[str], int] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Sequence
 
 
 class Refusal(ValueError):
@@ -20,20 +19,6 @@ class UsageError(Refusal):
 
 class Failure(Exception):
     """Work that was asked for rightly and could not be done, in one line."""
-
-
-def refuse_twice(words: Sequence[str], several: Collection[str] = ()) -> None:
-    """Refuse key=value words that give a key twice, but for keys that may have several values.
-
-    Raises:
-        UsageError: The first word that does.
-    """
-    given = set()
-    for word in words:
-        key, equals, _ = word.partition("=")
-        if equals and key in given and key not in several:
-            raise UsageError(f"{word}: {key} is given twice")
-        given.add(key)
 
 
 _REMEDIES = {

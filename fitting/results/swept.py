@@ -94,7 +94,7 @@ def science(config: Config) -> dict[str, Value]:
         flat.pop("ptq.operands", None)
     if isinstance(formats := flat.get("ptq.formats"), list):
         flat["ptq.formats"] = sorted(formats)
-    return {key: _plain(value) for key, value in flat.items()}
+    return {key: plain(value) for key, value in flat.items()}
 
 
 def _flat(config: Config, above: str = "") -> Iterator[tuple[str, Value]]:
@@ -105,7 +105,8 @@ def _flat(config: Config, above: str = "") -> Iterator[tuple[str, Value]]:
             yield f"{above}{key}", value
 
 
-def _plain(value: Value) -> Value:
+def plain(value: Value) -> Value:
+    """A key's value as `science` has it."""
     if isinstance(value, list):
         return json.dumps(value)
     return None if value == "" else value

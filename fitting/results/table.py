@@ -7,9 +7,9 @@ import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from fitting.files.own_json import JsonObject, ResultsError
 from fitting.files.tables import KINDS, can_read, counts, read_file
@@ -23,6 +23,9 @@ from fitting.results.record import (
     look_at,
 )
 from fitting.results.swept import is_key, swept
+
+if TYPE_CHECKING:  # help does not wait for it
+    import pandas as pd
 
 WANDB_STATES = ("finished", "crashed", "failed", "killed", "running", "preempted", "preempting")
 """What W&B calls the state of a run; only a finished one has a result."""

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from experiments.config.own_files import groups
 from experiments.configure import configure
-from experiments.paths import conf_dir
 from tests.support.command_shell import Shell
 
-GROUPS = sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
 BUILT_IN = {
     "data": ("tokens", "data:\n  path: text\n  max_epochs: 37\n", "max_epochs: 37"),
     "debug": ("tiny", "# @package _global_\nseed: 37\n", "seed: 37"),
@@ -31,10 +30,10 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 
 def test_every_group_is_tried() -> None:
-    assert sorted(BUILT_IN) == GROUPS
+    assert sorted(BUILT_IN) == list(groups())
 
 
-@pytest.mark.parametrize("group", [group for group in GROUPS if group != "hydra"])
+@pytest.mark.parametrize("group", [group for group in groups() if group != "hydra"])
 def test_an_own_file_wins_over_the_built_in_one_of_its_name(
     group: str, tmp_path: Path, shell: Shell
 ) -> None:

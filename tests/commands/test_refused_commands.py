@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config.schema import TrainConfig, leaves
-from experiments.paths import conf_dir
+from experiments.config.own_files import groups
+from experiments.config.schema import Request, leaves
 from fitting.command.options import FitOptions, ReportOptions
+from fitting.entry.options import option_of
 from tests.support.command_shell import COMMANDS, Ended, Shell, contents
 from tests.support.places import ROOT
 from tests.support.report_study import a_fit, write_fit
@@ -40,7 +41,7 @@ def _beside(words: tuple[str, ...], *others: str) -> tuple[str, ...]:
 def _keys() -> Iterator[Case]:
     """Each key of the configuration, each in one way that is wrong, and misspelt."""
     numbers, texts, flags = cycle(NO_NUMBER), cycle(("true", "[1]", "{a: 1}")), cycle(("many", "2"))
-    for key, value in leaves(TrainConfig()):
+    for key, value in leaves(Request()):
         if isinstance(value, bool):
             wrong = next(flags)
         elif isinstance(value, int | float):
@@ -51,7 +52,7 @@ def _keys() -> Iterator[Case]:
             wrong = "3"
         yield "lowbit-train", _beside(TRAIN, f"{key}={wrong}"), f"{key}="[:-1]
     ways = cycle(("{}s=1", "{}", "{}:1", "--{}=1", "{}=a=b", "{}=a\nb(", "{}=a'b", "{}.x=1"))
-    for key, _ in leaves(TrainConfig()):
+    for key, _ in leaves(Request()):
         word = next(ways).format(key)
         yield "lowbit-train", (*TRAIN, word), key
 
@@ -59,11 +60,13 @@ def _keys() -> Iterator[Case]:
 def _choices() -> Iterator[Case]:
     """Each group of files, with what is no choice of it."""
     wrong = cycle(("zzz", "4", "null", "[a,b]", "./x.yaml", "true", "a=b", LONG, "a b"))
-    for path in sorted(conf_dir().iterdir()):
-        if path.is_dir() and path.name != "hydra":
+    for group in groups():
+        if group != "hydra":
             for _ in range(3):
-                word = f"{path.name}={next(wrong)}"
-                yield "lowbit-train", _beside(TRAIN, word), path.name
+                word = f"{group}={next(wrong)}"
+                yield "lowbit-train", _beside(TRAIN, word), group
+    for name in ("E9M9", "E4M3-block0", "E4M3-block32-zzz", "int9_row"):
+        yield "lowbit-train", _beside(TRAIN, f"precision={name}"), f"precision={name}: "
 
 
 def _of_hydra() -> Iterator[Case]:
@@ -86,6 +89,8 @@ def _of_hydra() -> Iterator[Case]:
     }.items():
         yield "lowbit-train", ("-m", *TRAIN, f"study.grids={grid}", "plan_only=true"), said
     yield "lowbit-train", ("-m", *TRAIN, "study.grids.x=1", "plan_only=true"), "study.grids.x"
+    for words in (("retry_failed=true,false",), ("study.grids=[{budget.hours: [1]}]",)):
+        yield "lowbit-train", ("-m", *TRAIN, *words), "belongs to a sweep as a whole"
     for file in ("missing", "losses.csv/x", f"own{BYTES}"):
         yield "lowbit-train", _beside(TRAIN, f"data.path={file}"), "data.path"
 
@@ -110,7 +115,7 @@ def _fit() -> Iterator[Case]:
     wrong = cycle(("zzz", "", "1..2", "[1]", "0x10", "1,2", "9" * 5000))
     options: dict[str, tuple[str, ...]] = {}
     for f in fields(FitOptions):
-        key = f.name.replace("_", ".")
+        key = option_of(f).key or f.name
         if isinstance(f.default, bool | int | float):
             options[key] = (next(wrong), next(wrong))
         elif isinstance(f.default, str) and key not in ("study", "results", "expect", "out"):

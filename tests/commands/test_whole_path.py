@@ -116,7 +116,7 @@ def test_the_config_of_a_record_is_a_whole_configuration(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a record says is enough to run it again."""
-    from experiments.config.schema import from_dict
+    from experiments.config.read import from_dict
     from experiments.run.identity import run_id
     from fitting.results.record import read_record
 

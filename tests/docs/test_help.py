@@ -5,6 +5,7 @@ import importlib
 import itertools
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
@@ -12,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config.schema import TrainConfig
+from experiments.config.schema import SWEEP_KEYS, TrainConfig
 from experiments.mirror import dashboard
 from experiments.mirror.sync import parse
-from experiments.store.status import _read
+from experiments.store import status
 from fitting.command.options import fit_options, report_options
 from tests.support.places import ROOT
 
@@ -23,7 +24,7 @@ SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["
 READERS: dict[str, Callable[[list[str]], object]] = {
     "lowbit-fit": fit_options,
     "lowbit-report": report_options,
-    "lowbit-status": _read,
+    "lowbit-status": status.parse,
     "lowbit-sync": parse,
     "lowbit-dashboard": dashboard.parse,
 }
@@ -36,6 +37,19 @@ def help_of(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     with contextlib.suppress(SystemExit):
         getattr(importlib.import_module(module), function)()
     return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"lowbit-train"}))  # Hydra composes its help
+def test_help_waits_for_no_large_library(name: str) -> None:
+    module, _, function = SCRIPTS[name].partition(":")
+    program = (
+        f"import sys; sys.argv = [{name!r}, '--help']\n"
+        f"from {module} import {function}\n{function}()\n"
+        "print(*{'pandas', 'matplotlib', 'torch', 'wandb', 'hydra', 'pydantic'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.startswith(f"{name}: "), done.stderr
+    assert done.stdout.endswith("\n\n"), done.stdout.splitlines()[-1]
 
 
 def examples(name: str, text: str) -> list[list[str]]:
@@ -82,7 +96,7 @@ def test_examples_of_training_compose(
 ) -> None:
     """With -m every combination of what commas separate."""
     for words in examples("lowbit-train", help_of("lowbit-train", monkeypatch, capsys)):
-        choices = [word for word in words if word != "-m"]
+        choices = [w for w in words if w != "-m" and w.partition("=")[0] not in SWEEP_KEYS]
         lists = [
             [f"{key}={value}" for value in values.split(",")]
             for key, _, values in (word.partition("=") for word in choices)

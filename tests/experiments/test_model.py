@@ -11,12 +11,12 @@ from experiments.model import (
     Transformer,
     apply_rope,
     block_linears,
-    ladder,
     rope_tables,
 )
 from experiments.quant.formats import FloatFormat, Precision
 from experiments.quant.linear import QuantLinear
 from experiments.quant.recipe import OperandConfig, OutputConfig, RecipeConfig
+from tests.support.small_runs import ladder
 
 FP4 = Precision(FloatFormat(2, 1))
 # Layers, hidden, ffn, N: Sun et al. 2501.02423, Table 1; 7B with the ffn that gives its N.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from experiments.config.precision import ConfigError
 from experiments.config.schema import TrainConfig
-from experiments.model import Transformer, ladder
+from experiments.model import Transformer
 from experiments.optim import (
     OptimConfig,
     block_matrices,
@@ -30,6 +30,7 @@ from experiments.run.identity import run_folder, run_id, science
 from experiments.run.module import LanguageModel
 from experiments.run.recorder import Progress
 from experiments.train import train
+from tests.support.small_runs import ladder
 
 Compose = Callable[..., TrainConfig]
 SMALL = ["model=ladder/a", "data=tokens", "data.seq_len=64", "batch_size=4", "tokens=4096"]

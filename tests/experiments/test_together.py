@@ -21,7 +21,7 @@ Compose = Callable[..., TrainConfig]
 PROCESS = """
 import json, sys
 import torch.distributed as dist
-from experiments.config.schema import from_dict
+from experiments.config.read import from_dict
 from experiments.store.lease import Held
 from experiments.data.shards import DataError
 from experiments.train import follow, train

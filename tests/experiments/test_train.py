@@ -276,7 +276,7 @@ FULL_DISK = """
 import os, sys
 from pathlib import Path
 from experiments.command.main import train as _  # plugins
-from experiments.config.schema import from_dict
+from experiments.config.read import from_dict
 from experiments.train import train
 import json
 config = from_dict(json.loads(sys.argv[1]))

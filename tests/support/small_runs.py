@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from experiments.config.schema import TrainConfig
+from experiments.configure import configure
+from experiments.model import ModelConfig
 from experiments.run.recorder import Progress
 from experiments.store.curve import METRICS
 
@@ -25,6 +27,11 @@ SMALL = [
     "tracking=none",
     "tracking.log_every=4",
 ]
+
+
+def ladder(rung: str) -> ModelConfig:
+    """The sizes of `model=ladder/RUNG`."""
+    return configure(f"model=ladder/{rung}", "recipe=none").model
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Hydra plugins, a thin shell over `experiments.sweep`: which runs, and where they run.
 
-Hydra finds plugins only in packages called `hydra_plugins` on sys.path; `experiments.command.train`
-puts this one's folder there.
+How Hydra finds them: `lowbit_files`, beside this.
 """
 
 from __future__ import annotations
@@ -14,19 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
-from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from experiments.config.command_line import check_overrides
 from experiments.config.compose import Composer, checked_grids, compose_all
-from experiments.config.own_files import own_folder
 from experiments.config.precision import ConfigError
+from experiments.config.read import sweep_from_hydra
+from experiments.config.schema import SWEEP_KEYS
 from experiments.sweep.estimate import probe
 from experiments.sweep.plan import make_plan, write_table
 from experiments.sweep.show import console, show_plan, show_results
@@ -50,7 +48,9 @@ class GridSweeper(BasicSweeper):
                 "as study.grids, and hydra.launcher.max_parallel limits how many run at once"
             )
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        typed = _choices(parser, arguments)
+        choices = _choices(parser, arguments)
+        own = [k for k, v in choices.items() if k.partition(".")[0] in SWEEP_KEYS and len(v) == 1]
+        typed = {key: values for key, values in choices.items() if key not in own}
         jobs = []
         for grid in checked_grids(self.config) or [{}]:
             swept = [f"{key}={','.join(map(_written, values))}" for key, values in grid.items()]
@@ -84,16 +84,6 @@ def _choices(parser: OverridesParser, arguments: Sequence[str]) -> dict[str, lis
     return found
 
 
-class OwnFiles(SearchPathPlugin):
-    """Files of the user's own come before the built-in ones of the same name."""
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Put the folder of `--config-dir` first."""
-        folder = own_folder()
-        if folder is not None:
-            search_path.prepend("own", f"file://{folder}", anchor="main")
-
-
 class RayLauncher(Launcher):
     """Plan, show the plan, run what is not yet done, show the results."""
 
@@ -125,19 +115,19 @@ class RayLauncher(Launcher):
                 f"hydra.launcher.max_parallel={self.max_parallel}: must be 1 or more, or null"
             )
         composer = Composer(self.hydra_context.config_loader, self.config)
-        configs = compose_all(composer, job_overrides)
-        plan = make_plan(configs)
-        if not plan.speeds.measured and (configs[0].plan_only or configs[0].budget.hours):
+        sweep = sweep_from_hydra(self.config)
+        plan = make_plan(compose_all(composer, job_overrides), sweep)
+        if not plan.speeds.measured and (sweep.plan_only or sweep.budget.hours):
             probe((run.config for run in plan.to_do), plan.speeds)
         # Lightning takes seconds to import: not before a wrong request has been refused.
         from experiments.sweep.cluster import capacity
         from experiments.sweep.launch import launch
 
-        show_plan(plan, capacity(self.address), self.max_parallel, full=configs[0].plan_only)
-        if configs[0].plan_file:
-            write_table(plan, Path(configs[0].plan_file))
+        show_plan(plan, capacity(self.address), self.max_parallel, full=sweep.plan_only)
+        if sweep.plan_file:
+            write_table(plan, Path(sweep.plan_file))
         plan.refuse_over_budget()
-        if configs[0].plan_only:
+        if sweep.plan_only:
             return []
         outcome = launch(plan, self.address, self.max_parallel, self.dashboard)
         show_results(outcome.records)

@@ -17,7 +17,8 @@ from omegaconf import open_dict
 
 from experiments.config.compose import Composer, compose_all
 from experiments.config.precision import ConfigError
-from experiments.config.schema import TrainConfig, explain, from_hydra, plain_keys
+from experiments.config.read import explain, from_hydra, plain_keys
+from experiments.config.schema import TrainConfig
 from experiments.paths import conf_dir
 from experiments.sweep.plan import make_plan
 

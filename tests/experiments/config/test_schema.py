@@ -1,6 +1,9 @@
 """The configuration: errors before any work, and addresses that mean what they say."""
 
 import dataclasses
+import hashlib
+import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,15 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.config.precision import ConfigError
-from experiments.config.schema import TrainConfig, known_keys
-from experiments.model import ladder
+from experiments.config.precision import PRESETS, ConfigError
+from experiments.config.schema import SWEEP_KEYS, TrainConfig, known_keys, leaves
+from experiments.configure import configure
 from experiments.paths import conf_dir
-from experiments.quant.formats import PRECISIONS, FloatFormat, Precision
-from experiments.run.identity import numerics_version, run_id, science
+from experiments.quant.formats import FloatFormat, Precision
+from experiments.quant.recipe import OperandConfig
+from experiments.run.identity import run_id, science
+from fitting.results import swept
 
 Compose = Callable[..., TrainConfig]
-GROUPS = ("model", "precision", "recipe", "data", "tracking", "study", "debug", "optim")
+GROUPS = ("model", "recipe", "data", "tracking", "study", "debug", "optim")
 CHOICES = sorted(
     f"{group}={path.relative_to(conf_dir() / group).with_suffix('')}"
     for group in GROUPS
@@ -32,19 +37,46 @@ def test_every_yaml_composes_and_is_accepted(composed: Compose, choice: str, tex
 
 
 @pytest.mark.parametrize("rung", "abcdefgh")
-def test_ladder_files_spell_out_the_dial(composed: Compose, rung: str) -> None:
-    assert composed(f"model=ladder/{rung}").model == ladder(rung)
+def test_the_ladder_keeps_its_shape(composed: Compose, rung: str) -> None:
+    """Heads of 32, and the multiple of 32 above 8/3 hidden between them."""
+    model = composed(f"model=ladder/{rung}", "recipe=none").model
+    assert model.name == f"ladder-{rung}"
+    assert model.hidden == 32 * model.heads
+    assert model.ffn == 32 * math.ceil(8 * model.hidden / 3 / 32)
 
 
-@pytest.mark.parametrize("path", sorted((conf_dir() / "precision").glob("*.yaml")), ids=str)
-def test_presets_are_the_formats_that_parse_under_their_name(composed: Compose, path: Path) -> None:
-    config = composed(f"precision={path.stem}")
-    assert config.precision.build() == Precision.parse(path.stem)
-    assert Precision.parse(config.precision.label) == Precision.parse(path.stem)
+SPELT_OUT = ("E3M2-block16-e8m0", "INT8-asymmetric-tile16", "bf16", "fp16_row", "E4M3-ocp-tensor")
 
 
-def test_every_published_precision_has_a_preset() -> None:
-    assert {f"precision={name}" for name in PRECISIONS} <= set(CHOICES)
+@pytest.mark.parametrize("name", [*PRESETS, *SPELT_OUT])
+def test_a_format_is_chosen_by_any_of_its_names(composed: Compose, name: str) -> None:
+    config = composed(f"precision={name}")
+    assert config.precision.build() == Precision.parse(name)
+    assert Precision.parse(config.precision.label) == Precision.parse(name)
+
+
+def test_a_name_says_what_its_keys_say_and_may_be_built_on(
+    composed: Compose, tmp_path: Path
+) -> None:
+    parts = ["exponent=3", "mantissa=2", "block_size=16", "scale=e8m0"]
+    spelt = composed(*(f"precision.{part}" for part in parts))
+    named = composed("precision=E3M2-block16-e8m0")
+    assert (run_id(named), named) == (run_id(spelt), spelt)
+    (tmp_path / "precision").mkdir()
+    own = tmp_path / "precision" / "mine.yaml"
+    own.write_text("defaults: [E3M2-block16-e8m0, _self_]\nblock_size: 8\n")
+    assert configure("precision=mine", folder=tmp_path).precision.label == "E3M2-block8-e8m0"
+    (tmp_path / "study").mkdir()
+    study = "# @package _global_\ndefaults: [{override /precision: INT4-row}]\n"
+    (tmp_path / "study" / "mine.yaml").write_text(study)
+    assert configure("study=mine", folder=tmp_path).precision.label == "INT4-row-fp32"
+
+
+def test_a_run_is_not_told_what_belongs_to_its_sweep() -> None:
+    for word in ("plan_only=true", "budget.hours=1", "on_failure=stop"):
+        with pytest.raises(ConfigError, match=f"^{word}: belongs to a sweep as a whole"):
+            configure(word)
+    assert not {f.name for f in dataclasses.fields(TrainConfig)} & set(SWEEP_KEYS)
 
 
 @pytest.mark.parametrize(
@@ -152,23 +184,52 @@ def test_addresses_are_golden(composed: Compose) -> None:
     assert run_id(composed("recipe=none", "seed=3")) == GOLDEN_NONE
 
 
-def test_quantized_runs_in_bfloat16_have_addresses_of_their_own_numerics(
-    composed: Compose,
-) -> None:
-    """Their operands were rounded twice up to numerics version 2, which all other runs have."""
-    for overrides, version in (
-        (["precision=mxfp4"], 2),
-        (["recipe=none", "compute_dtype=bfloat16"], 2),
-        (["recipe=none", "ptq.formats=[mxfp4]"], 2),
-        (["precision=mxfp4", "compute_dtype=bfloat16"], 3),
-        (["recipe=none", "ptq.formats=[mxfp4]", "compute_dtype=bfloat16"], 3),
-    ):
-        config = composed(*overrides)
-        assert science(config)["numerics_version"] == version == numerics_version(config)
-    before = "sun-E2M1-block32-e8m0-ladder-b-999k-s0-bb6525f9bd1c"
-    assert run_id(composed("recipe=sun", "precision=mxfp4", "compute_dtype=bfloat16")) != before
-    brain = composed("recipe=none", "compute_dtype=bfloat16")
-    assert run_id(brain) == "none-ladder-b-999k-s0-5d857a9606be"
+def test_defaults_are_golden() -> None:
+    """They are not hashed, so a changed one changes what every address means."""
+    hashed = {key: value for key, value in leaves(TrainConfig()) if swept.is_key(key)}
+    said = json.dumps([hashed, dataclasses.asdict(OperandConfig())], sort_keys=True)
+    assert hashlib.sha256(said.encode()).hexdigest()[:12] == GOLDEN_DEFAULTS, (
+        "raise NUMERICS_VERSION, and say so"
+    )
+
+
+def test_every_key_is_hashed_or_changes_no_result() -> None:
+    """Tokens are hashed as steps, the seed as it is."""
+    unhashed = {key.split(".")[0] for key, _ in leaves(TrainConfig()) if not swept.is_key(key)}
+    around = {"study", "diagnostics", "tracking", "resources", "trainer", "runs"}
+    times = {"checkpoint_seconds", "lease_seconds", "timeout_seconds"}
+    assert unhashed == around | times | {"tokens", "seed"}
+
+
+def test_a_key_at_its_default_or_without_effect_is_not_hashed(composed: Compose) -> None:
+    always = {"corpus", "steps", "seed", "numerics_version"}
+    assert set(science(composed("recipe=none", "optim.lr=4e-3"))) == always
+    row = composed(
+        "recipe=sun", "precision=INT4-row", "precision.block_size=8", "optim.lr=4e-3", "seed=3"
+    )
+    given = science(row)
+    assert {key: given[key] for key in given if not key.startswith("recipe.")} == {
+        "precision.kind": "int",
+        "precision.exponent": 0,
+        "precision.mantissa": 3,
+        "precision.granularity": "row",
+        **{key: given[key] for key in always},
+    }
+    operands = {key for key in given if key.startswith("recipe.")}
+    assert operands == {f"{key}.rounding" for key in row.recipe.keys().values()} | {
+        key for key in operands if key.endswith(".forward")
+    }
+    spellings = ("ptq.formats=[mxfp4,int4_row]", "ptq.formats=[INT4-row-fp32,MXFP4]")
+    assert len({run_id(composed("recipe=none", formats)) for formats in spellings}) == 1
+
+
+def test_an_operand_that_is_there_with_defaults_alone_counts(composed: Compose) -> None:
+    """`{}` is nearest_even to the run's precision, `null` no rounding at all."""
+    with_input, without = (
+        composed("recipe=nearest", f"recipe.output.input={value}") for value in ("{}", "null")
+    )
+    assert science(with_input)["recipe.output.input.rounding"] == "nearest_even"
+    assert run_id(with_input) != run_id(without)
 
 
 @pytest.mark.parametrize("mantissa", range(1, 11))
@@ -187,8 +248,7 @@ def test_bfloat16_takes_elements_of_eight_significant_bits(
     composed(*parts)
 
 
-def test_a_key_younger_than_the_addresses_counts_only_off_its_default(composed: Compose) -> None:
-    assert "kind" not in science(composed("precision=mxfp4"))["precision"]
+def test_what_kind_of_numbers_they_are_counts(composed: Compose) -> None:
     changes = ["precision=mxint8", "precision.kind=int_asymmetric", "precision.kind=float"]
     runs = [run_id(composed("precision=mxint8", change)) for change in changes]
     assert len({run[-12:] for run in runs}) == 3
@@ -199,8 +259,9 @@ def test_a_key_younger_than_the_addresses_counts_only_off_its_default(composed: 
     ]
 
 
-GOLDEN_MXFP4 = "nearest-E2M1-block32-e8m0-ladder-b-999k-s0-0bb9f1f37aab"
-GOLDEN_NONE = "none-ladder-b-999k-s3-98ecc34d4649"
+GOLDEN_MXFP4 = "nearest-E2M1-block32-e8m0-ladder-b-999k-s0-c9bead966ddc"
+GOLDEN_DEFAULTS = "74f9ef01d2c7"
+GOLDEN_NONE = "none-ladder-b-999k-s3-4c76bd28ad73"
 
 
 def test_known_keys_reach_every_leaf() -> None:

@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.config.precision import ConfigError
-from experiments.config.schema import TrainConfig, from_dict
+from experiments.config.read import from_dict
+from experiments.config.schema import TrainConfig
 from experiments.data.batches import TokenData
 from experiments.measure.diagnostics import LABELS, MEASURES, DiagnosticsConfig, measure, summary
 from experiments.measure.error import (

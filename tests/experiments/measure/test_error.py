@@ -238,10 +238,10 @@ def test_the_command_prints_a_row_a_precision_and_a_table_a_rounding(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["precison=mxfp4"], "precison=mxfp4: no such key; did you mean precision?"),
+        (["precison=mxfp4"], "precison=mxfp4: no such option; did you mean precision?"),
         (["precision=mxfp5"], "precision 'mxfp5': format 'mxfp5'"),
-        (["rounding=up"], "precision: is missing, e.g. precision=mxfp4, or recipe="),
-        (["precision=mxfp4", "rows"], "rows: write it as rows=value"),
+        (["rounding=up"], "precision: missing; give precision=<format> or recipe="),
+        (["precision=mxfp4", "rows"], "rows: must be key=value"),
         (["precision=mxfp4", "rows=many"], "rows=many: must be a whole number, 1 or more"),
         (["precision=mxfp4", "sigma=-1"], "sigma=-1: must be octave or a number from"),
         (["precision=mxfp4", "rounding=left"], "rounding=left: must be one of"),

@@ -293,8 +293,8 @@ def test_help_teaches() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["pull", "study=s"], "pull: must be push, study=NAME"),
-        (["study=s", "colour=red"], "colour=red: must be push, study=NAME"),
+        (["pull", "study=s"], "pull: must be key=value or push; see --help"),
+        (["study=s", "colour=red"], "colour=red: no such option; there are study, runs, entity"),
         (["study=s", "timeout=inf"], "timeout=inf: must be a number of seconds, more than 0"),
         (["study=bare"], "study=bare: no run of it has W&B files; was it trained with"),
         (["push", "study=two"], "project=: the runs were logged to a and b; which one"),

@@ -287,8 +287,11 @@ def test_without_a_key_one_line_says_how_to_log_in(
         (["study=s", "timeout=0"], "timeout=0: must be a number of seconds, more than 0"),
         (["study=s", "timeout=soon"], "timeout=soon: must be a number of seconds"),
         (["study=s", "dry_run=yes"], "dry_run=yes: must be true or false"),
-        (["study=s", "force=1"], "force=1: no such option; there are: study runs timeout dry_run"),
-        (["nowhere"], "nowhere: no such file or folder"),
+        (
+            ["study=s", "force=1"],
+            "force=1: no such option; there are study, runs, timeout, dry_run",
+        ),
+        (["nowhere"], "nowhere: must be key=value or a folder or file that exists"),
         (["timeout=3"], "study: missing; give study=<name> or folders"),
         (["study=s"], "runs/s: no W&B files below it; was it trained with tracking=none?"),
     ],

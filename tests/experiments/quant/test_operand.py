@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiments.paths import conf_dir
+from experiments.config.precision import PRESETS
 from experiments.quant import product
 from experiments.quant.block import quantize
 from experiments.quant.eden import ms_eden
@@ -22,7 +22,6 @@ from tests.support.layers import six
 from tests.support.transcriptions import Case
 
 LABELS = (("P1", "P2"), ("P3", "P4"), ("P5", "P6"))
-PRESETS = sorted(path.stem for path in (conf_dir() / "precision").glob("*.yaml"))
 ELEMENTS = "E2M1 E2M0 E1M2 E3M2 E4M3-ocp E5M2-ocp E0M3 E0M7 INT4 INT8 INT8-asymmetric E2M5 E8M3"
 GRANULARITIES = ("block16", "tile16", "row", "tensor")
 

@@ -1,0 +1,224 @@
+"""From what Hydra composed to the dataclasses of the schema, checked before any work.
+
+`from_hydra` is the one door of a run, `sweep_from_hydra` of a sweep: a typo, a wrong type, a value
+out of range or a combination that cannot run raises `ConfigError`, one line that names the key, the
+value and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.config import demands
+from experiments.config.precision import ConfigError
+from experiments.config.running import SweepConfig
+from experiments.config.schema import (
+    ON_FAILURE,
+    Request,
+    TrainConfig,
+    check,
+    known_keys,
+    leaves,
+)
+from experiments.quant.formats import FormatError, Precision
+from fitting.entry.errors import one_line
+
+
+def from_hydra(cfg: DictConfig) -> TrainConfig:
+    """Check the run of a composed configuration and turn it into dataclasses.
+
+    Raises:
+        ConfigError: The first thing that is wrong, in one line.
+    """
+    return from_typed(typed(cfg))
+
+
+def sweep_from_hydra(cfg: DictConfig) -> SweepConfig:
+    """The sweep of a composed configuration, Hydra's own keys or not; raises as `from_hydra`."""
+    ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    sweep = _request(typed(ours)).part(SweepConfig)
+    found = demands.problems(leaves(sweep))
+    if sweep.on_failure not in ON_FAILURE:
+        choices = ", ".join(ON_FAILURE)
+        found.append(f"on_failure={sweep.on_failure}: must be one of {choices}")
+    if found:
+        raise ConfigError("\n".join(map(one_line, found)))
+    return sweep
+
+
+_RESOLVER = re.compile(r"(?<!\\)\$\{[^}]*:")
+
+
+def refuse_resolvers(cfg: DictConfig) -> None:
+    """Hold a configuration to references to its own keys, ${a.b}.
+
+    Files are passed on, and what ${oc.env:NAME} stands for would end up in results, records and
+    W&B.
+
+    Raises:
+        ConfigError: A value asks for something from outside.
+    """
+
+    def look(value: Any, key: str) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                look(inner, f"{key}.{name}" if key else str(name))
+        elif isinstance(value, list):
+            for inner in value:
+                look(inner, key)
+        elif isinstance(value, str) and _RESOLVER.search(value):
+            raise ConfigError(f"{key}={value}: may refer to other keys only, as ${{tokens}} does")
+
+    look(OmegaConf.to_container(cfg, resolve=False), "")
+
+
+@functools.cache
+def plain_keys() -> dict[str, bool | int | float | str]:
+    """The default of each key that holds a number, a word or a truth value."""
+    kinds = bool | int | float | str
+    return {key: value for key, value in leaves(Request()) if isinstance(value, kinds)}
+
+
+def _misread(value: Any, default: str | bool) -> str:
+    """What is wrong with what YAML read for such a key, of which OmegaConf would make the type."""
+    truth, number = isinstance(value, bool), type(value) in (int, float)
+    if isinstance(default, bool):
+        return "must be true or false" if number else ""
+    if truth or (isinstance(value, float) and not default.isdecimal()):  # "1" may be typed 0.5
+        return f"was read as {'a truth value' if truth else 'a number'}; put the text in quotes"
+    return ""
+
+
+def _refuse_misread(cfg: DictConfig) -> None:
+    """Refuse what YAML read as something else than the text or truth value that the key holds."""
+    values = OmegaConf.to_container(cfg, resolve=False)
+    for key, default in plain_keys().items():
+        if not isinstance(default, str | bool):
+            continue
+        value: Any = values
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if wrong := _misread(value, default):
+            raise ConfigError(f"{key}={value}: {wrong}")
+
+
+def typed(cfg: DictConfig) -> DictConfig:
+    """A composed configuration whose keys and values have the types of `Request`.
+
+    Raises:
+        ConfigError: One does not, in one line.
+    """
+    refuse_resolvers(cfg)
+    _refuse_misread(cfg)
+    try:
+        merged = OmegaConf.merge(schema(), cfg)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error, cfg)) from error
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def from_typed(merged: DictConfig) -> TrainConfig:
+    """Check what `typed` made and turn it into dataclasses; raises as `from_hydra` does."""
+    return checked(_request(merged).part(TrainConfig))
+
+
+def _request(merged: DictConfig) -> Request:
+    try:
+        request = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error, merged)) from error
+    assert isinstance(request, Request)
+    return request
+
+
+def checked(config: TrainConfig) -> TrainConfig:
+    """The configuration, its paths made absolute in place; raises as `from_hydra` does."""
+    if config.data.path:  # a worker's working folder is another one
+        config.data.path = str(Path(config.data.path).expanduser().absolute())
+    config.runs = str(Path(config.runs).expanduser().absolute())
+    check(config)
+    return config
+
+
+@functools.cache
+def schema() -> DictConfig:
+    """The tree with its types; takes longer to make than to use, and is only read."""
+    schema = OmegaConf.structured(Request)
+    assert isinstance(schema, DictConfig)
+    return schema
+
+
+def from_dict(values: dict[str, Any]) -> TrainConfig:
+    """A configuration back from its `asdict`, as it travels to a worker."""
+    return from_hydra(OmegaConf.create(values))
+
+
+def explain(error: BaseException, cfg: DictConfig | None = None) -> str:
+    """One line for an error of Hydra or OmegaConf: the key, the value, the nearest right key."""
+    text = str(error)
+    match = re.search(r"full_key: (\S+)", text)
+    key = match[1] if match else ""
+    first = text.splitlines()[0].strip()
+    override = re.search(r"Could not override '([^']+)'", text)
+    missing = re.search(r"Key '([^']+)' (?:is )?not in", text)
+    if (override or missing) and (name := key or (override[1] if override else "")):
+        near = difflib.get_close_matches(name, known_keys(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; see lowbit-train --help"
+        return f"{name}: no such key{hint}"
+    unread = re.search(r"Error parsing override '(.*)'", text)
+    if unread:
+        return f"{unread[1]}: cannot be read as key=value; put quotes around special characters"
+    choice = re.search(r"In '[^']+': Could not find '([^']+)'", text) or re.search(
+        r"Could not find '([^']+)'", text
+    )
+    if choice:
+        options = re.search(r"Available options in '[^']+':\n((?:\s+\S+\n?)+)", text)
+        group, _, option = choice[1].rpartition("/")
+        if group == "precision" and re.match(r"e\d+m\d|int\d", option.lower()):
+            return f"{group}={option}: {_no_format(option)}"
+        known = " ".join(options[1].split()) if options else ""
+        known += " and formats spelt out, as E3M2-block16-e8m0" * (group == "precision")
+        return f"{group}={option}: no such choice" + (f"; there are: {known}" if known else "")
+    inside = re.match(r"In '([^']+)': \w+ raised while composing config", first)
+    if inside and "Cannot merge" in text:
+        return (
+            f"{inside[1]}.yaml: one of its keys holds a list where keys and values belong, or keys "
+            "and values where a list does"
+        )
+    if inside:
+        return f"{inside[1]}.yaml: must be keys and values, key: value ({text.splitlines()[-1]})"
+    if key and "is not a ListConfig" in text:
+        return f"{key}: must be a list, as {key}=[a,b]"
+    if key and re.match(r"Cannot assign \w+ to Dict", text):
+        return f"{key}: must be keys and values, as {key}={{a: 1}}"
+    return f"{key}: {first}" if key and key not in first else first
+
+
+def _no_format(name: str) -> str:
+    """What is wrong with the name of a format."""
+    try:
+        Precision.parse(name)
+    except FormatError as error:
+        return str(error.__cause__ or error)
+    return "no such choice"
+
+
+def told(error: BaseException) -> str | None:
+    """One line for an exception of Hydra, OmegaConf or YAML; None for any other."""
+    from hydra.errors import HydraException
+    from yaml import MarkedYAMLError  # type: ignore[import-untyped]
+
+    if isinstance(error, MarkedYAMLError):
+        mark = error.problem_mark
+        where = f"{mark.name}, line {mark.line + 1}" if mark else "a YAML file"
+        what = " ".join(part for part in (error.context, error.problem) if part)
+        return f"{where}: not YAML ({one_line(what)})"
+    return explain(error) if isinstance(error, (HydraException, OmegaConfBaseException)) else None
