@@ -14,7 +14,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from fitting.entry.answer import WRONG_REQUEST, answer
 from fitting.entry.errors import UsageError
@@ -30,13 +30,16 @@ _COLUMN = 23
 """Where help says what an option does."""
 
 T = TypeVar("T", bound="DataclassInstance")
+Value: TypeAlias = Any
+"""What an option holds: a number, a text, a list, a dictionary."""
+OptionField: TypeAlias = "Field[Value]"
 
 
 @dataclass(frozen=True)
 class Option:
     """What a field of a command's options knows beside its default."""
 
-    read: Callable[..., Any]
+    read: Callable[..., Value]
     """The value of a text, in a dictionary of a name and a text; raises a ValueError that says what
     would be right."""
     help: str
@@ -49,14 +52,14 @@ class Option:
 
 
 def option(
-    default: Any,
+    default: Value,
     help: str,
     shown: str = "",
     *,
-    read: Callable[[str], Any] | None = None,
+    read: Callable[[str], Value] | None = None,
     key: str = "",
     several: bool = False,
-) -> Any:
+) -> Value:
     """A field of a command's options.
 
     Args:
@@ -67,7 +70,7 @@ def option(
         key: As typed, where that is not the field's name.
         several: Whether it may be given more than once, for lists.
     """
-    by_type: dict[type, Callable[[str], Any]] = {
+    by_type: dict[type, Callable[[str], Value]] = {
         bool: truth, int: whole, float: number, str: str, tuple: words_of
     }  # fmt: skip
     shown = shown or (f"{default:g}" if isinstance(default, float) else str(default).lower())
@@ -75,7 +78,7 @@ def option(
     return field(default=default, metadata={"option": about})
 
 
-def entries(help: str, shown: str, read: Callable[[str, str], Any]) -> Mapping[str, Option]:
+def entries(help: str, shown: str, read: Callable[[str, str], Value]) -> Mapping[str, Option]:
     """The metadata of a field that is a dictionary, whose keys are typed behind a dot.
 
     Args:
@@ -140,20 +143,20 @@ def at_least(smallest: int, largest: int = 10**18 - 1) -> Callable[[str], int]:
     return read
 
 
-def _told(kind: Callable[[str], Any], text: str, right: str) -> Any:
+def _told(kind: Callable[[str], Value], text: str, right: str) -> Value:
     try:
         return kind(text)
     except ValueError:
         raise ValueError(right) from None
 
 
-def option_of(f: Field[Any]) -> Option:
+def option_of(f: OptionField) -> Option:
     """What a field was made with."""
     found: Option = f.metadata["option"]
     return found
 
 
-def keys(kind: type[DataclassInstance]) -> dict[str, Field[Any]]:
+def keys(kind: type[DataclassInstance]) -> dict[str, OptionField]:
     """The fields of a command's options, by what is typed for them."""
     return {option_of(f).key or f.name: f for f in fields(kind)}
 
@@ -196,7 +199,7 @@ def read(kind: type[T], typed: Mapping[str, str]) -> T:
         UsageError: No such option, or a text that is not of its kind.
     """
     known = keys(kind)
-    values: dict[str, Any] = {}
+    values: dict[str, Value] = {}
     for key, text in typed.items():
         head, dot, tail = key.partition(".")
         try:
@@ -219,12 +222,12 @@ def parse(kind: type[T], words: Iterable[str], instead: str = "") -> T:
     return read(kind, pairs(kind, words, instead))
 
 
-def _is_open(f: Field[Any]) -> bool:
+def _is_open(f: OptionField) -> bool:
     """Whether an option is a dictionary, whose keys are typed behind a dot."""
     return f.default_factory is dict
 
 
-def _hint(key: str, known: Mapping[str, Field[Any]]) -> str:
+def _hint(key: str, known: Mapping[str, OptionField]) -> str:
     names = [f"{name}.<name>" if _is_open(f) else name for name, f in known.items()]
     close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"

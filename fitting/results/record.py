@@ -13,11 +13,10 @@ law's log2(block_size) is zero exactly as in Sun et al. (2501.02423, Eq. 1).
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from fitting.files.atomic import create_exclusive
 from fitting.files.own_json import DamagedError, JsonObject, ResultsError, read_object, strict
@@ -119,7 +118,7 @@ class RunRecord:
                 f"operand_values={self.operand_values!r}: must be one of "
                 f"{', '.join(OPERAND_VALUES)}"
             )
-        if self.status == "finished" and (self.loss is None or not np.isfinite(self.loss)):
+        if self.status == "finished" and (self.loss is None or not math.isfinite(self.loss)):
             raise ResultsError(f"run {self.run_id}: finished with loss={self.loss}")
 
     @classmethod

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from fitting.files.own_json import JsonObject, ResultsError
 from fitting.files.tables import KINDS, can_read, counts, read_file
 from fitting.results.record import (
@@ -230,6 +228,8 @@ def require_columns(table: pd.DataFrame, names: tuple[str, ...], source: str) ->
 
 def select_rows(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     """The rows that have a loss to fit, and how many have none, by reason."""
+    import numpy as np
+
     require_columns(table, ("loss",), "a fit")
     loss = table["loss"].to_numpy(dtype=np.float64)
     status = table["status"].to_numpy(dtype=str) if "status" in table else np.full(loss.shape, "")
