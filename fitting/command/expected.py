@@ -94,8 +94,8 @@ def run_expected(options: FitOptions) -> pd.DataFrame:
         As `expected_intervals`.
 
     Raises:
-        UsageError: The pilot knows no noise and none is given, `where` keeps no run, or `out`
-            cannot be written.
+        UsageError: The pilot knows no noise and none is given or names a law's file, `where` keeps
+            no run, or `out` cannot be written.
         ResultsError: A file cannot be read, or lacks a column.
         FitError: See `expected_intervals`.
     """
@@ -103,6 +103,10 @@ def run_expected(options: FitOptions) -> pd.DataFrame:
         pilot = read_pilot(Path(options.expect))
     except FileNotFoundError as error:
         raise ResultsError(f"expect={options.expect}: no such file") from error
+    if not options.law and ":" in pilot.law:  # it would be run
+        raise UsageError(
+            f"{options.expect}: law={pilot.law}: a fit cannot name a law's file; type it"
+        )
     law = get(options.law or pilot.law)
     noise = options.noise or (pilot.noise_floor or {}).get("std_log")
     if not noise:

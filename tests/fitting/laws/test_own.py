@@ -209,3 +209,18 @@ def test_a_study_cannot_name_a_file_that_would_be_run(
     assert f"fit.{key}=" in error
     assert error.endswith("a study cannot name a law's file; type it\n")
     assert error.count("\n") == 1
+
+
+def test_a_pilots_fit_cannot_either_but_its_law_may_be_typed(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = ("results=losses.csv", "expect=fit.json", "noise=0.001", "tables=3", "out=out")
+    pilot = {"law": "mine.py:MINE", "parameters": TRUTH}
+    (here / "fit.json").write_text(json.dumps(pilot))
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, "fit", *typed)
+    assert caught.value.code == 2
+    said = "fit.json: law=mine.py:MINE: a fit cannot name a law's file; type it\n"
+    assert capsys.readouterr().err == f"lowbit-fit: {said}"
+    run(monkeypatch, "fit", "law=mine.py:MINE", *typed)
+    assert json.loads((here / "out" / "expected.json").read_text())["law"] == "mine"

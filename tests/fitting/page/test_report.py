@@ -138,15 +138,15 @@ def test_what_lowbit_fit_writes_is_what_the_report_reads(
     )  # fmt: skip
     fit = run_fit(options)
     page = Page(write_report(study[0], tmp_path, tmp_path / "page"))
-    rows = {row[0]: row for row in page.rows if row and row[0] in fit["parameters"]}
-    for name, value in fit["parameters"].items():
+    rows = {row[0]: row for row in page.rows if row and row[0] in fit.parameters}
+    for name, value in fit.parameters.items():
         assert float(rows[name][1].replace(",", "")) == pytest.approx(value, rel=5e-4)
     assert rows["epsilon"][-1] == "held fixed"
     assert "Held fixed and not fitted: epsilon = 0.35" in page.text.replace("\xa0", " ")
     assert "freeze.epsilon=0.35" in page.text
-    for warning in fit["warnings"]:
+    for warning in fit.warnings:
         assert warning in page.text
-    assert f"{fit['rows']['used']} runs were used; excluded: 2 diverged" in page.text
+    assert f"{fit.rows.used} runs were used; excluded: 2 diverged" in page.text
 
 
 def test_published_constants_and_warnings_stand_beside_the_fit(page: Page) -> None:
