@@ -81,7 +81,7 @@ def _recipe_bytes(model: ModelConfig, rows: int, recipe: RecipeConfig) -> int:
         ((model.hidden, 2 * model.ffn), (model.hidden, 3 * model.hidden)), key=lambda s: s[0] * s[1]
     )
     copies = _OPERAND_COPIES
-    copies += _EDEN_COPIES * any(slot.rounding == "ms_eden" for slot in slots)
-    copies += _ESTIMATE_COPIES * any(slot.gradient != "straight_through" for slot in slots)
+    copies += _EDEN_COPIES * any(r.moves_scales for r in recipe.roundings().values())
+    copies += _ESTIMATE_COPIES * any(not slot.estimator.straight_through for slot in slots)
     copies += _LMUL_COPIES * any(gemm.product == "lmul" for gemm in recipe.gemms().values())
     return kept + 4 * copies * (into * out + rows * (into + out))

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from experiments.paths import conf_dir
 from experiments.quant.formats import PRECISIONS, FormatError, Precision
+from experiments.quant.modes import Rounding
 from fitting.entry.answer import answer
 from fitting.entry.errors import Refusal, refuse_twice
 
@@ -148,6 +149,12 @@ def _show(request: dict[str, str]) -> None:
             precisions.append((name, Precision.parse(name)))
         except FormatError as problem:
             raise Refusal(f"precision={name}: {problem}") from None
+    roundings = []
+    for name in request["rounding"].split(","):
+        try:
+            roundings.append((name, Rounding.parse(name)))
+        except Refusal as problem:
+            raise Refusal(f"rounding={name}: {problem}") from None
     rows, columns = _number(request, "rows", 1), _number(request, "columns", 1)
     settings: dict[str, Any] = {
         "rows": rows,
@@ -158,9 +165,9 @@ def _show(request: dict[str, str]) -> None:
     }
     from experiments.measure.error import gaussian_error  # torch: not before the request is read
 
-    for rounding in request["rounding"].split(","):
+    for how, rounding in roundings:
         table = Table(
-            title=f"{rounding}, {rows} x {columns} normal values",
+            title=f"{how}, {rows} x {columns} normal values",
             box=SIMPLE_HEAD,
             collapse_padding=True,
             pad_edge=False,
@@ -172,9 +179,7 @@ def _show(request: dict[str, str]) -> None:
             try:
                 found = gaussian_error(precision, rounding, **settings)
             except ValueError as problem:  # what these values cannot do together
-                text = str(problem)
-                where = f"rounding={rounding}: " if text.startswith("bits=") else ""
-                raise Refusal(where + text) from problem
+                raise Refusal(str(problem)) from problem
             table.add_row(
                 name,
                 f"{precision.bits_per_element(rows, columns):.4g}",
