@@ -20,6 +20,7 @@ import math
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 from fitting.entry.errors import Refusal
 
@@ -386,17 +387,17 @@ class Precision:
         """Sign and magnitude without exponent, E0My."""
         return isinstance(self.element, FloatFormat) and self.element.exponent == 0
 
-    @property
+    @cached_property
     def in_blocks(self) -> bool:
         """Whether `block_size` says who shares a scale."""
         return self.granularity in ("block", "tile")
 
-    @property
+    @cached_property
     def tile(self) -> int:
         """Rows and columns of a tile; 0 where scales are not shared by tiles."""
         return self.block_size if self.granularity == "tile" else 0
 
-    @property
+    @cached_property
     def divisor(self) -> int:
         """What must divide the summed axis; where there are tiles, the one before it, too."""
         return self.block_size if self.in_blocks else 1

@@ -15,9 +15,9 @@ def check_axes(shape: torch.Size, precision: Precision) -> None:
         ValueError: The summed axis, or with tiles one of the last two, is no multiple of the block
             size.
     """
-    size, tiles = precision.divisor, precision.tile > 0
-    if any(axis % size for axis in shape[-2 if tiles else -1 :]):
-        what = "the last two axes" if tiles else "the summed axis"
+    size = precision.divisor
+    if size > 1 and (shape[-1] % size or (precision.tile and shape[-2] % size)):
+        what = "the last two axes" if precision.tile else "the summed axis"
         raise ValueError(f"block_size={size}: {what} of {tuple(shape)} must be a multiple of it")
 
 

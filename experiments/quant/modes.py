@@ -35,7 +35,7 @@ class Direction(StrEnum):
         """
         if name not in DIRECTIONS:
             raise Refusal(f"rounding={name}: must be one of {', '.join(DIRECTIONS)}")
-        return cls(name)
+        return name if isinstance(name, cls) else cls(name)
 
 
 DIRECTIONS = tuple(Direction)

@@ -59,11 +59,11 @@ def mode(noise: Tensor | int | None, rounding: Direction) -> tuple[str, Tensor |
     Raises:
         Refusal: No such direction.
     """
-    if isinstance(noise, Tensor):
-        return "noise", noise.float().contiguous(), 0
-    if noise is not None:
+    if noise is None:
+        return Direction.parse(rounding), None, 0
+    if isinstance(noise, int):
         return "key", None, mix(noise)
-    return str(Direction.parse(rounding)), None, 0
+    return "noise", noise.float().contiguous(), 0
 
 
 @dataclass(frozen=True)

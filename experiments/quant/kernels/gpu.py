@@ -146,7 +146,7 @@ def _launch(
         kernels.quantize[(programs,)](
             *(values, results, draws, _signed(key), _signed(key >> 32)),
             *(amaxes, tensor_amax, signs, groups, size, columns, factor),
-            *(rule, grid, stored, mode, tile, stages, at_once, width, width.bit_length() - 1),
+            *(rule, grid, stored, str(mode), tile, stages, at_once, width, width.bit_length() - 1),
             num_warps=warps,
             enable_fp_fusion=False,
         )

@@ -14,6 +14,7 @@ from experiments.quant import product
 from experiments.quant.block import quantize
 from experiments.quant.eden import ms_eden
 from experiments.quant.formats import PRECISIONS, FormatError, Precision, ScaleFormat
+from experiments.quant.hadamard import Rotation, random_signs
 from experiments.quant.linear import NoiseClock, QuantLinear
 from experiments.quant.modes import Rounding
 from experiments.quant.operand import Operand, factor_of, has_factor, multiply
@@ -112,6 +113,19 @@ def test_lmul_rounds_its_sums_once() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = case.layer(x)
     assert torch.equal(found.flatten(0, 1), exact.bfloat16())
+
+
+def test_an_operand_knows_how_to_undo_its_rotations() -> None:
+    """To float32's roundings; the transpose exchanges them, and has no factor of a row."""
+    x = data(32)[0]
+    columns, rows = Rotation(16, random_signs(1, 64)), Rotation(32, random_signs(2, 32))
+    rotated = Operand(rows.across(x), across=rows).rotated(columns)
+    assert not torch.allclose(rotated.values, x, atol=0.1)
+    assert torch.allclose(rotated.restored(), x, atol=1e-5)
+    assert torch.allclose(rotated.t().restored(), x.t(), atol=1e-5)
+    assert rotated.rotated(None) is rotated
+    for factor, kept in ((torch.ones(32, 1), False), (torch.ones(()), True), (4 / 3, True)):
+        assert (Operand(x, True, factor).t().factor is not None) == kept
 
 
 # --- the way of a GEMM that takes 16 bits and stores 32 -----------------------------------------
