@@ -74,7 +74,6 @@ def _recipe_bytes(model: ModelConfig, rows: int, recipe: RecipeConfig) -> int:
     """What a recipe takes beyond a run without quantization."""
     if not recipe.quantized:
         return 0
-    slots = [slot for slot in recipe.slots().values() if slot is not None]
     again = recipe.grad_input.weight  # P4, from what was multiplied as P2
     kept = 4 * count_parameters(model).block * (again is not None and again.forward)
     into, out = max(
@@ -82,6 +81,6 @@ def _recipe_bytes(model: ModelConfig, rows: int, recipe: RecipeConfig) -> int:
     )
     copies = _OPERAND_COPIES
     copies += _EDEN_COPIES * any(r.moves_scales for r in recipe.roundings().values())
-    copies += _ESTIMATE_COPIES * any(not slot.estimator.straight_through for slot in slots)
+    copies += _ESTIMATE_COPIES * bool(recipe.estimators())
     copies += _LMUL_COPIES * any(gemm.product == "lmul" for gemm in recipe.gemms().values())
     return kept + 4 * copies * (into * out + rows * (into + out))

@@ -21,14 +21,7 @@ from experiments.quant.hadamard import check_rotation, rotate, rotate_plain
 from experiments.quant.kernels import cpu, gpu
 from experiments.quant.kernels.dense import dense, of_one_process, on_device, refuse_dtype
 from experiments.quant.kernels.noise import uniform
-from experiments.quant.layout import (
-    check_axes,
-    from_blocks,
-    lying_as,
-    narrowed,
-    to_blocks,
-    turned,
-)
+from experiments.quant.layout import check_axes, from_blocks, lying_as, narrowed, to_blocks, turned
 from experiments.quant.modes import Direction, Rounding
 from experiments.quant.rounding import few_bits, round_stochastic, round_to
 from experiments.quant.scale import (

@@ -41,6 +41,7 @@ _NAMES = (*SLOTS, *GEMMS, "weight", "exp_avg", "exp_avg_sq")
 STREAMS = {name: number for number, name in enumerate(_NAMES, start=1)}
 """Streams of noise: of the operands, of the signs of the GEMMs' rotations, and of what an optimizer
 stores.  Their numbers decide what a run draws, so a new one goes to the end."""
+_GRADIENT_OF = {"P1": "grad_input", "P2": "grad_weight"}
 _SHARED = -1
 """Stands for the counter and the layer of signs that do not depend on either."""
 
@@ -101,6 +102,8 @@ class QuantLinear(nn.Linear):
         """To what each quantized operand is, by label."""
         self.roundings = recipe.roundings()
         """How those are that are rounded here, and not taken over."""
+        self.estimators = recipe.estimators()
+        """What passes the rounding of P1 and P2 back, where that is not straight through."""
         self.clock = clock
         self.layer = layer
         self.kept = not recipe.quantized
@@ -220,39 +223,45 @@ class QuantLinear(nn.Linear):
             signs = random_signs(self.clock.key(counter, self.layer, stream), size, device)
         return Rotation(gemm.hadamard, signs)
 
-    def through_rounding(
+    def gradient(
         self,
-        gradient: Tensor,
         label: str,
+        left: Operand,
+        right: Operand,
         values: Tensor | None,
         rotation: Rotation | None,
-        rotated: bool,
+        counter: int,
+        dtype: torch.dtype,
     ) -> Tensor:
-        """From the gradient of what the forward product multiplied to that of the tensor itself.
+        """Gradient of the input or the weight, from both operands of the GEMM that computes it.
 
         Args:
-            gradient: [rows, in_features]; of the weight [out_features, in_features].
-            label: P1 or P2.
-            values: The tensor, of the same shape; None where its rounding passes all straight
+            label: P1 for the input's, P2 for the weight's.
+            left: As for `operands`.
+            right: As there; where its other axis is rotated, so is the product's.
+            values: The tensor that the gradient is of; None where its rounding passes all straight
                 through.
-            rotation: The forward product's.
-            rotated: Whether the gradient is of the rotated values.
+            rotation: What the forward product rotated that by.
+            counter: As for `operands`.
+            dtype: As there.
         """
-        operand = self.recipe.slots()[label]
-        if _estimates(operand):
-            assert operand is not None
+        gemm_name = _GRADIENT_OF[label]
+        left, right = self.operands(gemm_name, left, right, counter, dtype)
+        gradient = self.product(gemm_name, left, right, dtype)
+        if left.across is not None:
+            gradient = left.across.undone_across(gradient)
+        rotated = right.across
+        if (estimator := self.estimators.get(label)) is not None:
             assert values is not None
             size, signs = 0, None
             if rotation is not None:
                 size, signs = rotation.size, rotation.signs
-                gradient = gradient if rotated else rotation.along(gradient)
-                rotated = True
-            precision, estimator = self.precisions[label], operand.estimator
+                gradient = rotation.along(gradient) if rotated is None else gradient
+                rotated = rotation
+            precision = self.precisions[label]
             factor = rounding_gradient(values.float(), precision, estimator, size, signs)
             gradient = gradient.mul_(factor)
-        if rotated and rotation is not None:
-            gradient = rotation.undone_along(gradient)
-        return gradient
+        return gradient if rotated is None else rotated.undone_along(gradient)
 
     def _steps(self) -> tuple[int, int, int]:
         """What must divide the rows, the in_features and the out_features, zeros filled up."""
@@ -289,12 +298,9 @@ class _QuantizedGemms(torch.autograd.Function):
         input_grad, weight_grad = ctx.needs_input_grad[:2]
         keeps_left = weight_grad and _of_forward(recipe.grad_weight.input)
         keeps_right = input_grad and _of_forward(recipe.grad_input.weight)
-        keeps_rows = (weight_grad and not keeps_left) or (
-            input_grad and _estimates(recipe.output.input)
-        )
-        keeps_matrix = (input_grad and not keeps_right) or (
-            weight_grad and _estimates(recipe.output.weight)
-        )
+        estimators = layer.estimators
+        keeps_rows = (weight_grad and not keeps_left) or (input_grad and "P1" in estimators)
+        keeps_matrix = (input_grad and not keeps_right) or (weight_grad and "P2" in estimators)
         ctx.save_for_backward(
             rows if keeps_rows else None,
             matrix if keeps_matrix else None,
@@ -326,40 +332,22 @@ class _QuantizedGemms(torch.autograd.Function):
         rotation = layer.rotation(
             "output", in_features + -in_features % by_in, given.device, ctx.counter
         )
+        common = rotation, ctx.counter, ctx.compute_dtype
         grad_input = grad_weight = None
         if ctx.needs_input_grad[0]:
-            reused = forward_weight is not None
-            row_hadamard = layer.recipe.grad_input.row_hadamard
-            rotated_rows = Rotation(row_hadamard) if row_hadamard else None
-            by_row = Operand(grad_output)
-            if rotated_rows is not None:
-                by_row = Operand(rotated_rows.across(grad_output), across=rotated_rows)
+            left = Operand(grad_output)
+            if row_hadamard := layer.recipe.grad_input.row_hadamard:
+                by_rows_too = Rotation(row_hadamard)
+                left = Operand(by_rows_too.across(grad_output), across=by_rows_too)
             # [rows, out] @ [in, out]^T -> [rows, in]
-            left, right = layer.operands(
-                "grad_input",
-                by_row,
-                _turned(weight, forward_weight, ctx.factors[1], rotation),
-                ctx.counter,
-                ctx.compute_dtype,
-            )
-            grad_input = layer.product("grad_input", left, right, ctx.compute_dtype)
-            if rotated_rows is not None:
-                grad_input = rotated_rows.undone_across(grad_input)
-            grad_input = layer.through_rounding(grad_input, "P1", rows, rotation, reused)
-            grad_input = grad_input[:count, :in_features]
+            right = _turned(weight, forward_weight, ctx.factors[1], rotation)
+            grad_input = layer.gradient("P1", left, right, rows, *common)[:count, :in_features]
             grad_input = grad_input.reshape(ctx.shape).to(ctx.dtypes[0])
         if ctx.needs_input_grad[1]:
-            reused = forward_rows is not None
             # [out, rows] @ [in, rows]^T -> [out, in]
-            left, right = layer.operands(
-                "grad_weight",
-                Operand(grad_output.t()),
-                _turned(rows, forward_rows, ctx.factors[0], rotation),
-                ctx.counter,
-                ctx.compute_dtype,
-            )
-            grad_weight = layer.product("grad_weight", left, right, ctx.compute_dtype)
-            grad_weight = layer.through_rounding(grad_weight, "P2", weight, rotation, reused)
+            left = Operand(grad_output.t())
+            right = _turned(rows, forward_rows, ctx.factors[0], rotation)
+            grad_weight = layer.gradient("P2", left, right, weight, *common)
             grad_weight = grad_weight[:out_features, :in_features].to(ctx.dtypes[1])
         return grad_input, grad_weight, None, None
 
@@ -391,7 +379,3 @@ def _repeated_signs(key: int, block: int, size: int, device: torch.device) -> Te
 
 def _of_forward(operand: OperandConfig | None) -> bool:
     return operand is not None and operand.forward
-
-
-def _estimates(operand: OperandConfig | None) -> bool:
-    return operand is not None and not operand.estimator.straight_through

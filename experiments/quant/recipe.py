@@ -62,31 +62,20 @@ class OperandConfig:
     """One quantized operand."""
 
     rounding: str = "nearest_even"
-    """One of `experiments.quant.rounding`; stochastic; stochastic_<bits>, with so many random bits
-    a value; ms_eden (`experiments.quant.eden`); none, for what the forward product rounded."""
+    """A name that `Rounding.parse` reads; none, for what the forward product rounded."""
     precision: str = ""
     """A name that `Precision.parse` reads; "" is the run's."""
     forward: bool = False
     """Of grad_input.weight and grad_weight.input: take what the forward product multiplied, as it
     was rotated there, instead of the high-precision tensor."""
     gradient: str = "straight_through"
-    """Of output.input and output.weight: what passes the rounding back.  straight_through: all;
-    masked: nothing where the value was clipped; dge_<k>: a smooth staircase's derivative
-    (`experiments.quant.gradient`)."""
+    """Of output.input and output.weight: what passes the rounding back, a name that
+    `Estimator.parse` reads."""
 
     @property
     def taken_over(self) -> bool:
         """Whether it is what the forward product rounded, not rounded again."""
         return self.rounding == "none"
-
-    @property
-    def estimator(self) -> Estimator:
-        """What passes the rounding back.
-
-        Raises:
-            Refusal: No such estimator; `RecipeConfig.problems` says so first.
-        """
-        return Estimator.parse(self.gradient)
 
 
 @dataclass
@@ -191,6 +180,15 @@ class RecipeConfig:
             Refusal: A name that no rounding has; `problems` says so first.
         """
         return {label: Rounding.parse(operand.rounding) for label, _, operand in self.rounded()}
+
+    def estimators(self) -> dict[str, Estimator]:
+        """What passes the rounding back, by label, where it is not straight through.
+
+        Raises:
+            Refusal: A name that no estimator has; `problems` says so first.
+        """
+        found = {label: Estimator.parse(slot.gradient) for label, _, slot in self.rounded()}
+        return {label: each for label, each in found.items() if not each.straight_through}
 
     def keys(self) -> dict[str, str]:
         """The quantized operands' keys by label, e.g. {"P2": "recipe.output.weight"}."""
@@ -305,7 +303,8 @@ class RecipeConfig:
             elif self.slots()[_FORWARD_OF[label]] is None:
                 refuse("forward", f"needs {'.'.join(SLOTS[_FORWARD_OF[label]])} to be quantized")
         try:
-            if not operand.estimator.straight_through and label not in GEMMS["output"]:
+            estimator = Estimator.parse(operand.gradient)
+            if not estimator.straight_through and label not in GEMMS["output"]:
                 refuse("gradient", "only output.input and output.weight have another")
         except Refusal as error:
             refuse("gradient", str(error))
@@ -323,12 +322,12 @@ class RecipeConfig:
             precision, rounding = precisions[label], roundings[label]
             if rounding.moves_scales and precision != PRECISIONS["nvfp4"]:
                 found.append(f"{key}.rounding={rounding}: needs precision nvfp4, not {precision}")
-            if not operand.estimator.straight_through and (
+            if label in self.estimators() and (
                 precision.scale is ScaleFormat.E4M3_4_6 or precision.tile
             ):
                 found.append(
                     f"{key}.gradient={operand.gradient}: needs one scale rule along the summed "
-                    f"axis, which {precision} has not"
+                    f"axis, which {precision} does not have"
                 )
         for name, gemm in self.gemms().items():
             if gemm.product == "lmul":
