@@ -74,14 +74,13 @@ def _recipe_bytes(model: ModelConfig, rows: int, recipe: RecipeConfig) -> int:
     """What a recipe takes beyond a run without quantization."""
     if not recipe.quantized:
         return 0
-    slots = [slot for slot in recipe.slots().values() if slot is not None]
     again = recipe.grad_input.weight  # P4, from what was multiplied as P2
     kept = 4 * count_parameters(model).block * (again is not None and again.forward)
     into, out = max(
         ((model.hidden, 2 * model.ffn), (model.hidden, 3 * model.hidden)), key=lambda s: s[0] * s[1]
     )
     copies = _OPERAND_COPIES
-    copies += _EDEN_COPIES * any(slot.rounding == "ms_eden" for slot in slots)
-    copies += _ESTIMATE_COPIES * any(slot.gradient != "straight_through" for slot in slots)
+    copies += _EDEN_COPIES * any(r.moves_scales for r in recipe.roundings().values())
+    copies += _ESTIMATE_COPIES * bool(recipe.estimators())
     copies += _LMUL_COPIES * any(gemm.product == "lmul" for gemm in recipe.gemms().values())
     return kept + 4 * copies * (into * out + rows * (into + out))

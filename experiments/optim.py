@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.quant.block import quantize, round_elements
+from experiments.quant.block import quantize_as, round_elements
 from experiments.quant.formats import (
     PRECISIONS,
     ElementFormat,
@@ -42,10 +42,11 @@ from experiments.quant.formats import (
     Precision,
     parse_element,
 )
-from experiments.quant.linear import NoiseClock, QuantLinear
+from experiments.quant.linear import STREAMS, NoiseClock, QuantLinear
+from experiments.quant.modes import Direction, Rounding
 
 STORAGE_ROUNDINGS = ("nearest_even", "stochastic")
-_STREAMS = {"weight": 10, "exp_avg": 11, "exp_avg_sq": 12}  # 1..9 are the layers'
+_UP = Rounding(Direction.UP)
 
 StorageFormat = ElementFormat | Precision
 
@@ -135,43 +136,40 @@ def storage(name: str) -> StorageFormat:
         found = Precision.parse(short)
     if isinstance(found, IntFormat):
         raise FormatError(f"{found} without a scale has no fractions; write {found}-row")
-    if isinstance(found, Precision) and found.granularity == "tile":
+    if isinstance(found, Precision) and found.tile:
         raise FormatError(f"{found}: what is stored is scaled by block, row or tensor, not by tile")
     return found
 
 
-def stored(x: Tensor, to: StorageFormat, rounding: str, key: int) -> Tensor:
+def stored(x: Tensor, to: StorageFormat, rounding: Rounding, key: int) -> Tensor:
     """What comes back of `x` from storage.
 
     Args:
         x: Float32, any shape; blocks are of consecutive values in row-major order, the last one
             may be shorter.
         to: The format.
-        rounding: One of `STORAGE_ROUNDINGS`, or of `experiments.quant.rounding.ROUNDINGS`.
-        key: Of the noise of stochastic rounding (`experiments.quant.kernels.noise`).
+        rounding: In a direction, or one of `STORAGE_ROUNDINGS`.
+        key: Key of the noise of stochastic rounding (`experiments.quant.kernels.noise`).
 
     Returns:
         Float32 of the same shape.
 
-    >>> stored(torch.tensor([1.01, -0.3]), parse_element("bf16"), "nearest_even", key=0)
+    >>> stored(torch.tensor([1.01, -0.3]), parse_element("bf16"), Rounding(), key=0)
     tensor([ 1.0078, -0.3008])
     """
-    noise = key if rounding == "stochastic" else None
-    rounding = "nearest_even" if rounding == "stochastic" else rounding
     if not isinstance(to, Precision):
-        return round_elements(x, to, noise, rounding)
-    missing = -x.shape[-1] % to.block_size if to.granularity == "block" else 0
-    if not missing:
-        return quantize(x, to, noise, rounding)
+        return round_elements(x, to, key if rounding.draws else None, rounding.direction)
+    if x.shape[-1] % to.divisor == 0:
+        return quantize_as(x, to, rounding, key)
     flat = x.flatten()
-    padded = F.pad(flat, (0, -flat.numel() % to.block_size))  # zeros never are a block's largest
-    return quantize(padded, to, noise, rounding)[: flat.numel()].view_as(x)
+    padded = F.pad(flat, (0, -flat.numel() % to.divisor))  # zeros never are a block's largest
+    return quantize_as(padded, to, rounding, key)[: flat.numel()].view_as(x)
 
 
-def stored_second_moment(v: Tensor, to: StorageFormat, rounding: str, key: int) -> Tensor:
+def stored_second_moment(v: Tensor, to: StorageFormat, rounding: Rounding, key: int) -> Tensor:
     """As `stored`, but what is above zero stays above: at least the smallest number there is."""
     rounded = stored(v, to, rounding, key)
-    return torch.where((rounded == 0) & (v > 0), stored(v, to, "up", key), rounded)
+    return torch.where((rounded == 0) & (v > 0), stored(v, to, _UP, key), rounded)
 
 
 def block_matrices(model: nn.Module) -> list[Tensor]:
@@ -205,6 +203,7 @@ def make_optimizer(model: nn.Module, optim: OptimConfig, seed: int) -> torch.opt
         groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps
     )
     matrices, moments, clock = block_matrices(model), optim.moments, NoiseClock(seed)
+    rounding = Rounding.parse(optim.state_rounding)
 
     @torch.no_grad()
     def round_stored(*_: Any) -> None:
@@ -215,8 +214,8 @@ def make_optimizer(model: nn.Module, optim: OptimConfig, seed: int) -> torch.opt
             step = int(state["step"])
             for name, to in moments.items():
                 put = stored_second_moment if name == "exp_avg_sq" else stored
-                key = clock.key(step, index, _STREAMS[name])
-                state[name].copy_(put(state[name], to, optim.state_rounding, key))
+                key = clock.key(step, index, STREAMS[name])
+                state[name].copy_(put(state[name], to, rounding, key))
             if optim.weights:
                 _round_weight(weight, optim, clock, step, index)
 
@@ -228,8 +227,9 @@ def make_optimizer(model: nn.Module, optim: OptimConfig, seed: int) -> torch.opt
 def _round_weight(
     weight: Tensor, optim: OptimConfig, clock: NoiseClock, step: int, index: int
 ) -> None:
-    key = clock.key(step, index, _STREAMS["weight"])
-    weight.copy_(stored(weight, storage(optim.weights), optim.weights_rounding, key))
+    key = clock.key(step, index, STREAMS["weight"])
+    rounding = Rounding.parse(optim.weights_rounding)
+    weight.copy_(stored(weight, storage(optim.weights), rounding, key))
 
 
 def lr_factor(step: int, steps: int, optim: OptimConfig) -> float:

@@ -37,14 +37,18 @@ ROWS = {
 """The packages of each column, the highest first: a module imports its own and lower rows."""
 QUANT = (
     *("kernels.dense", "kernels.noise", "kernels.triton_quantize", "product"),
-    *("formats", "recipe", "rounding", "scale", "lmul", "kernels.cpu", "kernels.gpu"),
-    *("hadamard", "straight_through", "eden", "operand", "block", "gradient", "linear"),
+    *("formats", "modes", "recipe", "layout", "rounding", "scale", "lmul"),
+    *("kernels.facts", "kernels.cpu", "kernels.gpu", "hadamard", "straight_through"),
+    *("eden", "operand", "block", "gradient", "linear"),
     "word_length",
 )
 """Within `experiments.quant` the order is the design: each imports only what stands before it."""
 SHARED = {"fitting.entry", "fitting.files", "fitting.results"}
 """What training and fitting have in common: how commands end, files, and the run record."""
-NO_TORCH = {"experiments.quant.formats", "experiments.quant.recipe", "experiments.accounting"}
+NO_TORCH = {
+    *(f"experiments.quant.{name}" for name in ("formats", "modes", "recipe")),
+    "experiments.accounting",
+}
 NO_PICTURES = {f"fitting.{name}" for name in ("law", "laws", "fit", "seeds", "analysis")}
 MODULES = modules(ROOT)
 HEIGHT = {

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from experiments.errors.options import HELP, FormatOptions, RecipeOptions
 from experiments.quant.formats import Precision
+from experiments.quant.modes import Rounding
 from fitting.entry.errors import Refusal, UsageError
 from fitting.entry.options import command, keys, parse
 
@@ -38,9 +39,10 @@ def _show(options: FormatOptions) -> None:
     from experiments.measure.error import gaussian_error  # torch: not before the request is read
 
     rows, columns = options.rows, options.columns
-    for rounding in options.rounding:
+    for how in options.rounding:
+        rounding = Rounding.parse(how)
         table = Table(
-            title=f"{rounding}, {rows} x {columns} normal values",
+            title=f"{how}, {rows} x {columns} normal values",
             box=SIMPLE_HEAD,
             collapse_padding=True,
             pad_edge=False,
@@ -61,9 +63,7 @@ def _show(options: FormatOptions) -> None:
                     sigma=options.sigma,
                 )
             except ValueError as problem:  # what these values cannot do together
-                text = str(problem)
-                where = f"rounding={rounding}: " if text.startswith("bits=") else ""
-                raise Refusal(where + text) from problem
+                raise Refusal(str(problem)) from problem
             table.add_row(
                 name,
                 f"{precision.bits_per_element(rows, columns):.4g}",

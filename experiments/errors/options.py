@@ -8,6 +8,7 @@ from pathlib import Path
 from experiments.config.precision import PRESETS
 from experiments.paths import conf_dir
 from experiments.quant.formats import Precision
+from experiments.quant.modes import Rounding
 from fitting.entry.options import at_least, listed, option, words_of
 
 RECIPES = tuple(sorted(path.stem for path in (conf_dir() / "recipe").glob("*.yaml")))
@@ -16,6 +17,12 @@ RECIPES = tuple(sorted(path.stem for path in (conf_dir() / "recipe").glob("*.yam
 def _precisions(text: str) -> tuple[str, ...]:
     for name in words_of(text):
         Precision.parse(name)
+    return words_of(text)
+
+
+def _roundings(text: str) -> tuple[str, ...]:
+    for name in text.split(","):
+        Rounding.parse(name)
     return words_of(text)
 
 
@@ -53,6 +60,7 @@ class FormatOptions:
         "or nearest_away, toward_zero, up, down, stochastic, stochastic_8 (with 8 random bits; 1 "
         "to 23), ms_eden",
         "nearest_even",
+        read=_roundings,
     )
     sigma: float | None = option(
         None,

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from experiments.measure.error import OperandError, operand_error
-from experiments.quant.hadamard import rotate
 from experiments.quant.linear import NoiseClock, QuantLinear
+from experiments.quant.operand import Operand
+from experiments.quant.recipe import SLOTS
 
 MEASURES = tuple(f.name for f in fields(OperandError))
-LABELS = ("P1", "P2", "P3", "P4", "P5", "P6")
 COSINE, NORM_RATIO = "gradient_cosine", "gradient_norm_ratio"
 _MODEL = "model"
 _DIGITS = 4
@@ -80,18 +80,14 @@ def measure(model: nn.Module, clock: NoiseClock, loss: Callable[[], Tensor]) -> 
     names = {layer: name for name, layer in model.named_modules() if isinstance(layer, QuantLinear)}
     found: dict[str, dict[str, float]] = {}
 
-    def watch(
-        layer: QuantLinear,
-        label: str,
-        values: Tensor,
-        hadamard: int,
-        signs: Tensor | None,
-        rounded: Tensor,
-    ) -> None:
-        operand = layer.recipe.slots()[label]
-        scales = operand is not None and operand.rounding != "ms_eden"
-        x = (rotate(values, hadamard, signs) if hadamard else values).contiguous()
-        errors = operand_error(x, rounded, layer.precisions[label], scales)
+    def watch(layer: QuantLinear, label: str, given: Operand, ready: Operand) -> None:
+        rounding = layer.roundings.get(label)
+        if rounding is None:
+            return
+        x = given.values.float()
+        x = (x if ready.along is None else ready.along.along(x)).contiguous()
+        scales = not rounding.moves_scales
+        errors = operand_error(x, ready.values, layer.precisions[label], scales)
         for name, value in asdict(errors).items():
             if math.isfinite(value):
                 found.setdefault(f"{name}_{label}", {})[names[layer]] = value
@@ -111,7 +107,7 @@ def measure(model: nn.Module, clock: NoiseClock, loss: Callable[[], Tensor]) -> 
     row = {
         f"{name}/{label}": sum(layers.values()) / len(layers)
         for name in MEASURES
-        for label in LABELS
+        for label in SLOTS
         if (layers := found.get(f"{name}_{label}"))
     }
     return row | {f"{key}/{name}": v for key, by in sorted(found.items()) for name, v in by.items()}
@@ -164,7 +160,7 @@ def summary(rows: Iterable[Mapping[str, float]]) -> dict[str, Any]:
         for name, value in row.items():
             section, _, layer = name.partition("/")
             error, _, label = section.rpartition("_")
-            if label in LABELS:
+            if label in SLOTS:
                 values.setdefault(label, {}).setdefault(error, []).append((value, layer))
     found: dict[str, Any] = {}
     for label in sorted(values):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from experiments.quant.block import quantize, to_blocks
-from experiments.quant.eden import BLOCK, ms_eden
+from experiments.quant.block import quantize_as
+from experiments.quant.eden import BLOCK
 from experiments.quant.formats import Precision
 from experiments.quant.hadamard import rotate
 from experiments.quant.kernels.dense import of_one_process
-from experiments.quant.rounding import ROUNDINGS, few_bits
+from experiments.quant.layout import to_blocks
+from experiments.quant.modes import NEAREST, Rounding
 from experiments.quant.scale import block_scale, power_of_two, unit_exponent
 
 _ROUNDING_OF_THE_SCALE = 2.0**-20
@@ -122,8 +122,9 @@ def operand_error(
         x: [rows, K], float32, as it was rounded: rotated, if it was.
         quantized: What it was rounded to.
         precision: The format.
-        scales: Whether `precision` gives the scales; False for ms_eden, which moves them.
+        scales: Whether `precision` gives the scales; False for a rounding that moves them.
 
+    >>> from experiments.quant.block import quantize
     >>> x = torch.tensor([[7.0] + [1.0] * 31, [0.1] + [0.0] * 31])
     >>> mxfp4 = Precision.parse("mxfp4")
     >>> operand_error(x, quantize(x, mxfp4), mxfp4).scale_range
@@ -174,7 +175,7 @@ class GaussianError:
     crest: float
     """Mean crest factor of the values that share a scale."""
     clipped: float | None
-    """Share of the values beyond the largest number; None for ms_eden, which moves its scales."""
+    """Share of the values beyond the largest number; None where the rounding moves scales."""
     underflown: float
     """Share of the values that became zero."""
 
@@ -186,7 +187,7 @@ class GaussianError:
 
 def gaussian_error(
     precision: Precision,
-    rounding: str = "nearest_even",
+    rounding: Rounding = NEAREST,
     rows: int = 4096,
     columns: int = 1024,
     seed: int = 0,
@@ -197,8 +198,7 @@ def gaussian_error(
 
     Args:
         precision: The quantizer's format.
-        rounding: One of `experiments.quant.rounding.ROUNDINGS`; stochastic, or with k random bits
-            stochastic_k; or ms_eden, for NVFP4.
+        rounding: How; one that moves scales is for NVFP4.
         rows: Rows of data.
         columns: Values a draw; a multiple of the block size.
         seed: Of the draws.
@@ -208,14 +208,14 @@ def gaussian_error(
             is 1 elsewhere.
 
     Raises:
-        ValueError: No such rounding, ms_eden for another format, or sizes that do not divide.
+        ValueError: A rounding that is not for the format, or sizes that do not divide.
 
     >>> mxfp4 = Precision.parse("mxfp4")
     >>> f"{gaussian_error(mxfp4, rows=512).mse:.3f}"
     '0.013'
     """
-    if precision.granularity == "block" and columns % precision.block_size:
-        raise ValueError(f"columns={columns}: must be a multiple of {precision.block_size}")
+    if columns % precision.divisor:
+        raise ValueError(f"columns={columns}: must be a multiple of {precision.divisor}")
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, columns, generator=generator)
     spread = torch.full((rows, 1), 1.0 if sigma is None else sigma)
@@ -225,27 +225,16 @@ def gaussian_error(
     if hadamard:
         signs = torch.randint(2, (columns,), generator=generator) * 2.0 - 1.0
         x = rotate(x, hadamard, signs)
-    quantized = _quantize(x, precision, rounding, generator)
+    noise = None
+    if rounding.draws:
+        draws = columns // BLOCK if rounding.moves_scales else columns
+        noise = torch.rand(rows, draws, generator=generator)
+    quantized = quantize_as(x, precision, rounding, noise)
     return GaussianError(
         # In units of its sigma every row weighs the same; the upper end of the octave has more.
         relative_mse(x.double() / spread, quantized.double() / spread),
         misalignment(x, quantized),
         crest_factor(to_blocks(x, precision)).double().mean().item(),
-        None if rounding == "ms_eden" else clipped_share(x, precision),
+        None if rounding.moves_scales else clipped_share(x, precision),
         underflown_share(x, quantized),
     )
-
-
-def _quantize(x: Tensor, precision: Precision, rounding: str, generator: torch.Generator) -> Tensor:
-    if rounding == "ms_eden":
-        if precision != Precision.parse("nvfp4"):
-            raise ValueError(f"rounding=ms_eden: is defined for nvfp4, not {precision}")
-        return ms_eden(x, torch.rand(x.shape[0], x.shape[1] // BLOCK, generator=generator))
-    named = re.fullmatch(r"stochastic(?:_(\d+))?", rounding)
-    if named:
-        noise = torch.rand(x.shape, generator=generator)
-        return quantize(x, precision, few_bits(noise, int(named[1])) if named[1] else noise)
-    if rounding not in ROUNDINGS:
-        known = ", ".join((*ROUNDINGS, "stochastic", "stochastic_8", "ms_eden"))
-        raise ValueError(f"rounding={rounding}: must be one of {known}")
-    return quantize(x, precision, rounding=rounding)

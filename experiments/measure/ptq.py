@@ -62,15 +62,11 @@ class PtqConfig:
             if precision in seen:
                 found.append(f"ptq.formats={name}: {precision} is there already")
             seen.add(precision)
-            if precision.granularity not in ("block", "tile"):
-                continue
+            block = precision.divisor
             for axis, size in axes.items():
-                if size % precision.block_size and (
-                    precision.granularity == "tile" or axis.startswith("model.")
-                ):
+                if size % block and (precision.tile or axis.startswith("model.")):
                     found.append(
-                        f"ptq.formats={name}: its block size {precision.block_size} must divide "
-                        f"{axis}={size}"
+                        f"ptq.formats={name}: its block size {block} must divide {axis}={size}"
                     )
         return found
 

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from experiments.measure.error import cosine, misalignment, norm_ratio, relative_mse
 from experiments.quant.formats import Precision
-from experiments.quant.hadamard import rotate, unrotate
 from experiments.quant.linear import NoiseClock, QuantLinear
 from experiments.quant.operand import Operand
-from experiments.quant.recipe import OperandConfig, RecipeConfig
+from experiments.quant.recipe import GEMMS, SLOTS, RecipeConfig
 
-OPERANDS = ("P1", "P2", "P3", "P4", "P5", "P6")
-PRODUCTS = ("output", "grad_input", "grad_weight")
+OPERANDS = tuple(SLOTS)
+PRODUCTS = tuple(GEMMS)
 TENSORS = (*OPERANDS, *PRODUCTS)
 
 
@@ -63,10 +62,7 @@ class TensorError:
 
 def is_random(recipe: RecipeConfig) -> bool:
     """Whether two passes over the same tensors differ."""
-    drawn = any(
-        operand.rounding.startswith("stochastic") or operand.rounding == "ms_eden"
-        for _, _, operand in recipe.rounded()
-    )
+    drawn = any(rounding.draws for rounding in recipe.roundings().values())
     return drawn or any(g.hadamard and g.signs == "random" for g in recipe.gemms().values())
 
 
@@ -99,7 +95,7 @@ def recipe_error(
         raise ValueError(f"draws={draws}: must be 3 or more")
     count = draws if is_random(recipe) else 1
     measured = [
-        _layer_error(_Restored.of(tensors, recipe, precision, seed, number), tensors, count)
+        _layer_error(_layer(tensors, recipe, precision, seed, number), tensors, count)
         for number, tensors in enumerate(layers)
     ]
     found = {}
@@ -114,69 +110,43 @@ def recipe_error(
     return found
 
 
-class _Restored(QuantLinear):
-    """A layer that keeps its operands, as they are multiplied but in the tensors' own axes."""
+def _layer(
+    tensors: LayerTensors, recipe: RecipeConfig, precision: Precision, seed: int, number: int
+) -> QuantLinear:
+    """The layer of these tensors, `number` in the address of its noise."""
+    out_features, in_features = tensors.weight.shape
+    layer = QuantLinear(in_features, out_features, recipe, precision, NoiseClock(seed), number)
+    with torch.no_grad():
+        layer.weight.copy_(tensors.weight)
+    return layer
 
-    seen: dict[str, Tensor]
 
-    @classmethod
-    def of(
-        cls,
-        tensors: LayerTensors,
-        recipe: RecipeConfig,
-        precision: Precision,
-        seed: int,
-        number: int,
-    ) -> _Restored:
-        """The layer of these tensors, `number` in the address of its noise."""
-        out_features, in_features = tensors.weight.shape
-        layer = cls(in_features, out_features, recipe, precision, NoiseClock(seed), number)
-        with torch.no_grad():
-            layer.weight.copy_(tensors.weight)
-        return layer
+def _pass(layer: QuantLinear, given: LayerTensors, counter: int) -> dict[str, Tensor]:
+    """Tensors of one pass, operands with their summed axis last; those that no GEMM prepares lack.
 
-    def operands(
-        self,
-        gemm_name: str,
-        left: tuple[str, OperandConfig | None, Operand],
-        right: tuple[str, OperandConfig | None, Operand],
-        counter: int,
-        dtype: torch.dtype = torch.float32,
-    ) -> tuple[Operand, Operand]:
-        """As `QuantLinear.operands`, which see."""
-        prepared = super().operands(gemm_name, left, right, counter, dtype)
-        gemm = self.recipe.gemms()[gemm_name]
-        rotated = gemm.hadamard if left[1] is not None or right[1] is not None else 0
-        for (label, operand, _), multiplied in zip((left, right), prepared, strict=True):
-            values = multiplied.values
-            if rotated:
-                values = unrotate(values, rotated, self.signs(gemm_name, values, counter))
-            if label == "P3" and self.recipe.grad_input.row_hadamard:
-                columns = values.t().contiguous()
-                values = rotate(columns, self.recipe.grad_input.row_hadamard).t()
-            if operand is not None and operand.forward and self.recipe.output.hadamard:
-                columns = values.t().contiguous()  # the forward product's rows
-                signs = self.signs("output", columns, counter)
-                values = unrotate(columns, self.recipe.output.hadamard, signs).t()
-            self.seen[label] = values.detach()
-        return prepared
+    Args:
+        layer: The layer.
+        given: What it meets.
+        counter: Of the pass, in the address of its noise.
+    """
+    found: dict[str, Tensor] = {}
 
-    def tensors(self, given: LayerTensors, counter: int) -> dict[str, Tensor]:
-        """All nine of one pass, operands with their summed axis last."""
-        self.clock.counter, self.seen = counter, {}
-        x = given.input.detach().clone().requires_grad_()
-        output = self(x)
-        grad_input, grad_weight = torch.autograd.grad(output, (x, self.weight), given.grad_output)
-        products = zip(PRODUCTS, (output.detach(), grad_input, grad_weight), strict=True)
-        return self.seen | dict(products)
+    def watch(_: QuantLinear, label: str, given: Operand, ready: Operand) -> None:
+        found[label] = ready.restored().detach()
+
+    layer.clock.counter, layer.clock.watch = counter, watch
+    x = given.input.detach().clone().requires_grad_()
+    output = layer(x)
+    gradients = torch.autograd.grad(output, (x, layer.weight), given.grad_output)
+    return found | dict(zip(PRODUCTS, (output.detach(), *gradients), strict=True))
 
 
 def _layer_error(
-    layer: _Restored, given: LayerTensors, count: int
+    layer: QuantLinear, given: LayerTensors, count: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Measures of each draw, [4, count], and for the products `_cosines_of_mean`, by tensor."""
     layer.clock.quantizing = False
-    exact = layer.tensors(given, 0)
+    exact = _pass(layer, given, 0)
     layer.clock.quantizing = True
     x, w, dy = given.input, given.weight, given.grad_output
     exact |= dict(zip(OPERANDS, (x, w, dy, w.t(), dy.t(), x.t()), strict=True))
@@ -184,7 +154,7 @@ def _layer_error(
     measures: dict[str, list[list[float]]] = {name: [] for name in TENSORS}
     products: dict[str, list[Tensor]] = {name: [] for name in PRODUCTS}
     for draw in range(count):
-        found = layer.tensors(given, draw)
+        found = _pass(layer, given, draw)
         for name, reference in exact.items():
             tensor = found.get(name, reference).double()
             measures[name].append(

@@ -55,7 +55,7 @@ def theoretical_qsnr(
         raise ValueError(f"crest={crest}: must be 1 or more")
     element, whole = precision.element, precision.scale.power_of_two
     rho = overhead if overhead is not None else POWER_OF_TWO_OVERHEAD if whole else 1.0
-    if precision.granularity not in ("block", "tile") and not whole:
+    if not precision.in_blocks and not whole:
         raise ValueError(
             f"granularity={precision.granularity}: the formula counts a block's values"
         )

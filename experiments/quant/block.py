@@ -9,12 +9,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from experiments.quant.formats import ElementFormat, Precision, ScaleFormat, parse_element
+from experiments.quant.eden import ms_eden
+from experiments.quant.formats import (
+    PRECISIONS,
+    ElementFormat,
+    Precision,
+    ScaleFormat,
+    parse_element,
+)
 from experiments.quant.hadamard import check_rotation, rotate, rotate_plain
 from experiments.quant.kernels import cpu, gpu
 from experiments.quant.kernels.dense import dense, of_one_process, on_device, refuse_dtype
 from experiments.quant.kernels.noise import uniform
-from experiments.quant.rounding import ROUNDINGS, round_stochastic, round_to
+from experiments.quant.layout import check_axes, from_blocks, lying_as, narrowed, to_blocks, turned
+from experiments.quant.modes import Direction, Rounding
+from experiments.quant.rounding import few_bits, round_stochastic, round_to
 from experiments.quant.scale import (
     block_scale,
     four_over_six_scale,
@@ -41,7 +50,7 @@ def quantize(
     x: Tensor,
     precision: Precision,
     noise: Tensor | int | None = None,
-    rounding: str = "nearest_even",
+    rounding: Direction = Direction.NEAREST_EVEN,
     hadamard: int = 0,
     signs: Tensor | None = None,
 ) -> Tensor:
@@ -62,7 +71,7 @@ def quantize(
         noise: Rounds stochastically with these uniform draws from [0, 1), the shape of `x`, or
             with those that `kernels.noise.uniform` makes of this key; None rounds as `rounding`
             says.
-        rounding: One of `experiments.quant.rounding.ROUNDINGS`.
+        rounding: To which neighbour.
         hadamard: Rotates `x`, in float32, before all else: `experiments.quant.hadamard.rotate` by
             blocks of this size; 0 for none.
         signs: Of the rotation.
@@ -75,7 +84,7 @@ def quantize(
 
     Raises:
         ValueError: Wrong dtype, an axis no multiple of the block size or of `hadamard`, `noise` of
-            another shape, or no such rounding.
+            another shape, or no such direction.
 
     Source:
         Sun et al. 2501.02423, section 3 (FP32 scales); OCP MX v1.0, section 6.3 (E8M0); the others
@@ -86,23 +95,59 @@ def quantize(
     >>> quantize(torch.tensor([[0.9, -2.6, 5.1, 7.5]]), mx)
     tensor([[ 1., -3.,  6.,  6.]])
     """
-    _check(x, noise, rounding)
-    _check_axes(x.shape, precision)
+    _check(x, noise)
+    check_axes(x.shape, precision)
     if hadamard:
         check_rotation(x.shape, hadamard)
     draws, key = _draws_and_key(noise)
     known = cpu.supports(x, precision, hadamard) and cpu.readable(draws, signs)
     if known and not differentiated(x, draws, signs):
         return cpu.quantize(x, precision, noise, rounding, hadamard, signs)
-    name = named(precision)
+    name, way = named(precision), named(rounding)
 
     def values(x: Tensor, draws: Tensor | None, signs: Tensor | None) -> Tensor:
         if _stands_for_another(x, draws, signs):
-            made: Tensor = _quantize_operator(x, name, draws, key, rounding, hadamard, signs)
+            made: Tensor = _quantize_operator(x, name, draws, key, way, hadamard, signs)
             return made
         return _quantized(x, precision, draws, key, rounding, hadamard, signs)
 
     return straight_through(values, x, draws, hadamard, signs)
+
+
+@of_one_process
+def quantize_as(
+    x: Tensor,
+    precision: Precision,
+    rounding: Rounding,
+    noise: Tensor | int | None = None,
+    hadamard: int = 0,
+    signs: Tensor | None = None,
+) -> Tensor:
+    """Fake-quantize as a rounding of any kind says.
+
+    Args:
+        x: As for `quantize`.
+        precision: As there; for a rounding that moves scales nvfp4.
+        rounding: How.
+        noise: For a rounding that draws: as for `quantize`, or as for
+            `experiments.quant.eden.ms_eden` where it moves scales.
+        hadamard: As for `quantize`.
+        signs: As there.
+
+    Raises:
+        ValueError: What those two raise, or another precision than nvfp4.
+    """
+    if not rounding.draws:
+        return quantize(x, precision, None, rounding.direction, hadamard, signs)
+    assert noise is not None
+    if rounding.moves_scales:
+        if precision != PRECISIONS["nvfp4"]:
+            raise ValueError(f"rounding={rounding}: is defined for nvfp4, not {precision}")
+        return ms_eden(rotate(x, hadamard, signs) if hadamard else x, noise)
+    if rounding.few_bits:
+        draws = uniform(noise, x.shape, x.device) if isinstance(noise, int) else noise
+        noise = few_bits(draws, rounding.random_bits)
+    return quantize(x, precision, noise, hadamard=hadamard, signs=signs)
 
 
 def _quantized(
@@ -110,7 +155,7 @@ def _quantized(
     precision: Precision,
     draws: Tensor | None,
     key: int | None,
-    rounding: str,
+    rounding: Direction,
     hadamard: int,
     signs: Tensor | None,
 ) -> Tensor:
@@ -123,7 +168,7 @@ def _quantized(
     if hadamard:
         rotated = rotate(x.float(), hadamard, signs)
         rounded = _quantized(rotated, precision, draws, key, rounding, 0, None)
-        return cpu.lying_as(x, cpu.narrowed(rounded, x.dtype))
+        return lying_as(x, narrowed(rounded, x.dtype))
     return quantize_plain(x, precision, noise, rounding)
 
 
@@ -138,12 +183,13 @@ def _quantize_operator(
     signs: Tensor | None,
 ) -> Tensor:
     """`_quantized` for compilers, modes and wrappers, which see one operator."""
-    return _quantized(x, Precision.parse(precision), draws, key, rounding, hadamard, signs)
+    to, way = Precision.parse(precision), Direction(rounding)
+    return _quantized(x, to, draws, key, way, hadamard, signs)
 
 
 @_quantize_operator.register_fake
 def _(x: Tensor, *others: object) -> Tensor:
-    return x.new_empty(x.t().shape).t() if cpu.turned(x) else x.new_empty(x.shape)
+    return x.new_empty(x.t().shape).t() if turned(x) else x.new_empty(x.shape)
 
 
 @of_one_process
@@ -151,7 +197,7 @@ def quantize_plain(
     x: Tensor,
     precision: Precision,
     noise: Tensor | int | None = None,
-    rounding: str = "nearest_even",
+    rounding: Direction = Direction.NEAREST_EVEN,
     hadamard: int = 0,
     signs: Tensor | None = None,
 ) -> Tensor:
@@ -166,9 +212,7 @@ def quantize_plain(
         scale = four_over_six_scale(blocks)
         other = _round_scaled(blocks, scale, precision, noises, rounding)
         values = torch.where(_errs_less(other, values, blocks), other, values)
-    # The layout decides in which order a GEMM adds, so it is part of what two backends must have in
-    # common.
-    return cpu.lying_as(x, cpu.narrowed(_from_blocks(values, x.shape, precision), x.dtype))
+    return lying_as(x, narrowed(from_blocks(values, x.shape, precision), x.dtype))
 
 
 @of_one_process
@@ -176,7 +220,7 @@ def round_elements(
     x: Tensor,
     element: ElementFormat,
     noise: Tensor | int | None = None,
-    rounding: str = "nearest_even",
+    rounding: Direction = Direction.NEAREST_EVEN,
 ) -> Tensor:
     """Fake-quantize without any scale: each value to the grid of `element` itself.
 
@@ -191,21 +235,21 @@ def round_elements(
         NaN and the infinities become NaN.
 
     Raises:
-        ValueError: Wrong dtype, `noise` of another shape, or no such rounding.
+        ValueError: Wrong dtype, `noise` of another shape, or no such direction.
 
     >>> from experiments.quant.formats import FloatFormat
     >>> round_elements(torch.tensor([0.3, -1.3, 7.0, -0.1]), FloatFormat(2, 1))
     tensor([ 0.5000, -1.5000,  6.0000, -0.0000])
     """
-    _check(x, noise, rounding)
+    _check(x, noise)
     draws, key = _draws_and_key(noise)
     if cpu.rounds(x) and cpu.readable(draws) and not differentiated(x, draws, None):
         return cpu.round_elements(x, element, noise, rounding)
-    name = named(element)
+    name, way = named(element), named(rounding)
 
     def values(x: Tensor, draws: Tensor | None, signs: Tensor | None) -> Tensor:
         if _stands_for_another(x, draws):
-            made: Tensor = _round_elements_operator(x, name, draws, key, rounding)
+            made: Tensor = _round_elements_operator(x, name, draws, key, way)
             return made
         return _rounded(x, element, draws, key, rounding)
 
@@ -213,7 +257,7 @@ def round_elements(
 
 
 def _rounded(
-    x: Tensor, element: ElementFormat, draws: Tensor | None, key: int | None, rounding: str
+    x: Tensor, element: ElementFormat, draws: Tensor | None, key: int | None, rounding: Direction
 ) -> Tensor:
     """The values, by the fastest there is."""
     noise = key if draws is None else draws
@@ -229,7 +273,7 @@ def _round_elements_operator(
     x: Tensor, element: str, draws: Tensor | None, key: int | None, rounding: str
 ) -> Tensor:
     """`_rounded` for compilers, modes and wrappers."""
-    return _rounded(x, parse_element(element), draws, key, rounding)
+    return _rounded(x, parse_element(element), draws, key, Direction(rounding))
 
 
 @_round_elements_operator.register_fake
@@ -242,21 +286,21 @@ def round_elements_plain(
     x: Tensor,
     element: ElementFormat,
     noise: Tensor | int | None = None,
-    rounding: str = "nearest_even",
+    rounding: Direction = Direction.NEAREST_EVEN,
 ) -> Tensor:
     """The definition: the values that `round_elements` returns; arguments as there."""
     draws = uniform(noise, x.shape, x.device) if isinstance(noise, int) else noise
-    return cpu.narrowed(_round(x.float(), element, draws, rounding), x.dtype).contiguous()
+    return narrowed(_round(x.float(), element, draws, rounding), x.dtype).contiguous()
 
 
-def _round(x: Tensor, element: ElementFormat, noise: Tensor | None, rounding: str) -> Tensor:
+def _round(x: Tensor, element: ElementFormat, noise: Tensor | None, rounding: Direction) -> Tensor:
     if noise is None:
         return round_to(x, element, rounding)
     return round_stochastic(x, element, noise)
 
 
 def _round_scaled(
-    blocks: Tensor, scale: Tensor, precision: Precision, noise: Tensor | None, rounding: str
+    blocks: Tensor, scale: Tensor, precision: Precision, noise: Tensor | None, rounding: Direction
 ) -> Tensor:
     rounded = _round(blocks / scale, precision.element, noise, rounding)
     if precision.element.exponent == 8:  # scaled to the part of the format that float32 has
@@ -278,9 +322,9 @@ def _draws_and_key(noise: Tensor | int | None) -> tuple[Tensor | None, int | Non
     return None, noise if -(2**63) <= noise < 2**63 else (noise + 2**63) % 2**64 - 2**63
 
 
-def named(format: Precision | ElementFormat) -> str:
-    """The format's name, a constant for a compiler."""
-    return str(format)
+def named(value: Precision | ElementFormat | Direction) -> str:
+    """Name of a format or a direction, a constant for a compiler."""
+    return str(value)
 
 
 # What torch.compiler.assume_constant_result does, which would import the compiler: two seconds of
@@ -293,43 +337,7 @@ def _stands_for_another(*tensors: Tensor | None) -> bool:
     return not all(t is None or dense(t) or (t.is_cuda and on_device(t)) for t in tensors)
 
 
-def _check(x: Tensor, noise: Tensor | int | None, rounding: str) -> None:
+def _check(x: Tensor, noise: Tensor | int | None) -> None:
     refuse_dtype("quantize", x)
     if isinstance(noise, Tensor) and noise.shape != x.shape:
         raise ValueError(f"noise has shape {tuple(noise.shape)}, x has {tuple(x.shape)}")
-    if rounding not in ROUNDINGS:
-        raise ValueError(f"rounding={rounding}: must be one of {', '.join(ROUNDINGS)}")
-
-
-def _check_axes(shape: torch.Size, precision: Precision) -> None:
-    size = precision.block_size
-    if precision.granularity in ("row", "tensor"):
-        return
-    divided = shape[-2:] if precision.granularity == "tile" else shape[-1:]
-    if any(axis % size for axis in divided):
-        what = "the last two axes" if precision.granularity == "tile" else "the summed axis"
-        raise ValueError(f"block_size={size}: {what} of {tuple(shape)} must be a multiple of it")
-
-
-def to_blocks(x: Tensor, precision: Precision) -> Tensor:
-    """[..., K] to [..., elements that share a scale]."""
-    size = precision.block_size
-    if precision.granularity == "tensor":
-        return x.reshape(1, -1)
-    if precision.granularity == "row":
-        return x
-    if precision.granularity == "block":
-        return x.unflatten(-1, (-1, size))  # type: ignore[no-untyped-call, no-any-return]
-    *outer, rows, columns = x.shape
-    tiles = x.reshape(*outer, rows // size, size, columns // size, size).transpose(-3, -2)
-    return tiles.reshape(*outer, rows // size, columns // size, size * size)
-
-
-def _from_blocks(blocks: Tensor, shape: torch.Size, precision: Precision) -> Tensor:
-    """The inverse of `to_blocks`."""
-    if precision.granularity == "tile":
-        size = precision.block_size
-        *outer, rows, columns = shape
-        tiles = blocks.reshape(*outer, rows // size, columns // size, size, size)
-        blocks = tiles.transpose(-3, -2)
-    return blocks.reshape(shape)

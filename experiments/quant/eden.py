@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from experiments.quant.formats import FloatFormat, ScaleFormat
-from experiments.quant.kernels.cpu import narrowed
 from experiments.quant.kernels.dense import of_one_process, refuse_dtype
 from experiments.quant.kernels.noise import uniform
+from experiments.quant.layout import narrowed
 from experiments.quant.rounding import round_nearest_even, round_stochastic
 from experiments.quant.scale import E4M3, most_scale, power_of_two, two_level, unit_exponent
 from experiments.quant.straight_through import straight_through

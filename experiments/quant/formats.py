@@ -20,6 +20,7 @@ import math
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 from fitting.entry.errors import Refusal
 
@@ -333,7 +334,7 @@ class Precision:
             raise FormatError(
                 f"granularity={self.granularity!r}: must be one of {', '.join(self.GRANULARITIES)}"
             )
-        if self.granularity in ("block", "tile") and self.block_size < 1:
+        if self.in_blocks and self.block_size < 1:
             raise FormatError(f"block_size={self.block_size}: must be 1 or more")
         if self.scale in _E2M1_ONLY and self.element != FloatFormat(2, 1):
             raise FormatError(f"scale={self.scale.value}: is defined for E2M1, not {self.element}")
@@ -378,7 +379,7 @@ class Precision:
 
     def __str__(self) -> str:
         """Element, who shares a scale, scale: E2M1-block32-e8m0; `parse` reads it back."""
-        size = self.block_size if self.granularity in ("block", "tile") else ""
+        size = self.block_size if self.in_blocks else ""
         return f"{self.element}-{self.granularity}{size}-{self.scale}"
 
     @property
@@ -386,14 +387,28 @@ class Precision:
         """Sign and magnitude without exponent, E0My."""
         return isinstance(self.element, FloatFormat) and self.element.exponent == 0
 
+    @cached_property
+    def in_blocks(self) -> bool:
+        """Whether `block_size` says who shares a scale."""
+        return self.granularity in ("block", "tile")
+
+    @cached_property
+    def tile(self) -> int:
+        """Rows and columns of a tile; 0 where scales are not shared by tiles."""
+        return self.block_size if self.granularity == "tile" else 0
+
+    @cached_property
+    def divisor(self) -> int:
+        """What must divide the summed axis; where there are tiles, the one before it, too."""
+        return self.block_size if self.in_blocks else 1
+
     def sharing(self, rows: int, columns: int) -> int:
         """How many elements of a [rows, columns] operand share one scale."""
-        return {
-            "block": self.block_size,
-            "tile": self.block_size**2,
-            "row": columns,
-            "tensor": rows * columns,
-        }[self.granularity]
+        if self.granularity == "block":
+            return self.block_size
+        if self.granularity == "tile":
+            return self.block_size**2
+        return columns if self.granularity == "row" else rows * columns
 
     def bits_per_element(self, rows: int, columns: int) -> float:
         """Storage of one element of a [rows, columns] operand, its share of the scale included.

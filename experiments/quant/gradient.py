@@ -13,6 +13,8 @@ from experiments.quant.formats import ElementFormat, Precision
 from experiments.quant.hadamard import rotate
 from experiments.quant.kernels import cpu
 from experiments.quant.kernels.dense import of_one_process
+from experiments.quant.layout import from_blocks, to_blocks
+from experiments.quant.modes import Estimator
 from experiments.quant.rounding import ulp
 from experiments.quant.scale import CLIPPED_BEYOND, block_scale
 
@@ -24,7 +26,7 @@ _STEEPEST = 3.0
 def rounding_gradient(
     x: Tensor,
     precision: Precision,
-    estimator: str,
+    estimator: Estimator,
     hadamard: int = 0,
     signs: Tensor | None = None,
 ) -> Tensor:
@@ -32,10 +34,10 @@ def rounding_gradient(
 
     Args:
         x: What was quantized, or rotated and then quantized, [..., K], float32.
-        precision: To what; granularity block, row or tensor, and one scale rule.
-        estimator: "masked": 1, or 0 for a value that was clipped, because it lies beyond its
-            scale times the largest element.  "dge_<k>": `staircase_slope` of the scaled value.
-
+        precision: To what; one scale rule.
+        estimator: Masked: 1, or 0 for a value that was clipped, because it lies beyond its scale
+            times the largest element.  With a steepness: `staircase_slope` of the scaled value.
+            Straight through: 1.
         hadamard: Block length of that rotation; 0 for none.
         signs: Of it, as `experiments.quant.hadamard.rotate` takes them.
 
@@ -48,20 +50,20 @@ def rounding_gradient(
         drops a value of exactly scale * max, too.  DGE: 2501.17116, section 3.1.
     """
     x = x.detach()
-    if estimator == "masked" and cpu.masks(x, precision, hadamard):
+    if estimator.masked and cpu.masks(x, precision, hadamard):
         return cpu.unclipped(x, precision, hadamard, signs)
     if hadamard:
         x = rotate(x, hadamard, signs)
-    size = {"block": precision.block_size, "row": x.shape[-1], "tensor": x.numel()}
-    blocks = x.reshape(-1, size[precision.granularity])
-    element = precision.element
+    if estimator.straight_through:
+        return torch.ones_like(x)
+    blocks, element = to_blocks(x, precision), precision.element
     scale = block_scale(blocks, element, precision.scale)
-    if estimator == "masked":
+    if estimator.steepness is not None:
+        factor = staircase_slope(blocks / scale, element, estimator.steepness)
+    else:
         low, high = element.lowest * CLIPPED_BEYOND, element.max * CLIPPED_BEYOND
         factor = ((blocks >= scale * low) & (blocks <= scale * high)).float()
-    else:
-        factor = staircase_slope(blocks / scale, element, float(estimator.removeprefix("dge_")))
-    return factor.reshape(x.shape)
+    return from_blocks(factor, x.shape, precision)
 
 
 @of_one_process

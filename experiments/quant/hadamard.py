@@ -7,6 +7,8 @@ rotation different at every use (RHT).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -82,3 +84,38 @@ def random_signs(key: int, size: int, device: torch.device | str = "cpu") -> Ten
     if cpu.makes_signs(device):
         return cpu.random_signs(key, size)
     return torch.where(uniform(key, (size,), device) < 0.5, -1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """A rotation of matrices: in float32, or in float64 where they are.
+
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    >>> Rotation(2).across(x)
+    tensor([[0.7071, 0.0000],
+            [0.7071, 0.0000]])
+    """
+
+    size: int
+    """Block length."""
+    signs: Tensor | None = None
+
+    def along(self, x: Tensor) -> Tensor:
+        """[rows, columns] rotated along each row."""
+        return rotate(_wide(x), self.size, self.signs)
+
+    def undone_along(self, x: Tensor) -> Tensor:
+        """The inverse of `along`."""
+        return unrotate(_wide(x), self.size, self.signs)
+
+    def across(self, x: Tensor) -> Tensor:
+        """[rows, columns] rotated along each column."""
+        return self.along(x.t().contiguous()).t()
+
+    def undone_across(self, x: Tensor) -> Tensor:
+        """The inverse of `across`."""
+        return self.undone_along(x.t().contiguous()).t()
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype is torch.float64 else x.float()

@@ -26,26 +26,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.quant.block import quantize
-from experiments.quant.eden import ms_eden
+from experiments.quant.block import quantize_as
 from experiments.quant.formats import Precision
 from experiments.quant.gradient import rounding_gradient
-from experiments.quant.hadamard import random_signs, rotate, unrotate
+from experiments.quant.hadamard import Rotation, random_signs
 from experiments.quant.kernels.dense import refuse_unless_there
-from experiments.quant.kernels.noise import mix, uniform
+from experiments.quant.kernels.noise import mix
 from experiments.quant.lmul import lmul
 from experiments.quant.operand import Operand, factor_of, has_factor, multiply
 from experiments.quant.product import has_wide_product
-from experiments.quant.recipe import GemmConfig, OperandConfig, RecipeConfig
-from experiments.quant.rounding import few_bits
+from experiments.quant.recipe import GEMMS, SLOTS, OperandConfig, RecipeConfig
 
-_SIGNS_STREAM = {"output": 7, "grad_input": 8, "grad_weight": 9}  # 1..6 are the operands
-_LABELS = {"output": ("P1", "P2"), "grad_input": ("P3", "P4"), "grad_weight": ("P5", "P6")}
+_NAMES = (*SLOTS, *GEMMS, "weight", "exp_avg", "exp_avg_sq")
+STREAMS = {name: number for number, name in enumerate(_NAMES, start=1)}
+"""Streams of noise: of the operands, of the signs of the GEMMs' rotations, and of what an optimizer
+stores.  Their numbers decide what a run draws, so a new one goes to the end."""
+_GRADIENT_OF = {"P1": "grad_input", "P2": "grad_weight"}
 _SHARED = -1
 """Stands for the counter and the layer of signs that do not depend on either."""
 
-Watch: TypeAlias = Callable[["QuantLinear", str, Tensor, int, Tensor | None, Tensor], None]
-"""Layer, label, values, block length and signs of their rotation, and what they were rounded to."""
+Watch: TypeAlias = Callable[["QuantLinear", str, Operand, Operand], None]
+"""Layer, label, the operand as it came, and as it is multiplied."""
 
 
 @dataclass
@@ -61,10 +62,10 @@ class NoiseClock:
     quantizing: bool = True
     """False: this pass is in high precision, whatever the recipe."""
     watch: Watch | None = None
-    """Told of every operand that is rounded; it must change none of what it is told."""
+    """Told of every operand of a quantizing layer; it must change none of what it is told."""
 
     def key(self, counter: int, layer: int, stream: int) -> int:
-        """Of one tensor's draws (`experiments.quant.kernels.noise`)."""
+        """Key of one tensor's draws (`experiments.quant.kernels.noise`)."""
         key = 0
         for part in (self.seed, counter, layer, stream):
             key = mix(key ^ part)
@@ -98,6 +99,11 @@ class QuantLinear(nn.Linear):
         super().__init__(in_features, out_features, bias=bias)
         self.recipe = recipe
         self.precisions = recipe.precisions(precision)
+        """To what each quantized operand is, by label."""
+        self.roundings = recipe.roundings()
+        """How those are that are rounded here, and not taken over."""
+        self.estimators = recipe.estimators()
+        """What passes the rounding of P1 and P2 back, where that is not straight through."""
         self.clock = clock
         self.layer = layer
         self.kept = not recipe.quantized
@@ -137,129 +143,134 @@ class QuantLinear(nn.Linear):
     def operands(
         self,
         gemm_name: str,
-        left: tuple[str, OperandConfig | None, Operand],
-        right: tuple[str, OperandConfig | None, Operand],
+        left: Operand,
+        right: Operand,
         counter: int,
         dtype: torch.dtype = torch.float32,
     ) -> tuple[Operand, Operand]:
-        """Both operands of one GEMM, summed axis last.
+        """Both operands of one GEMM as it multiplies them.
 
         Args:
             gemm_name: output, grad_input or grad_weight.
-            left: Label (P1..P6), how it is quantized or None, and the values, [rows, K].
-            right: The same for the other operand, [columns, K].
+            left: The first of its operands in `recipe.GEMMS`, [rows, K].
+            right: The second, [columns, K].
             counter: The clock's count when the layer ran forward.
             dtype: In which they are going to be multiplied.
         """
-        if left[1] is None and right[1] is None:
-            return left[2], right[2]
-        gemm: GemmConfig = self.recipe.gemms()[gemm_name]
-        signs = self.signs(gemm_name, left[2].values, counter)
-        prepared = []
-        for label, operand, given in (left, right):
-            if operand is None or operand.rounding == "none":
-                ready = given
-                if gemm.hadamard:  # rotated, they are numbers of no format
-                    ready = Operand(rotate(_float(given.values), gemm.hadamard, signs))
-            else:
-                values = given.values.float()
-                key = self.clock.key(counter, self.layer, int(label[1]))
-                ready = self._rounded(label, operand, values, key, gemm.hadamard, signs, dtype)
-                if self.clock.watch is not None:
-                    self.clock.watch(self, label, values, gemm.hadamard, signs, ready.values)
-            prepared.append(ready)
-        return prepared[0], prepared[1]
+        labels, rotation = GEMMS[gemm_name], None
+        if labels[0] in self.precisions or labels[1] in self.precisions:
+            rotation = self.rotation(gemm_name, left.values.shape[1], left.values.device, counter)
+        return (
+            self._prepared(labels[0], left, rotation, counter, dtype),
+            self._prepared(labels[1], right, rotation, counter, dtype),
+        )
 
     def product(self, gemm_name: str, left: Operand, right: Operand, dtype: torch.dtype) -> Tensor:
         """[rows, K] times [columns, K] transposed, as the recipe multiplies, in `dtype`."""
         if self.recipe.gemms()[gemm_name].product == "lmul":
-            mantissa = self.precisions[_LABELS[gemm_name][0]].element.mantissa
+            mantissa = self.precisions[GEMMS[gemm_name][0]].element.mantissa
             return lmul(left.values, right.values, mantissa, dtype)
         return multiply(left, right, dtype)
 
-    def _rounded(
+    def _prepared(
         self,
         label: str,
-        operand: OperandConfig,
-        values: Tensor,
-        key: int,
-        hadamard: int,
-        signs: Tensor | None,
+        given: Operand,
+        rotation: Rotation | None,
+        counter: int,
         dtype: torch.dtype,
     ) -> Operand:
-        precision, rounding = self.precisions[label], operand.rounding
-        factor: Tensor | float | None = None
-        narrow = dtype is torch.bfloat16 and has_wide_product(values.device)
-        if (narrow and has_factor(precision)) or rounding == "ms_eden":
-            if hadamard:  # the factor goes by the rotated values
-                values, hadamard = rotate(values, hadamard, signs), 0
-            factor = factor_of(values, precision, rounding) if narrow else None
-        if rounding == "ms_eden":
-            rounded = ms_eden(values, key)
-        elif operand.random_bits is not None:
-            noise = few_bits(uniform(key, values.shape, values.device), operand.random_bits)
-            rounded = quantize(values, precision, noise, hadamard=hadamard, signs=signs)
-        elif rounding == "stochastic":
-            rounded = quantize(values, precision, key, hadamard=hadamard, signs=signs)
+        rounding = self.roundings.get(label)
+        if rounding is None:
+            ready = given.rotated(rotation)
         else:
-            rounded = quantize(values, precision, rounding=rounding, hadamard=hadamard, signs=signs)
-        return Operand(rounded, True, factor)
+            values, precision, pending = given.values.float(), self.precisions[label], rotation
+            factor: Tensor | float | None = None
+            narrow = dtype is torch.bfloat16 and has_wide_product(values.device)
+            if narrow and has_factor(precision):
+                if pending is not None:  # the factor goes by the rotated values
+                    values, pending = pending.along(values), None
+                factor = factor_of(values, precision, rounding)
+            size, signs = (pending.size, pending.signs) if pending is not None else (0, None)
+            key = self.clock.key(counter, self.layer, STREAMS[label]) if rounding.draws else None
+            rounded = quantize_as(values, precision, rounding, key, size, signs)
+            ready = Operand(rounded, True, factor, rotation, given.across)
+        if self.clock.watch is not None:
+            self.clock.watch(self, label, given, ready)
+        return ready
 
-    def signs(self, gemm_name: str, operand: Tensor, counter: int) -> Tensor | None:
-        """Of the rotation of a GEMM's operands, [K], K the last axis of `operand`; None: all +1."""
-        gemm = self.recipe.gemms()[gemm_name]
-        if not gemm.hadamard or gemm.signs == "fixed":
-            return None
-        stream, size, device = _SIGNS_STREAM[gemm_name], operand.shape[-1], operand.device
-        if gemm.signs == "shared":
-            key = self.clock.key(_SHARED, _SHARED, stream)
-            return _repeated_signs(key, gemm.hadamard, size, device)
-        return random_signs(self.clock.key(counter, self.layer, stream), size, device)
-
-    def through_rounding(
-        self, gradient: Tensor, label: str, values: Tensor | None, counter: int, rotated: bool
-    ) -> Tensor:
-        """From the gradient of what the forward product multiplied to that of the tensor itself.
+    def rotation(
+        self, gemm_name: str, size: int, device: torch.device, counter: int
+    ) -> Rotation | None:
+        """Rotation of the operands of a GEMM that sums over `size` values; None if there is none.
 
         Args:
-            gradient: [rows, in_features]; of the weight [out_features, in_features].
-            label: P1 or P2.
-            values: The tensor, of the same shape; None where its rounding passes all straight
-                through.
-            counter: The clock's count when the layer ran forward.
-            rotated: Whether the gradient is of the rotated values.
+            gemm_name: As for `operands`.
+            size: The length of the summed axis.
+            device: Where the operands are.
+            counter: As for `operands`.
         """
-        gemm, operand = self.recipe.output, self.recipe.slots()[label]
-        signs = self.signs("output", gradient, counter)
-        if operand is not None and operand.gradient != "straight_through":
+        gemm = self.recipe.gemms()[gemm_name]
+        if not gemm.hadamard:
+            return None
+        if gemm.signs == "fixed":
+            return Rotation(gemm.hadamard)
+        stream = STREAMS[gemm_name]
+        if gemm.signs == "shared":
+            key = self.clock.key(_SHARED, _SHARED, stream)
+            signs = _repeated_signs(key, gemm.hadamard, size, device)
+        else:
+            signs = random_signs(self.clock.key(counter, self.layer, stream), size, device)
+        return Rotation(gemm.hadamard, signs)
+
+    def gradient(
+        self,
+        label: str,
+        left: Operand,
+        right: Operand,
+        values: Tensor | None,
+        rotation: Rotation | None,
+        counter: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Gradient of the input or the weight, from both operands of the GEMM that computes it.
+
+        Args:
+            label: P1 for the input's, P2 for the weight's.
+            left: As for `operands`.
+            right: As there; where its other axis is rotated, so is the product's.
+            values: The tensor that the gradient is of; None where its rounding passes all straight
+                through.
+            rotation: What the forward product rotated that by.
+            counter: As for `operands`.
+            dtype: As there.
+        """
+        gemm_name = _GRADIENT_OF[label]
+        left, right = self.operands(gemm_name, left, right, counter, dtype)
+        gradient = self.product(gemm_name, left, right, dtype)
+        if left.across is not None:
+            gradient = left.across.undone_across(gradient)
+        rotated = right.across
+        if (estimator := self.estimators.get(label)) is not None:
             assert values is not None
-            if gemm.hadamard and not rotated:
-                gradient = rotate(_float(gradient), gemm.hadamard, signs)
-                rotated = True
+            size, signs = 0, None
+            if rotation is not None:
+                size, signs = rotation.size, rotation.signs
+                gradient = rotation.along(gradient) if rotated is None else gradient
+                rotated = rotation
             precision = self.precisions[label]
-            factor = rounding_gradient(
-                values.float(), precision, operand.gradient, gemm.hadamard, signs
-            )
+            factor = rounding_gradient(values.float(), precision, estimator, size, signs)
             gradient = gradient.mul_(factor)
-        if rotated and gemm.hadamard:
-            gradient = unrotate(_float(gradient), gemm.hadamard, signs)
-        return gradient
+        return gradient if rotated is None else rotated.undone_along(gradient)
 
     def _steps(self) -> tuple[int, int, int]:
         """What must divide the rows, the in_features and the out_features, zeros filled up."""
-        gemms, slots = self.recipe.gemms(), self.recipe.slots()
-        summed, tiles = {}, [1]
-        for name, labels in _LABELS.items():
-            used = [label for label in labels if slots[label] is not None]
-            sizes = [gemms[name].hadamard or 1] if used else [1]
-            for label in used:
-                precision = self.precisions[label]
-                if precision.granularity == "tile":
-                    tiles.append(precision.block_size)
-                elif precision.granularity == "block":
-                    sizes.append(precision.block_size)
-            summed[name] = math.lcm(*sizes)
-        tile = math.lcm(*tiles)
+        gemms, summed = self.recipe.gemms(), {}
+        for name, labels in GEMMS.items():
+            used = [self.precisions[label] for label in labels if label in self.precisions]
+            rotated = gemms[name].hadamard if used else 0
+            summed[name] = math.lcm(rotated or 1, *(precision.divisor for precision in used))
+        tile = math.lcm(*(precision.tile or 1 for precision in self.precisions.values()))
         rows = math.lcm(summed["grad_weight"], self.recipe.grad_input.row_hadamard or 1, tile)
         return rows, math.lcm(summed["output"], tile), math.lcm(summed["grad_input"], tile)
 
@@ -279,28 +290,17 @@ class _QuantizedGemms(torch.autograd.Function):
         # [rows, in] @ [out, in]^T -> [rows, out]
         left, right = layer.operands(
             "output",
-            (
-                "P1",
-                recipe.output.input,
-                Operand(_filled(rows, by_rows, by_in), "P1" in layer.given),
-            ),
-            (
-                "P2",
-                recipe.output.weight,
-                Operand(_filled(matrix, by_out, by_in), "P2" in layer.given),
-            ),
+            Operand(_filled(rows, by_rows, by_in), "P1" in layer.given),
+            Operand(_filled(matrix, by_out, by_in), "P2" in layer.given),
             ctx.counter,
             dtype,
         )
         input_grad, weight_grad = ctx.needs_input_grad[:2]
         keeps_left = weight_grad and _of_forward(recipe.grad_weight.input)
         keeps_right = input_grad and _of_forward(recipe.grad_input.weight)
-        keeps_rows = (weight_grad and not keeps_left) or (
-            input_grad and _estimates(recipe.output.input)
-        )
-        keeps_matrix = (input_grad and not keeps_right) or (
-            weight_grad and _estimates(recipe.output.weight)
-        )
+        estimators = layer.estimators
+        keeps_rows = (weight_grad and not keeps_left) or (input_grad and "P1" in estimators)
+        keeps_matrix = (input_grad and not keeps_right) or (weight_grad and "P2" in estimators)
         ctx.save_for_backward(
             rows if keeps_rows else None,
             matrix if keeps_matrix else None,
@@ -329,51 +329,38 @@ class _QuantizedGemms(torch.autograd.Function):
         grad_output = _filled(given, by_rows, by_out)
         rows = None if rows is None else _filled(rows, by_rows, by_in)
         weight = None if weight is None else _filled(weight, by_out, by_in)
+        rotation = layer.rotation(
+            "output", in_features + -in_features % by_in, given.device, ctx.counter
+        )
+        common = rotation, ctx.counter, ctx.compute_dtype
         grad_input = grad_weight = None
         if ctx.needs_input_grad[0]:
-            into_input = layer.recipe.grad_input
-            reused = forward_weight is not None
-            right = _turned(weight, forward_weight, ctx.factors[1])
+            left = Operand(grad_output)
+            if row_hadamard := layer.recipe.grad_input.row_hadamard:
+                by_rows_too = Rotation(row_hadamard)
+                left = Operand(by_rows_too.across(grad_output), across=by_rows_too)
             # [rows, out] @ [in, out]^T -> [rows, in]
-            left, right = layer.operands(
-                "grad_input",
-                (
-                    "P3",
-                    into_input.grad_output,
-                    Operand(_rotate_rows(grad_output, into_input.row_hadamard)),
-                ),
-                ("P4", into_input.weight, right),
-                ctx.counter,
-                ctx.compute_dtype,
-            )
-            grad_input = layer.product("grad_input", left, right, ctx.compute_dtype)
-            grad_input = _rotate_rows(grad_input, into_input.row_hadamard)
-            grad_input = layer.through_rounding(grad_input, "P1", rows, ctx.counter, reused)
-            grad_input = grad_input[:count, :in_features]
+            right = _turned(weight, forward_weight, ctx.factors[1], rotation)
+            grad_input = layer.gradient("P1", left, right, rows, *common)[:count, :in_features]
             grad_input = grad_input.reshape(ctx.shape).to(ctx.dtypes[0])
         if ctx.needs_input_grad[1]:
-            into_weight = layer.recipe.grad_weight
-            reused = forward_rows is not None
             # [out, rows] @ [in, rows]^T -> [out, in]
-            left, right = layer.operands(
-                "grad_weight",
-                ("P5", into_weight.grad_output, Operand(grad_output.t())),
-                ("P6", into_weight.input, _turned(rows, forward_rows, ctx.factors[0])),
-                ctx.counter,
-                ctx.compute_dtype,
-            )
-            grad_weight = layer.product("grad_weight", left, right, ctx.compute_dtype)
-            grad_weight = layer.through_rounding(grad_weight, "P2", weight, ctx.counter, reused)
+            left = Operand(grad_output.t())
+            right = _turned(rows, forward_rows, ctx.factors[0], rotation)
+            grad_weight = layer.gradient("P2", left, right, weight, *common)
             grad_weight = grad_weight[:out_features, :in_features].to(ctx.dtypes[1])
         return grad_input, grad_weight, None, None
 
 
 def _turned(
-    tensor: Tensor | None, rounded: Tensor | None, factor: Tensor | float | None
+    tensor: Tensor | None,
+    rounded: Tensor | None,
+    factor: Tensor | float | None,
+    rotation: Rotation | None,
 ) -> Operand:
     """The transpose of what the forward product multiplied, or else of the tensor itself."""
     if rounded is not None:
-        return Operand(rounded.t(), True, factor)
+        return Operand(rounded, True, factor, along=rotation).t()
     assert tensor is not None
     return Operand(tensor.t())
 
@@ -384,11 +371,6 @@ def _filled(x: Tensor, by_rows: int, by_columns: int) -> Tensor:
     return F.pad(x, (0, columns, 0, rows)) if rows or columns else x
 
 
-def _float(x: Tensor) -> Tensor:
-    """In float32, or float64 where it is."""
-    return x if x.dtype is torch.float64 else x.float()
-
-
 @lru_cache(maxsize=64)
 def _repeated_signs(key: int, block: int, size: int, device: torch.device) -> Tensor:
     """The same for every block, all through a run."""
@@ -397,12 +379,3 @@ def _repeated_signs(key: int, block: int, size: int, device: torch.device) -> Te
 
 def _of_forward(operand: OperandConfig | None) -> bool:
     return operand is not None and operand.forward
-
-
-def _estimates(operand: OperandConfig | None) -> bool:
-    return operand is not None and operand.gradient != "straight_through"
-
-
-def _rotate_rows(x: Tensor, size: int) -> Tensor:
-    """[rows, columns] rotated along the rows; twice is not at all."""
-    return rotate(_float(x).t().contiguous(), size).t() if size else x

@@ -22,7 +22,10 @@ from torch import Tensor
 
 from experiments.quant import eden
 from experiments.quant.formats import BFLOAT16_DIGITS, Precision, ScaleFormat
+from experiments.quant.hadamard import Rotation
 from experiments.quant.kernels.dense import of_one_process
+from experiments.quant.layout import to_blocks
+from experiments.quant.modes import Rounding
 from experiments.quant.product import has_wide_product, wide_product
 from experiments.quant.scale import block_scale, two_level, two_level_parts
 
@@ -42,6 +45,26 @@ class Operand:
     factor: Tensor | float | None = None
     """What `values` divided by, a scalar or [rows, 1], leaves numbers of bfloat16; None where there
     is no such factor, or no use for it."""
+    along: Rotation | None = None
+    """What the summed axis was rotated by."""
+    across: Rotation | None = None
+    """What the other axis was rotated by, before that."""
+
+    def t(self) -> Operand:
+        """The transpose, for a GEMM that sums over the other axis."""
+        values, factor = self.values.t(), self.shared_factor
+        return Operand(values, self.quantized, factor, self.across, self.along)
+
+    def rotated(self, rotation: Rotation | None) -> Operand:
+        """The same, rotated along the summed axis: numbers of no format; itself for None."""
+        if rotation is None:
+            return self
+        return Operand(rotation.along(self.values), along=rotation, across=self.across)
+
+    def restored(self) -> Tensor:
+        """The values with both rotations undone."""
+        values = self.values if self.along is None else self.along.undone_along(self.values)
+        return values if self.across is None else self.across.undone_across(values)
 
     @property
     def shared_factor(self) -> Tensor | float | None:
@@ -72,13 +95,13 @@ def has_factor(precision: Precision) -> bool:
     digits = precision.element.significant_bits
     if precision.scale.two_level:
         return digits + _SCALE_DIGITS <= BFLOAT16_DIGITS
-    shared = precision.scale.power_of_two or precision.granularity in ("row", "tensor")
+    shared = precision.scale.power_of_two or not precision.in_blocks
     return digits <= BFLOAT16_DIGITS and shared
 
 
 @of_one_process
-def factor_of(x: Tensor, precision: Precision, rounding: str) -> Tensor | float | None:
-    """What to divide `quantize(x, precision)` by, so that bfloat16 holds the quotient.
+def factor_of(x: Tensor, precision: Precision, rounding: Rounding) -> Tensor | float | None:
+    """What to divide `quantize_as(x, precision, rounding)` by, so that bfloat16 holds the quotient.
 
     Holds while block scales are normal float32 numbers, for tensors whose largest value is above
     about 2^-110.
@@ -86,7 +109,7 @@ def factor_of(x: Tensor, precision: Precision, rounding: str) -> Tensor | float 
     Args:
         x: [rows, K], float32, as it is quantized, so after a rotation.
         precision: To what.
-        rounding: The operand's; ms_eden has a tensor scale of its own.
+        rounding: How; one that moves scales has a tensor scale of its own.
 
     Returns:
         A scalar, or [rows, 1]; 1.0 where there is nothing to take out; None where `has_factor` says
@@ -101,9 +124,8 @@ def factor_of(x: Tensor, precision: Precision, rounding: str) -> Tensor | float 
     if precision.scale.two_level:
         amax = x.abs().amax()
         reached, stored, top = two_level_parts(precision.element, precision.scale)
-        return two_level(amax, amax, reached, stored, eden.TOP if rounding == "ms_eden" else top)[1]
-    groups = x if precision.granularity == "row" else x.reshape(1, -1)
-    return block_scale(groups, precision.element, precision.scale)
+        return two_level(amax, amax, reached, stored, eden.TOP if rounding.moves_scales else top)[1]
+    return block_scale(to_blocks(x, precision), precision.element, precision.scale)
 
 
 def multiply(left: Operand, right: Operand, dtype: torch.dtype) -> Tensor:

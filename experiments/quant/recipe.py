@@ -13,9 +13,9 @@ recipe names a format of the operand's own.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from experiments.quant.formats import (
     PRECISIONS,
@@ -24,23 +24,37 @@ from experiments.quant.formats import (
     Precision,
     ScaleFormat,
 )
+from experiments.quant.modes import Estimator, Rounding
+from fitting.entry.errors import Refusal
 
-ROUNDINGS = ("nearest_even", "nearest_away", "toward_zero", "up", "down", "stochastic")
 SIGNS = ("fixed", "random", "shared")
 PRODUCTS = ("exact", "lmul")
-GRADIENTS = ("straight_through", "masked", "dge_<k>")
-_ROUNDING_CHOICES = (*ROUNDINGS, "stochastic_<bits>", "ms_eden", "none")
-_FORWARD_OF = {"P4": "P2", "P6": "P1"}
 SHORTEST_WORD, LONGEST_WORD = 2, 11
 """Bits of a fixed-point number, its sign included."""
-_SLOTS = {
-    "P1": ("output", "input"),
-    "P2": ("output", "weight"),
-    "P3": ("grad_input", "grad_output"),
-    "P4": ("grad_input", "weight"),
-    "P5": ("grad_weight", "grad_output"),
-    "P6": ("grad_weight", "input"),
+
+
+class Slot(NamedTuple):
+    """Where an operand stands in a recipe."""
+
+    gemm: str
+    part: str
+
+    def key(self, *more: str) -> str:
+        """The key of the operand, or of a value of it."""
+        return ".".join(("recipe", *self, *more))
+
+
+SLOTS = {
+    "P1": Slot("output", "input"),
+    "P2": Slot("output", "weight"),
+    "P3": Slot("grad_input", "grad_output"),
+    "P4": Slot("grad_input", "weight"),
+    "P5": Slot("grad_weight", "grad_output"),
+    "P6": Slot("grad_weight", "input"),
 }
+GEMMS = {"output": ("P1", "P2"), "grad_input": ("P3", "P4"), "grad_weight": ("P5", "P6")}
+"""The operands of each GEMM, left and right."""
+_FORWARD_OF = {"P4": "P2", "P6": "P1"}
 
 
 @dataclass
@@ -48,23 +62,20 @@ class OperandConfig:
     """One quantized operand."""
 
     rounding: str = "nearest_even"
-    """One of `experiments.quant.rounding`; stochastic; stochastic_<bits>, with so many random bits
-    a value; ms_eden (`experiments.quant.eden`); none, for what the forward product rounded."""
+    """A name that `Rounding.parse` reads; none, for what the forward product rounded."""
     precision: str = ""
     """A name that `Precision.parse` reads; "" is the run's."""
     forward: bool = False
     """Of grad_input.weight and grad_weight.input: take what the forward product multiplied, as it
     was rotated there, instead of the high-precision tensor."""
     gradient: str = "straight_through"
-    """Of output.input and output.weight: what passes the rounding back.  straight_through: all;
-    masked: nothing where the value was clipped; dge_<k>: a smooth staircase's derivative
-    (`experiments.quant.gradient`)."""
+    """Of output.input and output.weight: what passes the rounding back, a name that
+    `Estimator.parse` reads."""
 
     @property
-    def random_bits(self) -> int | None:
-        """Of stochastic_<bits>; None for any other rounding."""
-        match = re.fullmatch(r"stochastic_(\d+)", self.rounding)
-        return int(match[1]) if match else None
+    def taken_over(self) -> bool:
+        """Whether it is what the forward product rounded, not rounded again."""
+        return self.rounding == "none"
 
 
 @dataclass
@@ -159,12 +170,29 @@ class RecipeConfig:
         slots = self.slots()
         for label, key in self.keys().items():
             operand = slots[label]
-            if operand is not None and operand.rounding != "none":
+            if operand is not None and not operand.taken_over:
                 yield label, key, operand
+
+    def roundings(self) -> dict[str, Rounding]:
+        """How each of those is, by label.
+
+        Raises:
+            Refusal: A name that no rounding has; `problems` says so first.
+        """
+        return {label: Rounding.parse(operand.rounding) for label, _, operand in self.rounded()}
+
+    def estimators(self) -> dict[str, Estimator]:
+        """What passes the rounding back, by label, where it is not straight through.
+
+        Raises:
+            Refusal: A name that no estimator has; `problems` says so first.
+        """
+        found = {label: Estimator.parse(slot.gradient) for label, _, slot in self.rounded()}
+        return {label: each for label, each in found.items() if not each.straight_through}
 
     def keys(self) -> dict[str, str]:
         """The quantized operands' keys by label, e.g. {"P2": "recipe.output.weight"}."""
-        return {label: "recipe." + ".".join(_SLOTS[label]) for label in self.quantized}
+        return {label: SLOTS[label].key() for label in self.quantized}
 
     @property
     def uses_run_precision(self) -> bool:
@@ -228,12 +256,13 @@ class RecipeConfig:
                 found.append(f"{key}.product={gemm.product}: must be one of {', '.join(PRODUCTS)}")
             elif gemm.product == "lmul":
                 found += [
-                    f"{key}.product=lmul: needs {gemm_name}.{part} to be quantized"
-                    for label, (name, part) in _SLOTS.items()
-                    if name == gemm_name and self.slots()[label] is None
+                    f"{key}.product=lmul: needs {'.'.join(SLOTS[label])} to be quantized"
+                    for label in GEMMS[gemm_name]
+                    if self.slots()[label] is None
                 ]
-            for label, operand in self.slots().items():
-                if operand is not None and _SLOTS[label][0] == gemm_name:
+            for label in GEMMS[gemm_name]:
+                operand = self.slots()[label]
+                if operand is not None:
                     found += self._operand_problems(label, operand)
         for name in ("keep_first", "keep_last"):
             if getattr(self, name) < 0:
@@ -252,18 +281,17 @@ class RecipeConfig:
         found = []
 
         def refuse(key: str, right: str) -> None:
-            name = ".".join(("recipe", *_SLOTS[label], key))
-            found.append(f"{name}={str(getattr(operand, key)).lower()}: {right}")
+            found.append(f"{SLOTS[label].key(key)}={str(getattr(operand, key)).lower()}: {right}")
 
-        bits = operand.random_bits
-        if operand.rounding not in (*ROUNDINGS, "ms_eden", "none") and bits is None:
-            refuse("rounding", f"must be one of {', '.join(_ROUNDING_CHOICES)}")
-        if bits is not None and not 1 <= bits <= 23:
-            refuse("rounding", "must have 1 to 23 random bits")
-        if operand.rounding == "none" and not operand.forward:
+        if not operand.taken_over:
+            try:
+                Rounding.parse(operand.rounding)
+            except Refusal as error:
+                refuse("rounding", f"{error}, none")
+        elif not operand.forward:
             refuse("rounding", "is for forward=true; null leaves an operand in high precision")
         if operand.precision:
-            if operand.rounding == "none":
+            if operand.taken_over:
                 refuse("precision", "must be empty with rounding=none, the forward product's holds")
             try:
                 Precision.parse(operand.precision)
@@ -273,12 +301,13 @@ class RecipeConfig:
             if label not in _FORWARD_OF:
                 refuse("forward", "only grad_input.weight and grad_weight.input can be true")
             elif self.slots()[_FORWARD_OF[label]] is None:
-                refuse("forward", f"needs {'.'.join(_SLOTS[_FORWARD_OF[label]])} to be quantized")
-        dge = re.fullmatch(r"dge_(\d+(?:\.\d+)?)", operand.gradient)
-        if operand.gradient not in GRADIENTS[:2] and not (dge and float(dge[1]) >= 1):
-            refuse("gradient", f"must be one of {', '.join(GRADIENTS)} with k of 1 or more")
-        elif operand.gradient != "straight_through" and label not in ("P1", "P2"):
-            refuse("gradient", "only output.input and output.weight have another")
+                refuse("forward", f"needs {'.'.join(SLOTS[_FORWARD_OF[label]])} to be quantized")
+        try:
+            estimator = Estimator.parse(operand.gradient)
+            if not estimator.straight_through and label not in GEMMS["output"]:
+                refuse("gradient", "only output.input and output.weight have another")
+        except Refusal as error:
+            refuse("gradient", str(error))
         return found
 
     def format_problems(self, run: Precision) -> list[str]:
@@ -288,22 +317,22 @@ class RecipeConfig:
             run: The run's precision.
         """
         found = []
-        precisions = self.precisions(run)
+        precisions, roundings = self.precisions(run), self.roundings()
         for label, key, operand in self.rounded():
-            precision = precisions[label]
-            if operand.rounding == "ms_eden" and precision != PRECISIONS["nvfp4"]:
-                found.append(f"{key}.rounding=ms_eden: needs precision nvfp4, not {precision}")
-            if operand.gradient != "straight_through" and (
-                precision.scale is ScaleFormat.E4M3_4_6 or precision.granularity == "tile"
+            precision, rounding = precisions[label], roundings[label]
+            if rounding.moves_scales and precision != PRECISIONS["nvfp4"]:
+                found.append(f"{key}.rounding={rounding}: needs precision nvfp4, not {precision}")
+            if label in self.estimators() and (
+                precision.scale is ScaleFormat.E4M3_4_6 or precision.tile
             ):
                 found.append(
                     f"{key}.gradient={operand.gradient}: needs one scale rule along the summed "
-                    f"axis, which {precision} has not"
+                    f"axis, which {precision} does not have"
                 )
         for name, gemm in self.gemms().items():
             if gemm.product == "lmul":
-                both = [precisions[label] for label, slot in _SLOTS.items() if slot[0] == name]
-                found += _lmul_problems(f"recipe.{name}.product=lmul", *both)
+                left, right = (precisions[label] for label in GEMMS[name])
+                found += _lmul_problems(f"recipe.{name}.product=lmul", left, right)
         lookback, weight = self.word_length.lookback, precisions.get("P2")
         if lookback and not (weight and weight.fixed_point):
             found.append(

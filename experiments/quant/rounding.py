@@ -23,12 +23,9 @@ from torch import Tensor
 
 from experiments.quant.formats import ElementFormat, FloatFormat, IntFormat
 from experiments.quant.kernels.dense import of_one_process
+from experiments.quant.modes import NOISE_BITS, Direction
 
 _EXPONENT_MASK = 0x7F800000
-
-
-ROUNDINGS = ("nearest_even", "nearest_away", "toward_zero", "up", "down")
-"""The deterministic ones; `round_stochastic` takes noise."""
 
 
 @of_one_process
@@ -42,8 +39,8 @@ def ulp(x: Tensor, element: ElementFormat) -> Tensor:
 
 
 @of_one_process
-def round_to(x: Tensor, element: ElementFormat, rounding: str) -> Tensor:
-    """Round to the grid of `element` by one of `ROUNDINGS`.
+def round_to(x: Tensor, element: ElementFormat, rounding: Direction) -> Tensor:
+    """Round to the grid of `element` in one direction; `round_stochastic` takes noise.
 
     Args:
         x: Float32, any shape; NaN and infinities become NaN, beyond max saturates.
@@ -55,26 +52,25 @@ def round_to(x: Tensor, element: ElementFormat, rounding: str) -> Tensor:
         Float32 of the same shape.  The sign of zero is kept.
 
     Raises:
-        ValueError: No such rounding.
+        Refusal: No such direction.
 
     >>> x = torch.tensor([0.25, -0.25, 2.5, -2.4])
-    >>> {r: round_to(x, FloatFormat(2, 1), r).tolist() for r in ("nearest_away", "up")}
-    {'nearest_away': [0.5, -0.5, 3.0, -2.0], 'up': [0.5, -0.0, 3.0, -2.0]}
+    >>> [round_to(x, FloatFormat(2, 1), r).tolist() for r in (Direction.NEAREST_AWAY, Direction.UP)]
+    [[0.5, -0.5, 3.0, -2.0], [0.5, -0.0, 3.0, -2.0]]
     """
-    if rounding == "nearest_even":
+    rounding = Direction.parse(rounding)
+    if rounding is Direction.NEAREST_EVEN:
         return round_nearest_even(x, element)
     spacing = ulp(x, element)
     steps = x.abs().div_(spacing)
     lower = steps.floor()
     remainder = steps.sub_(lower)  # exact
-    if rounding == "nearest_away":
+    if rounding is Direction.NEAREST_AWAY:
         lower.add_(remainder >= 0.5)
-    elif rounding in ("up", "down"):
-        outward = x > 0 if rounding == "up" else x < 0
+    elif rounding is not Direction.TOWARD_ZERO:
+        outward = x > 0 if rounding is Direction.UP else x < 0
         # Not `remainder > 0`: of the smallest floats the quotient itself rounds to zero.
         lower.add_(outward & (lower * spacing != x.abs()))
-    elif rounding != "toward_zero":
-        raise ValueError(f"rounding={rounding}: must be one of {', '.join(ROUNDINGS)}")
     return _saturate(torch.copysign(lower.mul_(spacing), x), element)
 
 
@@ -160,8 +156,8 @@ def few_bits(noise: Tensor, bits: int) -> Tensor:
     >>> round_stochastic(half, FloatFormat(2, 1), few_bits(torch.tensor([0.0, 0.4, 0.5, 0.9]), 1))
     tensor([1.5000, 1.5000, 1.0000, 1.0000])
     """
-    if not 1 <= bits <= 23:
-        raise ValueError(f"bits={bits}: must be 1..23")
+    if not 1 <= bits < NOISE_BITS:
+        raise ValueError(f"bits={bits}: must be 1..{NOISE_BITS - 1}")
     threshold = (noise * 2.0**bits).floor_().mul_(2.0).add_(1.0).mul_(2.0 ** -(bits + 1))
     # `round_stochastic` asks whether noise < f; the float before the threshold makes that >=.
     return threshold.nextafter(torch.zeros_like(threshold))

@@ -37,12 +37,7 @@ _GAUSSIAN_CLIP = 2.92247856
 
 
 @of_one_process
-def block_scale(
-    blocks: Tensor,
-    element: ElementFormat,
-    scale: ScaleFormat,
-    held_amax: Tensor | float | None = None,
-) -> Tensor:
+def block_scale(blocks: Tensor, element: ElementFormat, scale: ScaleFormat) -> Tensor:
     """The scale of each block.
 
     Args:
@@ -50,43 +45,25 @@ def block_scale(
             the tensor's.
         element: Format of the elements.
         scale: The rule (see `ScaleFormat`).
-        held_amax: Stands for an amax of these data, where that was taken from earlier ones
-            (delayed scaling: a maximum over past steps; sample-and-hold: 2609.02846): with a
-            two-level scale for the tensor's, otherwise for every block's, so it broadcasts to
-            [..., 1].  Values that outgrew it saturate.  Not for the QUEST rules, which use no
-            amax.
 
     Returns:
         [..., 1], float32.
 
-    Raises:
-        ValueError: A `held_amax` for a QUEST rule.
-
-    >>> grown = torch.tensor([[8.0, 24.0]])
-    >>> block_scale(grown, FloatFormat(2, 1), ScaleFormat.FP32, held_amax=12.0)
-    tensor([[2.]])
+    >>> block_scale(torch.tensor([[8.0, 24.0]]), FloatFormat(2, 1), ScaleFormat.FP32)
+    tensor([[4.]])
     """
-    amax = own_amax = blocks.abs().amax(dim=-1, keepdim=True)
-    tensor_amax = amax.amax()
-    if held_amax is not None:
-        held = torch.as_tensor(held_amax, dtype=torch.float32, device=blocks.device)
-        if scale in (ScaleFormat.QUEST, ScaleFormat.QUEST_FLOOR):
-            raise ValueError(f"held_amax with scale={scale}: that rule uses no amax")
-        if scale.two_level:
-            tensor_amax = held
-        else:
-            amax = held.expand_as(amax)
+    amax = blocks.abs().amax(dim=-1, keepdim=True)
     if scale is ScaleFormat.FP32:
         result = divided(amax, reach(element)[0]).clamp_(min=_SMALLEST_NORMAL)
     elif scale.two_level:
-        stored, tensor_scale = two_level(amax, tensor_amax, *two_level_parts(element, scale))
+        stored, tensor_scale = two_level(amax, amax.amax(), *two_level_parts(element, scale))
         result = stored * tensor_scale
     elif scale in (ScaleFormat.QUEST, ScaleFormat.QUEST_FLOOR):
         result = _quest(blocks, amax, element, nearest=scale is ScaleFormat.QUEST)
     else:
         result = _E8M0_RULES[scale](amax, element)
     result = result.clamp(max=most_scale(element, scale))
-    return torch.where(own_amax.isfinite(), result, torch.nan)
+    return torch.where(amax.isfinite(), result, torch.nan)
 
 
 @of_one_process

@@ -200,7 +200,7 @@ def _format_of(config: TrainConfig) -> _Formats:
     mean_log2 = sum(math.log2(p.sharing(r, c)) for p, r, c in operands) / len(operands)
     first = precisions[recipe.quantized[0]]
     backends = {backend(p, config.resources.device) for p in precisions.values()}
-    if any(operand.rounding == "ms_eden" for _, _, operand in recipe.rounded()):
+    if any(rounding.moves_scales for rounding in recipe.roundings().values()):
         backends.add("torch")
     return _Formats(
         first.element.exponent,

@@ -25,6 +25,7 @@ from experiments.optim import (
 )
 from experiments.quant.block import quantize
 from experiments.quant.formats import FloatFormat, FormatError, Precision
+from experiments.quant.modes import Rounding
 from experiments.quant.recipe import RecipeConfig
 from experiments.run.identity import run_folder, run_id, science
 from experiments.run.module import LanguageModel
@@ -173,9 +174,9 @@ def test_a_second_moment_above_zero_is_never_stored_as_zero(name: str, rounding:
     generator = torch.Generator().manual_seed(2)
     v = (torch.randn(64, 96, generator=generator) * 3).exp() * 1e-9
     v[0, :5] = 0.0
-    kept = stored_second_moment(v, storage(name), rounding, 1)
+    kept = stored_second_moment(v, storage(name), Rounding.parse(rounding), 1)
     assert torch.equal(kept == 0, v == 0)
-    plain = stored(v, storage(name), rounding, 1)
+    plain = stored(v, storage(name), Rounding.parse(rounding), 1)
     assert torch.equal(kept[plain > 0], plain[plain > 0])
     if name != "bf16":
         assert ((plain == 0) & (v > 0)).any(), "or this shows nothing"
@@ -189,7 +190,7 @@ def test_blocks_are_of_consecutive_values_and_the_last_may_be_short() -> None:
     flat = x.flatten()
     whole = quantize(flat[:128].view(2, 64), to).flatten()
     rest = quantize(flat[128:].view(1, 22), Precision.parse("E4M3-row")).flatten()
-    assert torch.equal(stored(x, to, "nearest_even", 0).flatten(), torch.cat((whole, rest)))
+    assert torch.equal(stored(x, to, Rounding(), 0).flatten(), torch.cat((whole, rest)))
 
 
 @pytest.mark.parametrize(

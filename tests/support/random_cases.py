@@ -8,7 +8,7 @@ from torch import Tensor
 
 from experiments.quant.formats import ElementFormat, FloatFormat, IntFormat, Precision, ScaleFormat
 from experiments.quant.kernels import cpu as kernels
-from experiments.quant.rounding import ROUNDINGS
+from experiments.quant.modes import DIRECTIONS, Direction
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -69,14 +69,14 @@ def random_precision(generator: np.random.Generator) -> Precision:
 
 def random_noise(
     generator: np.random.Generator, shape: torch.Size
-) -> tuple[Tensor | int | None, str]:
-    """Noise and rounding: none with one of ROUNDINGS, an array, or a key."""
+) -> tuple[Tensor | int | None, Direction]:
+    """Noise and rounding: none with one of DIRECTIONS, an array, or a key."""
     kind = generator.random()
     if kind < 0.2:
-        return torch.from_numpy(generator.random(shape, dtype=np.float32)), "nearest_even"
+        return torch.from_numpy(generator.random(shape, dtype=np.float32)), Direction.NEAREST_EVEN
     if kind < 0.4:
-        return int(generator.integers(2**40)), "nearest_even"
-    return None, str(generator.choice(ROUNDINGS))
+        return int(generator.integers(2**40)), Direction.NEAREST_EVEN
+    return None, Direction(generator.choice(DIRECTIONS))
 
 
 def random_signs(generator: np.random.Generator, columns: int) -> Tensor | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from experiments.quant.formats import FloatFormat, Precision
 from experiments.quant.kernels.noise import uniform
 from experiments.quant.linear import NoiseClock, QuantLinear
+from experiments.quant.operand import Operand
 from tests.support.golden_recipes import configuration
 
 Quantizer = Callable[[Tensor], Tensor]
@@ -174,28 +175,26 @@ class Case:
         return uniform(self.key(int(label[1])), tuple(like.shape))
 
     def signs(self, gemm: str, like: Tensor) -> Tensor:
-        found = self.layer.signs(gemm, like.float(), self.layer.clock.counter)
+        counter = self.layer.clock.counter
+        found = self.layer.rotation(gemm, like.shape[-1], like.device, counter)
         assert found is not None
-        assert set(found.tolist()) == {-1.0, 1.0}
-        return found
+        assert found.signs is not None
+        assert set(found.signs.tolist()) == {-1.0, 1.0}
+        return found.signs
 
     def run(self) -> dict[str, Tensor]:
         """Output, gradients and the operands at the GEMMs."""
         seen: dict[str, Tensor] = {}
-        prepare = self.layer.operands
 
-        def listen(gemm: str, left: Any, right: Any, *more: Any) -> Any:
-            operands = prepare(gemm, left, right, *more)
-            for given, multiplied in zip((left, right), operands, strict=True):
-                seen[given[0]] = multiplied.values.detach()
-            return operands
+        def listen(_: QuantLinear, label: str, given: Operand, ready: Operand) -> None:
+            seen[label] = ready.values.detach()
 
-        self.layer.operands = listen  # type: ignore[method-assign]
+        self.layer.clock.watch = listen
         self.layer.zero_grad()
         x = self.x.clone().requires_grad_()
         y = self.layer(x)
         y.backward(self.dy)
-        self.layer.operands = prepare  # type: ignore[method-assign]
+        self.layer.clock.watch = None
         assert x.grad is not None
         assert self.layer.weight.grad is not None
         return {

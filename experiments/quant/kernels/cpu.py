@@ -15,31 +15,17 @@ from pathlib import Path
 import torch  # before the library: both then share torch's OpenMP threads
 from torch import Tensor
 
-from experiments.quant.formats import ElementFormat, FloatFormat, Precision, ScaleFormat
+from experiments.quant.formats import ElementFormat, Precision, ScaleFormat
+from experiments.quant.kernels import facts
 from experiments.quant.kernels.dense import address, dense, tracing_nothing
 from experiments.quant.kernels.noise import mix
-from experiments.quant.rounding import ROUNDINGS
-from experiments.quant.scale import (
-    CLIPPED_BEYOND,
-    E4M3,
-    OTHER_REACHED,
-    largest_factor,
-    most_scale,
-    nearest_bounds,
-    quest_clip,
-    reach,
-    saturation,
-    two_level_parts,
-)
+from experiments.quant.layout import lying_as, narrowed, turned
+from experiments.quant.modes import Direction
+from experiments.quant.scale import CLIPPED_BEYOND, quest_clip
 
 _LIBRARY_PATH = Path(__file__).with_name("_quantize" + sysconfig.get_config_var("EXT_SUFFIX"))
-_ROUNDINGS = {  # the enum in format.h; the other ones are _DIRECTED
-    "nearest_even": 0,
-    "nearest_even_code": 1,
-    "stochastic": 2,
-    "stochastic_counter": 3,
-    "unclipped": 5,
-}
+_MODES = {"nearest_even": 0, "nearest_even_code": 1, "noise": 2, "key": 3, "unclipped": 5}
+"""The enum in format.h; the other directions are _DIRECTED."""
 _DIRECTED = 4
 _TWO_LEVEL = 5
 _UNSCALED = 7
@@ -155,29 +141,24 @@ NAME: str | None = None if (_chosen := select()) is None else f"c-{_chosen}"
 
 def supports(x: Tensor, precision: Precision, hadamard: int = 0) -> bool:
     """Whether `quantize` takes `x` and does what `precision` says, after this rotation."""
-    element, block = precision.element, precision.block_size
-    fused = not hadamard or (
-        hadamard in ROTATIONS
-        and precision.granularity != "tile"
-        and (precision.granularity != "block" or max(block, hadamard) % min(block, hadamard) == 0)
-    )
-    small = precision.granularity == "block" and block <= _MOST_VALUES
     return (
         _library is not None
         and dense(x)
-        and precision.scale in SCALES
-        and (element.exponent < 8 or precision.scale in (ScaleFormat.FP32, ScaleFormat.E8M0))
-        and (precision.scale not in _BY_ALL_VALUES or small)
-        and fused
-        and x.numel() < 2**32
+        and facts.takes(precision, hadamard, SCALES, ROTATIONS)
+        and (precision.scale not in _BY_ALL_VALUES or _in_small_blocks(precision))
+        and x.numel() < facts.TOO_MANY
     )
+
+
+def _in_small_blocks(precision: Precision) -> bool:
+    return precision.granularity == "block" and precision.block_size <= _MOST_VALUES
 
 
 def quantize(
     x: Tensor,
     precision: Precision,
     noise: Tensor | int | None = None,
-    rounding: str = "nearest_even",
+    rounding: Direction = Direction.NEAREST_EVEN,
     hadamard: int = 0,
     signs: Tensor | None = None,
     out: Tensor | None = None,
@@ -195,32 +176,46 @@ def quantize(
         out: Where to write, float32, x's shape, lying as the result does, not overlapping x; None
             makes it.
     """
+    return _quantize(x, precision, *facts.mode(noise, rounding), hadamard, signs, out)
+
+
+def _quantize(
+    x: Tensor,
+    precision: Precision,
+    mode: str,
+    draws: Tensor | None,
+    words: int,
+    hadamard: int,
+    signs: Tensor | None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """The same with draws, or the two words of a key, for a mode that takes them."""
     assert _library is not None
+    assert draws is None or draws.shape == x.shape
     if turned(x) and precision.scale in _BY_ALL_VALUES:
-        result = quantize(x.contiguous(), precision, noise, rounding, hadamard, signs)
+        result = _quantize(x.contiguous(), precision, mode, draws, words, hadamard, signs)
         return lying_as(x, result) if out is None else out.copy_(result)
     values = x if x.dtype is torch.float32 else x.float()
     by_column = turned(values)
     if not by_column:
         values = values.contiguous()
-    n, columns, tiles = values.numel(), x.shape[-1], precision.granularity == "tile"
-    block = {"row": columns, "tensor": n}.get(precision.granularity, precision.block_size)
-    assert block == n or columns % block == 0
-    assert not tiles or x.shape[-2] % block == 0
+    n, columns, tile = values.numel(), x.shape[-1], precision.tile
     result = _result(values, out)
-    mode, draws, words = _mode(noise, rounding, x.shape)
+    if n == 0:
+        return narrowed(result, x.dtype)
+    block = tile or precision.sharing(n // columns, columns)
+    assert block == n or columns % block == 0
+    assert not tile or x.shape[-2] % tile == 0
     format = _format(precision.element, precision.scale, mode)
     common = (ctypes.byref(format), address(values), result.data_ptr(), _address(draws), words)
     threads = _threads(n)
-    if n == 0:
-        pass
-    elif by_column:
+    if by_column:
         signs_, _, factor, size = _rotation(x, hadamard, signs)
-        at = (columns, n // columns, block, tiles, signs_, factor, size, threads)
+        at = (columns, n // columns, block, tile > 0, signs_, factor, size, threads)
         if _library.lowbit_quantize_columns(*common, *at):
             raise MemoryError(f"no memory for the scales of {tuple(x.shape)}")
-    elif tiles:
-        _library.lowbit_quantize_tiles(*common, n // columns, columns, block, threads)
+    elif tile:
+        _library.lowbit_quantize_tiles(*common, n // columns, columns, tile, threads)
     else:
         _library.lowbit_quantize(*common, n, block, *_rotation(x, hadamard, signs), threads)
     return narrowed(result, x.dtype)
@@ -240,26 +235,27 @@ def unclipped(
     x: Tensor, precision: Precision, hadamard: int = 0, signs: Tensor | None = None
 ) -> Tensor:
     """The masked `experiments.quant.gradient.rounding_gradient`; only where `masks` says so."""
-    return quantize(x, precision, None, "unclipped", hadamard, signs)
+    return _quantize(x, precision, "unclipped", None, 0, hadamard, signs)
 
 
 def rounds(x: Tensor) -> bool:
     """Whether `round_elements` takes `x`."""
-    return _library is not None and dense(x) and x.numel() < 2**32
+    return _library is not None and dense(x) and x.numel() < facts.TOO_MANY
 
 
 def round_elements(
     x: Tensor,
     element: ElementFormat,
     noise: Tensor | int | None = None,
-    rounding: str = "nearest_even",
+    rounding: Direction = Direction.NEAREST_EVEN,
     out: Tensor | None = None,
 ) -> Tensor:
     """`experiments.quant.block.round_elements`, bit for bit; arguments as for `quantize`."""
     assert _library is not None
     values = x.float().contiguous()
     result, n = _result(values, out), x.numel()
-    mode, draws, words = _mode(noise, rounding, x.shape)
+    mode, draws, words = facts.mode(noise, rounding)
+    assert draws is None or draws.shape == x.shape
     format = _format(element, None, mode)
     common = (ctypes.byref(format), address(values), result.data_ptr(), _address(draws), words)
     if n:
@@ -325,24 +321,6 @@ def _threads(n: int) -> int:
     return torch.get_num_threads() if n > _GRAIN else 1
 
 
-def turned(x: Tensor) -> bool:
-    """Whether x is the transpose of a contiguous matrix, and not contiguous itself."""
-    return x.ndim == 2 and not x.is_contiguous() and x.t().is_contiguous()
-
-
-def lying_as(x: Tensor, result: Tensor) -> Tensor:
-    """`result`, of x's shape, in memory as `turned` x is, else contiguous."""
-    return result.t().contiguous().t() if turned(x) else result.contiguous()
-
-
-def narrowed(result: Tensor, dtype: torch.dtype) -> Tensor:
-    """Float32 values in `dtype`; what would overflow there saturates.  May change `result`."""
-    if result.dtype is dtype:
-        return result
-    limit = torch.finfo(dtype).max
-    return result.clamp_(-limit, limit).to(dtype)
-
-
 def _result(x: Tensor, out: Tensor | None) -> Tensor:
     """`out`, or a new one, lying as x does."""
     if turned(x):
@@ -358,18 +336,6 @@ def _address(draws: Tensor | None) -> int | None:
     return None if draws is None else address(draws)
 
 
-def _mode(
-    noise: Tensor | int | None, rounding: str, shape: torch.Size
-) -> tuple[str, Tensor | None, int]:
-    """The kernel's rounding, its draws and its key."""
-    if isinstance(noise, Tensor):
-        assert noise.shape == shape
-        return "stochastic", noise.float().contiguous(), 0
-    if noise is not None:
-        return "stochastic_counter", None, mix(noise)
-    return rounding, None, 0
-
-
 def _rotation(x: Tensor, size: int, signs: Tensor | None) -> tuple[int | None, int, float, int]:
     """The kernel's words for it: signs, columns, factor and size, or size 0."""
     if not size:
@@ -383,42 +349,33 @@ def _rotation(x: Tensor, size: int, signs: Tensor | None) -> tuple[int | None, i
 
 
 @lru_cache(maxsize=256)
-def _format(element: ElementFormat, scale: ScaleFormat | None, rounding: str) -> _Format:
-    if rounding not in ROUNDINGS and rounding not in _ROUNDINGS:
-        raise ValueError(f"rounding={rounding}: must be one of {', '.join(ROUNDINGS)}")
-    emin = element.emin if isinstance(element, FloatFormat) else element.mantissa
-    if rounding == "nearest_even" and element.mantissa == 0:
-        rounding = "nearest_even_code"
-    largest, emax = reach(element)
-    stored, top = E4M3, 1.0
-    if scale is not None and scale.two_level:
-        largest, stored, top = two_level_parts(element, scale)
-    beyond = CLIPPED_BEYOND if rounding == "unclipped" else 1.0
-    lowest, limit = saturation(element, scaled=scale is not None)
-    lower, upper = nearest_bounds(element)
-    exact = scale is None or (scale.power_of_two and scale is not ScaleFormat.E8M0_4_3)
+def _format(element: ElementFormat, scale: ScaleFormat | None, mode: str) -> _Format:
+    if mode == "nearest_even" and element.mantissa == 0:
+        mode = "nearest_even_code"
+    rule, grid, stored = facts.constants(element, scale)
+    beyond = CLIPPED_BEYOND if mode == "unclipped" else 1.0
     return _Format(
-        rounding=_ROUNDINGS.get(rounding, _DIRECTED),
-        ties_away=rounding == "nearest_away",
-        up=rounding == "up",
-        down=rounding == "down",
+        rounding=_MODES.get(mode, _DIRECTED),
+        ties_away=mode == "nearest_away",
+        up=mode == "up",
+        down=mode == "down",
         scale=_UNSCALED if scale is None else SCALES[scale],
-        mantissa=element.mantissa,
-        emin_bits=(emin + 127) << 23,
-        emax=emax,
-        wide=element.exponent == 8,
-        exact_inverse=exact,
-        max=largest,
-        other_max=OTHER_REACHED,
-        most=0.0 if scale is None else most_scale(element, scale),
-        other_most=largest_factor(OTHER_REACHED),
-        lower=lower,
-        upper=upper,
-        limit=limit * beyond,
-        lowest=lowest * beyond,
-        top=top,
+        mantissa=grid.mantissa,
+        emin_bits=grid.emin_bits,
+        emax=rule.emax,
+        wide=grid.wide,
+        exact_inverse=rule.exact_inverse,
+        max=rule.reached,
+        other_max=rule.other[0],
+        most=rule.most,
+        other_most=rule.other[1],
+        lower=rule.bounds[0],
+        upper=rule.bounds[1],
+        limit=grid.limit * beyond,
+        lowest=grid.lowest * beyond,
+        top=rule.top,
         stored_mantissa=stored.mantissa,
-        stored_emin_bits=(stored.emin + 127) << 23,
-        stored_max=stored.max,
+        stored_emin_bits=stored.emin_bits,
+        stored_max=stored.limit,
         clip=quest_clip(element),
     )

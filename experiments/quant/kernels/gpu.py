@@ -7,27 +7,16 @@ here can be used; whoever dispatches decides and records what ran.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+import math
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from experiments.quant.formats import ElementFormat, FloatFormat, Precision, ScaleFormat
+from experiments.quant.formats import ElementFormat, Precision, ScaleFormat
+from experiments.quant.kernels import facts
 from experiments.quant.kernels.dense import on_device, tracing_nothing
-from experiments.quant.kernels.noise import mix
-from experiments.quant.rounding import ROUNDINGS
-from experiments.quant.scale import (
-    E4M3,
-    OTHER_REACHED,
-    largest_factor,
-    most_scale,
-    nearest_bounds,
-    reach,
-    saturation,
-    two_level_parts,
-)
+from experiments.quant.modes import Direction
 
 NAME: str | None = "triton" if find_spec("triton") else None
 """What a run record calls this backend; None where Triton is not installed."""
@@ -51,67 +40,13 @@ _LARGEST_GROUP = 16384
 _VALUES_PER_WARP = 512
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Numbers to round to, as the kernels read them."""
-
-    mantissa: int
-    emin_bits: int  # float32 bits of 2^emin
-    step: float  # 2^(emin - mantissa)
-    lowest: float
-    limit: float
-    wide: bool  # 8 exponent bits: float32's own
-
-    @classmethod
-    def of(cls, element: ElementFormat, scaled: bool) -> Grid:
-        """The numbers of a format, as far as float32 reaches; or as far as scales make use of."""
-        emin = element.emin if isinstance(element, FloatFormat) else element.mantissa
-        lowest, limit = saturation(element, scaled)
-        return cls(
-            mantissa=element.mantissa,
-            emin_bits=(emin + 127) << 23,
-            step=element.step,
-            lowest=lowest,
-            limit=limit,
-            wide=element.exponent == 8,
-        )
-
-
-@dataclass(frozen=True)
-class Rule:
-    """From a group's largest magnitude to its scale, as the kernels read it."""
-
-    name: str  # ScaleFormat's, or "none"
-    two_level: bool
-    exact_inverse: bool  # of every scale
-    reached: float  # what the largest magnitude is mapped to
-    emax: int
-    top: float  # two levels: what the tensor's is mapped to
-    most: float  # the largest scale
-    bounds: tuple[float, float]  # E8M0_NEAREST: max / sqrt(2) and max * sqrt(2)
-    other: tuple[float, float] = (OTHER_REACHED, largest_factor(OTHER_REACHED))
-    """E4M3_4_6: `reached` and `most` of the other scale."""
-
-
 def knows(precision: Precision, hadamard: int = 0) -> bool:
     """Whether there is a kernel for `precision` after this rotation."""
-    element, block = precision.element, precision.block_size
-    fused = not hadamard or (
-        hadamard in ROTATIONS
-        and precision.granularity != "tile"
-        and (precision.granularity != "block" or max(block, hadamard) % min(block, hadamard) == 0)
-    )
+    if not facts.takes(precision, hadamard, SCALES, ROTATIONS):
+        return False
     # To choose between two scales a program must see all of the group.
-    group = {"block": block, "tile": block**2}.get(precision.granularity)
-    return (
-        precision.scale in SCALES
-        and (element.exponent < 8 or precision.scale in (ScaleFormat.FP32, ScaleFormat.E8M0))
-        and (
-            precision.scale is not ScaleFormat.E4M3_4_6
-            or (group is not None and group <= _LARGEST_GROUP)
-        )
-        and fused
-    )
+    whole = precision.in_blocks and precision.sharing(1, 1) <= _LARGEST_GROUP
+    return precision.scale is not ScaleFormat.E4M3_4_6 or whole
 
 
 def supports(x: Tensor, precision: Precision, hadamard: int = 0) -> bool:
@@ -124,7 +59,7 @@ def rounds(x: Tensor) -> bool:
     return (
         NAME is not None
         and x.device.type == "cuda"
-        and x.numel() < 2**32
+        and x.numel() < facts.TOO_MANY
         and tracing_nothing()
         and on_device(x)
     )
@@ -134,7 +69,7 @@ def quantize(
     x: Tensor,
     precision: Precision,
     noise: Tensor | int | None = None,
-    rounding: str = "nearest_even",
+    rounding: Direction = Direction.NEAREST_EVEN,
     hadamard: int = 0,
     signs: Tensor | None = None,
 ) -> Tensor:
@@ -148,31 +83,28 @@ def quantize(
         hadamard: As there.
         signs: As there.
     """
-    tile = precision.block_size if precision.granularity == "tile" else 0
-    size = {"row": x.shape[-1], "tensor": x.numel(), "tile": tile**2}.get(
-        precision.granularity, precision.block_size
-    )
-    constants = _constants(precision.element, precision.scale)
-    return _launch(x, constants, size, tile, noise, rounding, hadamard, signs)
+    size = precision.sharing(math.prod(x.shape[:-1]), x.shape[-1])
+    constants = facts.constants(precision.element, precision.scale)
+    return _launch(x, constants, size, precision.tile, noise, rounding, hadamard, signs)
 
 
 def round_elements(
     x: Tensor,
     element: ElementFormat,
     noise: Tensor | int | None = None,
-    rounding: str = "nearest_even",
+    rounding: Direction = Direction.NEAREST_EVEN,
 ) -> Tensor:
     """`experiments.quant.block.round_elements`, bit for bit; arguments as for `quantize`."""
-    return _launch(x, _constants(element, None), x.numel(), 0, noise, rounding, 0, None)
+    return _launch(x, facts.constants(element, None), x.numel(), 0, noise, rounding, 0, None)
 
 
 def _launch(
     x: Tensor,
-    constants: tuple[Rule, Grid, Grid],
+    constants: tuple[facts.Rule, facts.Grid, facts.Grid],
     size: int,
     tile: int,
     noise: Tensor | int | None,
-    rounding: str,
+    rounding: Direction,
     hadamard: int,
     signs: Tensor | None,
 ) -> Tensor:
@@ -183,7 +115,7 @@ def _launch(
     if n == 0:
         return out
     rule, grid, stored = constants
-    mode, draws, key = _mode(noise, rounding)
+    mode, draws, key = facts.mode(noise, rounding)
     values, results = x.contiguous(), out
     if x.dtype is torch.bfloat16:
         values, results = values.view(torch.int16), results.view(torch.int16)
@@ -214,22 +146,11 @@ def _launch(
         kernels.quantize[(programs,)](
             *(values, results, draws, _signed(key), _signed(key >> 32)),
             *(amaxes, tensor_amax, signs, groups, size, columns, factor),
-            *(rule, grid, stored, mode, tile, stages, at_once, width, width.bit_length() - 1),
+            *(rule, grid, stored, str(mode), tile, stages, at_once, width, width.bit_length() - 1),
             num_warps=warps,
             enable_fp_fusion=False,
         )
     return out
-
-
-def _mode(noise: Tensor | int | None, rounding: str) -> tuple[str, Tensor | None, int]:
-    """The kernel's rounding, its draws and its key."""
-    if isinstance(noise, Tensor):
-        return "noise", noise.float().contiguous(), 0
-    if noise is not None:
-        return "key", None, mix(noise)
-    if rounding not in ROUNDINGS:
-        raise ValueError(f"rounding={rounding}: must be one of {', '.join(ROUNDINGS)}")
-    return rounding, None, 0
 
 
 def _signed(word: int) -> int:
@@ -245,18 +166,3 @@ def _division(groups: int, size: int) -> tuple[int, int, int, int]:
     at_once = max(1, _VALUES // width)
     programs = -(-groups // at_once) * -(-size // width)
     return programs, at_once, width, at_once * width // _VALUES_PER_WARP
-
-
-@lru_cache(maxsize=256)
-def _constants(element: ElementFormat, scale: ScaleFormat | None) -> tuple[Rule, Grid, Grid]:
-    """Of the scales, the elements, and the block's scale where there are two levels."""
-    (reached, emax), stored, top = reach(element), E4M3, 1.0
-    if scale is None:
-        rule = Rule("none", False, True, reached, emax, top, 1.0, (1.0, 1.0))
-        return rule, Grid.of(element, False), Grid.of(stored, False)
-    if scale.two_level:
-        reached, stored, top = two_level_parts(element, scale)
-    exact_inverse = scale.power_of_two and scale is not ScaleFormat.E8M0_4_3
-    most, bounds = most_scale(element, scale), nearest_bounds(element)
-    rule = Rule(scale.value, scale.two_level, exact_inverse, reached, emax, top, most, bounds)
-    return rule, Grid.of(element, True), Grid.of(stored, False)

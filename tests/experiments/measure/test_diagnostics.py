@@ -21,7 +21,7 @@ from experiments.config.precision import ConfigError
 from experiments.config.read import from_dict
 from experiments.config.schema import TrainConfig
 from experiments.data.batches import TokenData
-from experiments.measure.diagnostics import LABELS, MEASURES, DiagnosticsConfig, measure, summary
+from experiments.measure.diagnostics import MEASURES, DiagnosticsConfig, measure, summary
 from experiments.measure.error import (
     clipped_share,
     crest_factor,
@@ -35,6 +35,7 @@ from experiments.quant.block import quantize
 from experiments.quant.formats import Precision
 from experiments.quant.hadamard import rotate
 from experiments.quant.linear import QuantLinear
+from experiments.quant.recipe import GEMMS, SLOTS
 from experiments.quant.scale import block_scale
 from experiments.run.identity import run_id
 from experiments.run.module import LanguageModel, measured_steps
@@ -174,11 +175,11 @@ def test_measures_are_those_of_the_operands_at_the_gemms(
 
     def catch(self: QuantLinear, gemm: str, left: Any, right: Any, *more: Any) -> Any:
         found = prepare(self, gemm, left, right, *more)
-        config = self.recipe.gemms()[gemm]
-        signs = self.signs(gemm, left[2].values, more[0])
-        for (label, _, given), rounded in zip((left, right), found, strict=True):
+        size, device = left.values.shape[1], left.values.device
+        rotation = self.rotation(gemm, size, device, more[0])
+        for label, given, rounded in zip(GEMMS[gemm], (left, right), found, strict=True):
             x = given.values
-            x = rotate(x, config.hadamard, signs) if config.hadamard else x
+            x = rotate(x, rotation.size, rotation.signs) if rotation else x
             caught[label, self.layer] = (x.contiguous(), rounded.values)
         return found
 
@@ -208,7 +209,7 @@ def test_measures_are_those_of_the_operands_at_the_gemms(
             found = row[f"{error}_{label}/{name}"]
             assert found == pytest.approx(value, rel=1e-5, abs=1e-6), f"{error} {label} {name}"
     for error in MEASURES:
-        for label in LABELS:
+        for label in SLOTS:
             each = [row[f"{error}_{label}/{name}"] for name in layers]
             assert row[f"{error}/{label}"] == pytest.approx(sum(each) / len(each))
 
@@ -301,8 +302,8 @@ def test_the_record_holds_a_summary_below_four_kilobytes(small: Compose) -> None
     found, names = result.record.diagnostics, list(block_linears(config.model))
     rows = [row for row in curve(result.folder) if is_measured(row)]
     assert len(json.dumps(found, indent=1)) < 4_000
-    assert list(found) == [*LABELS, "gradient"]
-    for label in LABELS:
+    assert list(found) == [*SLOTS, "gradient"]
+    for label in SLOTS:
         for error in MEASURES:
             each = {
                 (row["step"], name): row[f"{error}_{label}/{name}"]

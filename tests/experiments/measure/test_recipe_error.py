@@ -125,7 +125,10 @@ def undone(case: Case, label: str, operand: Tensor) -> Tensor:
     gemm = recipe.gemms()[gemm_name]
     if gemm.hadamard:
         operand = hadamard(operand, gemm.hadamard)
-        signs = case.layer.signs(gemm_name, operand, case.layer.clock.counter)
+        counter, device = case.layer.clock.counter, operand.device
+        rotation = case.layer.rotation(gemm_name, operand.shape[-1], device, counter)
+        assert rotation is not None
+        signs = rotation.signs
         operand = operand if signs is None else operand * signs.double()
     if label == "P3" and recipe.grad_input.row_hadamard:
         operand = hadamard(operand.t(), recipe.grad_input.row_hadamard).t()

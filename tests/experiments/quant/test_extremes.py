@@ -25,7 +25,8 @@ from experiments.quant.formats import (
 )
 from experiments.quant.gradient import staircase_slope
 from experiments.quant.hadamard import rotate_plain
-from experiments.quant.rounding import ROUNDINGS, round_nearest_even
+from experiments.quant.modes import DIRECTIONS
+from experiments.quant.rounding import round_nearest_even
 from experiments.quant.scale import block_scale
 
 S = ScaleFormat
@@ -93,7 +94,7 @@ def test_finite_values_stay_finite_by_every_rounding() -> None:
     """Up and away are what leaves float32 first; formats at the ends of the lists."""
     some = [p for p in ALL if p in PRECISIONS.values() or p.element.mantissa in (0, 3)]
     x = torch.cat(tensors(torch.float32)[:3])
-    for precision, rounding in itertools.product(some, ROUNDINGS):
+    for precision, rounding in itertools.product(some, DIRECTIONS):
         assert quantize(x, precision, rounding=rounding).isfinite().all(), (precision, rounding)
     for precision in some:
         assert quantize(x, precision, torch.zeros_like(x)).isfinite().all(), precision
@@ -141,7 +142,7 @@ def test_without_a_scale_values_saturate_to_a_number_of_the_grid(call: object) -
         if element.exponent == 7:  # its long grids end as those of 6 do
             continue
         numbers = [v for v in element.grid() if v <= MAX[torch.float32]]
-        for rounding in ROUNDINGS:
+        for rounding in DIRECTIONS:
             got = call(largest, element, None, rounding)
             assert got[0].item() == numbers[-1], f"{element} {rounding}"
             assert got[1].item() == -numbers[-1] or element.lowest == got[1].item()
@@ -244,7 +245,7 @@ def test_the_definition_divides_by_nothing_but_tensors_on_the_device() -> None:
                 quantize_plain(x, Precision(element, "row", scale=scale))
         for precision in PRECISIONS.values():
             quantize_plain(x, precision, hadamard=16)
-        for rounding, scale in itertools.product(ROUNDINGS, (S.FP32, S.E8M0, S.E4M3)):
+        for rounding, scale in itertools.product(DIRECTIONS, (S.FP32, S.E8M0, S.E4M3)):
             quantize_plain(x, Precision(E2M1, "tile", 16, scale), rounding=rounding)
         quantize_plain(x, PRECISIONS["nvfp4"], 3)
         rotate_plain(x, 16)

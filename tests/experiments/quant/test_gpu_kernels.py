@@ -21,8 +21,8 @@ from torch import Tensor
 
 from experiments.quant.block import backend, quantize, quantize_plain, round_elements_plain
 from experiments.quant.formats import ElementFormat, Precision, ScaleFormat, parse_element
-from experiments.quant.kernels import gpu
-from experiments.quant.rounding import ROUNDINGS
+from experiments.quant.kernels import facts, gpu
+from experiments.quant.modes import DIRECTIONS
 from tests.support.places import ROOT
 from tests.support.random_cases import (
     random_noise,
@@ -147,7 +147,7 @@ def edges(element: ElementFormat) -> Tensor:
 
 
 @executes
-@pytest.mark.parametrize("rounding", [*ROUNDINGS, "noise"])
+@pytest.mark.parametrize("rounding", [*DIRECTIONS, "noise"])
 def test_every_number_midpoint_and_neighbour_of_small_formats_is_rounded_as_defined(
     rounding: str,
 ) -> None:
@@ -219,7 +219,7 @@ def test_compiled_code_neither_fuses_nor_flushes_nor_approximates(
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     precision = Precision.parse(name)
-    rule, grid, stored = gpu._constants(precision.element, precision.scale)
+    rule, grid, stored = facts.constants(precision.element, precision.scale)
     pointers = dict.fromkeys(["x", "out", "noise", "signs"], "*fp32") | dict.fromkeys(
         ["tensor_amax"], "*i32"
     )

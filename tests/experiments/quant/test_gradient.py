@@ -8,7 +8,10 @@ from experiments.quant.formats import FloatFormat, Precision
 from experiments.quant.gradient import rounding_gradient, staircase_slope
 from experiments.quant.hadamard import rotate_plain
 from experiments.quant.kernels import cpu
+from experiments.quant.modes import Estimator
 from experiments.quant.scale import CLIPPED_BEYOND, block_scale
+
+MASKED = Estimator.parse("masked")
 
 E2M1 = FloatFormat(2, 1)
 
@@ -46,7 +49,7 @@ def test_masked_values_are_the_clipped_ones(name: str) -> None:
     """Where a block was clipped its largest result is the bound: masked is what lies beyond."""
     precision = Precision.parse(name)
     x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)) * 3
-    mask = rounding_gradient(x, precision, "masked")
+    mask = rounding_gradient(x, precision, MASKED)
     assert set(mask.unique().tolist()) == {0.0, 1.0}
     mask = mask.bool()
     assert 0.8 < mask.double().mean() < 1
@@ -78,7 +81,7 @@ def test_the_compiled_mask_is_the_defined_one(name: str, hadamard: int) -> None:
     scale, element = block_scale(blocks, precision.element, precision.scale), precision.element
     bound = torch.where(blocks < 0, -element.lowest, element.max) * CLIPPED_BEYOND
     expected = (blocks.abs() <= scale * bound).reshape(x.shape)
-    found = rounding_gradient(x, precision, "masked", hadamard, signs)
+    found = rounding_gradient(x, precision, MASKED, hadamard, signs)
     assert torch.equal(found, expected.float())
 
 
@@ -86,14 +89,14 @@ def test_the_compiled_mask_is_the_defined_one(name: str, hadamard: int) -> None:
 def test_scales_that_clip_nothing_mask_nothing(name: str) -> None:
     """Each block's amax lies on the largest element, to the last bit of a quotient, or below."""
     x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)) * 3
-    mask = rounding_gradient(x, Precision.parse(name), "masked")
+    mask = rounding_gradient(x, Precision.parse(name), MASKED)
     assert mask.all()
 
 
 def test_a_mask_is_of_the_blocks_scale() -> None:
     """OCP scales: amax 7 has scale 1 and clips what lies beyond 6; amax 8 has scale 2."""
     x = torch.tensor([[7.0, 6.5, 6.0, -6.1], [8.0, 6.5, 6.0, -6.1]])
-    mask = rounding_gradient(x, Precision.parse("E2M1-block4-e8m0"), "masked")
+    mask = rounding_gradient(x, Precision.parse("E2M1-block4-e8m0"), MASKED)
     assert mask.tolist() == [[False, False, True, False], [True] * 4]
 
 
@@ -101,7 +104,7 @@ def test_asymmetric_integers_reach_one_lower() -> None:
     """OCP scale 2^(2 - 2) = 1 of amax 7.9: INT4-asymmetric holds -8..7."""
     x = torch.tensor([[7.5, -7.9, 7.0, -7.2]])
     kept = {
-        name: rounding_gradient(x, Precision.parse(f"{name}-block4-e8m0"), "masked").tolist()
+        name: rounding_gradient(x, Precision.parse(f"{name}-block4-e8m0"), MASKED).tolist()
         for name in ("INT4", "INT4-asymmetric")
     }
     assert kept["INT4"] == [[False, False, True, False]]

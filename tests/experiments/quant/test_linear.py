@@ -162,6 +162,6 @@ def test_recipe_problems_name_key_value_and_choices() -> None:
     assert recipe.problems() == [
         "recipe.output.hadamard=24: must be 0 (none) or a power of two",
         "recipe.output.input.rounding=sideways: must be one of nearest_even, nearest_away, "
-        "toward_zero, up, down, stochastic, stochastic_<bits>, ms_eden, none",
+        "toward_zero, up, down, stochastic, stochastic_<1 to 23 bits>, ms_eden, none",
         "recipe.grad_input.signs=maybe: must be one of fixed, random, shared",
     ]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from experiments.quant.kernels.noise import mix, uniform
-from experiments.quant.linear import NoiseClock
+from experiments.quant.linear import STREAMS, NoiseClock
 
 DRAWS = 2**16
 WIDTHS = (96, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1536, 2048, 2816, 4096, 11008)
@@ -31,6 +31,12 @@ def chi_square_z(cells: Tensor, number: int) -> float:
     counts = torch.bincount(cells.flatten(), minlength=number).double()
     chi2 = ((counts - expected) ** 2 / expected).sum().item()
     return (chi2 - (number - 1)) / (2.0 * (number - 1)) ** 0.5
+
+
+def test_streams_keep_their_numbers() -> None:
+    """A change here changes every stochastic run."""
+    names = "P1 P2 P3 P4 P5 P6 output grad_input grad_weight weight exp_avg exp_avg_sq"
+    assert list(STREAMS.items()) == list(zip(names.split(), range(1, 13), strict=True))
 
 
 def test_the_definition_is_golden() -> None:

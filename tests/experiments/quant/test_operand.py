@@ -14,14 +14,15 @@ from experiments.quant import product
 from experiments.quant.block import quantize
 from experiments.quant.eden import ms_eden
 from experiments.quant.formats import PRECISIONS, FormatError, Precision, ScaleFormat
+from experiments.quant.hadamard import Rotation, random_signs
 from experiments.quant.linear import NoiseClock, QuantLinear
+from experiments.quant.modes import Rounding
 from experiments.quant.operand import Operand, factor_of, has_factor, multiply
-from experiments.quant.recipe import OperandConfig, RecipeConfig
+from experiments.quant.recipe import GEMMS, OperandConfig, RecipeConfig
 from tests.support.golden_recipes import RECIPES
 from tests.support.layers import six
 from tests.support.transcriptions import Case
 
-LABELS = (("P1", "P2"), ("P3", "P4"), ("P5", "P6"))
 ELEMENTS = "E2M1 E2M0 E1M2 E3M2 E4M3-ocp E5M2-ocp E0M3 E0M7 INT4 INT8 INT8-asymmetric E2M5 E8M3"
 GRANULARITIES = ("block16", "tile16", "row", "tensor")
 
@@ -49,7 +50,7 @@ def gemms(layer: QuantLinear, x: Tensor, dy: Tensor, dtype: torch.dtype) -> dict
     assert len(seen.found) == 3
     return {
         label: values
-        for pair, found in zip(LABELS, seen.found, strict=True)
+        for pair, found in zip(GEMMS.values(), seen.found, strict=True)
         for label, values in zip(pair, found, strict=True)
     }
 
@@ -59,8 +60,8 @@ def check_operands(layer: QuantLinear, x: Tensor, dy: Tensor) -> None:
     told: dict[str, Tensor] = {}
     wanted = gemms(layer, x, dy, torch.float32)
 
-    def watch(_: Any, label: str, *more: Any) -> None:
-        told[label] = more[-1].double()
+    def watch(_: QuantLinear, label: str, given: Operand, ready: Operand) -> None:
+        told[label] = ready.values.double()
 
     layer.clock.watch = watch
     found = gemms(layer, x, dy, torch.bfloat16)
@@ -113,6 +114,19 @@ def test_lmul_rounds_its_sums_once() -> None:
     assert torch.equal(found.flatten(0, 1), exact.bfloat16())
 
 
+def test_an_operand_knows_how_to_undo_its_rotations() -> None:
+    """To float32's roundings; the transpose exchanges them, and has no factor of a row."""
+    x = data(32)[0]
+    columns, rows = Rotation(16, random_signs(1, 64)), Rotation(32, random_signs(2, 32))
+    rotated = Operand(rows.across(x), across=rows).rotated(columns)
+    assert not torch.allclose(rotated.values, x, atol=0.1)
+    assert torch.allclose(rotated.restored(), x, atol=1e-5)
+    assert torch.allclose(rotated.t().restored(), x.t(), atol=1e-5)
+    assert rotated.rotated(None) is rotated
+    for factor, kept in ((torch.ones(32, 1), False), (torch.ones(()), True), (4 / 3, True)):
+        assert (Operand(x, True, factor).t().factor is not None) == kept
+
+
 # --- the way of a GEMM that takes 16 bits and stores 32 -----------------------------------------
 
 
@@ -136,7 +150,7 @@ def test_values_over_their_factor_are_numbers_of_bfloat16() -> None:
             rounded = quantize(values, precision, noise)
             if precision.element.exponent == 8 and not bool(rounded.isfinite().all()):
                 continue
-            factor = factor_of(values, precision, "nearest_even")
+            factor = factor_of(values, precision, Rounding())
             narrow = Operand(rounded, True, factor).narrow()
             assert (narrow is not None) == (factor is not None) == has_factor(precision)
             if narrow is None:
@@ -154,7 +168,7 @@ def test_values_over_their_factor_are_numbers_of_bfloat16() -> None:
 def test_ms_eden_has_the_factor_of_its_own_tensor_scale() -> None:
     x, nvfp4 = data(32)[0], PRECISIONS["nvfp4"]
     rounded = ms_eden(x, 5)
-    factor = factor_of(x, nvfp4, "ms_eden")
+    factor = factor_of(x, nvfp4, Rounding.parse("ms_eden"))
     narrow = Operand(rounded, True, factor).narrow()
     assert narrow is not None
     assert ((narrow.float() * factor - rounded).abs() <= rounded.abs() * 2**-23).all()
@@ -171,8 +185,7 @@ def test_products_are_rounded_once(name: str, wide: bool, monkeypatch: pytest.Mo
     precision = Precision.parse(name)
     x, w = data()[0], data(48)[0]
     operands = [
-        Operand(quantize(t, precision), True, factor_of(t, precision, "nearest_even"))
-        for t in (x, w)
+        Operand(quantize(t, precision), True, factor_of(t, precision, Rounding())) for t in (x, w)
     ]
     exact = operands[0].values.double() @ operands[1].values.double().t()
     found = multiply(operands[0], operands[1], torch.bfloat16).double()

@@ -23,7 +23,8 @@ from experiments.quant.formats import (
     ScaleFormat,
 )
 from experiments.quant.kernels import cpu
-from experiments.quant.rounding import ROUNDINGS, few_bits
+from experiments.quant.modes import DIRECTIONS
+from experiments.quant.rounding import few_bits
 from tests.support.random_cases import same_bits
 
 CASES = int(os.environ.get("LOWBIT_CASES", "10000"))
@@ -98,7 +99,7 @@ def values(kind: str, seed: int, shape: tuple[int, int]) -> Tensor:
     blocks=st.integers(1, 4),
     kind=st.sampled_from(KINDS),
     seed=st.integers(0, 2**32),
-    rounding=st.sampled_from([*ROUNDINGS, "noise", "few bits", "key"]),
+    rounding=st.sampled_from([*DIRECTIONS, "noise", "few bits", "key"]),
     dtype=st.sampled_from([torch.float32] * 4 + [torch.bfloat16, torch.float16]),
     transposed=st.booleans(),
 )
@@ -123,7 +124,7 @@ def test_fast_and_plain_never_differ(
         noise = few_bits(noise, 8) if rounding == "few bits" else noise
     elif rounding == "key":
         noise = seed
-    mode = rounding if rounding in ROUNDINGS else "nearest_even"
+    mode = rounding if rounding in DIRECTIONS else "nearest_even"
     expected = quantize_plain(x, precision, noise, mode)
     if transposed:
         x = x.t().contiguous().t()

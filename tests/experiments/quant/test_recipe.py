@@ -25,7 +25,9 @@ Compose = Callable[..., TrainConfig]
         (["+recipe.keep_middle=1"], "recipe.keep_middle: no such key"),
         (
             ["recipe.output.input.rounding=stochastic_24"],
-            "recipe.output.input.rounding=stochastic_24: must have 1 to 23 random bits",
+            "recipe.output.input.rounding=stochastic_24: must be one of nearest_even, "
+            "nearest_away, toward_zero, up, down, stochastic, stochastic_<1 to 23 bits>, "
+            "ms_eden, none",
         ),
         (
             ["recipe.output.input.rounding=none"],

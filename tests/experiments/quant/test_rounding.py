@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from experiments.quant.formats import ElementFormat, FloatFormat, IntFormat
+from experiments.quant.modes import DIRECTIONS
 from experiments.quant.rounding import (
-    ROUNDINGS,
     few_bits,
     round_nearest_even,
     round_stochastic,
@@ -91,7 +91,7 @@ def test_nearest_even_equals_the_enumerated_grid(element: FloatFormat) -> None:
 
 
 @pytest.mark.parametrize("name", NAMED)
-@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("rounding", DIRECTIONS)
 def test_every_rounding_equals_gfloat_at_the_edges_and_over_sixty_binades(
     name: str, rounding: str
 ) -> None:
@@ -126,7 +126,7 @@ ODD: list[ElementFormat] = [FloatFormat(0, 3), FloatFormat(1, 0), FloatFormat(8,
 @pytest.mark.parametrize("element", [*SMALL, *ODD, *map(FloatFormat.parse, NAMED)], ids=str)
 def test_nan_and_infinities_become_nan_in_every_format_and_rounding(element: ElementFormat) -> None:
     x = torch.tensor([float("nan"), float("inf"), -float("inf")])
-    for rounding in ROUNDINGS:
+    for rounding in DIRECTIONS:
         assert round_to(x, element, rounding).isnan().all(), rounding
     for noise in (0.0, 1 - 2**-24):
         assert round_stochastic(x, element, torch.full((3,), noise)).isnan().all()

@@ -20,25 +20,30 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+import experiments.measure
 import experiments.quant
 from experiments.quant.recipe import OperandConfig
 from tests.support.layers import case, six
 from tests.support.quantizers import ALL, ROUNDED, normal
 
-NOT_DOORS = {"straight_through", "differentiated", "passed_back", "wide_product"}
+NOT_DOORS = {
+    *("straight_through", "differentiated", "passed_back", "wide_product"),
+    *("to_blocks", "from_blocks", "turned", "lying_as", "narrowed"),
+}
 """Functions that the doors call, behind them."""
 
 
 def _functions() -> Iterator[tuple[str, Callable[..., Any], list[str]]]:
-    """Every public function of experiments.quant and its parameters that are tensors."""
-    for module in pkgutil.iter_modules(experiments.quant.__path__, "experiments.quant."):
-        for name, function in vars(importlib.import_module(module.name)).items():
-            if not inspect.isfunction(function) or function.__module__ != module.name:
-                continue
-            parameters = inspect.signature(function).parameters.values()
-            tensors = [p.name for p in parameters if str(p.annotation).startswith("Tensor")]
-            if tensors and not name.startswith("_") and name not in NOT_DOORS:
-                yield name, function, tensors
+    """Every public function of quant and measure and its parameters that are tensors."""
+    for package in (experiments.quant, experiments.measure):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            for name, function in vars(importlib.import_module(module.name)).items():
+                if not inspect.isfunction(function) or function.__module__ != module.name:
+                    continue
+                parameters = inspect.signature(function).parameters.values()
+                tensors = [p.name for p in parameters if str(p.annotation).startswith("Tensor")]
+                if tensors and not name.startswith("_") and name not in NOT_DOORS:
+                    yield name, function, tensors
 
 
 FUNCTIONS = {name: (function, tensors) for name, function, tensors in _functions()}

@@ -19,7 +19,8 @@ from experiments.quant.formats import Precision
 from experiments.quant.gradient import rounding_gradient
 from experiments.quant.hadamard import rotate, unrotate
 from experiments.quant.kernels import cpu
-from tests.support.quantizers import ALL, ROTATED, SIGNS, normal
+from experiments.quant.modes import Estimator
+from tests.support.quantizers import ALL, MXFP4, ROTATED, SIGNS, normal
 
 every = pytest.mark.parametrize("name", ALL)
 
@@ -182,5 +183,5 @@ def test_noise_and_signs_have_no_gradient_and_say_so() -> None:
 
 @pytest.mark.parametrize("estimator", ["masked", "dge_5"])
 def test_the_factor_of_a_gradient_is_a_constant(estimator: str) -> None:
-    factor = rounding_gradient(normal(8, 64).requires_grad_(), Precision.parse("mxfp4"), estimator)
+    factor = rounding_gradient(normal(8, 64).requires_grad_(), MXFP4, Estimator.parse(estimator))
     assert not factor.requires_grad
