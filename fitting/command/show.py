@@ -66,7 +66,7 @@ def _summary(fit: SavedFit) -> dict[str, str]:
     floor = fit.noise_floor.std_log
     summary = {
         "status": fit.status,
-        "objective": f"{objective.value:.9g} ({objective.name}{delta}, sum over rows)",
+        "objective": f"{_figure(objective.value, 9)} ({objective.name}{delta}, sum over rows)",
         "starts": f"{starts.agreeing} of {starts.tried} agree",
         "rows": f"{rows.used} used{excluded}",
         "noise floor": "unknown" if floor is None else f"{100 * floor:.3g} % of loss",

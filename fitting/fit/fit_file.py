@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from fitting.files.own_json import DamagedError, JsonObject, ResultsError, read_object
 from fitting.fit.derived import IDENTIFIED
 from fitting.fit.evidence import HeldOut, Information, Rival
-from fitting.fit.result import Objective, Rows, Starts
+from fitting.fit.result import Rows, Starts
 from fitting.law.conclusion import UNKNOWN, Count, Derived, Interval, Number
 from fitting.law.terms import Law
 from fitting.laws.catalogue import LAWS
@@ -26,6 +26,15 @@ from fitting.laws.catalogue import LAWS
 FIT = "fit.json"
 REMEDY = "run lowbit-fit again"
 Shape = TypeVar("Shape")
+
+
+@dataclass(frozen=True)
+class SavedObjective:
+    """What was minimised; no value where it overflowed."""
+
+    name: str
+    delta: Number
+    value: Number
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class _Content:
     """A whole fit.json; older ones lack what has a default."""
 
     law: str
-    objective: Objective
+    objective: SavedObjective
     parameters: dict[str, Number]
     status: str
     starts: Starts
