@@ -27,7 +27,7 @@ def configure(*overrides: str, folder: Path | str = "") -> TrainConfig:
 
     Args:
         overrides: As on the command line: "recipe=quest", "tokens=1_000_000".
-        folder: Of YAML files of your own, as `--config-dir` takes it.
+        folder: A folder of YAML files of your own, as `--config-dir` takes it.
 
     Raises:
         ConfigError: One of them is wrong; one line says which, and what would be right.

@@ -141,7 +141,7 @@ class Transformer(nn.Module):
         config: Architecture.
         recipe: Which operands of which block matrices are quantized.
         precision: To what.
-        seed: Of the stochastic rounding and the random signs (not of the weights: those come
+        seed: Seed of the stochastic rounding and the random signs (not of the weights: those come
             from `initialize`).
     """
 

@@ -191,7 +191,7 @@ def make_optimizer(model: nn.Module, optim: OptimConfig, seed: int) -> torch.opt
     Args:
         model: Whose parameters it steps.
         optim: The settings.
-        seed: Of the noise of stochastic rounding, which depends on this, the number of steps that
+        seed: Seed of the rounding noise, which depends on this, the number of steps that
             the parameter took, and which parameter it is; so a resumed run sees the same.
     """
     parameters = list(model.parameters())

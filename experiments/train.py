@@ -82,7 +82,7 @@ def train(config: TrainConfig, report: Report | None = None, token: str = "") ->
     Args:
         config: The run.
         report: Called with the progress every `tracking.log_every` steps.
-        token: Of the lease, for a caller that wants to break it should this process die.
+        token: Token of the lease, for a caller that wants to break it should this process die.
 
     Returns:
         The record, finished or diverged, and where it lies.
@@ -430,7 +430,7 @@ def _lightning_quiet() -> Iterator[None]:
 
 
 def _sha256(module: torch.nn.Module) -> str:
-    """Of all weights, names and bits."""
+    """Hash of all weights, names and bits."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())

@@ -8,7 +8,7 @@ from tests.support.places import ROOT
 
 DANGLING = re.compile(r'^\s*(?:r?"""Of |(?:\w+: )Of )', re.MULTILINE)
 FILES = sorted(
-    path for folder in ("experiments", "fitting", "tests") for path in (ROOT / folder).rglob("*.py")
+    path for folder in ("experiments", "fitting") for path in (ROOT / folder).rglob("*.py")
 )
 
 

@@ -70,14 +70,14 @@ class TrainConfig:
     """Sequences a step."""
     compute_dtype: str = "float32"
     seed: int = 0
-    """Of the weights, the data order and the rounding noise."""
+    """Seed of the weights, the data order and the rounding noise."""
     runs: str = "runs"
     """Folder of all studies' results."""
     checkpoint_seconds: float = 60.0
     lease_seconds: float = 60.0
     """Without a sign of life after which another machine may take a run over."""
     timeout_seconds: float = 0.0
-    """Of training after which a run has failed; 0: none."""
+    """Seconds of training after which a run has failed; 0: none."""
 
     @property
     def batch_tokens(self) -> int:

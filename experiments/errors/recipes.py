@@ -44,12 +44,12 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Row:
-    """Of the table: one recipe on one source."""
+    """A row of the table: one recipe on one source."""
 
     source: str
     model: str
     precision: str
-    """Of operands that the recipe gives no format of their own."""
+    """Format of operands to which the recipe gives none of their own."""
     recipe: str
     layers: int
     draws: int
@@ -72,7 +72,7 @@ def show(words: Sequence[str]) -> None:
     """Measure, print, write.
 
     Args:
-        words: Of the command line: those of `RecipeOptions`, and any of lowbit-train.
+        words: The command line's: those of `RecipeOptions`, and any of lowbit-train.
 
     Raises:
         Refusal: Something is wrong with them, a line a problem; nothing was done.

@@ -30,7 +30,7 @@ MEASURES = tuple(f.name for f in fields(OperandError))
 COSINE, NORM_RATIO = "gradient_cosine", "gradient_norm_ratio"
 _MODEL = "model"
 _DIGITS = 4
-"""Of the numbers in a summary."""
+"""Significant digits of the numbers in a summary."""
 
 
 @dataclass
@@ -72,7 +72,7 @@ def measure(model: nn.Module, clock: NoiseClock, loss: Callable[[], Tensor]) -> 
     Args:
         model: Its `QuantLinear` layers are watched.
         clock: Theirs, set to the step.
-        loss: Of the step's batch, a scalar; called twice.
+        loss: Gives the loss of the step's batch, a scalar; called twice.
 
     Returns:
         Finite numbers by name, as the module says.  What is not finite or not defined is left out.
@@ -119,7 +119,7 @@ def _gradients(
     loss: Callable[[], Tensor],
     watch: Any,
 ) -> dict[str, Tensor]:
-    """Of the loss, by parameter; watched and quantized, or, with nobody to watch, in neither way.
+    """Gradient of the loss by parameter; watched and quantized, or, with nobody to watch, neither.
 
     By torch.autograd.grad: nothing accumulates in `.grad`, and where several processes share a
     run none waits for the others.
@@ -145,7 +145,7 @@ def summary(rows: Iterable[Mapping[str, float]]) -> dict[str, Any]:
     """What a run's measurements come to, for its record.
 
     Args:
-        rows: Of the loss curve; those without measures do not count.
+        rows: Rows of the loss curve; those without measures do not count.
 
     Returns:
         Empty without measurements.  By operand and measure `mean` over layers and time, and

@@ -201,7 +201,7 @@ def gaussian_error(
         rounding: How; one that moves scales is for NVFP4.
         rows: Rows of data.
         columns: Values a draw; a multiple of the block size.
-        seed: Of the draws.
+        seed: Seed of the draws.
         hadamard: Block length of a rotation with random signs before quantization; 0 for none.
         sigma: Standard deviation of the data.  A power-of-two scale makes the error depend on it
             within an octave; None lets it run through one there, log-uniformly, row by row, and

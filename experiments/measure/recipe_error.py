@@ -56,7 +56,7 @@ class TensorError:
     cosine: Estimate
     norm_ratio: Estimate
     cosine_of_mean: Estimate | None
-    """Of a product: the cosine of its expectation over draws; what is missing to 1 is bias, which
+    """Cosine of a product's expectation over draws; what is missing to 1 is bias, which
     no number of steps averages out.  None for an operand."""
 
 
@@ -81,7 +81,7 @@ def recipe_error(
         precision: To what, where the recipe has no formats of its own.
         draws: Passes with noise and random signs of their own, 3 or more; one where nothing is
             random.
-        seed: Of the noise.
+        seed: Seed of the noise.
 
     Raises:
         ValueError: Fewer draws than three, or sizes that a block or a rotation does not divide.
@@ -127,7 +127,7 @@ def _pass(layer: QuantLinear, given: LayerTensors, counter: int) -> dict[str, Te
     Args:
         layer: The layer.
         given: What it meets.
-        counter: Of the pass, in the address of its noise.
+        counter: The pass's part of the address of its noise.
     """
     found: dict[str, Tensor] = {}
 
@@ -196,14 +196,14 @@ def _cosines_of_mean(exact: Tensor, found: list[Tensor]) -> Tensor:
 
 
 def _estimate(values: Tensor) -> Estimate:
-    """Of one value a draw, [n]."""
+    """Mean and error of one value per draw, [n]."""
     n = len(values)
     error = values.std().item() / n**0.5 if n > 1 else 0.0
     return Estimate(values.mean().item(), error)
 
 
 def _jackknife(values: Tensor) -> Estimate:
-    """Of a value from all draws and those without each, [n + 1]; [1] where nothing is drawn."""
+    """Mean and error of a value from all draws and from all but each, [n + 1]; else [1]."""
     without = values[1:]
     n = len(without)
     error = without.std(correction=0).item() * (n - 1) ** 0.5 if n else 0.0

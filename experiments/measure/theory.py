@@ -84,8 +84,8 @@ def crossover(
     """The crest factor below which integers err less, and the QSNR there, in dB.
 
     Args:
-        integer: Of an `IntFormat`.
-        floating: Of a `FloatFormat`.
+        integer: A precision with an `IntFormat`.
+        floating: A precision with a `FloatFormat`.
         overhead: As for `theoretical_qsnr`.
         exact_max: As there.
 

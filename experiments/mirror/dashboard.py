@@ -263,7 +263,7 @@ def _variables(
 
 
 def _address(api: Any, view: View, entity: str, project: str, identity: str) -> str:
-    """Of its page."""
+    """Address of its page."""
     from wandb_workspaces._graphql import get_app_url
 
     page = f"{get_app_url(api).rstrip('/')}/{quote(entity)}/{quote(project)}"

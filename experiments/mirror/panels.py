@@ -32,7 +32,7 @@ with warnings.catch_warnings():
     from wandb_workspaces import expr
 
 COLUMNS = ("quantization", "E", "M", "bits", "N", "D")
-"""Of `experiments.run.record.columns`."""
+"""Names of `experiments.run.record.columns`."""
 LOSS, TRAIN_LOSS = "validation/loss", "train/loss"
 RATE, SPEED = "train/lr", "train/tokens_per_second"
 _TABLE = (*(f"config:{name}.value" for name in (*COLUMNS, "seed")), f"summary:{LOSS}")

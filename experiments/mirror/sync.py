@@ -70,7 +70,7 @@ Log in once with `wandb login`, or set WANDB_API_KEY.  Exit code: 0 all that is 
 """ + listed(Options)
 _AT_ONCE = 4
 _ANSWER_SHARE = 0.7
-"""Of the time limit, for the server's first answer: time is left to say what was wrong."""
+"""Share of the time limit for the server's first answer: time is left to say what was wrong."""
 _PROBE_SECONDS = 5.0
 _LINE_CHARACTERS = 500
 NO_KEY = (

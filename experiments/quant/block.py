@@ -74,7 +74,7 @@ def quantize(
         rounding: To which neighbour.
         hadamard: Rotates `x`, in float32, before all else: `experiments.quant.hadamard.rotate` by
             blocks of this size; 0 for none.
-        signs: Of the rotation.
+        signs: Signs of the rotation.
 
     Returns:
         Of `x`'s shape and dtype; contiguous, but on a CPU the transpose of a contiguous matrix

@@ -39,7 +39,7 @@ def rounding_gradient(
             times the largest element.  With a steepness: `staircase_slope` of the scaled value.
             Straight through: 1.
         hadamard: Block length of that rotation; 0 for none.
-        signs: Of it, as `experiments.quant.hadamard.rotate` takes them.
+        signs: Signs of the rotation, as `experiments.quant.hadamard.rotate` takes them.
 
     Returns:
         The shape of `x`, float32; of the rotated values where there is a rotation.  A constant:

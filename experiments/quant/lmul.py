@@ -26,7 +26,7 @@ from experiments.quant.kernels.dense import of_one_process
 from experiments.quant.product import has_wide_product, wide_product
 
 _SIGN_AND_EXPONENT = -0x00800000
-"""Of a float32's bits, 0xFF800000: all but the mantissa."""
+"""Mask of a float32's bits, 0xFF800000: all but the mantissa."""
 
 
 def offset(mantissa: int) -> float:

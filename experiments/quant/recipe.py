@@ -66,10 +66,10 @@ class OperandConfig:
     precision: str = ""
     """A name that `Precision.parse` reads; "" is the run's."""
     forward: bool = False
-    """Of grad_input.weight and grad_weight.input: take what the forward product multiplied, as it
+    """For grad_input.weight and grad_weight.input: take what the forward product multiplied, as it
     was rotated there, instead of the high-precision tensor."""
     gradient: str = "straight_through"
-    """Of output.input and output.weight: what passes the rounding back, a name that
+    """For output.input and output.weight: what passes the rounding back, a name that
     `Estimator.parse` reads."""
 
     @property
@@ -125,7 +125,7 @@ class WordLengthConfig:
     lookback: int = 0
     """Most steps between two decisions of a layer; 0: word lengths stay what they are."""
     bins: int = 30
-    """Of the histograms by which a word length may not differ."""
+    """Divergence of the histograms by which a word length may not differ."""
 
 
 GemmConfig = OutputConfig | GradInputConfig | GradWeightConfig
@@ -226,7 +226,7 @@ class RecipeConfig:
 
         Args:
             layer: Its name, blocks.<number>.<part>.
-            blocks: Of the model.
+            blocks: Blocks of the model.
 
         >>> recipe = RecipeConfig(keep_last=1, keep=["mlp.down"])
         >>> [recipe.keeps(f"blocks.{n}", 4) for n in ("1.mlp.up", "1.mlp.down", "3.mlp.up")]

@@ -31,7 +31,7 @@ OTHER_REACHED = 4.0
 _E4M3_HEADROOM = 16 / 17
 """E4M3 rounds a scale down by at most 1/17 of it (1.0625 to 1), so amax then still fits."""
 CLIPPED_BEYOND = 1 + 2.0**-20
-"""Of scale times the largest element: what lies nearer was not clipped, its scale was rounded."""
+"""Factor of scale times the largest element: what lies nearer had its scale rounded, no more."""
 _GAUSSIAN_CLIP = 2.92247856
 """Standard deviations at which clipping E2M1 errs least on Gaussian data (2505.14669)."""
 
@@ -256,8 +256,8 @@ def two_level(
     A block scale that would round to zero is the smallest one instead: no division by zero.
 
     Args:
-        amax: Of each block, any shape.
-        tensor_amax: Of the tensor, a scalar.
+        amax: Largest magnitude of each block, any shape.
+        tensor_amax: Largest magnitude of the tensor, a scalar.
         reached: Where amax falls among the elements.
         stored: Format of the block scales.
         top: reached * the block scale of the block that holds `tensor_amax`.

@@ -59,7 +59,7 @@ class WordLength:
 
     @property
     def bits(self) -> int:
-        """Of a word, its sign included."""
+        """Bits of a word, its sign included."""
         return self.layer.precisions["P2"].element.bits
 
     @bits.setter
@@ -128,7 +128,7 @@ def least_word_length(weight: Tensor, precision: Precision, bins: int) -> int:
     Args:
         weight: [out, in].
         precision: A fixed point; its own word length plays no part.
-        bins: Of both histograms, between the least and the largest weight.
+        bins: Bins of both histograms, between the least and the largest weight.
 
     Returns:
         At most `LONGEST_WORD`, enough or not.

@@ -55,12 +55,12 @@ def make_record(
         reason: Why it diverged or failed.
         steps: Optimizer steps taken.
         loss: Validation loss, nats per token.
-        train_loss: Of the last tenth, nats per token.
+        train_loss: Mean of the last tenth, nats per token.
         wall_seconds: Training time over all attempts.
         attempts: How often it was started.
         metrics: The loss curve's file.
-        weights_sha256: Of the trained weights; "" where there are none.
-        started: Of the last attempt.
+        weights_sha256: Hash of the trained weights; "" where there are none.
+        started: Start of the last attempt.
         diagnostics: Their summary.
         ptq: Validation loss by format of the weights; None where it is not finite.
     """

@@ -63,7 +63,7 @@ class Stopped(Exception):
 
 
 class Recorder(L.Callback):
-    """Of one attempt.
+    """The recorder of one attempt.
 
     Args:
         config: The run.

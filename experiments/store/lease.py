@@ -56,7 +56,7 @@ class Holder:
     """What a lease says about its holder."""
 
     number: int
-    """Of the attempt; the fencing token."""
+    """Number of the attempt; the fencing token."""
     token: str
     """Known to whoever started the attempt, and to nobody else."""
     host: str

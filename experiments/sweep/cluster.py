@@ -103,7 +103,7 @@ def machines(ray: Any) -> list[Resources]:
 
 
 def capacity(address: str) -> Resources:
-    """Of this machine, or of the cluster at `address`, all nodes together.
+    """Resources of this machine, or of the cluster at `address`, all nodes together.
 
     Raises:
         ConfigError: There is no cluster.

@@ -12,7 +12,7 @@ from experiments.config.schema import TrainConfig
 from experiments.data.batches import TokenData
 
 _ASSUMED_FLOPS_PER_SECOND = 3e10
-"""Of one core on a small model, where nothing has been run yet to measure it."""
+"""Speed of one core on a small model, where nothing has been run yet to measure it."""
 _PROBE_SECONDS = 10.0
 """All probes of a plan together."""
 _STEP_SECONDS = 1.0

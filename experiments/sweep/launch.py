@@ -35,7 +35,7 @@ from fitting.entry.interrupts import interrupt
 from fitting.results.record import RESULT, RunRecord, look_at
 
 _MAX_DEATHS = 3
-"""Of workers under one run in one launch, after which it is left alone."""
+"""Deaths of workers under one run in one launch, after which it is left alone."""
 _BACK_OFF_SECONDS = 1.0
 """Before a run whose worker died starts again; doubles with each death."""
 _POLL_SECONDS = 0.5

@@ -26,14 +26,14 @@ from fitting.results.record import RunRecord, look_at
 from fitting.results.study_file import STUDY, read_study
 
 _PROCESS_BYTES = 450 * 2**20
-"""Of a worker that has everything imported and trains nothing."""
+"""Memory of a worker that has everything imported and trains nothing."""
 _BYTES_PER_PARAMETER = 16
 """Float32 weights, gradients and two moments: what no run can do without."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one machine, of a whole cluster, or what one run takes."""
+    """What one machine has, a whole cluster, or what one run takes."""
 
     cpus: float
     gpus: float = 0.0
@@ -72,7 +72,7 @@ class PlannedRun:
     run_id: str
     folder: Path
     flops: float
-    """Of training."""
+    """FLOPs of training."""
     scoring: float
     """FLOPs of the validation pass: a third of training's a token."""
     record: RunRecord | None = None
@@ -99,7 +99,7 @@ class PlannedRun:
 
     @property
     def takes(self) -> Resources:
-        """Of the cluster, all its processes together."""
+        """What it takes of the cluster, all its processes together."""
         own, workers = self.config.resources, self.config.trainer.num_workers
         return Resources(own.cpus * workers, own.gpus * workers, own.memory * workers)
 

@@ -26,7 +26,7 @@ from fitting.results.record import RunRecord
 console = Console(width=None if sys.stdout.isatty() else 120)
 _PLAIN_STATUS_SECONDS = 30.0
 _SHOWN_RUNS = 16
-"""Of those at work; a cluster may have hundreds."""
+"""Runs at work that are shown; a cluster may have hundreds."""
 
 
 def show_plan(plan: Plan, capacity: Resources, max_parallel: int | None, full: bool) -> None:

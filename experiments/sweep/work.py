@@ -26,7 +26,7 @@ def execute(config: dict[str, Any], token: str) -> tuple[str, str]:
 
     Args:
         config: `asdict` of a `TrainConfig`.
-        token: Of the lease, by which the driver breaks it should this worker die.
+        token: Token of the lease, by which the driver breaks it should this worker die.
 
     Returns:
         How it ended and, unless it is done, the one line that says why.

@@ -110,7 +110,7 @@ class Rule:
 
 @lru_cache(maxsize=256)
 def constants(element: ElementFormat, scale: ScaleFormat | None) -> tuple[Rule, Grid, Grid]:
-    """Of the scales, the elements, and the block's scale where there are two levels."""
+    """Facts of the scales, the elements, and the block's scale where there are two levels."""
     (reached, emax), stored, top = reach(element), E4M3, 1.0
     if scale is None:
         rule = Rule("none", False, True, reached, emax, top, 1.0, (1.0, 1.0))

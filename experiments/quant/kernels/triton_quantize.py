@@ -188,7 +188,7 @@ def _places(
     GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Of what a program takes: the groups, [GROUPS, 1], the values' indices, and which exist."""
+    """What a program takes: the groups, [GROUPS, 1], the values' indices, and which exist."""
     program = tl.program_id(0).to(tl.int64)
     pieces = tl.cdiv(size, WIDTH)
     group = (program // pieces * GROUPS + tl.arange(0, GROUPS))[:, None]
@@ -321,7 +321,7 @@ def quantize(
         groups: How many there are.
         size: Values in each.
         columns: In a row.
-        factor: Of the rotation, 2^(-STAGES / 2) in float32.
+        factor: Factor of the rotation, 2^(-STAGES / 2) in float32.
         RULE: See above.
         GRID: See above.
         STORED: See above.
