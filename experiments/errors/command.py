@@ -28,7 +28,7 @@ def _work(words: list[str]) -> None:
     for key in keys(RecipeOptions):
         if key in typed:
             raise UsageError(f"{typed[key]}: needs recipe=..., e.g. recipe=quartet_v4")
-    options = parse(FormatOptions, words)
+    options = parse(FormatOptions, words, also=keys(RecipeOptions))
     if not options.precision:
         raise UsageError("precision: missing; give precision=<format> or recipe=<recipe>")
     _show(options)

@@ -183,7 +183,7 @@ def pairs(kind: type[DataclassInstance], words: Iterable[str], instead: str = ""
             either = f"key=value or {instead}" if instead else "key=value"
             raise UsageError(f"{word}: must be {either}; see --help")
         if not text:
-            raise UsageError(f"{word}: needs a value; leave {key} out for the default")
+            raise UsageError(f"{word}: needs a value, {key}=...")
         if key in found:
             if not (key in known and option_of(known[key]).several):
                 raise UsageError(f"{word}: {key} is given twice")
@@ -192,8 +192,13 @@ def pairs(kind: type[DataclassInstance], words: Iterable[str], instead: str = ""
     return found
 
 
-def read(kind: type[T], typed: Mapping[str, str]) -> T:
+def read(kind: type[T], typed: Mapping[str, str], also: Iterable[str] = ()) -> T:
     """The options of a command from what was typed, key by key.
+
+    Args:
+        kind: The command's options.
+        typed: As `pairs` returns it.
+        also: Other keys that may have been meant where one is unknown.
 
     Raises:
         UsageError: No such option, or a text that is not of its kind.
@@ -211,15 +216,15 @@ def read(kind: type[T], typed: Mapping[str, str]) -> T:
                     raise ValueError(f"names nothing; must be {head}.{option_of(f).shown}")
                 values.setdefault(f.name, {})[tail] = option_of(f).read(tail, text)
             else:
-                raise ValueError(f"no such option; {_hint(key, known)}")
+                raise ValueError(f"no such option; {_hint(key, known, also)}")
         except ValueError as error:
             raise UsageError(f"{key}={text}: {error}") from None
     return kind(**values)
 
 
-def parse(kind: type[T], words: Iterable[str], instead: str = "") -> T:
+def parse(kind: type[T], words: Iterable[str], instead: str = "", also: Iterable[str] = ()) -> T:
     """The options of a command line; `pairs` and `read` in one."""
-    return read(kind, pairs(kind, words, instead))
+    return read(kind, pairs(kind, words, instead), also)
 
 
 def _is_open(f: OptionField) -> bool:
@@ -227,9 +232,9 @@ def _is_open(f: OptionField) -> bool:
     return f.default_factory is dict
 
 
-def _hint(key: str, known: Mapping[str, OptionField]) -> str:
+def _hint(key: str, known: Mapping[str, OptionField], also: Iterable[str]) -> str:
     names = [f"{name}.<name>" if _is_open(f) else name for name, f in known.items()]
-    close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(key, [*names, *also], n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
 
 

@@ -159,7 +159,7 @@ def _others() -> Iterator[Case]:
         "study": ("missing", "text"),
         "runs": ("missing",),
         "timeout": (*seconds, "0"),
-        "dry_run": ("yes", "True", ""),
+        "dry_run": ("yes", "1", ""),
     }
     for case in _pairs("lowbit-sync", ("study=text",), sync, once=False):
         yield case if not case[1][-1].startswith("study=") else (*case[:2], case[1][-1][6:] or "s")

@@ -28,6 +28,7 @@ OVERRIDES = [
     ["precision=mxfp4", "recipe=sun", "model=ladder/c", "seed=3"],
     ["precision.exponent=3", "precision.mantissa=2", "precision=e4m3", "seed=1"],
     ["optim.lr=0.01", "model=ladder/a"],
+    ["precision=E3M2-block16-e8m0", "precision.mantissa=1", "seed=2"],
     ["+study.fit.law=chinchilla", "study.name=other", "tokens=10_240"],
     ["study.grids=[{seed: [0, 1]}]"],
     ["debug=tiny", "recipe=none"],

@@ -61,7 +61,7 @@ def test_words_become_values_of_their_kinds() -> None:
         ("cost_k=1", "cost_k=1: no such option; did you mean cost.k?"),
         ("study", "study: must be key=value or push; see --help"),
         ("=1", "=1: must be key=value or push"),
-        ("study=", "study=: needs a value; leave study out for the default"),
+        ("study=", "study=: needs a value, study=..."),
         ("wait=soon", "wait=soon: must be a number of seconds, more than 0"),
         ("wait=inf", "wait=inf: must be a number of seconds, more than 0"),
         ("cost.k=a", "cost.k=a: must be a number"),
@@ -78,6 +78,11 @@ def test_what_cannot_be_meant_is_said_with_what_could(word: str, said: str) -> N
     with pytest.raises(UsageError) as error:
         parse(Options, [word], "push")
     assert str(error.value).startswith(said)
+
+
+def test_a_key_of_elsewhere_may_have_been_meant() -> None:
+    with pytest.raises(UsageError, match="^recip=a: no such option; did you mean recipe\\?$"):
+        parse(Options, ["recip=a"], also=["recipe"])
 
 
 def test_a_key_is_typed_once() -> None:
