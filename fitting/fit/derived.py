@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from fitting.entry.errors import one_line
 from fitting.fit.bootstrap import vague
 from fitting.fit.result import Fit
-from fitting.law.conclusion import Assumptions, Basis, Derived
-from fitting.law.terms import Law
+from fitting.law.conclusion import Assumptions, Basis, Conclusion, Derived, Value
+from fitting.law.terms import FitError, Law
 from fitting.results.table import select_rows
 
 IDENTIFIED = "identified"
@@ -62,14 +63,28 @@ def derived(fit: Fit, basis: Basis, known: dict[str, bool]) -> Derived:
         fit: The fit.
         basis: From `basis_of`.
         known: From `identified`.
+
+    Raises:
+        FitError: A law of the user's own cannot draw one.
     """
     free = [name for name in fit.parameters if name not in fit.frozen]
     if free and not any(known[name] for name in free):
         return Derived()
     # Draws in which a parameter is at a bound may have no value: infinite or NaN, not a warning.
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        found = {c.key: c.found(basis) for c in fit.law.conclusions}
+        found = {c.key: _found(c, basis, fit.law) for c in fit.law.conclusions}
     return Derived({key: value for key, value in found.items() if value is not None})
+
+
+def _found(conclusion: Conclusion[Value], basis: Basis, law: Law) -> Value | None:
+    """What is concluded; a mistake in a law of the user's own is theirs to mend, and says so."""
+    try:
+        return conclusion.found(basis)
+    except Exception as error:
+        if not law.typed:
+            raise
+        why = f"{type(error).__name__}: {one_line(error)}"
+        raise FitError(f"law={law.typed}: {conclusion.key} cannot be concluded ({why})") from error
 
 
 def doubts(law: Law, concluded: Derived, known: Mapping[str, bool]) -> list[str]:

@@ -224,3 +224,14 @@ def test_a_pilots_fit_cannot_either_but_its_law_may_be_typed(
     assert capsys.readouterr().err == f"lowbit-fit: {said}"
     run(monkeypatch, "fit", "law=mine.py:MINE", *typed)
     assert json.loads((here / "out" / "expected.json").read_text())["law"] == "mine"
+
+
+def test_a_conclusion_that_cannot_be_drawn_names_itself(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "mine.py").write_text(MINE.replace('basis.rows["params"].max()', 'basis.rows["size"]'))
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, "fit", "law=mine.py:MINE", *FIT)
+    assert caught.value.code == 2
+    said = "law=mine.py:MINE: doublings cannot be concluded (KeyError: 'size')\n"
+    assert capsys.readouterr().err == f"lowbit-fit: {said}"
