@@ -30,9 +30,10 @@ from experiments.run.recorder import Progress
 from experiments.store.checkpoint import CHECKPOINTS
 from experiments.train import train
 from fitting.results.record import FAILURE, RESULT, RunRecord, read_record
-from tests.support.small_runs import SMALL, STEPS, Stop, rows
+from tests.support.small_runs import SMALL, STEPS, Stop, rows, small
 
 Compose = Callable[..., TrainConfig]
+__all__ = ["small"]  # a fixture
 
 
 def bare_loop(config: TrainConfig) -> float:
