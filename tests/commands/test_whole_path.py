@@ -15,6 +15,7 @@ from experiments.command import main as commands
 from experiments.config.schema import TrainConfig
 from experiments.quant.formats import FloatFormat
 from experiments.quant.linear import QuantLinear
+from experiments.quant.recipe import GEMMS
 from experiments.run.module import LanguageModel
 from fitting.command.main import fit as lowbit_fit
 from fitting.command.main import report as lowbit_report
@@ -51,7 +52,7 @@ def test_a_mantissa_bit_reaches_the_six_tensors_at_the_gemms(
 
     def watch(self: QuantLinear, gemm: str, left: Any, right: Any, *more: Any) -> Any:
         operands = prepare(self, gemm, left, right, *more)
-        for (label, *_), operand in zip((left, right), operands, strict=True):
+        for label, operand in zip(GEMMS[gemm], operands, strict=True):
             seen.setdefault(label, []).append(operand.values)
         return operands
 
