@@ -61,9 +61,9 @@ def test_a_damaged_record_is_left_out_counted_and_named(study: Path, name: str, 
         table = load(study)
     assert list(table["run_id"]) == ["a", "c"]
     assert select_rows(table)[1] == {"damaged": 1}
-    found = status.read_status(study)
-    assert [state.kind for state in found.states] == ["finished", "damaged", "finished"]
-    assert str(path) in status.render(found)
+    name, found = status.read_status(study)
+    assert [state.kind for state in found.runs] == ["finished", "damaged", "finished"]
+    assert str(path) in status.render(name, found)
 
 
 def test_a_page_records_how_many_are_damaged(study: Path, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def _mutations() -> Iterator[tuple[str, dict[str, Any]]]:
         "int": ["1", None, True, 1.5, [], {}, -1, 10**400],
         "float": ["1", None, True, [], {}, -1, 10**400],
         "float | None": ["1", True, [], {}, 10**400],
-        "dict[str, Any]": ["1", 1, None, True, []],
+        "JsonObject": ["1", 1, None, True, []],
     }
     for field in dataclasses.fields(RunRecord):
         for value in wrong[str(field.type)]:
@@ -214,7 +214,7 @@ def test_who_only_looks_writes_nothing(study: Path, monkeypatch: pytest.MonkeyPa
     files.mkdir(parents=True)
     (files / "run-b.wandb").write_bytes(b"")
     before = {path: path.stat().st_mtime_ns for path in study.rglob("*")}
-    assert status.read_status(study).count("running") == 1
+    assert len(status.read_status(study)[1].of(["running"])) == 1
     assert run([str(study), "dry_run=true"]) == 0
     assert {path: path.stat().st_mtime_ns for path in study.rglob("*")} == before
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.errors.command import HELP, error
+from experiments.errors.command import error
+from experiments.errors.options import HELP
 from experiments.errors.recipes import COLUMNS, MEASURES, TRAINING, read
 from experiments.measure.recipe_error import OPERANDS, PRODUCTS, TENSORS, recipe_error
 from tests.support.golden_recipes import RECIPES

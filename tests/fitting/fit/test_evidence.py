@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from fitting.fit.evidence import comparison, evidence
 from fitting.fit.profile import profile_intervals
 from fitting.fit.search import fit
 from fitting.fit.validation import compare_laws, hold_out_largest, information, leave_one_out
+from fitting.law.conclusion import entries
 from fitting.laws.catalogue import get
 from fitting.laws.published import BESIROGLU_2024
 from fitting.laws.synthetic import make_table
@@ -29,10 +31,15 @@ RUNS = make_table(
 )
 
 
+def told(*given: Any, **how: bool) -> Any:
+    """The evidence as fit.json has it."""
+    return entries(evidence(*given, **how))
+
+
 def test_every_number_is_that_of_the_function_that_it_comes_from() -> None:
     fitted = fit(RUNS, "chinchilla")
-    found = evidence(RUNS, fitted)
-    assert found["profile_intervals"] == profile_intervals(RUNS, fitted)
+    assert evidence(RUNS, fitted).profile_intervals == profile_intervals(RUNS, fitted)
+    found = told(RUNS, fitted)
     assert tuple(found["information"].values()) == information(RUNS, fitted)
     sizes = leave_one_out(RUNS, fitted)
     entries = found["held_out"]["sizes"]
@@ -50,7 +57,7 @@ def test_every_number_is_that_of_the_function_that_it_comes_from() -> None:
 
 def test_what_cannot_be_held_out_has_its_reason_and_hides_nothing_else() -> None:
     one = RUNS[RUNS["params"] == 1e8]
-    found = evidence(one, fit(one, "chinchilla"))
+    found = told(one, fit(one, "chinchilla"))
     assert "sizes" not in found["held_out"]
     assert found["not_computed"] == {
         "sizes left out": "there is one size only",
@@ -58,7 +65,7 @@ def test_what_cannot_be_held_out_has_its_reason_and_hides_nothing_else() -> None
         "least 6; freeze some or add runs",
     }
     few = pd.concat([one, RUNS[RUNS["params"] == 2e8].iloc[:2]])
-    found = evidence(few, fit(few, "chinchilla"))
+    found = told(few, fit(few, "chinchilla"))
     assert [e["params"] for e in found["held_out"]["sizes"]] == [2e8]
     assert found["held_out"]["largest"]["rows"] == 2  # of 8: 1e8 at 400 and at 800
     assert found["not_computed"] == {
@@ -69,7 +76,7 @@ def test_what_cannot_be_held_out_has_its_reason_and_hides_nothing_else() -> None
 
 def test_a_long_table_is_neither_profiled_nor_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_ROWS", 23)
-    found = evidence(RUNS, fit(RUNS, "chinchilla"))
+    found = told(RUNS, fit(RUNS, "chinchilla"))
     reason = "24 rows are more than 23"
     assert found["not_computed"] == {
         "profile intervals": reason,
@@ -79,13 +86,13 @@ def test_a_long_table_is_neither_profiled_nor_held_out(monkeypatch: pytest.Monke
     assert found["information"]["aic"] < 0
     monkeypatch.undo()
     monkeypatch.setattr(module, "MOST_SIZES", 3)
-    found = evidence(RUNS, fit(RUNS, "chinchilla"))
+    found = told(RUNS, fit(RUNS, "chinchilla"))
     assert found["not_computed"] == {"sizes left out": "4 sizes are more than 3"}
     assert "largest" in found["held_out"]
 
 
 def test_evidence_can_be_switched_off() -> None:
-    found = evidence(RUNS, fit(RUNS, "chinchilla"), wanted=False)
+    found = told(RUNS, fit(RUNS, "chinchilla"), wanted=False)
     assert found["not_computed"] == dict.fromkeys(
         ("profile intervals", "held-out predictions"), "evidence=false"
     )
@@ -116,7 +123,7 @@ def test_held_out_fits_that_begin_warm_end_where_blind_ones_do() -> None:
 def test_compared_laws_are_plain_json() -> None:
     table = RUNS.assign(forward="BF16", backward="BF16")
     laws = [get("chinchilla"), get("quartet")]
-    found = comparison(table, laws, "least_squares", 1e-3, None)
+    found = [entries(rival) for rival in comparison(table, laws, "least_squares", 1e-3, None)]
     expected = compare_laws(table, laws, objective="least_squares")
     assert [row["law"] for row in json.loads(json.dumps(found))] == list(expected["law"])
     assert [row["bic"] for row in found] == list(expected["bic"])

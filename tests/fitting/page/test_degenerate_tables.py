@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting.command.main import _fit_command, _report_command
+from fitting.command import main
 from fitting.entry.errors import Refusal
 from fitting.laws.catalogue import LAWS
 from fitting.laws.published import (
@@ -149,7 +149,7 @@ def fitted(
     typed = [f"results={path}", f"law={law}", f"out={out}", *cheap, *options]
     refused = ""
     try:
-        _fit_command(typed)
+        main._fit(typed)
     except Refusal as refusal:
         refused = str(refusal)
     if refused:
@@ -190,7 +190,7 @@ def test_nor_a_page(
     table = TABLES.get(name, TABLES["as it should be"])(runs(law))
     if not fitted(table, law, OPTIONS.get(name, []), tmp_path, capsys):
         return
-    _report_command([f"fit={tmp_path}", "figures=svg"])
+    main._report([f"fit={tmp_path}", "figures=svg"])
     for path in (tmp_path / "index.html", *(tmp_path / "tables").iterdir()):
         if path.name not in ("runs.csv", "runs.tex"):  # losses as they came
             check(path.read_text(encoding="utf-8"), path.name)
@@ -201,7 +201,7 @@ def test_a_difference_without_repeats_has_no_standard_error(
 ) -> None:
     table = runs("floating_point")
     assert fitted(table, "floating_point", [], tmp_path, capsys)
-    _report_command([f"fit={tmp_path}", "figures=svg"])
+    main._report([f"fit={tmp_path}", "figures=svg"])
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "cannot tell apart" in page
     check(page, "page")

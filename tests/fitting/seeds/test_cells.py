@@ -167,7 +167,7 @@ def test_what_an_older_record_lacks_is_what_was_done_then(tmp_path: Path) -> Non
         place: Any = old
         for part in above:
             place = place[part]
-        assert swept.plain(place.pop(key)) == swept._plain(swept.ABSENT[name]), name
+        assert swept.plain(place.pop(key)) == swept.plain(swept.ABSENT[name]), name
     runs = [young[0], dataclasses.replace(young[1], config=old)]
     assert noise_floor(load(folder(tmp_path, runs))).dof == 1
 
