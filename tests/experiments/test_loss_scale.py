@@ -82,7 +82,7 @@ def test_a_dynamic_scale_leaves_out_the_steps_that_torchs_scaler_does(
         trained.append(LanguageModel(config))
         return trained[-1]
 
-    monkeypatch.setattr("experiments.run.module.LanguageModel", remember)
+    monkeypatch.setattr("experiments.train.LanguageModel", remember)
     assert train(config).record.tokens == 130 * 64, "to the end, if only to a loss of hundreds"
     expected, skipped = with_torchs_scaler(config)
     assert 5 <= skipped <= 20

@@ -300,9 +300,9 @@ def test_a_damaged_techdocs_names_the_shard_and_the_command(
     (copy / "val-0000.bin").unlink()
     (copy / "val-0000.bin").write_bytes((real / "val-0000.bin").read_bytes()[:1000])
     monkeypatch.setenv("LOWBIT_CACHE", str(tmp_path))
-    command = [sys.executable, "-m", "experiments.data.techdocs"]
+    command = [sys.executable, "-m", "experiments.data"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 1
     assert run.stderr.count("\n") == 1
     assert f"{copy}/val-0000.bin has 1,000 bytes" in run.stderr
-    assert "python -m experiments.data.techdocs --rebuild" in run.stderr
+    assert "python -m experiments.data --rebuild" in run.stderr

@@ -258,7 +258,7 @@ def test_a_server_that_does_not_take_it_costs_one_line_and_little_time(
         (["push", "study=s", "timeout=3"], KEY, 1, "{dead} does not answer; nothing was lost"),
         (["push", "study=s"], "", 2, "no W&B key: log in with `wandb login`, or set WANDB_API_KEY"),
         (["study=nowhere"], "", 2, "study=nowhere: there is no runs/nowhere/study.json"),
-        (["push"], "", 2, "study=: which study? e.g. study=demo"),
+        (["push"], "", 2, "study: missing; give study=<name>"),
     ],
 )
 def test_what_cannot_be_done_ends_the_command_with_one_line(

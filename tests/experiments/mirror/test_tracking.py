@@ -261,8 +261,9 @@ def test_a_wandb_that_died_between_two_runs_is_started_again(small: Compose) -> 
 def test_wandb_ends_with_the_process_it_belongs_to(small: Compose, tmp_path: Path) -> None:
     """Killed, as Ray kills a worker: no hook of Python's runs."""
     code = (
-        "import os, signal; from experiments import tracking; from experiments.mirror.files import "
-        "WandbRun; from pathlib import Path; tracking._init(WandbRun(run_id='r', group='g', "
+        "import os, signal; from experiments.mirror import tracking; "
+        "from experiments.mirror.files import WandbRun; from pathlib import Path; "
+        "tracking._init(WandbRun(run_id='r', group='g', "
         "job_type='train', project='p', tags=[], config={}), Path('.'), 'offline', 20.0, 5.0); "
         "tracking.finish(0); print(tracking._process().pid, flush=True); "
         "os.kill(os.getpid(), signal.SIGKILL)"
