@@ -205,7 +205,7 @@ def test_every_column_of_ours_may_be_mapped_and_no_other(
     [("freeze.foo=1", "freeze.foo=1.0: law=chinchilla has no such"),
      ("freeze.A=-1", "freeze.A=-1.0: must be a positive number"),
      ("bounds.foo=0..1", "bounds.foo=1.0: law=chinchilla has no such"),
-     ("freeze.=1", "freeze.=1: names nothing; e.g. freeze.E=1.8")],
+     ("freeze.=1", "freeze.=1: names nothing; must be freeze.NAME=VALUE")],
 )  # fmt: skip
 def test_what_is_wrong_is_named_as_it_was_typed(
     typed: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
