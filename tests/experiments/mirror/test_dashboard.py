@@ -399,7 +399,8 @@ def test_leet_shows_all_runs_of_a_study_side_by_side(
 
 ALL_COMMANDS = """
 import json, sys
-from experiments import commands, dashboard, sync
+from experiments.command import main as commands
+from experiments.mirror import dashboard, sync
 mains = {"lowbit-train": commands.train, "lowbit-sync": sync.main}
 for words in json.loads(sys.argv[1]):
     sys.argv = words
