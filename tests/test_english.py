@@ -1,6 +1,7 @@
 """A docstring's first line stands without the name: it does not begin with a dangling "Of"."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ FILES = sorted(
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_docstring_begins_with_a_dangling_of(path: object) -> None:
-    text = path.read_text(encoding="utf-8")  # type: ignore[attr-defined]
+def test_no_docstring_begins_with_a_dangling_of(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
     found = [text[: match.start()].count("\n") + 1 for match in DANGLING.finditer(text)]
     assert not found, f"{path}: lines {found} begin with Of: what is it?"

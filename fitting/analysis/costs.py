@@ -112,13 +112,8 @@ def _by_bits(basis: Basis) -> list[Cost]:
     found = []
     for bits in BITS:
         e, m = integer_layout(basis.parameters, bits)
-        share = [effective_params_of_format(p, tokens, e, m, block) for p in basis.samples]
-        more = [tokens_for_equal_loss(p, size, tokens, e, m, block) for p in basis.samples]
         inside = bool(seen_bits.min() <= bits <= seen_bits.max())
-        name = layout_name(e, m)
-        found.append(
-            equal_loss(basis.rows, name, size, tokens, share, more, bits, block, seen=inside)
-        )
+        found.append(_of_layout(basis, size, tokens, e, m, block, bits, inside))
     return found
 
 
@@ -133,14 +128,25 @@ def _by_format(basis: Basis) -> list[Cost]:
     for size, e, m, block in sorted(
         cells.itertuples(index=False, name=None), key=lambda c: (c[0], c[1] + c[2], c[1], c[3])
     ):
-        tokens = data[size]
-        share = [effective_params_of_format(p, tokens, e, m, block) for p in basis.samples]
-        more = [tokens_for_equal_loss(p, size, tokens, e, m, block) for p in basis.samples]
-        name = layout_name(int(e), int(m))
-        found.append(
-            equal_loss(basis.rows, name, size, tokens, share, more, block_size=float(block))
-        )
+        found.append(_of_layout(basis, size, data[size], e, m, float(block)))
     return found
+
+
+def _of_layout(
+    basis: Basis,
+    size: float,
+    tokens: float,
+    e: float,
+    m: float,
+    block: float,
+    bits: int | None = None,
+    seen: bool = True,
+) -> Cost:
+    """What a layout costs at a size and its data, under the floating-point law."""
+    share = [effective_params_of_format(p, tokens, e, m, block) for p in basis.samples]
+    more = [tokens_for_equal_loss(p, size, tokens, e, m, block) for p in basis.samples]
+    name = layout_name(int(e), int(m))
+    return equal_loss(basis.rows, name, size, tokens, share, more, bits, block, seen)
 
 
 # --- words ------------------------------------------------------------------------------------

@@ -240,6 +240,10 @@ class _Best:
     """Parameters and both efficiencies, of the fit and of its draws."""
     rows: pd.DataFrame
     speedups: Speedups
+    sizes: tuple[float, float]
+    """The smallest and the largest size of the table."""
+    ratios: tuple[float, float]
+    """The same of tokens per parameter."""
 
     @classmethod
     def of(cls, basis: Basis) -> _Best | None:
@@ -250,16 +254,21 @@ class _Best:
         n, d = (max(names, key=lambda name: basis.parameters[name]) for names in known)
         assumed = basis.assumed
         speedups = Speedups(assumed.speedup_forward, assumed.speedup_backward)
-        return cls((n, d), [(s, s[n], s[d]) for s in basis.samples], basis.rows, speedups)
+        rows = basis.rows
+        sizes, ratios = (
+            (float(seen.min()), float(seen.max()))
+            for seen in (rows["params"], rows["tokens"] / rows["params"])
+        )
+        pairs = [(s, s[n], s[d]) for s in basis.samples]
+        return cls((n, d), pairs, rows, speedups, sizes, ratios)
 
     def holds(self, choice: str, params: float, tokens: float) -> bool:
         """Whether what a choice trains at a budget is within the table, up to rounding."""
         larger, longer = gains(choice, self.speedups.forward, self.speedups.backward)
-        ratios = self.rows["tokens"] / self.rows["params"]
         trained = params * larger, tokens * longer / (params * larger)
         return all(
-            float(seen.min()) * (1 - 1e-9) <= value <= float(seen.max()) * (1 + 1e-9)
-            for value, seen in zip(trained, (self.rows["params"], ratios), strict=True)
+            low * (1 - 1e-9) <= value <= high * (1 + 1e-9)
+            for value, (low, high) in zip(trained, (self.sizes, self.ratios), strict=True)
         )
 
     def choice(self, size: float, tokens: float) -> Choice:

@@ -185,14 +185,6 @@ def _bits(row: Optimum) -> str:
     return text
 
 
-def _parts(found: OptimalPrecision, table: Table[Optimum]) -> list[Optimum]:
-    return {
-        "bits_for_tokens": found.fixed_tokens,
-        "bits_for_params": found.fixed_params,
-        "bits_jointly": found.joint,
-    }[table.name] or []
-
-
 _Col = Column[Optimum]
 _BITS = Column("best bits", _bits)
 _COST = _Col("cost C", lambda row: number(row.cost, 3))
@@ -208,6 +200,7 @@ OPTIMAL_PRECISION = Conclusion(
             lambda rows, derived: (
                 f"Whatever the cost: the rest of it, {cost_formula(derived)}, goes into parameters."
             ),
+            rows=lambda found: found.fixed_tokens or [],
         ),
         Table(
             "bits_for_params",
@@ -221,6 +214,7 @@ OPTIMAL_PRECISION = Conclusion(
             lambda rows, derived: (
                 f"{_costs_tried(rows, derived)}; what the bits leave of it goes into tokens."
             ),
+            rows=lambda found: found.fixed_params or [],
         ),
         Table(
             "bits_jointly",
@@ -232,9 +226,9 @@ OPTIMAL_PRECISION = Conclusion(
                 _Col("tokens", lambda row: between(row.tokens, row.tokens_interval, count)),
             ),
             lambda rows, derived: f"{_costs_tried(rows, derived)}.",
+            rows=lambda found: found.joint or [],
         ),
     ),
-    parts=_parts,
 )
 """As the floating-point law has it; `precision` finds part of it in another way."""
 COST_K = Conclusion(

@@ -8,7 +8,6 @@ the law holds and that runs err independently: real intervals are rarely narrowe
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from fitting.command.options import FitOptions
 from fitting.entry.errors import UsageError
 from fitting.files.atomic import write_atomic
 from fitting.files.own_json import ResultsError
-from fitting.fit.fit_file import read_pilot
+from fitting.fit.fit_file import numbers, read_pilot
 from fitting.fit.search import fit
 from fitting.law.terms import FitError, Law
 from fitting.laws.catalogue import get
@@ -114,7 +113,7 @@ def run_expected(options: FitOptions) -> pd.DataFrame:
     design = keep(load(options.results, options.columns), options.where)
     expected = expected_intervals(
         law,
-        {name: math.nan if v is None else v for name, v in pilot.parameters.items()},
+        numbers(pilot.parameters),
         design,
         noise,
         options.tables,

@@ -39,13 +39,14 @@ from fitting.figures.style import (
 )
 from fitting.figures.svg import tag
 from fitting.fit.fit_file import SavedFit
-from fitting.law.conclusion import UNKNOWN, AnyTable, Number, Rows
+from fitting.law.conclusion import UNKNOWN, AnyTable, Interval, Number, TableRows
 from fitting.words import (
     BEYOND,
     by_share,
     count,
     count_label,
     interval,
+    interval_of,
     number,
     open_interval,
     whole,
@@ -86,11 +87,9 @@ def conclusions(
         drawn["bits_jointly"] = optimal_bits(at, f"cost {cost_formula(found)}", "bits_jointly")
     if found.of(MAP):
         drawn["map"] = precision_map(fit, rows)
-    for conclusion in fit.model.conclusions:
-        value = found.of(conclusion)
-        for table in (t for t in conclusion.tables if t.chart and value is not None):
-            if charted := chart(table, conclusion.rows(value, table)):
-                drawn[table.name] = charted
+    for table, charted in fit.tables():
+        if table.chart and (panels := chart(table, charted)):
+            drawn[table.name] = panels
     return drawn
 
 
@@ -288,7 +287,7 @@ def optimal_bits(
         return [panel(figure, name, f"Compute-optimal bits {title}")]
 
 
-def chart(table: AnyTable, rows: Rows) -> list[Panel]:
+def chart(table: AnyTable, rows: TableRows) -> list[Panel]:
     """A conclusion's rows as its table's chart says: marks with intervals, joined by lines.
 
     Args:
@@ -388,10 +387,9 @@ def _points(
         tag(marks, label, [tip for p, tip in zip(points, tips, strict=True) if p[3] is beyond])
 
 
-def _counts(bounds: Sequence[float | None]) -> str:
+def _counts(bounds: Interval) -> str:
     """An interval of counts, open where it is infinite."""
-    low, high = ("∞" if bound is None else count_label(bound) for bound in bounds)
-    return "no interval" if bounds[0] is None else f"{low} to {high}"
+    return "no interval" if bounds[0] is None else interval_of(bounds, count_label)
 
 
 def _plain_logs(axes: Axes, unit: str) -> None:

@@ -8,7 +8,8 @@ say.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +20,7 @@ from fitting.files.own_json import DamagedError, JsonObject, ResultsError, read_
 from fitting.fit.derived import IDENTIFIED
 from fitting.fit.evidence import HeldOut, Information, Rival
 from fitting.fit.result import Rows, Starts
-from fitting.law.conclusion import UNKNOWN, Count, Derived, Interval, Number
+from fitting.law.conclusion import UNKNOWN, AnyTable, Count, Derived, Interval, Number, TableRows
 from fitting.law.terms import Law
 from fitting.laws.catalogue import LAWS
 
@@ -101,6 +102,18 @@ class SavedFit(_Content):
         """Whether the fitted losses are those of weights quantized after training."""
         return "bits_post" in self.model.columns
 
+    @property
+    def values(self) -> dict[str, float]:
+        """The parameters as numbers; NaN where one has none."""
+        return numbers(self.parameters)
+
+    def tables(self) -> Iterator[tuple[AnyTable, TableRows]]:
+        """The tables of its conclusions, each with its rows."""
+        for conclusion in self.model.conclusions:
+            value = self.concluded.of(conclusion)
+            if value is not None:
+                yield from ((table, table.rows_of(value)) for table in conclusion.tables)
+
     def interval(self, name: str) -> Interval:
         """A parameter's 95 % interval."""
         return (self.intervals or {}).get(name, UNKNOWN)
@@ -154,9 +167,14 @@ def saved_fit(data: Mapping[str, object], path: Path, own: Law | None = None) ->
         if key in shapes
     }
     known = derived.pop(IDENTIFIED, {})
-    own_fields = {each.name: getattr(content, each.name) for each in fields(content)}
-    own_fields["parameters"] = {name: content.parameters[name] for name in law.parameters}
-    return SavedFit(**own_fields, model=law, identified=known, concluded=Derived(derived))
+    ordered = {name: content.parameters[name] for name in law.parameters}
+    held = vars(content) | {"parameters": ordered}
+    return SavedFit(**held, model=law, identified=known, concluded=Derived(derived))
+
+
+def numbers(parameters: Mapping[str, Number]) -> dict[str, float]:
+    """Parameters as numbers; NaN where a file has none."""
+    return {name: math.nan if value is None else value for name, value in parameters.items()}
 
 
 def read_pilot(path: Path) -> Pilot:

@@ -17,7 +17,7 @@ key, and says as what table, and maybe as what chart, a person reads it:
     DOUBLINGS = Conclusion("doublings", list[Doubling], found, tables=(
         Table("doublings", "Loss at twice the size", (
             Column("parameters", lambda row: count_label(row.params)),
-            Column("loss", lambda row: with_interval(row.loss, row.loss_interval)),
+            Column("loss", lambda row: between(row.loss, row.loss_interval, number)),
         ), chart=Chart("params", "loss")),
     ))
 
@@ -196,9 +196,15 @@ class Table(Generic[Row]):
     group: Callable[[Row], str] | None = None
     """The heading of a row, which stands before the first of those that share it."""
     chart: Chart | None = None
+    rows: Callable[[Any], Sequence[Row]] | None = None
+    """Its rows in the conclusion's value; None where that is the list of them."""
+
+    def rows_of(self, value: object) -> Sequence[Row]:
+        """Its rows in the value of its conclusion."""
+        return self.rows(value) if self.rows else cast("Sequence[Row]", value)
 
 
-Rows: TypeAlias = Sequence[Any]
+TableRows: TypeAlias = Sequence[Any]
 AnyTable: TypeAlias = Table[Any]
 
 
@@ -214,18 +220,12 @@ class Conclusion(Generic[Value]):
     """None where nothing follows."""
     tables: Sequence[AnyTable] = ()
     """How a person reads the value, if it holds rows."""
-    parts: Callable[[Value, AnyTable], Rows] | None = None
-    """The rows of one of several tables; None where the value is a list of rows itself."""
     title: str = ""
     """What an `Estimate` is of."""
     doubts: Callable[[Value, Mapping[str, bool]], Sequence[str]] | None = None
     """Warnings, given also which parameters are identified."""
     missing: str = ""
     """What to say where nothing followed, and what it would take."""
-
-    def rows(self, value: Value, table: AnyTable) -> Rows:
-        """The rows of one of its tables."""
-        return self.parts(value, table) if self.parts else cast("Rows", value)
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,11 @@ def own_law(typed: str) -> Law:
 
 def _module(typed: str, place: str) -> ModuleType:
     path = Path(place)
+    if path.suffix == ".py" and not path.is_file():
+        raise FitError(f"law={typed}: there is no file {place}")
     try:
         if path.suffix != ".py":
             return importlib.import_module(place)
-        if not path.is_file():
-            raise FitError(f"law={typed}: there is no file {place}")
         # A name of its own for each path: dataclasses look their module up by it.
         known = f"own_law_{path.resolve().as_posix().replace('/', '_').removesuffix('.py')}"
         spec = importlib.util.spec_from_file_location(known, path)
@@ -49,8 +49,6 @@ def _module(typed: str, place: str) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         sys.modules[known] = module
         spec.loader.exec_module(module)
-    except FitError:
-        raise
     except Exception as error:  # whatever a user's file raises
         why = f"{type(error).__name__}: {one_line(error)}"
         raise FitError(f"law={typed}: {place} cannot be run ({why})") from error

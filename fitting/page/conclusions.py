@@ -5,11 +5,11 @@ A row that goes beyond the data says so in a column of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from fitting.fit.fit_file import SavedFit
-from fitting.law.conclusion import AnyTable, Column, Derived, Estimate, Rows, Table, entries
+from fitting.law.conclusion import AnyTable, Column, Derived, Estimate, Table, TableRows, entries
 from fitting.page.tables import View, flat
 from fitting.words import BEYOND, interval, number
 
@@ -18,19 +18,11 @@ BEYOND_COLUMN = ("beyond data?", "")
 
 def views(fit: SavedFit) -> list[View]:
     """All conclusions of a fit that there are, in the order in which its law reports them."""
-    made = [view(table, rows, fit.concluded) for table, rows in concluded_tables(fit) if rows]
+    made = [view(table, rows, fit.concluded) for table, rows in fit.tables() if rows]
     return made + _single_values(fit)
 
 
-def concluded_tables(fit: SavedFit) -> Iterator[tuple[AnyTable, Rows]]:
-    """The tables of a fit's conclusions, each with its rows."""
-    for conclusion in fit.model.conclusions:
-        value = fit.concluded.of(conclusion)
-        if value is not None:
-            yield from ((table, conclusion.rows(value, table)) for table in conclusion.tables)
-
-
-def view(table: AnyTable, rows: Rows, derived: Derived) -> View:
+def view(table: AnyTable, rows: TableRows, derived: Derived) -> View:
     """A table of rows, one line each, columns without a word left out."""
     told = [(column, [column.words(row) for row in rows]) for column in table.columns]
     shown = [(c, words) for c, words in told if any(word is not None for word in words)]

@@ -6,7 +6,6 @@ merely missing (no fit, no repeated seed, nothing to compare) is None, with the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -225,8 +224,7 @@ def predict(fit: SavedFit, rows: pd.DataFrame) -> np.ndarray:
     Raises:
         ResultsError: A column is missing, or the law is not defined for a value or parameter.
     """
-    known = {n: math.nan if v is None else v for n, v in fit.parameters.items()}
     try:
-        return fit.model.predict(known, rows)
+        return fit.model.predict(fit.values, rows)
     except FitError as error:
         raise ResultsError(f"{FIT} does not suit the results: {error}") from error

@@ -12,41 +12,12 @@ from experiments.store import status
 from experiments.store.curve import METRICS
 from experiments.store.lease import Lease
 from fitting.files.atomic import write_atomic
-from fitting.results.record import FAILURE, RunRecord, write_exclusive
+from fitting.results.record import FAILURE, write_exclusive
 from fitting.results.study_file import STUDY
+from tests.support.records import RECORD
 
-RECORD = RunRecord(
-    run_id="done",
-    study="s",
-    status="finished",
-    model="a",
-    recipe="none",
-    exponent=8,
-    mantissa=23,
-    bits=32,
-    bits_with_scales=32.0,
-    block_size=1.0,
-    granularity="none",
-    scale="none",
-    operands="",
-    params=10,
-    params_head=1,
-    params_embedding=1,
-    params_total=12,
-    params_quantized=0,
-    tokens=1000,
-    unique_tokens=1000,
-    flops=1e6,
-    seed=0,
-    loss=2.5,
-    train_loss=2.6,
-    bits_per_byte=None,
-    wall_seconds=1.0,
-    tokens_per_second=1000.0,
-    attempts=1,
-    corpus="c",
-    quantize_backend="none",
-    numerics_version=1,
+DONE = dataclasses.replace(
+    RECORD, run_id="done", study="s", tokens=1000, unique_tokens=1000, flops=1e6, seed=0, loss=2.5
 )
 
 
@@ -60,11 +31,11 @@ def study(tmp_path: Path) -> Path:
     work = {name: 5e6 if name == "bad" else 1e6 for name in names}
     about = {"name": "s", "planned": names, "work": work}
     (folder / STUDY).write_text(json.dumps(about))
-    write_exclusive(RECORD, folder / "done")
-    bad = dataclasses.replace(RECORD, run_id="bad", status="diverged", loss=None, reason="NaN")
+    write_exclusive(DONE, folder / "done")
+    bad = dataclasses.replace(DONE, run_id="bad", status="diverged", loss=None, reason="NaN")
     write_exclusive(bad, folder / "bad")
     raised = dataclasses.replace(
-        RECORD, run_id="raised", status="failed", loss=None, reason="ValueError: [no] markup"
+        DONE, run_id="raised", status="failed", loss=None, reason="ValueError: [no] markup"
     )
     write_atomic(raised.to_json(), folder / "raised" / FAILURE)
     for name, tokens in (("at-work", 250), ("stopped", 500)):
