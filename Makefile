@@ -2,8 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# A user with a GPU installs their own torch into .venv first; it is then kept.
-TORCH := torch==2.13.0
+# A user with a GPU installs their own torch into .venv first; one of the same release is then kept.
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # uv installs in seconds what takes pip minutes.  It reads none of pip's settings, so it is told
 # where pip looks; where uv cannot be had, or does not find something there, pip installs it.
@@ -27,8 +26,8 @@ help: ## Show this list
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "making $(VENV) (about a minute) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(call install,$(TORCH) setuptools)
-	$(call install,--no-build-isolation --editable .)
+	$(call install,setuptools)
+	$(call install,--no-build-isolation --editable .) # torch is unpacked while the kernel compiles
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
