@@ -286,9 +286,9 @@ ONCE int NAME(scaling)(const lowbit_format *f, float *scale, float *inverse, int
  * `source`, unless NULL, is where x lies in memory, or came from: its next group is fetched while
  * this one is rounded. */
 INSTANCE void NAME(tiles_as)(const lowbit_format *f, const float *x, const float *source,
-                             float *out, const float *noise, int64_t first, int64_t count, int64_t width,
-                             int64_t rows, int64_t stride, float tensor_scale, const int rounding,
-                             const int wide) {
+                             float *out, const float *noise, int64_t first, int64_t count,
+                             int64_t width, int64_t rows, int64_t stride, float tensor_scale,
+                             const int rounding, const int wide) {
     const lowbit_format own = *f; /* of which the compiler sees that no store changes it */
     const int64_t fitting = (source ? FETCHED : CACHED) / (width * rows), most = GROUP * LANES;
     const int64_t group = fitting < 1 ? 1 : fitting < most ? fitting : most;
