@@ -64,10 +64,11 @@ test-slow: $(VENV)/installed-dev ## Run the slow ones: sweeps that are killed, c
 test-all: $(VENV)/installed-dev ## Run all tests, the long walks and the tutorial among them (hours)
 	@$(BIN)/python -m pytest $(TWO)
 
-lint: $(VENV)/installed-dev ## Check style and types
+lint: $(VENV)/installed-dev ## Check style, types and spelling
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/codespell
 
 format: $(VENV)/installed-dev ## Rewrite the code in the project's style
 	@$(BIN)/ruff check --fix-only --quiet .
