@@ -43,20 +43,20 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("pattern", ["*.whl", "*.tar.gz"])
+@pytest.mark.parametrize("pattern", ["*.whl", pytest.param("*.tar.gz", marks=pytest.mark.long)])
 def test_commands_of_an_installed_package_run_anywhere(
     pattern: str, built: Path, tmp_path: Path
 ) -> None:
     [package] = built.glob(pattern)
-    run(tmp_path, sys.executable, "-m", "venv", tmp_path / "venv")
-    python = tmp_path / "venv" / "bin" / "python"
+    venv = tmp_path / "venv"
+    run(tmp_path, sys.executable, "-m", "venv", "--without-pip", venv)
+    python = venv / "bin" / "python"
     # It sees this environment's libraries, but not the editable install: a .pth there is not read.
-    own = Path(
-        run(tmp_path, python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
-    )
-    (Path(str(own).strip()) / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    [own] = venv.glob("lib/python*/site-packages")
+    (own / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
     options = ("--quiet", "--no-index", "--no-deps", "--no-build-isolation")
-    run(tmp_path, python, "-m", "pip", "install", *options, package)
+    install = (sys.executable, "-m", "pip", "--python", python, "install", "--ignore-installed")
+    run(tmp_path, *install, *options, package)
     empty = tmp_path / "empty"
     empty.mkdir()
 
