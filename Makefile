@@ -26,7 +26,7 @@ help: ## Show this list
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "making $(VENV) (about a minute) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(call install,setuptools)
+	$(call install,'setuptools>=77')
 	$(call install,--no-build-isolation --editable .) # torch is unpacked while the kernel compiles
 	@touch $@
 
