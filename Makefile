@@ -2,8 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# A user with a GPU installs their own torch into .venv first; it is then kept.
-TORCH := torch==2.13.0
+# A user with a GPU installs their own torch into .venv first; one of the same release is then kept.
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # uv installs in seconds what takes pip minutes.  It reads none of pip's settings, so it is told
 # where pip looks; where uv cannot be had, or does not find something there, pip installs it.
@@ -27,8 +26,8 @@ help: ## Show this list
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "making $(VENV) (about a minute) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(call install,$(TORCH) setuptools)
-	$(call install,--no-build-isolation --editable .)
+	$(call install,'setuptools>=77')
+	$(call install,--no-build-isolation --editable .) # torch is unpacked while the kernel compiles
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
@@ -65,10 +64,11 @@ test-slow: $(VENV)/installed-dev ## Run the slow ones: sweeps that are killed, c
 test-all: $(VENV)/installed-dev ## Run all tests, the long walks and the tutorial among them (hours)
 	@$(BIN)/python -m pytest $(TWO)
 
-lint: $(VENV)/installed-dev ## Check style and types
+lint: $(VENV)/installed-dev ## Check style, types and spelling
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/codespell
 
 format: $(VENV)/installed-dev ## Rewrite the code in the project's style
 	@$(BIN)/ruff check --fix-only --quiet .

@@ -13,15 +13,17 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
 
 import matplotlib as mpl
 from matplotlib.artist import Artist
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-Replacement = str | Callable[[re.Match[str]], str]
+_TICK = "fill: currentColor; stroke: currentColor; stroke-width: 0.8"
+"""Style of a tick where it is defined, too, so what refers to it need not say it."""
 
 
 def tag(artist: Artist, series: str = "", tips: Sequence[str] = ()) -> None:
@@ -48,7 +50,7 @@ def _gid(kind: str, series: str, tips: Sequence[str]) -> str:
 
 
 def to_svg(figure: Figure, name: str, ink: str) -> str:
-    """A stand-alone SVG with stable bytes, transparent.
+    """A stand-alone SVG with stable bytes, transparent, the same picture in a third of them.
 
     Args:
         figure: Drawn under `fitting.figures.style.STYLE`.  Its layout is fixed from here on.
@@ -61,136 +63,18 @@ def to_svg(figure: Figure, name: str, ink: str) -> str:
     with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing, dpi=200)
     figure.set_layout_engine("none")
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    tags: list[list[Any]] = []
-
-    def numbered(match: re.Match[str]) -> str:
-        tags.append(json.loads(bytes.fromhex(match[1])))
-        return f'<g tag="{len(tags) - 1}"'
-
-    svg = re.sub(r'<g id="tag([0-9a-f]+)"', numbered, svg)
-    return _with_tags(_shorter(svg, ink), tags)
-
-
-# --- shorter ----------------------------------------------------------------------------------
-
-
-def _shorter(svg: str, ink: str) -> str:
-    """The same picture in a third of the bytes."""
-    # Inside tags a hundredth of a pixel is enough; text between tags is left alone.
-    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), svg)
-    svg = svg.replace(ink, "currentColor")
-    for pattern, replacement in _SHORTER:
-        svg = re.sub(pattern, replacement, svg, flags=re.DOTALL)
-    return _shared_styles(_shared_marks(_without_idle_groups(svg)))
-
-
-def _straight(path: re.Match[str]) -> str:
-    """A path of straight lines without a letter a point."""
-    return re.sub(r"\s*L? *\n(L )?", " ", path[0]).strip()
-
-
-def _common_style(group: re.Match[str]) -> str:
-    """A group of marks that takes over the style which they share."""
-    marks = group[2].replace(f' style="{group[3]}"', "")
-    return f'<g{group[1]} style="{group[3]}">\n{marks}</g>'
-
-
-_SHORTER: tuple[tuple[str, Replacement], ...] = (
-    (r"<metadata>.*?</metadata>\s*", ""),
-    (r"<!--.*?-->\s*", ""),
-    (r"<g id=\"[^\"]*\"", "<g"),
-    (r" transform=\"rotate\(-0 [^\"]*\"", ""),
-    (r" *\n *", "\n"),
-    (r'(?<= d=")[^"CQ]*(?=")', _straight),
-    # Type: what is the same everywhere is said once.
-    (r"font-family: [^;\"]*; ", ""),
-    (r"(font: [^;\"]*?\d+px) [^;\"]+", r"\1 sans-serif"),
-    (r'(<text style="[^"]*); fill: currentColor(?=")', r"\1"),
-    (r"(<style[^>]*>)", r"\1text{font-family: sans-serif; fill: currentColor}"),
-    # Marks.
-    (
-        r'<g([^>]*)>\n((?:<use [^>]*? style="([^"]*)"/>\n)(?:<use [^>]*? style="\3"/>\n)+)</g>',
-        _common_style,
-    ),
-    # Ticks have this style where they are defined; grid lines end where they would be cut off.
-    (r' style="fill: currentColor; stroke: currentColor; stroke-width: 0.8"/>', "/>"),
-    (r' clip-path="[^"]*"(?= style="[^"]*stroke-opacity: 0.13;)', ""),
-    # Backgrounds without a colour.
-    (r'<path [^>]*style="fill: none"/>\n', ""),
-)
-
-
-def _without_idle_groups(svg: str) -> str:
-    """Without groups that say nothing of what they hold."""
-    lines: list[str] = []
-    open_groups: list[int | None] = []  # where a plain one stands, None for the others
-    for line in svg.split("\n"):
-        if line == "<g>":
-            open_groups.append(len(lines))
-            continue
-        if line.startswith("<g") and not line.endswith("/>"):
-            open_groups.append(None)
-        elif line == "</g>" and open_groups.pop() is not None:
-            continue
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def _shared_marks(svg: str) -> str:
-    """Each shape of a mark defined once, whatever the colours of those that refer to it."""
-    first: dict[str, str] = {}
-    same: dict[str, str] = {}
-
-    def only_first(definition: re.Match[str]) -> str:
-        name, shape = definition[1], definition[2]
-        if first.setdefault(shape, name) == name:
-            return definition[0]
-        same[name] = first[shape]
-        return ""
-
-    svg = re.sub(r'<path id="(\w+)"([^>]*)/>\n', only_first, svg)
-    svg = re.sub(r"<defs>\n</defs>\n", "", svg)
-    return re.sub(r'href="#(\w+)"', lambda m: f'href="#{same.get(m[1], m[1])}"', svg)
-
-
-_STYLE = re.compile(r' style="([^"]*)"')
-
-
-def _shared_styles(svg: str) -> str:
-    """Each style that several elements have said once, as a class.
-
-    A class is named by what it says, so figures on one page may share it.
-    """
-    often = [style for style, times in Counter(_STYLE.findall(svg)).items() if times > 1]
-    names = {style: "s" + hashlib.sha256(style.encode()).hexdigest()[:6] for style in often}
-    assert len(set(names.values())) == len(names), "two styles of one name"
-    svg = _STYLE.sub(lambda m: f' class="{names[m[1]]}"' if m[1] in names else m[0], svg)
-    rules = "".join(f".{name}{{{style}}}" for style, name in names.items())
-    return svg.replace("</style>", rules + "</style>", 1)
-
-
-# --- tags --------------------------------------------------------------------------------------
-
-
-def _with_tags(svg: str, tags: Sequence[Sequence[Any]]) -> str:
-    """Numbered tags spelled out; before, the shortening would have cut the numbers in tips."""
-    for i, (kind, series, tips) in enumerate(tags):
-        start = svg.index(f'<g tag="{i}"')
-        end = _end_of_group(svg, start)
-        group = svg[start:end]
-        said = f' data-{kind}="{html.escape(series)}"' if series else ""
-        marks = group.count("<use ")
-        if len(tips) == 1 and marks != 1:
-            said += f' data-tip="{_attribute(tips[0])}"'
-        elif tips and marks:  # none where the marks became a bitmap
-            assert marks == len(tips), f"{marks} marks, {len(tips)} tips"
-            head, *uses = group.split("<use ")
-            tipped = zip(tips, uses, strict=True)
-            group = head + "".join(f'<use data-tip="{_attribute(t)}" {u}' for t, u in tipped)
-        svg = svg[:start] + group.replace(f'<g tag="{i}"', f"<g{said}", 1) + svg[end:]
-    return svg
+    root = _parsed(buffer.getvalue())
+    for element in root.iter():
+        _shorten(element, ink)
+    _drop_idle(root)
+    _share_marks(root)
+    for element in root.iter("use"):
+        if element.get("style") == _TICK:
+            del element.attrib["style"]
+    _share_styles(root)
+    for group in list(root.iter("g")):
+        _spell_tag(group)
+    return _written(root)
 
 
 def untagged(svg: str) -> str:
@@ -198,16 +82,129 @@ def untagged(svg: str) -> str:
     return re.sub(r' data-(?:tip|series|entry)="[^"]*"', "", svg)
 
 
-def _end_of_group(svg: str, start: int) -> int:
-    """Where the group that opens at `start` is closed."""
-    depth = 0
-    for match in re.compile(r"<g(?: [^>]*)?>|</g>").finditer(svg, start):
-        if not match[0].endswith("/>"):  # of nothing that could be drawn
-            depth += -1 if match[0] == "</g>" else 1
-        if not depth:
-            return match.end()
-    raise ValueError("an SVG group is never closed")
+def _parsed(svg: str) -> Element:
+    """The root of the tree, names with the prefixes that they are written with, no comments."""
+    builder, parser = TreeBuilder(), expat.ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
+    parser.CharacterDataHandler = builder.data
+    parser.Parse(svg, True)
+    return builder.close()
 
 
-def _attribute(text: str) -> str:
-    return html.escape(text).replace("\n", "&#10;")
+def _written(element: Element) -> str:
+    """A line for each element, or two around those that it holds."""
+    said = "".join(f' {name}="{_escaped(name, value)}"' for name, value in element.items())
+    start, end = f"<{element.tag}{said}", f"</{element.tag}>\n"
+    if len(element):
+        return f"{start}>\n{''.join(map(_written, element))}{end}"
+    text = (element.text or "").strip()
+    return f"{start}>{html.escape(text, quote=False)}{end}" if text else f"{start}/>\n"
+
+
+def _escaped(name: str, value: str) -> str:
+    """An attribute's value; a path may run over lines, a tag keeps its own."""
+    return html.escape(value).replace("\n", "\n" if name == "d" else "&#10;")
+
+
+def _shorten(element: Element, ink: str) -> None:
+    """Leave out what an element's attributes need not say."""
+    said = element.attrib
+    if element.tag == "g" and not said.get("id", "").startswith("tag"):
+        said.pop("id", None)
+    for name, value in said.items():  # a hundredth of a pixel is enough
+        said[name] = re.sub(r"(\.\d\d)\d+", r"\1", value).replace(ink, "currentColor")
+    if said.get("transform", "").startswith("rotate(-0 "):
+        del said["transform"]
+    if "d" in said:
+        curved = re.search("[CQ]", said["d"])  # a path of straight lines needs no letter per point
+        kept = re.sub(r" +(?=[A-Za-z]|$)", "\n", said["d"])
+        said["d"] = kept if curved else re.sub(r"\n(L )?", " ", kept).strip()
+    style = re.sub("font-family: [^;]*; ", "", said.get("style", ""))
+    style = re.sub(r"(font: [^;]*?\d+px) [^;]+", r"\1 sans-serif", style)
+    if element.tag == "text":
+        style = style.removesuffix("; fill: currentColor")
+    if "stroke-opacity: 0.13;" in style:  # grid lines end where they would be cut off
+        said.pop("clip-path", None)
+    if style:
+        said["style"] = style
+    if element.tag == "style":  # what is the same of all text is said once
+        element.text = f"text{{font-family: sans-serif; fill: currentColor}}{element.text}"
+
+
+def _drop_idle(element: Element) -> None:
+    """Drop what draws nothing, and groups that say nothing of what they hold."""
+    kept: list[Element] = []
+    for child in element:
+        holds = len(child)
+        _drop_idle(child)
+        if child.tag == "g":
+            _lift_style(child)
+        if child.tag == "metadata" or (child.tag == "path" and child.get("style") == "fill: none"):
+            continue
+        kept += child if child.tag == "g" and holds and not child.attrib else [child]
+    element[:] = kept
+
+
+def _lift_style(group: Element) -> None:
+    """Have a group of marks say the style which they share."""
+    styles = {(mark.tag, mark.get("style")) for mark in group}
+    if len(group) > 1 and len(styles) == 1:
+        [(kind, style)] = styles
+        if kind == "use" and style:
+            group.set("style", style)
+            for mark in group:
+                del mark.attrib["style"]
+
+
+def _share_marks(root: Element) -> None:
+    """Define each shape of a mark once, whatever the colours of those that refer to it."""
+    first: dict[tuple[tuple[str, str], ...], str] = {}
+    same: dict[str, str] = {}
+    for parent in list(root.iter()):
+        for defs in parent.findall("defs"):
+            for mark in defs.findall("path"):
+                shape = tuple(item for item in mark.items() if item[0] != "id")
+                same[f"#{mark.get('id')}"] = first.setdefault(shape, f"#{mark.get('id')}")
+                if first[shape] != f"#{mark.get('id')}":
+                    defs.remove(mark)
+            if not len(defs):
+                parent.remove(defs)
+    for use in root.iter("use"):
+        use.set("xlink:href", same[use.attrib["xlink:href"]])
+
+
+def _share_styles(root: Element) -> None:
+    """Say each style that several elements have once, as a class.
+
+    A class is named by what it says, so figures on one page may share it.
+    """
+    times = Counter(element.attrib["style"] for element in root.iter() if "style" in element.attrib)
+    names = {
+        style: "s" + hashlib.sha256(style.encode()).hexdigest()[:6]
+        for style, count in times.items()
+        if count > 1
+    }
+    assert len(set(names.values())) == len(names), "two styles of one name"
+    for element in root.iter():
+        if name := names.get(element.get("style", "")):
+            said = [("class", name) if item[0] == "style" else item for item in element.items()]
+            element.attrib = dict(said)
+    rules = "".join(f".{name}{{{style}}}" for style, name in names.items())
+    sheet = next(root.iter("style"))
+    sheet.text = f"{sheet.text}{rules}"
+
+
+def _spell_tag(group: Element) -> None:
+    """Turn a group's tag, if it has one, into data attributes of it and its marks."""
+    if "id" not in group.attrib:
+        return
+    kind, series, tips = json.loads(bytes.fromhex(group.attrib.pop("id").removeprefix("tag")))
+    said = {f"data-{kind}": series} if series else {}
+    marks = list(group.iter("use"))
+    if len(tips) == 1 and len(marks) != 1:
+        said["data-tip"] = tips[0]
+    elif tips and marks:  # none where the marks became a bitmap
+        assert len(marks) == len(tips), f"{len(marks)} marks, {len(tips)} tips"
+        for mark, tip in zip(marks, tips, strict=True):
+            mark.attrib = {"data-tip": tip, **mark.attrib}
+    group.attrib = {**said, **group.attrib}

@@ -1,7 +1,8 @@
 r"""A table of the report as LaTeX, for a paper: booktabs, numbers in columns that align right.
 
 `\input` it; the preamble needs `\usepackage{booktabs}`, and `longtable` for a table of more than
-`ROWS_OF_A_PAGE` rows.
+`ROWS_OF_A_PAGE` rows.  Not by pandas' Styler: it has no rows across all columns between others,
+breaks long tables by words of its own, and leaves most characters to us all the same.
 """
 
 from __future__ import annotations

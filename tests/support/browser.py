@@ -1,4 +1,9 @@
-"""Headless Chromium for tests, driven over DevTools' own pipe: no driver, no port, no library."""
+"""Headless Chromium for tests, driven over DevTools' own pipe: no driver, no port, no library.
+
+Playwright can drive the system's Chromium, too, but brings 165 MB (a Node.js of its own among them)
+to every set-up, each release is made for one build of Chromium and not for Debian's, and printing
+and touch go through the same DevTools commands.  What the tests need of them stands here.
+"""
 
 from __future__ import annotations
 

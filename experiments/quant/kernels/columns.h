@@ -17,8 +17,8 @@ TARGET static void NAME(column_amax)(const float *restrict x, int64_t length, in
 
 /* LANES columns of `size` rows, a constant that fits the registers: signs, then the sums and
  * differences of rows at distance 1, 2, 4, ... in turn, then the factor. */
-INLINE void NAME(rotate_few)(const float *x, int64_t stride, float *out, int64_t out_stride,
-                             const float *signs, float factor, const int size) {
+INSTANCE void NAME(rotate_few)(const float *x, int64_t stride, float *out, int64_t out_stride,
+                               const float *signs, float factor, const int size) {
     NAME(vector) v[32];
     _Pragma("GCC unroll 32") for (int i = 0; i < size; i++) {
         v[i] = NAME(load)(x + i * stride, LANES);
@@ -130,10 +130,10 @@ INLINE void NAME(rows_as)(const lowbit_format *f, const float *x, int64_t stride
     }
 }
 
-INLINE void NAME(rows_by)(const lowbit_format *f, const float *x, int64_t stride, float *out,
-                          int64_t columns, const float *noise, int64_t first, int64_t rows,
-                          int64_t length, const int64_t width, float *scale, float *inverse,
-                          const int rounding, const int wide) {
+INSTANCE void NAME(rows_by)(const lowbit_format *f, const float *x, int64_t stride, float *out,
+                            int64_t columns, const float *noise, int64_t first, int64_t rows,
+                            int64_t length, const int64_t width, float *scale, float *inverse,
+                            const int rounding, const int wide) {
     const int scaling = NAME(scaling)(f, scale, inverse, width);
 #define ROWS(SCALING)                                                                              \
     NAME(rows_as)(f, x, stride, out, columns, noise, first, rows, length, width, scale, inverse,   \

@@ -21,6 +21,9 @@
 #else
 #define STREAM(to, a) memcpy(to, &(a), sizeof(a))
 #endif
+#if X86 /* for processors older than AVX2 only: a third of the time to compile, .75 of the speed */
+#define INSTANCE static __attribute__((noinline, noclone))
+#endif
 #include "quantize.h"
 
 const kernels lowbit_plain = KERNELS(plain);

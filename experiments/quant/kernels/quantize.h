@@ -2,7 +2,8 @@
  * and includes this file.
  *
  * Parameters called `const` are constants after inlining, so that every combination becomes a loop
- * without branches.
+ * without branches.  Those combinations are nearly all of the time to compile; an instruction set
+ * that defines INSTANCE as a function of its own gets one loop, which branches, for all of them.
  *
  * An instruction set defines TARGET, the function attribute that selects it; NAME(f), f with its
  * suffix; LANES, the floats in a register; and for registers
@@ -32,6 +33,10 @@
     ((to) + (NAME(vector))((NAME(ints))((a) < (b)) & (NAME(ints))(more)))
 
 #define INLINE TARGET static inline __attribute__((always_inline))
+#define ONCE TARGET static __attribute__((noinline)) /* a call is for many values */
+#ifndef INSTANCE
+#define INSTANCE INLINE
+#endif
 
 #include "round.h"
 
@@ -40,7 +45,7 @@
  * it; `streamed` is what span says. */
 INLINE void NAME(run)(const lowbit_format *f, const float *x, const float *next, float *out,
                       const float *noise, int64_t first, int64_t n, float scale, float inverse,
-                      const int rounding, const int scaling, const int wide, const int streamed) {
+                      const int rounding, const int scaling, const int wide, int streamed) {
     NAME(words) weyl = NAME(weyl)(f->key_low, first, 1);
 #define REGISTER(SOME)                                                                             \
     do {                                                                                           \
@@ -117,11 +122,16 @@ INLINE void NAME(group_amax)(const float *x, int64_t width, int64_t rows, int64_
     memcpy(amax, v, sizeof *v);
 }
 
-/* The same of n <= LANES tiles of any width. */
-INLINE void NAME(tile_amax)(const float *x, int64_t n, int64_t width, int64_t rows, int64_t stride,
-                            int32_t *amax) {
+/* The same of n <= LANES tiles of any width; the usual ones as constants. */
+ONCE void NAME(tile_amax)(const float *x, int64_t n, int64_t width, int64_t rows, int64_t stride,
+                          int32_t *amax) {
     if (n == LANES && width % LANES == 0) {
-        NAME(group_amax)(x, width, rows, stride, amax);
+        if (width == 32 && rows == 1)
+            NAME(group_amax)(x, 32, 1, stride, amax);
+        else if (width == 16 && rows == 1)
+            NAME(group_amax)(x, 16, 1, stride, amax);
+        else
+            NAME(group_amax)(x, width, rows, stride, amax);
         return;
     }
     for (int64_t i = 0; i < n; i++) {
@@ -209,8 +219,8 @@ TARGET static void NAME(quest_scales)(const lowbit_format *f, const float *x, co
 }
 
 /* Scales of n <= GROUP * LANES tiles next to each other. */
-INLINE void NAME(tile_scales)(const lowbit_format *f, const float *x, int64_t n, int64_t width,
-                              int64_t rows, int64_t stride, float tensor_scale, float *scale) {
+ONCE void NAME(tile_scales)(const lowbit_format *f, const float *x, int64_t n, int64_t width,
+                            int64_t rows, int64_t stride, float tensor_scale, float *scale) {
     _Alignas(64) int32_t amax[GROUP * LANES];
     for (int64_t i = 0; i < n; i += LANES)
         NAME(tile_amax)(x + i * width, n - i < LANES ? n - i : LANES, width, rows, stride,
@@ -223,7 +233,7 @@ INLINE void NAME(tile_scales)(const lowbit_format *f, const float *x, int64_t n,
 
 /* How to divide by these scales: the fastest way that is exact.  Fills in what it takes: their
  * inverses, or for BY_MOVING something else in the place of both. */
-INLINE int NAME(scaling)(const lowbit_format *f, float *scale, float *inverse, int64_t n) {
+ONCE int NAME(scaling)(const lowbit_format *f, float *scale, float *inverse, int64_t n) {
     if (f->scale == UNSCALED)
         return BY_NOTHING;
     const int nearest = f->rounding <= NEAREST_EVEN_CODE;
@@ -275,10 +285,10 @@ INLINE int NAME(scaling)(const lowbit_format *f, float *scale, float *inverse, i
  * find a scale is a long chain of operations: the processor works on those of a group at once.
  * `source`, unless NULL, is where x lies in memory, or came from: its next group is fetched while
  * this one is rounded. */
-INLINE void NAME(tiles_as)(const lowbit_format *f, const float *x, const float *source, float *out,
-                           const float *noise, int64_t first, int64_t count, int64_t width,
-                           int64_t rows, int64_t stride, float tensor_scale, const int rounding,
-                           const int wide) {
+INSTANCE void NAME(tiles_as)(const lowbit_format *f, const float *x, const float *source,
+                             float *out, const float *noise, int64_t first, int64_t count,
+                             int64_t width, int64_t rows, int64_t stride, float tensor_scale,
+                             const int rounding, const int wide) {
     const lowbit_format own = *f; /* of which the compiler sees that no store changes it */
     const int64_t fitting = (source ? FETCHED : CACHED) / (width * rows), most = GROUP * LANES;
     const int64_t group = fitting < 1 ? 1 : fitting < most ? fitting : most;
@@ -287,8 +297,7 @@ INLINE void NAME(tiles_as)(const lowbit_format *f, const float *x, const float *
         const int64_t n = count - b < group ? count - b : group;
         const float *from = x + b * width, *next = source ? source + (b + group) * width : from;
         NAME(tile_scales)(f, from, n, width, rows, stride, tensor_scale, scale);
-        const int scaling = n == most ? NAME(scaling)(f, scale, inverse, most)
-                                      : NAME(scaling)(f, scale, inverse, n);
+        const int scaling = NAME(scaling)(f, scale, inverse, n);
 #define RUN(SCALING)                                                                               \
     for (int64_t row = 0; row < rows; row++)                                                       \
         for (int64_t i = 0; i < n; i++) {                                                          \
@@ -315,9 +324,9 @@ INLINE void NAME(tiles_as)(const lowbit_format *f, const float *x, const float *
 
 /* FOUR_OVER_SIX: blocks are rounded with two scales; the second result stays where it errs less.
  * Those scales have two levels, so only a division or its correction is exact. */
-INLINE void NAME(choices_as)(const lowbit_format *f, const float *x, float *out,
-                             const float *noise, int64_t first, int64_t count, int64_t width,
-                             float tensor_scale, const int rounding) {
+INSTANCE void NAME(choices_as)(const lowbit_format *f, const float *x, float *out,
+                               const float *noise, int64_t first, int64_t count, int64_t width,
+                               float tensor_scale, const int rounding) {
     const lowbit_format own = *f;
     lowbit_format other = *f;
     other.max = f->other_max;
@@ -444,9 +453,9 @@ TARGET static void NAME(tiles)(const lowbit_format *f, const float *x, const flo
 #undef TILES
 }
 
-INLINE void NAME(span_as)(const lowbit_format *f, const float *x, const float *next, float *out,
-                          const float *noise, int64_t first, int64_t n, float scale,
-                          const int rounding, const int wide, const int streamed) {
+INSTANCE void NAME(span_as)(const lowbit_format *f, const float *x, const float *next, float *out,
+                            const float *noise, int64_t first, int64_t n, float scale, int streamed,
+                            const int rounding, const int wide) {
     const lowbit_format own = *f; /* of which the compiler sees that no store changes it */
     float inverse;
     const int scaling = NAME(scaling)(f, &scale, &inverse, 1);
@@ -466,10 +475,7 @@ TARGET static void NAME(span)(const lowbit_format *f, const float *x, const floa
                               const float *noise, int64_t first, int64_t n, float scale,
                               int streamed) {
 #define SPAN(ROUNDING, WIDE)                                                                       \
-    if (streamed)                                                                                  \
-        NAME(span_as)(f, x, next, out, noise, first, n, scale, ROUNDING, WIDE, 1);                 \
-    else                                                                                           \
-        NAME(span_as)(f, x, next, out, noise, first, n, scale, ROUNDING, WIDE, 0)
+    NAME(span_as)(f, x, next, out, noise, first, n, scale, streamed, ROUNDING, WIDE)
     if (f->wide)
         FOR_ROUNDING(f, SPAN, 1)
     else

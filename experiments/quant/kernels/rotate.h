@@ -6,8 +6,8 @@ INLINE void NAME(butterfly)(NAME(vector) *v, int h) {
     v[h] = a - b;
 }
 
-INLINE void NAME(rotate_as)(const float *restrict x, float *restrict out,
-                            const float *restrict signs, float factor, const int size) {
+INSTANCE void NAME(rotate_as)(const float *restrict x, float *restrict out,
+                              const float *restrict signs, float factor, const int size) {
     NAME(vector) v[1024 / LANES];
     const int n = size / LANES, in_registers = __builtin_constant_p(size);
     _Pragma("GCC unroll 16") for (int i = 0; i < n; i++) {

@@ -102,7 +102,7 @@ def test_a_style_said_often_is_a_class_that_says_the_same(monkeypatch: pytest.Mo
     assert rules(svg)
     spelled = re.sub(r"\.s\w{6}\{[^}]*\}", "", svg)
     spelled = re.sub(r' class="(s\w{6})"', lambda m: f' style="{rules(svg)[m[1]]}"', spelled)
-    monkeypatch.setattr(module, "_shared_styles", lambda svg: svg)
+    monkeypatch.setattr(module, "_share_styles", lambda root: None)
     assert spelled == to_svg(a_figure(), "styles", INK)
     assert len(svg) < len(spelled)
 
