@@ -60,7 +60,7 @@ ROTATED = {
 }
 """Cases that are timed with a rotation in the same pass, too."""
 SETTINGS = {512: (20, 15), 4096: (1, 15)}
-"""Size: calls a round, rounds."""
+"""Size: calls per round, rounds."""
 
 Calls = dict[str, Callable[[], object]]
 
@@ -117,7 +117,7 @@ def seconds(calls: Calls, repeat: int, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print one table a size, and what other libraries compute."""
+    """Print one table per size, and what other libraries compute."""
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, {kernels.NAME}, one thread, float32")
     for size, (repeat, rounds) in SETTINGS.items():

@@ -72,7 +72,7 @@ def stepper(config: TrainConfig, batch: torch.Tensor) -> Callable[[], None]:
 def compare(
     recipes: list[str], hidden: int, layers: int, rounds: int, dtype: str
 ) -> dict[str, float]:
-    """Median seconds a step, by recipe, `none` included."""
+    """Median seconds per step, by recipe, `none` included."""
     batch = torch.randint(256, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(0))
     steps = {
         name: stepper(configuration(name, hidden, layers, dtype), batch)
@@ -140,7 +140,7 @@ def main() -> None:
     given = arguments()
     use_cpus(1)
     load = os.getloadavg()[0]
-    print(f"{os.cpu_count()} cores, load average {load:.1f}; {BATCH} x {LENGTH} tokens a step")
+    print(f"{os.cpu_count()} cores, load average {load:.1f}; {BATCH} x {LENGTH} tokens per step")
     print(f"{'recipe':<16} {'hidden':>6} {'tokens/s':>9} {'of none':>8}")
     for hidden in given.hidden:
         seconds = compare(given.recipes, hidden, given.layers, given.rounds, given.compute_dtype)

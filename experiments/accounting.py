@@ -42,7 +42,7 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
 
 
 def flops_per_token(model: ModelConfig, seq_len: int) -> float:
-    """Training FLOPs a token, multiply and add counted as two.
+    """Training FLOPs per token, multiply and add counted as two.
 
     6 (block + head) for forward and backward of every matrix, plus 12 L T h for the two attention
     products over all T x T scores (Chowdhery et al. 2204.02311, appendix B, the causal half not
@@ -62,7 +62,7 @@ def training_bytes(model: ModelConfig, rows: int, recipe: RecipeConfig) -> int:
 
     Args:
         model: The model.
-        rows: Tokens a step of one process.
+        rows: Tokens per step of one process.
         recipe: How its layers multiply.
     """
     weights = 16 * count_parameters(model).total

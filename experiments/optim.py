@@ -120,7 +120,7 @@ def storage(name: str) -> StorageFormat:
 
     An element format alone is that format itself, without a scale: bf16, fp16, E4M3, E0M7 (fixed
     point).  With who shares a scale it is scaled: E4M3-block2048, INT8-row; so are the published
-    formats: mxfp8_e4m3, nvfp4, and fp8_e4m3, which has one scale a tensor.
+    formats: mxfp8_e4m3, nvfp4, and fp8_e4m3, which has one scale per tensor.
 
     Raises:
         FormatError: No such format, or one that cannot store.

@@ -127,7 +127,7 @@ def value() -> Drawing:
     back = (
         ("fit, page", "parameters, intervals"),
         ("law", "one function"),
-        ("table", "a row a run"),
+        ("table", "a row per run"),
         ("result.json", "written once"),
         ("validation loss", "nats per token"),
     )

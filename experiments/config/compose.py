@@ -1,8 +1,8 @@
-"""Hydra's composition, once for each choice of files instead of once a run.
+"""Hydra's composition, once for each choice of files instead of once per run.
 
 Composing takes 50 to 100 ms, and a thousand runs of a sweep choose from a few dozen files; what
 else distinguishes them is values.  A number, a word or a truth value is read once, by OmegaConf,
-and set on a copy of the dataclasses; any other by Hydra's own code, which takes 10 ms a run.
+and set on a copy of the dataclasses; any other by Hydra's own code, which takes 10 ms per run.
 """
 
 from __future__ import annotations

@@ -62,4 +62,4 @@ class SweepConfig:
     """Where the plan goes as a table of runs without losses; "": nowhere."""
     retry_failed: bool = False
     on_failure: str = "continue"
-    """stop: once a run failed start no other, and let those that run write a checkpoint."""
+    """stop: once a run failed, start no other, and let those that run write a checkpoint."""

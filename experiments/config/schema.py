@@ -67,7 +67,7 @@ class TrainConfig:
     tokens: int = 1_000_000
     """Training tokens, rounded down to whole steps."""
     batch_size: int = 8
-    """Sequences a step."""
+    """Sequences per step."""
     compute_dtype: str = "float32"
     seed: int = 0
     """Seed of the weights, the data order and the rounding noise."""
@@ -81,12 +81,12 @@ class TrainConfig:
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens a step."""
+        """Tokens per step."""
         return self.batch_size * self.data.seq_len
 
     @property
     def rows(self) -> int:
-        """Tokens a step that one process has: what its products sum over, and its scales span."""
+        """Tokens per step that one process has: what its products sum over, and its scales span."""
         return self.batch_tokens // self.trainer.num_workers
 
     @property
@@ -263,7 +263,7 @@ def _fit_problems(config: TrainConfig) -> list[str]:
 
 
 def _keep_problems(config: TrainConfig) -> list[str]:
-    """Layers that the recipe keeps and the model has not, or nothing left to quantize."""
+    """Layers that the recipe keeps and the model does not have, or nothing left to quantize."""
     recipe, blocks = config.recipe, config.model.layers
     layers = list(block_linears(config.model))
     found = [

@@ -80,7 +80,7 @@ def corpus_folder(config: DataConfig) -> Path:
 
 @functools.lru_cache(maxsize=16)
 def _imported(path: Path, key: str, state: str) -> Path:
-    """`import_path`, once a process for each `state` of the files: a sweep asks for every run."""
+    """`import_path`, once per process for each `state` of the files: a sweep asks for every run."""
     return import_path(path, key)
 
 
@@ -179,7 +179,7 @@ class TokenData:
 
         Args:
             steps: Steps of the whole run, not from where it resumes.
-            batch_size: Sequences a step, over all processes.
+            batch_size: Sequences per step, over all processes.
             vocab_size: The model's.
 
         Raises:
@@ -296,7 +296,7 @@ class StepLoader:
     Args:
         data: Where the batches come from.
         seed: Seed of the windows' order.
-        batch_size: Sequences a step, over all processes.
+        batch_size: Sequences per step, over all processes.
         start: First step.
         steps: Number of steps of the whole run: the last one is `steps - 1`.
         rank: This process.

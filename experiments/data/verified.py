@@ -1,4 +1,4 @@
-"""Shards whose bytes were read and found to be what their manifest says: once a machine, not a run.
+"""Shards whose bytes were read and are what their manifest says: once per machine, not per run.
 
 A stamp in the cache says which file was verified: its inode, size and time of change with the hash
 that was found.  A file that was written to since, or put in another's place, is read again.

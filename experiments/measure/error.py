@@ -200,7 +200,7 @@ def gaussian_error(
         precision: The quantizer's format.
         rounding: How; one that moves scales is for NVFP4.
         rows: Rows of data.
-        columns: Values a draw; a multiple of the block size.
+        columns: Values per draw; a multiple of the block size.
         seed: Seed of the draws.
         hadamard: Block length of a rotation with random signs before quantization; 0 for none.
         sigma: Standard deviation of the data.  A power-of-two scale makes the error depend on it

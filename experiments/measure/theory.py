@@ -71,7 +71,7 @@ def theoretical_qsnr(
     )
     kept = 0.0 if whole else crest**2 / group
     if normal <= kept:
-        raise ValueError(f"crest={crest}: too large for the formula with {group} values a block")
+        raise ValueError(f"crest={crest}: too large for the formula with {group} values per block")
     subnormal = math.erf(threshold / math.sqrt(2))
     error = (normal - kept) / (24 * 4**element.mantissa)
     error += (rho * crest * element.step / element.max) ** 2 / 12 * subnormal

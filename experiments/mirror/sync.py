@@ -1,4 +1,4 @@
-"""The console script `lowbit-sync`: offline W&B runs to the server, one curve a run.
+"""The console script `lowbit-sync`: offline W&B runs to the server, one curve per run.
 
 A run's files are only read, so nothing can be lost here.  What arrives at the server is what a
 resumed online run would have sent: the rows that it does not have yet, of all attempts together.
@@ -59,9 +59,9 @@ lowbit-sync: push the offline W&B runs of a study, continuing the curves of resu
   lowbit-sync runs/demo/nearest-E2M1-... timeout=300
   WANDB_BASE_URL=http://wandb.lab:8080 lowbit-sync study=demo
 
-Prints one line a run: pushed, repaired+pushed (an attempt was killed and its file is torn, or there
-were several), already pushed, running (left alone), failed (why).  May be run again at any time,
-also while the sweep goes on; what the server has is not sent again.
+Prints one line per run: pushed, repaired+pushed (an attempt was killed and its file is torn, or
+there were several), already pushed, running (left alone), failed (why).  May be run again at any
+time, also while the sweep goes on; what the server has is not sent again.
 
 Log in once with `wandb login`, or set WANDB_API_KEY.  Exit code: 0 all that is complete is pushed,
 1 some failed, 2 a wrong request or no key.

@@ -131,7 +131,7 @@ def round_stochastic(x: Tensor, element: ElementFormat, noise: Tensor) -> Tensor
 
 @of_one_process
 def few_bits(noise: Tensor, bits: int) -> Tensor:
-    """Noise with which `round_stochastic` uses only `bits` random bits a value, as hardware does.
+    """Noise with which `round_stochastic` uses only `bits` random bits per value, as hardware does.
 
     With r the top `bits` bits of a draw and f the distance to the lower neighbour in steps, it
     rounds up where f >= (2r + 1) / 2^(bits+1).  The probability of that is f rounded to a multiple

@@ -81,7 +81,7 @@ class LanguageModel(L.LightningModule):
         self._validation_tokens += batch.shape[0] * (batch.shape[1] - 1)
 
     def on_validation_epoch_end(self) -> None:
-        """Nats a token over the whole stream."""
+        """Nats per token over the whole stream."""
         self.validation_loss = self._validation_sum / self._validation_tokens
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

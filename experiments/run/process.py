@@ -18,7 +18,7 @@ def use_cpus(count: int) -> None:
     """Compute on `count` threads, and keep freed memory for the next step.
 
     Left alone, glibc returns the activations of a step to the system, which then clears each page
-    again for the next one: some 2,000 page faults a step, 4 to 7 of its 70 to 90 ms where a model
+    again for the next one: some 2,000 page faults per step, 4 to 7 of its 70 to 90 ms where a model
     is narrow (hidden 64).  The peak of memory is the same.  Another C library is left as it is.
     """
     torch.set_num_threads(count)

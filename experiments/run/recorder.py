@@ -1,4 +1,4 @@
-"""What happens once a step: the loss curve, checkpoints in time, the end of a run that diverged.
+"""What happens once per step: the loss curve, checkpoints in time, the end of a run that diverged.
 
 A run on several processes has a recorder in each; the first writes, and decides for all.
 """
@@ -140,7 +140,7 @@ class Recorder(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any
     ) -> None:
-        """Once a step."""
+        """Once per step."""
         self.step = trainer.global_step
         self._losses.append(outputs["loss"].detach())
         now = time.monotonic()

@@ -74,7 +74,7 @@ class PlannedRun:
     flops: float
     """FLOPs of training."""
     scoring: float
-    """FLOPs of the validation pass: a third of training's a token."""
+    """FLOPs of the validation pass: a third of training's per token."""
     record: RunRecord | None = None
     """What an earlier launch left."""
     damaged: str = ""

@@ -85,8 +85,8 @@ def show_older(plan: Plan) -> None:
         versions = " and ".join(map(str, sorted(set(older))))
         console.print(
             f"{len(older)} of the runs to do were done under numerics version {versions}; version "
-            f"{NUMERICS_VERSION} gives them new addresses and trains them again: move the old "
-            "folders away, or a fit counts both",
+            f"{NUMERICS_VERSION} gives them new addresses and trains them again; a fit then "
+            "counts the new ones alone",
             soft_wrap=True,
             highlight=False,
         )

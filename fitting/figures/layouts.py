@@ -196,7 +196,7 @@ def cost_by_split(cells: pd.DataFrame, curves: pd.DataFrame | None, noise: float
         noise: Standard deviation between seeds (nats per token); NaN where it is unknown.
 
     Returns:
-        Two panels a size, for at most `MOST_SIZES` of the largest sizes.
+        Two panels per size, for at most `MOST_SIZES` of the largest sizes.
     """
     panels = []
     pairs = (("exponent", "mantissa"), ("mantissa", "exponent"))

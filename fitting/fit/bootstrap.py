@@ -60,7 +60,7 @@ def bootstrap(
             seed share their data order; None resamples runs.
 
     Returns:
-        [draws, parameters]: one column a parameter of the law, and `converged`.  A parameter in
+        [draws, parameters]: one column per parameter of the law, and `converged`.  A parameter in
         `fit.flat` keeps nearly its value: its spread means nothing.
 
     Raises:

@@ -148,7 +148,7 @@ def common_cells(a: Study, b: Study) -> tuple[pd.DataFrame, list[str], str]:
     """Cells of the design that both studies have a loss for.
 
     Returns:
-        One row a cell: `format`, `params`, `tokens`; `loss_a`, `loss_b` (means over seeds),
+        One row per cell: `format`, `params`, `tokens`; `loss_a`, `loss_b` (means over seeds),
         `above_none`, whether these are losses above none, since the corpora differ; `difference`
         (b less a), `standard_error`, `dof`, `z` and `verdict` on b: "worse", "better", "cannot
         tell" or `SAME`.  Then their formats in order, and why there is no cell if there is none.

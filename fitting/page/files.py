@@ -55,7 +55,7 @@ def render(template: str, **values: object) -> str:
 
 
 def _share_tips(text: str) -> str:
-    """What marks stand for, said once a page: the same run or cell is drawn in many figures."""
+    """What marks stand for, said once per page: the same run or cell is drawn in many figures."""
     tips: dict[str, int] = {}
 
     def numbered(match: re.Match[str]) -> str:

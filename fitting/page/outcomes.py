@@ -20,6 +20,7 @@ from fitting.naming import TableRow
 from fitting.page.study import Study
 from fitting.page.tables import View
 from fitting.results.record import STATUSES
+from fitting.results.table import SUPERSEDED
 from fitting.words import at, count_label, duration, number, plural
 
 LISTED = 24
@@ -150,6 +151,7 @@ def grid(table: pd.DataFrame, order: Sequence[str]) -> list[Panel]:
     Returns:
         No panel where there are more combinations of size and tokens than can be drawn.
     """
+    table = table[table["status"] != SUPERSEDED]
     columns = sorted(set(zip(table["params"], table["tokens"], strict=True)))
     names = [name for name in order if name in set(table["format"])]
     if not 0 < len(columns) <= MOST_COLUMNS or len(names) > 2 * LISTED:

@@ -24,6 +24,7 @@ _SLOTS = (
     *("output.input", "output.weight", "grad_input.grad_output", "grad_input.weight"),
     *("grad_weight.grad_output", "grad_weight.input"),
 )
+_OPERANDS = tuple(f"recipe.{slot}." for slot in _SLOTS)
 ABSENT: Mapping[str, Value] = {
     "data.validation_windows": 0,
     "optim.weights": "",
@@ -172,14 +173,15 @@ def complete(configs: Sequence[Config]) -> list[dict[str, Value]]:
 
 
 def _with(config: Config, missing: Mapping[str, Value]) -> Config:
-    """A configuration with keys that it lacks, where it has what they belong to."""
+    """A configuration with the keys and sections that it lacks, but no operand that is missing."""
     filled = dict(config)
     for name, value in missing.items():
         *above, key = name.split(".")
+        absent = None if name.startswith(_OPERANDS) else {}
         place: Value = filled
         for part in above:
-            below = place.get(part) if isinstance(place, Mapping) else None
-            if not isinstance(below, Mapping):  # a section or operand that this run does not have
+            below = place.get(part, absent)
+            if not isinstance(below, Mapping):
                 break
             place[part] = place = dict(below)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import lzma
 import warnings
 import zlib
@@ -20,10 +21,14 @@ from fitting.results.record import (
     RunRecord,
     look_at,
 )
-from fitting.results.swept import is_key, swept
+from fitting.results.swept import complete, is_key, swept
 
 if TYPE_CHECKING:  # help does not wait for it
     import pandas as pd
+
+SUPERSEDED = "superseded"
+"""The status of a run that a newer version has made again (`superseded`)."""
+
 
 WANDB_STATES = ("finished", "crashed", "failed", "killed", "running", "preempted", "preempting")
 """What W&B calls the state of a run; only a finished one has a result."""
@@ -134,11 +139,38 @@ def table_of(records: Sequence[RunRecord], ptq: bool = False) -> pd.DataFrame:
     rows = _with_ptq if ptq and any(r.ptq for r in records) else _alone
     columns = {name: [getattr(r, name) for r in records] for name in COLUMNS}
     keys = swept([record.config for record in records], columns)
+    newer = superseded(records)
     found = []
     for number, record in enumerate(records):
         more = {key: values[number] for key, values in keys.items()}
+        if record.run_id in newer:
+            more |= {"status": SUPERSEDED, "reason": f"made again: {newer[record.run_id]}"}
         found += [row | more for row in rows(record)]
     return pd.DataFrame(found)
+
+
+def superseded(records: Sequence[RunRecord]) -> dict[str, str]:
+    """Runs whose configuration a newer version of the numerics has run, too: by whose `run_id`.
+
+    The two lie side by side in a study's folder.  They are no repetitions of each other.
+    """
+    newest: dict[str, RunRecord] = {}
+    computed = complete([record.config for record in records])
+    of = [
+        json.dumps([science, r.model, r.tokens, r.seed, r.corpus], sort_keys=True)
+        for science, r in zip(computed, records, strict=True)
+    ]
+    for what, record in zip(of, records, strict=True):
+        best = newest.get(what)
+        if record.status != "failed" and (
+            best is None or record.numerics_version > best.numerics_version
+        ):
+            newest[what] = record
+    return {
+        record.run_id: newest[what].run_id
+        for what, record in zip(of, records, strict=True)
+        if what in newest and record.numerics_version < newest[what].numerics_version
+    }
 
 
 def _mapped(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:

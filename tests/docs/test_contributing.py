@@ -47,14 +47,10 @@ def test_commands_are_targets_scripts_or_modules() -> None:
 
 
 def test_every_room_has_its_floor() -> None:
-    rows = [line.split("|")[1:3] for line in PAGE.splitlines() if line.startswith("| ")]
-    start = next(i for i, row in enumerate(rows) if "from the top" in row[0])
-    for column, side in zip(COLUMNS, (0, 1), strict=True):
-        cells = [rows[start + 1 + i][side] for i in range(len(rows) - start - 1)]
-        table = cells[: next((i for i, cell in enumerate(cells) if "..." in cell), None)]
-        named = re.findall(r"`(\w+)`", " ".join(table))
+    _, table = PAGE.split(", from the top |\n", 1)
+    floors = [line.split("|")[1:3] for line in table.partition("\n\n")[0].splitlines()]
+    for column, cells in zip(COLUMNS, zip(*floors, strict=True), strict=True):
+        named = re.findall(r"`(\w+)`", " ".join(cells))
         assert len(named) == len(set(named))
-        known = {
-            room(name).partition(".")[2] for name in modules(ROOT) if name.startswith(f"{column}.")
-        }
-        assert set(named) == known
+        rooms = {room(name) for name in modules(ROOT) if name.startswith(f"{column}.")}
+        assert set(named) == {name.partition(".")[2] for name in rooms}

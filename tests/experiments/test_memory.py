@@ -1,4 +1,4 @@
-"""A run that wants more memory than it was given fails by name, wherever the want hits."""
+"""A run that wants more memory than it was given fails by name, wherever memory runs out."""
 
 import json
 import subprocess

@@ -84,7 +84,7 @@ def test_a_step_is_adamws_in_float32_and_then_a_cast(seed: int) -> None:
 
 
 def test_moments_may_have_a_format_each() -> None:
-    """FP8-LM (2310.18313): the first in E4M3, the second in FP16, one scale a tensor."""
+    """FP8-LM (2310.18313): the first in E4M3, the second in FP16, one scale per tensor."""
     made = model()
     optimizer = make_optimizer(made, OptimConfig(state="E4M3-ocp-tensor+fp16-tensor"), 0)
     step_with(made, optimizer, 0)

@@ -91,7 +91,7 @@ def test_data_that_cannot_feed_the_run_is_said_by_the_first_process_alone(
 
 
 def test_blocks_must_divide_the_rows_of_each_process(composed: Compose) -> None:
-    """96 rows a step are three blocks of 32; the 48 of each of two processes are one and a half."""
+    """96 rows per step are three blocks of 32; the 48 of each of two processes are 1.5."""
     request = ["batch_size=2", "data.seq_len=48", "precision=mxfp4"]
     composed(*request)
     with pytest.raises(ConfigError) as caught:

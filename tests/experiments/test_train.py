@@ -108,7 +108,7 @@ def test_the_record_says_what_was_run(small: Compose) -> None:
 
 
 def test_row_and_tensor_scales_record_the_mean_number_of_sharers(small: Compose) -> None:
-    """sun, per row, ladder a (h 32, f 96, 2 layers, 256 rows a step): P2 shares over in_features
+    """sun, per row, ladder a (h 32, f 96, 2 layers, 256 rows per step): P2 shares over in_features
     32 32 32 96, P4 over out_features 96 32 192 32, P6 over 256 rows each.
     """
     r = train(small("recipe=sun", "precision.granularity=row")).record

@@ -2,7 +2,7 @@
 
 The C sources here are built with the package as a plain shared library and called through ctypes
 on raw pointers, so it depends on neither torch's nor Python's ABI.  Where it could not be built,
-`NAME` is None and nothing here can be used; whoever dispatches decides and records what ran.
+`NAME` is None and nothing here can be used; the dispatcher decides and records what ran.
 """
 
 from __future__ import annotations

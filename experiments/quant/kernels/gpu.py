@@ -2,7 +2,7 @@
 
 What is launched, and with which constants; the kernels are in triton_quantize.py, imported at the
 first launch, for importing Triton takes half a second.  Without Triton `NAME` is None and nothing
-here can be used; whoever dispatches decides and records what ran.
+here can be used; the dispatcher decides and records what ran.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def test_crossovers_move_down_with_the_integers_true_largest_number() -> None:
 
 
 def test_the_formula_for_integers_is_what_normal_data_do() -> None:
-    """INT8 with an FP32 scale a block: rounding is uniform there, so the formula is exact but for
+    """INT8 with an FP32 scale per block: rounding is uniform there, so the formula is exact but for
     the block's largest value, which errs by nothing; crest factors by block, 2,048 blocks of 64.
     """
     x = torch.randn(2048, 64, generator=torch.Generator().manual_seed(0))

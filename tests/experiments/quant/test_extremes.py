@@ -257,7 +257,7 @@ def test_the_definition_divides_by_nothing_but_tensors_on_the_device() -> None:
 
 
 def test_the_quest_exponent_goes_up_from_the_first_float_above_the_middle() -> None:
-    """One value a block: wanted = 2.92 |x| / 6, compared with sqrt(1/2) by integers."""
+    """One value per block: wanted = 2.92 |x| / 6, compared with sqrt(1/2) by integers."""
     clip = torch.tensor(2.92247856 / 6, dtype=torch.float32)
     start = (torch.tensor(0.5**0.5) / clip).view(torch.int32)
     x = (start + torch.arange(-512, 513, dtype=torch.int32)).view(torch.float32).unsqueeze(-1)

@@ -139,7 +139,7 @@ def test_an_operand_that_is_taken_over_rounded_has_the_forward_products_format()
 
 
 def test_the_record_counts_what_is_quantized(composed: Compose) -> None:
-    """Ladder b: 2 blocks of 64 x (192 + 64 + 384 + 192) weights; 2,048 rows a step."""
+    """Ladder b: 2 blocks of 64 x (192 + 64 + 384 + 192) weights; 2,048 rows per step."""
     fp8 = _format_of(composed("recipe=fp8_hybrid"))
     assert (fp8.exponent, fp8.mantissa, fp8.granularity, fp8.scale) == (4, 3, "tensor", "fp32")
     assert fp8.params == 2 * 64 * 832

@@ -102,7 +102,7 @@ def test_ms_eden_gradients_are_nearly_unbiased_and_nearer_than_stochastic_ones()
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_bfloat16_products_are_of_the_same_operands(recipe: str) -> None:
-    """Each operand and each result is off by up to 2^-9, 2^-8 a product: 2^-6 of the largest."""
+    """Each operand and each result is off by up to 2^-9, 2^-8 per product: 2^-6 of the largest."""
     case = Case(recipe)
     case.dy = case.dy.bfloat16().float()
     exact = case.run()

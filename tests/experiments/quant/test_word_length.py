@@ -131,7 +131,7 @@ def test_a_run_moves_them_says_so_and_resumes_to_the_same_bits(
         for row in curve
         if "train/loss" in row
     ]
-    assert all(len(row) == 8 for row in lengths), "four layers a block, two blocks"
+    assert all(len(row) == 8 for row in lengths), "four layers per block, two blocks"
     assert set(lengths[0]) == {8}
     assert lengths[-1] != lengths[0]
 

@@ -1,4 +1,4 @@
-"""The driver: failures, limits, rivals and several processes a run, on a cluster of two nodes."""
+"""The driver: failures, limits, rivals and several processes per run, on a cluster of two nodes."""
 
 import json
 import os

@@ -132,7 +132,7 @@ def test_the_map_of_a_fit_holds_the_truth() -> None:
     at = {(e["params"], e["tokens"]): e for e in result["map"]}
     assert at[2e8, 800 * 2e8]["extrapolated"]
     assert not at[5e7, 800 * 5e7]["extrapolated"]
-    # 25 tokens a parameter: FP8:FP4 wins and trains 37.5 of them.
+    # 25 tokens per parameter: FP8:FP4 wins and trains 37.5 of them.
     assert not at[2e8, 25 * 2e8]["extrapolated"]
 
     # On hardware on which FP4 is no faster it never pays; a slow backward pass leaves FP4:FP8.

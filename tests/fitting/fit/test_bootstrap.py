@@ -34,7 +34,7 @@ def chinchilla_table(noise: float, seed: int) -> pd.DataFrame:
 
 def test_intervals_cover_the_truth() -> None:
     # 60 tables, nominal 95 %: a percentile bootstrap of 42 runs that covered only 90 % would give
-    # fewer than 46 of 60 with a chance of 7e-4 a parameter; at 95 % the chance is 2e-7.
+    # fewer than 46 of 60 with a chance of 7e-4 per parameter; at 95 % the chance is 2e-7.
     repeats, covered = 60, dict.fromkeys(BESIROGLU_2024, 0)
     for seed in range(repeats):
         table = chinchilla_table(5e-3, seed)
@@ -257,7 +257,7 @@ def test_cells_are_paired_by_seed_and_judged_by_students_t() -> None:
         }
     )
     cells = compare_cells(table).set_index("bits")
-    # Paired squares: .01^2 four times, 4 degrees of freedom; three pairs a cell.
+    # Paired squares: .01^2 four times, 4 degrees of freedom; three pairs per cell.
     error = 0.01 / math.sqrt(3)
     assert list(cells["standard_error"]) == pytest.approx([error, error])
     assert list(cells["difference"]) == pytest.approx([0.1, 0.0], abs=1e-12)

@@ -160,7 +160,7 @@ def test_quantization_aware_training_costs_the_worked_loss() -> None:
     terms = LAWS["qat"].term_values(QAT_2025["W4A4"], runs)
     assert terms[:3].sum(axis=0) == pytest.approx([2.740661] * 4, abs=1e-5)
     assert terms[3] == pytest.approx([0, 0.04409, 0.05728, 0.06355], abs=1e-5)
-    assert terms[3, 0] == 0  # one value a group: nothing is quantized
+    assert terms[3, 0] == 0  # one value per group: nothing is quantized
 
 
 def test_errors_of_four_bit_weights_and_activations_nearly_add() -> None:

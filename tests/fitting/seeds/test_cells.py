@@ -18,7 +18,7 @@ from fitting.page.report import write_report
 from fitting.page.study import load_study
 from fitting.results import swept
 from fitting.results.record import RunRecord
-from fitting.results.table import load
+from fitting.results.table import load, select_rows
 from fitting.seeds.cells import cell_keys
 from fitting.seeds.compare import compare_cells
 from fitting.seeds.noise import noise_floor
@@ -177,6 +177,41 @@ def test_numerics_versions_are_not_seeds(tmp_path: Path) -> None:
         record(config(seed=seed), 3.0 + seed / 10, numerics_version=1 + seed) for seed in (0, 1)
     ]
     assert noise_floor(load(folder(tmp_path, runs))).dof == 0
+
+
+def older(run: RunRecord, digits: str, **changes: Any) -> RunRecord:
+    """The same run as an older version left it, without the sections that are younger."""
+    held = {name: value for name, value in run.config.items() if name != "ptq"}
+    held["recipe"] = {k: v for k, v in run.config["recipe"].items() if k != "word_length"}
+    run_id = f"{run.run_id[:-12]}{digits:0>12}"
+    return dataclasses.replace(run, run_id=run_id, numerics_version=2, config=held, **changes)
+
+
+def test_a_run_that_a_newer_version_made_again_counts_once(tmp_path: Path) -> None:
+    young = [record(config(QUANTIZED, seed=seed), 3.0 + seed / 10) for seed in (0, 1)]
+    plain = record(config(seed=0), 2.9)
+    alone = record(config(seed=1), 2.8)
+    failed = dataclasses.replace(alone, status="failed", loss=None)
+    runs = [*young, *(older(run, "a", loss=3.5) for run in young), plain, older(plain, "b")]
+    place = folder(tmp_path / "runs", [*runs, older(alone, "c")])
+    (place / failed.run_id).mkdir()
+    (place / failed.run_id / "failure.json").write_text(failed.to_json())
+
+    table = load(place)
+    rows, excluded = select_rows(table)
+    assert excluded == {"failed": 1, "superseded": 3}
+    used = [*young, plain, older(alone, "c")]
+    assert set(rows["run_id"]) == {run.run_id for run in used}
+    again = table.set_index("run_id")["reason"][older(young[1], "a").run_id]
+    assert again == f"made again: {young[1].run_id}"
+    assert not [column for column in table if swept.is_key(column)], "what old records lack, too"
+    # Of the quantized two seeds are a group; the unquantized are of two versions.
+    assert noise_floor(table).dof == 1
+    write_report(place, tmp_path / "no fit", tmp_path / "page", ("svg",))
+    published = tmp_path / "page" / "results.csv"
+    assert select_rows(load(published))[1] == excluded
+    page = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+    assert "made again: " in page
 
 
 # --- the study of the issue --------------------------------------------------------------------
