@@ -178,7 +178,7 @@ def test_a_sweep_that_is_killed_a_dozen_times_gives_the_same_bits(
     assert processes_below(stormy) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long  # nodes die in the test above, too
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore:.*socket.*")  # Ray's own, left open by its test cluster
 def test_the_smoke_study_ends_right_on_a_cluster_that_loses_a_node(

@@ -118,7 +118,7 @@ def test_a_grid_may_take_an_operand_out_of_a_recipe(
 
 
 @pytest.mark.ray
-def test_a_failure_stays_alone_and_only_what_is_missing_is_run_again(
+def test_a_failed_run_does_not_stop_the_others_and_only_what_is_missing_is_run_again(
     here: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [*SMALL, f"data.path={text}", "-m", "study.name=s", "recipe=none,nearest", "seed=0,1"]
