@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fitting.command.options import FitOptions
+from fitting.command.options import FitOptions, refuse_unknown
 from fitting.entry.errors import UsageError
 from fitting.files.atomic import write_atomic
 from fitting.files.own_json import ResultsError
@@ -55,6 +55,7 @@ def run_fit(options: FitOptions) -> SavedFit:
     law = get(options.law)
     laws = list({name: get(name) for name in (options.law, *options.compare)}.values())
     needed = [column for each in laws for column in each.columns]
+    refuse_unknown(options.columns, [*needed, *(name for each in laws for name in each.schemes)])
     table = load(options.results, options.columns, ptq="bits_post" in needed)
     table = _numeric(table, needed, options.results)
     kept = keep(table, options.where)

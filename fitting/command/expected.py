@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from fitting.command.describe import keep
-from fitting.command.options import FitOptions
+from fitting.command.options import FitOptions, refuse_unknown
 from fitting.entry.errors import UsageError
 from fitting.files.atomic import write_atomic
 from fitting.files.own_json import ResultsError
@@ -107,6 +107,7 @@ def run_expected(options: FitOptions) -> pd.DataFrame:
             f"{options.expect}: law={pilot.law}: a fit cannot name a law's file; type it"
         )
     law = get(options.law or pilot.law)
+    refuse_unknown(options.columns, (*law.columns, *law.schemes))
     noise = options.noise or (pilot.noise_floor or {}).get("std_log")
     if not noise:
         raise UsageError("noise: the pilot repeated no seed; give noise=0.01 for 1 % of the loss")

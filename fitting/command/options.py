@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,13 +32,22 @@ def _bounds(_: str, text: str) -> tuple[float, float]:
         raise ValueError("must be two numbers, LO..HI") from None
 
 
-def _column(ours: str, text: str) -> str:
-    """The name of a column of theirs, where `ours` is one of ours."""
-    if ours in OUR_COLUMNS or is_key(ours):
-        return text
-    close = difflib.get_close_matches(ours, OUR_COLUMNS, n=1)
-    hint = f"did you mean columns.{close[0]}?" if close else f"ours are {', '.join(OUR_COLUMNS)}"
-    raise ValueError(f"no column of ours; {hint}")
+def refuse_unknown(columns: Mapping[str, str], of_laws: Iterable[str]) -> None:
+    """Refuse names that neither we nor the laws have for a column.
+
+    Args:
+        columns: Our names by which columns of a table are to be known, and theirs.
+        of_laws: Columns that the laws read; one of a user's own may read any.
+
+    Raises:
+        UsageError: Names the first of them.
+    """
+    known = [*OUR_COLUMNS, *(name for name in of_laws if name not in OUR_COLUMNS)]
+    for ours, theirs in columns.items():
+        if ours not in known and not is_key(ours):
+            close = difflib.get_close_matches(ours, known, n=1)
+            hint = f"did you mean columns.{close[0]}?" if close else f"ours are {', '.join(known)}"
+            raise UsageError(f"columns.{ours}={theirs}: no column of ours; {hint}")
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ class FitOptions:
             "columns but seed and what came out; where a column of yours is an outcome too, "
             "columns.cell=THEIRS says what repeats",
             "OURS=THEIRS",
-            _column,
+            lambda _, text: text,
         ),
     )
     where: str = option(

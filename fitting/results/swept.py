@@ -177,7 +177,7 @@ def _with(config: Config, missing: Mapping[str, Value]) -> Config:
     filled = dict(config)
     for name, value in missing.items():
         *above, key = name.split(".")
-        absent = None if name.startswith(_OPERANDS) else {}
+        absent: Value = None if name.startswith(_OPERANDS) else {}
         place: Value = filled
         for part in above:
             below = place.get(part, absent)

@@ -140,6 +140,22 @@ def test_a_law_of_ones_own_goes_from_its_file_to_its_page(
     assert said.endswith("if it is yours, name its file and variable: law=FILE.py:NAME\n")
 
 
+def test_a_column_that_only_ones_own_law_reads_may_have_another_name(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pd.read_csv("losses.csv").rename(columns={"width": "w"}).to_csv("losses.csv")
+    typed = ("law=mine.py:MINE", *FIT, "evidence=false")
+    run(monkeypatch, "fit", *typed, "columns.width=w")
+    told = json.loads((here / "fits" / "fit.json").read_text())
+    assert told["parameters"]["C"] == pytest.approx(TRUTH["C"], rel=0.1)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, "fit", *typed, "columns.widht=w")
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert "columns.widht=w: no column of ours; did you mean columns.width?" in said
+
+
 def test_a_law_may_lie_in_a_package_and_be_compared_with_ours(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
