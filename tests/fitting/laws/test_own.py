@@ -150,10 +150,10 @@ def test_a_column_that_only_ones_own_law_reads_may_have_another_name(
     assert told["parameters"]["C"] == pytest.approx(TRUTH["C"], rel=0.1)
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
-        run(monkeypatch, "fit", *typed, "columns.widht=w")
+        run(monkeypatch, "fit", *typed, "columns.widths=w")
     assert caught.value.code == 2
     said = capsys.readouterr().err
-    assert "columns.widht=w: no column of ours; did you mean columns.width?" in said
+    assert "columns.widths=w: no column of ours; did you mean columns.width?" in said
 
 
 def test_a_law_may_lie_in_a_package_and_be_compared_with_ours(
