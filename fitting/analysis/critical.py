@@ -117,10 +117,10 @@ CRITICAL_TOKENS = Conclusion(
                 _Col("critical tokens", lambda row: count(row.tokens)),
                 _Col("95 % interval", lambda row: interval_of(row.interval, count)),
             ),
-            "Beyond this many training tokens the law says that more data raise the loss.",
+            "Beyond this many training tokens, the law says, more data raise the loss.",
         ),
     ),
     missing="No critical data sizes, costs of precision or optimal bits: they need a fit of the "
     "floating-point law whose exponents and coefficients the data determine.",
 )
-"""As the floating-point law has it; other laws find it in another way."""
+"""The conclusion under the floating-point law; other laws find it in another way."""

@@ -196,7 +196,7 @@ def test_every_column_of_ours_may_be_mapped_and_no_other(
     arguments = [f"results={path}", "law=chinchilla", f"out={tmp_path}/o"]
     assert command(monkeypatch, commands.fit, *arguments, "columns.prams=params") == 2
     said = capsys.readouterr().err
-    assert "columns.prams=params: no column of ours; did you mean columns.params?" in said
+    assert "columns.prams=params: not a column of ours; did you mean columns.params?" in said
     assert not (tmp_path / "o").exists()
 
 
