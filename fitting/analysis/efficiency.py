@@ -272,7 +272,7 @@ class _Best:
         )
 
     def choice(self, size: float, tokens: float) -> Choice:
-        """The best choice at a budget, the shares of the draws, and whether it is within the data."""
+        """The best choice at a budget, the shares of the draws, and whether it is extrapolated."""
         speedups = (self.speedups.forward, self.speedups.backward)
         best = best_precision(*self.pairs[0], size, tokens, *speedups)
         shares = {}

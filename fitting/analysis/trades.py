@@ -100,7 +100,7 @@ def tokens_for_equal_loss(
     scale = np.power(tokens, 2 * np.asarray(p["beta"], float)) / np.power(params, p["alpha"])
     r = scale * _over_format(p, exponent, mantissa, block_size) / (p["gamma"] * np.asarray(p["d"]))
     with np.errstate(divide="ignore"):
-        u = 2 / (1 + np.sqrt(np.maximum(1 - 4 * r, 0)))  # the root without cancellation
+        u = 2 / (1 + np.sqrt(np.maximum(1 - 4 * r, 0)))  # no cancellation
         factor = np.where(r <= 0.25, u ** (1 / np.asarray(p["beta"], float)), np.inf)
     return _plain(factor)
 

@@ -68,7 +68,7 @@ def expected_intervals(
             found.append(fit(table, law, seed=seed, **how).parameters)
         except FitError:
             if not number:
-                raise  # the design's fault, not the noise's
+                raise  # due to the design, not to the noise
     fitted = _with_split(pd.DataFrame(found))
     assumed = _with_split(pd.DataFrame([dict(parameters)]))[fitted.columns]
     ends = fitted.quantile([0.025, 0.975])

@@ -1,6 +1,6 @@
-"""Small JSON files of our own, read without trust: damage is answered with a path and a remedy.
+"""Small JSON files of our own, never trusted: damage is answered with a path and a remedy.
 
-A machine that loses power leaves files empty, zeroed or cut, and people copy and edit them.
+A machine that loses power leaves files empty, zeroed or cut short, and people copy and edit them.
 Python's own reader takes NaN for a number and the last of two equal keys for the only one; this one
 does not.
 """
@@ -37,7 +37,7 @@ def read_object(path: Path, remedy: str) -> JsonObject:
 
     Args:
         path: The file.
-        remedy: What its owner is to do where it is damaged.
+        remedy: What its owner is to do if it is damaged.
 
     Raises:
         FileNotFoundError: There is none.
@@ -68,7 +68,7 @@ def strict(text: str) -> Json:
     """The value of a JSON text that every reader would read alike.
 
     Raises:
-        ValueError: It is none: a key twice, NaN or an infinity, half of a surrogate pair.
+        ValueError: It is not such a text: a key twice, NaN or infinity, half a surrogate pair.
         RecursionError: It is nested too deep.
     """
     if not text.strip("\0 \t\r\n"):
