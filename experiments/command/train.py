@@ -82,7 +82,7 @@ def _run_one(config: TrainConfig, plan_only: bool) -> None:
     record = result.record
     loss = "none" if record.loss is None else f"{record.loss:.4f} nats per token"
     console.print(
-        f"{record.status}{' (was done before)' if result.already_done else ''}: "
+        f"{record.status}{' (already done)' if result.already_done else ''}: "
         f"loss {loss}, {record.tokens:,} tokens in {duration(record.wall_seconds)} "
         f"({record.tokens_per_second:,.0f} a second) {record.reason}\n{result.folder}",
         highlight=False,

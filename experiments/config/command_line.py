@@ -167,7 +167,7 @@ def _check(override: Override, word: str, several: bool) -> None:
         value = word.partition("=")[2]
         as_text = _for_a_shell(f"{key}='{value}'")
         raise ConfigError(
-            f"{word}: is several values; add -m to sweep over them, or write {key}=[{value}] for "
+            f"{word}: has several values; add -m to sweep over them, or write {key}=[{value}] for "
             f"a list, or {as_text} for one text"
         )
     if key not in groups() or override.is_delete() or override.is_sweep_override():

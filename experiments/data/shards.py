@@ -331,7 +331,7 @@ def _refuse_held_out(path: Path, files: Sequence[Path], key: str) -> None:
             continue
         raise DataError(
             f"{key}: by its name {what} a held-out part, which would be trained on; the split is "
-            "made here: give the training text alone, or another name to what is part of it"
+            "made here: give the training text alone, or rename what is part of it"
         )
 
 

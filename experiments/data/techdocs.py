@@ -372,7 +372,7 @@ def techdocs(rebuild: bool = False) -> Path:
             raise DataError(
                 f"data.name=techdocs: the corpus built here has sha256 {manifest.sha256}, not "
                 f"{TECHDOCS_SHA256}: Python {sys.version.split()[0]} reads the sources "
-                "otherwise; build it with Python 3.11 and copy the folder"
+                "differently; build it with Python 3.11 and copy the folder"
             )
 
     return make_once(cache_folder() / f"{TECHDOCS}-{TECHDOCS_SHA256[:12]}", make, rebuild)

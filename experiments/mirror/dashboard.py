@@ -37,9 +37,7 @@ class Options:
     entity: str = option(
         "", "push: whose project; default WANDB_ENTITY, else that of the key", "NAME"
     )
-    project: str = option(
-        "", "push: default what the runs were logged to (tracking.project)", "NAME"
-    )
+    project: str = option("", "push: its name; default that of the runs (tracking.project)", "NAME")
     timeout: float = option(20.0, "push: seconds for each answer of the server", read=seconds)
 
 
@@ -223,7 +221,7 @@ def _default_entity(api: Any, url: str) -> str:
     except wandb.Error as error:
         raise _explained(error, url) from error
     if not entity:
-        raise UsageError("entity=: this key belongs to none; whose project?")
+        raise UsageError("entity=: this key belongs to no entity; whose project is it?")
     return entity
 
 

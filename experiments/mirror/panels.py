@@ -238,15 +238,15 @@ def report(logged: Logged) -> View:
         *([wr.P(logged.description)] if logged.description else []),
         wr.H1("Design"),
         wr.P(
-            f"{len(logged.runs)} runs. The table counts them; those of a cell differ in what is "
-            "not named, and in their seeds."
+            f"{len(logged.runs)} runs. The table counts them; runs of one cell differ only in what "
+            "is not named, and in their seeds."
         ),
         wr.MarkdownBlock(_design(logged)),
         wr.H1("Loss on tokens"),
         wr.P(
             "A line is the mean over seeds, its band their extremes. Look at where the lines part: "
             "a gap that is there from the start is a floor of the format, one that opens late is "
-            "the end of what its precision can tell apart. A gap smaller than the bands is noise."
+            "the limit of its precision. A gap smaller than the bands is noise."
         ),
     ]
     for model in logged.values("model.name"):
@@ -258,7 +258,7 @@ def report(logged: Logged) -> View:
         wr.H1("Loss against bits, size and data"),
         wr.P(
             "A point is a run. With enough bits, points of one N and D coincide: the loss no "
-            "longer depends on the format. What a fit makes of them: the page of lowbit-report."
+            "longer depends on the format. For a fit to them see the page of lowbit-report."
         ),
         _grid([everything], _scatters()),
     ]
@@ -276,7 +276,7 @@ def report(logged: Logged) -> View:
         ]
     blocks += [
         wr.H1("Speed"),
-        wr.P("Tokens a second of one run. Runs that shared a machine slowed each other down."),
+        wr.P("Tokens per second of one run. Runs that shared a machine slowed each other down."),
         _grid([everything], [_line(SPEED, w=24)]),
         wr.H1("Runs"),
         wr.P("Best first. N: parameters of the blocks' matrices, D: training tokens."),

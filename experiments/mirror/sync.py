@@ -63,7 +63,7 @@ Prints one line per run: pushed, repaired+pushed (an attempt was killed and its 
 there were several), already pushed, running (left alone), failed (why).  May be run again at any
 time, also while the sweep goes on; what the server has is not sent again.
 
-Log in once with `wandb login`, or set WANDB_API_KEY.  Exit code: 0 all that is complete is pushed,
+Log in once with `wandb login`, or set WANDB_API_KEY.  Exit code: 0 all complete runs are pushed,
 1 some failed, 2 a wrong request or no key.
 
   PATH ...             folders of runs or of studies, wherever they are

@@ -23,7 +23,7 @@ def named_if_of_memory(error: Exception, config: TrainConfig) -> Exception:
     given = config.resources.memory
     limit = f"more than resources.memory={given:g} GiB" if given else "more memory than there is"
     return OutOfMemory(
-        f"it takes {limit} (about {need:.1f} GiB by our count, and the process itself); "
+        f"it takes {limit} (about {need:.1f} GiB by our count, plus the process itself); "
         f"lower batch_size={config.batch_size} or data.seq_len={config.data.seq_len}"
         + (", or raise resources.memory" if given else "")
     )

@@ -134,7 +134,7 @@ class CheckpointStore(TorchCheckpointIO):
         if belongs != self.run_id:
             return f"belongs to the run {belongs}"
         if path != self.path(step):
-            return f"was written behind step {step}"
+            return f"was written after step {step}"
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != expected:

@@ -38,7 +38,7 @@ ATTEMPTS = "attempts.json"
 _BEATS_PER_LIFE = 4
 _UNREADABLE_TTL = 60.0
 """Seconds without a heartbeat after which a lease that cannot be read counts as dead."""
-_REMEDY = "it counts as dead when its time is over"
+_REMEDY = "it counts as dead when its time is up"
 _LOOK_SECONDS = 0.25
 """Between two looks whether the attempt is asked to stop."""
 
@@ -78,7 +78,7 @@ def holder(folder: Path) -> Holder | None:
             return _read_holder(_path(folder, number), number)
         except FileNotFoundError:  # released just now
             continue
-        except DamagedError:  # whoever it was: dead when its time is over
+        except DamagedError:  # whoever it was: dead when its time is up
             return Holder(number, "", "an unknown machine", "", 0, "", _UNREADABLE_TTL)
     return None
 

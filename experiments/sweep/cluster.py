@@ -165,7 +165,7 @@ def check_nodes(ray: Any, folder: Path) -> None:
                         f"node {host}: has {name} {there['versions'][name]}, not {version} as here"
                     )
             if there["code"] != here["code"]:
-                found.append(f"node {host}: has other code of lowbit-scaling than this machine")
+                found.append(f"node {host}: has different code of lowbit-scaling from this machine")
     finally:
         probe.unlink(missing_ok=True)
     if found:

@@ -241,8 +241,8 @@ class _Driver:
                 continue
             if budget and self.spent_hours + self._hours(run) > budget:
                 self.display.say(
-                    f"budget.hours={budget:g}: {self.spent_hours:.3g} are spent; the runs left do "
-                    "not fit any more"
+                    f"budget.hours={budget:g}: {self.spent_hours:.3g} are spent; the runs left no "
+                    "longer fit"
                 )
                 self.waiting.clear()
                 break
@@ -333,9 +333,9 @@ def _reason(ray: Any, error: Exception) -> str:
     """One line for the death of a worker."""
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return (
-            "Ray killed its worker, for its machine ran out of memory: set resources.memory so "
+            "Ray killed its worker because its machine ran out of memory: set resources.memory so "
             "that fewer runs share it, or lower batch_size"
         )
     if isinstance(error, ray.exceptions.WorkerCrashedError):
-        return "its worker died (killed from outside, or by the kernel for want of memory)"
+        return "its worker died (killed from outside, or by the kernel for lack of memory)"
     return f"its worker is gone ({type(error).__name__})"

@@ -121,7 +121,7 @@ def _place() -> str:
     given = os.environ.get(_PLACE)
     if given and len(os.fsencode(given)) > longest:
         raise ConfigError(
-            f"{_PLACE}={given}: too long, as Ray's sockets are named by it; at most {longest} "
+            f"{_PLACE}={given}: too long, as Ray's sockets are named after it; at most {longest} "
             "characters"
         )
     usual = os.environ.get("TMPDIR", "")

@@ -212,7 +212,7 @@ class Plan:
         ):
             if limit and needed > limit:
                 raise ConfigError(
-                    f"budget.{key}={limit:g}: what is to do needs about {needed:.3g} {unit} "
+                    f"budget.{key}={limit:g}: the runs to do need about {needed:.3g} {unit} "
                     f"(speed: {self.speeds.basis}); raise it, or plan less"
                 )
 
