@@ -38,7 +38,7 @@ _PLAIN_LINES = 20
 
 
 def train_command() -> None:
-    """What was typed: one run, or with -m a sweep."""
+    """Run the command line: one run, or with -m a sweep."""
     typed = sys.argv[1:]
     arranged, folder = arrange(typed)
     hydra_says = os.environ.get(FULL_ERROR)

@@ -1,4 +1,4 @@
-"""The console script `lowbit-error`: what precisions and recipes do to tensors, as tables."""
+"""The console script `lowbit-error`: errors of precisions and recipes on tensors, as tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is typed after `lowbit-error`, its two sets of options, and its help.  No torch."""
+"""The command line of `lowbit-error`: its two sets of options, and its help.  No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Round to the grid of a format: the plain definition that every faster way must equal.
+"""Rounding to the grid of a format: the plain definition that every faster way must equal.
 
 Takes values already divided by their scale.  Works on the float32 bit pattern: masking the
 mantissa away leaves the power of two below |x|, exactly, where a float log2 is off by one just
