@@ -209,7 +209,7 @@ _TROUBLES = (
 
 
 def _of_the_machine(error: Exception) -> bool:
-    """Whether disk, permissions or limits are to blame: the run is not failed, only not done yet."""
+    """Whether disk, permissions or limits are to blame: the run has not failed, only not ended."""
     return isinstance(error, OSError) and error.errno in _TROUBLES
 
 
