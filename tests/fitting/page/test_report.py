@@ -185,7 +185,7 @@ def test_every_conclusion_of_a_fit_is_on_the_page(study: tuple[Path, Path], tmp_
         for _, cells in view.rows:
             assert cells in page.rows
         assert len(pd.read_csv(tmp_path / "page" / "tables" / f"{view.name}.csv")) == len(view.data)
-    assert "Where a row says extrapolated, no run of this table has tested it" in page.text
+    assert "No run of this table has tested what is marked extrapolated" in page.text
     for name in ("cost_of_bits", "critical_tokens", "bits_for_tokens", "bits_jointly"):
         assert (tmp_path / "page" / "figures" / f"{name}.svg").exists()
 
