@@ -74,7 +74,7 @@ def _recipe_bytes(model: ModelConfig, rows: int, recipe: RecipeConfig) -> int:
     """Memory that a recipe takes beyond a run without quantization."""
     if not recipe.quantized:
         return 0
-    again = recipe.grad_input.weight  # P4, from what was multiplied as P2
+    again = recipe.grad_input.weight  # P4, made from the values of P2
     kept = 4 * count_parameters(model).block * (again is not None and again.forward)
     into, out = max(
         ((model.hidden, 2 * model.ffn), (model.hidden, 3 * model.hidden)), key=lambda s: s[0] * s[1]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 INITIAL = 2.0**16
-_LARGEST = 2.0**127  # the next power of two is no float32
+_LARGEST = 2.0**127  # the next power of two is not a float32
 
 
 class LossScale:

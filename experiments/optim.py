@@ -162,7 +162,7 @@ def stored(x: Tensor, to: StorageFormat, rounding: Rounding, key: int) -> Tensor
     if x.shape[-1] % to.divisor == 0:
         return quantize_as(x, to, rounding, key)
     flat = x.flatten()
-    padded = F.pad(flat, (0, -flat.numel() % to.divisor))  # zeros never are a block's largest
+    padded = F.pad(flat, (0, -flat.numel() % to.divisor))  # zeros are never a block's largest
     return quantize_as(padded, to, rounding, key)[: flat.numel()].view_as(x)
 
 

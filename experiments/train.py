@@ -209,7 +209,7 @@ _TROUBLES = (
 
 
 def _of_the_machine(error: Exception) -> bool:
-    """Whether disk, permissions or limits are to blame: the run has not failed, only not ended."""
+    """Whether disk, permissions or limits are to blame: the run is unfinished, not failed."""
     return isinstance(error, OSError) and error.errno in _TROUBLES
 
 
@@ -249,7 +249,7 @@ class _Run:
         """Train, validate and write the result, in the run's first process."""
         assert self.lease is not None
         for path in [*self.folder.glob(".*"), *(self.folder / CHECKPOINTS).glob("*.tmp")]:
-            path.unlink(missing_ok=True)  # what attempts that were killed left half written
+            path.unlink(missing_ok=True)  # files that killed attempts left half written
         write_atomic(json.dumps(asdict(self.config), indent=1) + "\n", self.folder / "config.json")
         self.lease.check()
         recorder, attempt, identity = self.recorder, self.lease.number, run_id(self.config)
@@ -320,7 +320,7 @@ class _Run:
                 if checkpoint is None or self.recorder.begun or wants_memory(error):
                     raise
                 reason = first_line(error)
-            # Half of it may be restored: from the one before, with everything as it was at first.
+            # It may be half restored: take the one before, with everything as it was at first.
             self.recorder.checkpoints.pass_over(checkpoint, f"does not suit this run ({reason})")
             self.recorder.forget()
             del self.module
@@ -401,7 +401,7 @@ class _Run:
             reason=reason,
             steps=self.recorder.step,
             loss=loss,
-            # A failure may lie in the very files that this would read.
+            # The failure may lie in the very files that this would read.
             train_loss=None if status == "failed" else self.recorder.train_loss(),
             wall_seconds=self.recorder.seconds,
             attempts=self.lease.number,

@@ -60,7 +60,7 @@ def format_names(table: pd.DataFrame, among: pd.DataFrame) -> pd.Series:
     names = "E" + table["exponent"].map(whole) + "M" + table["mantissa"].map(whole)
     if quantized["block_size"].nunique() > 1:
         block = table["block_size"].map(whole).radd("/")
-        if "granularity" in table:  # a row's or tensor's size is no number a reader would know
+        if "granularity" in table:  # the size of a row or tensor is not a number that readers know
             kind = table["granularity"].astype(str)
             block = block.where(~kind.isin(["row", "tensor"]), " " + kind)
         names = names + block

@@ -79,7 +79,7 @@ def arrange(words: Sequence[str]) -> tuple[list[str], str]:
             options.append("--help")
         else:
             overrides.append(word)
-    if {"--help", "-h"} & set(options):  # whatever else was typed: it is not done
+    if {"--help", "-h"} & set(options):  # whatever else was typed is not done
         return ["--help"], ""
     _check_options(options, overrides)
     check_overrides(overrides, several={"-m", "--multirun"} & set(options) != set())

@@ -72,7 +72,7 @@ class Composer:
         try:
             ConfigLoaderImpl._apply_overrides_to_config(values, composed)
         except ConfigCompositionException as error:
-            # Beneath lies a wrong value, which names its key, or a missing key, which does not.
+            # The cause is a wrong value, which names its key, or a missing key, which does not.
             inner = error.__cause__
             told = inner if isinstance(inner, ValidationError) else error
             raise ConfigError(explain(told)) from error

@@ -140,7 +140,7 @@ def _request(merged: DictConfig) -> Request:
 
 def checked(config: TrainConfig) -> TrainConfig:
     """The configuration, its paths made absolute in place; raises as `from_hydra` does."""
-    if config.data.path:  # a worker's working folder is another one
+    if config.data.path:  # a worker has another working folder
         config.data.path = str(Path(config.data.path).expanduser().absolute())
     config.runs = str(Path(config.runs).expanduser().absolute())
     check(config)

@@ -61,7 +61,7 @@ class DataConfig:
 
 
 def corpus_folder(config: DataConfig) -> Path:
-    """The folder of the corpus' shards; makes or imports it first if need be.
+    """The folder of the corpus' shards; makes or imports it first if necessary.
 
     Raises:
         DataError: The name or the path cannot be used; see `techdocs` and `import_path`.

@@ -148,7 +148,7 @@ def operand_error(
         scale_range = (_largest(scale[nonzero]) / -_largest(-scale[nonzero])).log2().item()
     noise = _energy((x - quantized).div_(unit))
     qsnr = 10.0 * (_energy(scaled) / noise).log10().item() if noise else math.inf
-    # What is not zero was not zero before.
+    # A value that is not zero was not zero before.
     left = quantized.count_nonzero() / x.count_nonzero()
     crest = (amax / unit / rms)[rms > 0].mean().item()
     return OperandError(qsnr, crest, clipped, 1.0 - left.item(), scale_range)

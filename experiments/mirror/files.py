@@ -229,7 +229,7 @@ def _take(found: _Attempt, record: Any, run_id: str, columns: set[str]) -> None:
 
 
 def _demand(name: str, value: Any, least: float, most: float) -> None:
-    if type(value) not in (int, float) or not least <= value <= most:  # NaN is in no range
+    if type(value) not in (int, float) or not least <= value <= most:  # NaN is not in any range
         raise ValueError(f"{name} is {str(value)[:40]!r}, no number from {least:g} to {most:g}")
 
 

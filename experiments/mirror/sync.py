@@ -255,7 +255,7 @@ def _in_a_process(folder: Path, timeout: float, url: str) -> Outcome:
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         return Outcome("failed", (lines or ["its process was killed"])[-1])
-    said = json.loads(done.stdout.splitlines()[-1])  # W&B may have had something to say, too
+    said = json.loads(done.stdout.splitlines()[-1])  # W&B may have printed something, too
     if "of_a_file" in said:
         return Outcome("failed", said["error"])
     return _failed(said["error"], url) if "error" in said else _arrived(said)
@@ -273,7 +273,7 @@ def _arrived(said: dict[str, Any]) -> Outcome:
 
 
 def _failed(reason: str, url: str) -> Outcome:
-    # A run's own words, which its project's name could be, do not end all: only W&B's do.
+    # Only W&B's own words end everything, not a run's, such as the name of its project.
     said = reason.removeprefix("W&B did not start (")
     if said.startswith("No API key"):
         return Outcome("failed", "no key", NO_KEY)

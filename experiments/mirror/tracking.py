@@ -193,7 +193,7 @@ def _uploaded(settings: Any) -> bool:
         # W&B reports nowhere else that an upload failed for good.
         if "filestream: fatal error" in Path(settings.log_internal).read_text():
             return False
-        # W&B's process closes the file when it comes to that, after the run has ended here.
+        # W&B's process closes the file in its own time, after the run has ended here.
         until = time.monotonic() + _CLOSE_SECONDS
         while read_run(Path(settings.sync_file)).exit_code is None and time.monotonic() < until:
             time.sleep(0.01)

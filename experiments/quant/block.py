@@ -327,8 +327,8 @@ def named(value: Precision | ElementFormat | Direction) -> str:
     return str(value)
 
 
-# What torch.compiler.assume_constant_result does, which would import the compiler: two seconds of
-# every command, for a mark.
+# What torch.compiler.assume_constant_result does; importing that would import the compiler: two
+# seconds of every command, for a mark.
 named._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -306,7 +306,7 @@ class _QuantizedGemms(torch.autograd.Function):
             left.values if keeps_left else None,
             right.values if keeps_right else None,
         )
-        # Of a factor per row there is nothing left once the product sums over the other axis.
+        # A factor per row has no meaning once the product sums over the other axis.
         ctx.factors = left.shared_factor, right.shared_factor
         output = layer.product("output", left, right, dtype)
         output = output[: rows.shape[0], : weight.shape[0]]

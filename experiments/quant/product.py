@@ -53,7 +53,7 @@ def full_precision() -> Iterator[None]:
     accumulation = matmul.allow_fp16_accumulation
     on_cpu = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     precisions = {each: each.fp32_precision for each in (matmul, on_cpu)}
-    # torch keeps an older setting beside these, and refuses to multiply, or to tell it, where the
+    # torch keeps an older setting beside these, and refuses to multiply, or to report it, if the
     # two disagree: then only the newer was set, and the older is at its default.
     try:
         older = torch.get_float32_matmul_precision()

@@ -124,7 +124,7 @@ def round_stochastic(x: Tensor, element: ElementFormat, noise: Tensor) -> Tensor
     # Round the magnitude, so that the outcome for -x mirrors that for x, and keep the sign.
     steps = x.abs().div_(spacing)
     lower = steps.floor()
-    # The comparison is exact; floor(steps + noise) would not be, for the sum is rounded.
+    # The comparison is exact; floor(steps + noise) would not be, since the sum is rounded.
     lower.add_(noise < steps.sub_(lower))
     return _saturate(torch.copysign(lower.mul_(spacing), x), element)
 

@@ -75,7 +75,7 @@ class WordLength:
         self._norms += float(gradient.norm())
         if self._sum is None:
             self._sum = gradient.clone()
-        else:  # out of a checkpoint it lies on the CPU
+        else:  # from a checkpoint it is on the CPU
             self._sum = self._sum.to(gradient.device).add_(gradient)
         if self.seen < self.lookback:
             return

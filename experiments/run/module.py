@@ -51,7 +51,7 @@ class LanguageModel(L.LightningModule):
         return self.model.loss(batch)
 
     def _set_clock(self) -> None:
-        # Each process of a run has noise of its own; where there is one, this is the step.
+        # Each process of a run has noise of its own; if there is only one, this is the step.
         self.model.clock.counter = self.global_step + _RANK_COUNTERS * self.global_rank
         self.model.clock.quantizing = quantizes(self.global_step, self.config)
 

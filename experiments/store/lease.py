@@ -58,7 +58,7 @@ class Holder:
     number: int
     """Number of the attempt; the fencing token."""
     token: str
-    """Known to whoever started the attempt, and to nobody else."""
+    """A secret known only to the process that started the attempt."""
     host: str
     machine: str
     """Boot and process namespace in which `pid` means something; "" where that cannot be known."""
@@ -164,7 +164,7 @@ class Lease:
     Args:
         folder: The run's; must exist.
         ttl: Seconds without a heartbeat after which others may take over.
-        token: A secret of whoever starts this attempt, for `break_lease`; "" makes one.
+        token: A secret of the process that starts this attempt, for `break_lease`; "" makes one.
 
     Raises:
         Held: By somebody alive.
@@ -201,9 +201,9 @@ class Lease:
             if number < self.number:
                 _path(folder, number).unlink(missing_ok=True)
         for path in set(folder.glob("stop.*")) - {_stop(folder, self.token)}:
-            path.unlink(missing_ok=True)  # of attempts that are no more
+            path.unlink(missing_ok=True)  # of attempts that have ended
         self.stop = threading.Event()
-        """Set when this attempt is to stop: by whoever started it, or by its own process."""
+        """Set when this attempt is to stop: by the process that started it, or by its own."""
         self._ended = threading.Event()
         self._heart = threading.Thread(
             target=self._live, args=(ttl / _BEATS_PER_LIFE,), name="lease", daemon=True

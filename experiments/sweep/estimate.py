@@ -83,7 +83,7 @@ def probe(configs: Iterable[TrainConfig], speeds: Speeds) -> None:
             model.initialize(config.seed)
             data = TokenData(config.data)
             seconds = []
-            for step in range(4):  # the first pays for what the others find ready
+            for step in range(4):  # the first step bears one-time costs
                 start = time.perf_counter()
                 loss = model.loss(data.batch(step, config.batch_size, config.seed))
                 torch.autograd.backward(loss)

@@ -188,7 +188,7 @@ class _Driver:
             with contextlib.suppress(KeyboardInterrupt):
                 self._stop_running()
             return True
-        except OSError:  # of the store: what runs is not to die with this driver
+        except OSError:  # of the store: running runs must not die with this driver
             self._stop_running()
             raise
         return False
@@ -296,7 +296,7 @@ class _Driver:
             self.elsewhere.append(run)
             self.display.elsewhere(run, why)
             return
-        if how == STOPPED:  # by somebody else than us
+        if how == STOPPED:  # by somebody other than us
             self.waiting.insert(0, run)
             return
         record, damaged = look_at(run.folder)
@@ -314,7 +314,7 @@ class _Driver:
         busy = []
         for reference, task in self.running.items():
             who = None
-            with contextlib.suppress(OSError):  # one that cannot be asked is not waited for
+            with contextlib.suppress(OSError):  # no waiting for one that cannot be asked
                 ask_to_stop(task.run.folder, task.token)
                 who = holder(task.run.folder)
             if who is not None and who.token == task.token:  # else it has nothing to lose
@@ -322,7 +322,7 @@ class _Driver:
         try:
             if busy:
                 self.ray.wait(busy, num_returns=len(busy), timeout=_GRACE_SECONDS)
-        finally:  # also after a second Ctrl-C
+        finally:  # even after a second Ctrl-C
             for task in self.running.values():
                 with contextlib.suppress(OSError):
                     break_lease(task.run.folder, task.token)

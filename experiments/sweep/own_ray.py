@@ -141,7 +141,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _remove_dead(place: str) -> None:
     """Remove what killed sweeps of this user left."""
     for folder in Path(place).glob(f"{_PREFIX}????????"):
-        with contextlib.suppress(OSError):  # another's, alive, or just going
+        with contextlib.suppress(OSError):  # another user's, alive, or just ending
             found = folder.lstat()
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
                 continue

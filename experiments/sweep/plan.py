@@ -318,7 +318,7 @@ def write_study(plan: Plan) -> Path:
     except FileNotFoundError:
         pass
     except DamagedError as error:
-        # What it said of runs that this plan lacks is lost; their folders are not.
+        # Its entries for runs that this plan lacks are lost; their folders are not.
         if not path.is_file():
             raise
         warnings.warn(f"written anew from this plan: {error}", stacklevel=2)

@@ -31,7 +31,7 @@ def execute(config: dict[str, Any], token: str) -> tuple[str, str]:
     Returns:
         The way it ended and, unless it is done, one line that says why.
     """
-    from experiments.train import train  # takes seconds, and the driver has no use for it
+    from experiments.train import train  # takes seconds, and the driver does not need it
 
     checked = from_dict(config)
     folder = run_folder(checked)

@@ -137,7 +137,7 @@ def _measure(
     """log2 B over all runs; omega, xi, eta of log2 B = N^omega/(xi D^eta) over cells."""
     n, d, loss = runs["params"], runs["tokens"], runs["loss"]
     full = p["n"] * n ** -p["alpha"] + p["d"] * d ** -p["beta"] + p["epsilon"]
-    unit = d ** p["beta"] * n ** -p["alpha"] / p["gamma"]  # what log2 B = 1 would add
+    unit = d ** p["beta"] * n ** -p["alpha"] / p["gamma"]  # the loss that log2 B = 1 would add
     unit = unit * (runs["exponent"] + 0.5) ** -p["delta"] * (runs["mantissa"] + 0.5) ** -p["nu"]
     above = weights * (loss - full) * unit / loss**2
     square = weights * (unit / loss) ** 2

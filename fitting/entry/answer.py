@@ -134,7 +134,7 @@ def _report(error: Exception) -> str:
 
 
 def _say(name: str, line: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # nobody may be reading
+    with contextlib.suppress(OSError, ValueError):  # perhaps nobody is reading
         sys.stderr.write(f"{name}: {line}\n")
         sys.stderr.flush()
 

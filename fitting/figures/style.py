@@ -26,7 +26,7 @@ from fitting.naming import UNQUANTIZED, is_none
 from fitting.words import count_label
 
 INK = "#16191d"  # replaced by currentColor in SVG: use it for nothing that carries data
-BLUE, ORANGE = "#3b7dd8", "#D55E00"  # of what is no format
+BLUE, ORANGE = "#3b7dd8", "#D55E00"  # of anything that is not a format
 NONE_COLOUR = "#8a8f96"
 OKABE_ITO = ("#D55E00", "#E69F00", "#009E73", "#56B4E9", "#0072B2", "#CC79A7", "#7A6FD0")
 MARKERS = "osD^vP"

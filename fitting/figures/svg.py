@@ -127,7 +127,7 @@ def _shorten(element: Element, ink: str) -> None:
         said.pop("clip-path", None)
     if style:
         said["style"] = style
-    if element.tag == "style":  # what is the same of all text is said once
+    if element.tag == "style":  # properties that all texts share are stated once
         element.text = f"text{{font-family: sans-serif; fill: currentColor}}{element.text}"
 
 

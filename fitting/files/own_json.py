@@ -44,7 +44,7 @@ def read_object(path: Path, remedy: str) -> JsonObject:
         DamagedError: It is no regular file, cannot be read, or is no strict JSON object.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait forever
             raise DamagedError(path, "not a regular file", remedy)
         data = strict(path.read_bytes().decode("utf-8"))
     except FileNotFoundError as error:

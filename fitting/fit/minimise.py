@@ -194,7 +194,7 @@ class Problem:
                 continue
             point = theta.copy()
             level = self._logs(theta, form).min(axis=1)
-            for constant in constants:  # what all rows have of the term is a constant
+            for constant in constants:  # the part of the term that all rows share is a constant
                 point[:, constant] = np.logaddexp(point[:, constant], level)
             point[:, powers[0]] = self.upper[powers[0]]
             point[:, j] += self.small - self._logs(point, form).max(axis=1)

@@ -79,7 +79,7 @@ def hold_out(table: pd.DataFrame, fitted: Fit, held: pd.Series, name: str) -> Pr
         trained,
         law,
         objective=fitted.objective.name,
-        delta=fitted.objective.delta or 1.0,  # of no effect but in Huber's objective
+        delta=fitted.objective.delta or 1.0,  # has an effect in Huber's objective only
         freeze={n: v for n, v in frozen.items() if n in has},
         bounds=fitted.bounds,
         weights=fitted.weights,

@@ -267,6 +267,6 @@ def entries(row: object) -> dict[str, object]:
         value = getattr(row, each.name)
         known = value is not None or getattr(row, f"{each.name}_interval", None) is not None
         if known or each.default is not None:
-            # A word of Python's is a field with an underscore behind it.
+            # A keyword of Python's is a field with an underscore after it.
             told[each.name.rstrip("_")] = plain(value)
     return told

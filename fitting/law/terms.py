@@ -234,7 +234,7 @@ class Law:
         for k, form in enumerate(forms):
             offsets[k] += form.offset
             for name, regressor in form.factors.items():
-                # What a frozen parameter contributes its parent multiplies, if it has one.
+                # The contribution of a frozen parameter is multiplied by its parent, if it has one.
                 value = np.asarray(regressor)
                 while name in freeze:
                     kind = self.parameters[name]

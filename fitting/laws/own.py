@@ -41,7 +41,7 @@ def _module(typed: str, place: str) -> ModuleType:
     try:
         if path.suffix != ".py":
             return importlib.import_module(place)
-        # A name of its own for each path: dataclasses look their module up by it.
+        # Each path has a name of its own, by which dataclasses look up their module.
         known = f"own_law_{path.resolve().as_posix().replace('/', '_').removesuffix('.py')}"
         spec = importlib.util.spec_from_file_location(known, path)
         assert spec is not None

@@ -177,7 +177,7 @@ def common_cells(a: Study, b: Study) -> tuple[pd.DataFrame, list[str], str]:
     both["above_none"] = above_none
     both["difference"] = both["loss_b"] - both["loss_a"]
     both["standard_error"] = np.hypot(both["error_a"], both["error_b"])
-    both["dof"] = both[["dof_a", "dof_b"]].min(axis=1)  # no more than the poorer of the two has
+    both["dof"] = both[["dof_a", "dof_b"]].min(axis=1)  # no more than the smaller of the two
     both["z"] = both["difference"] / both["standard_error"]
     same = (both["runs_a"] == both["runs_b"]) & (both["runs_a"] != "")
     both.loc[same, "standard_error"] = 0.0

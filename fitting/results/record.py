@@ -150,7 +150,7 @@ class RunRecord:
         return cls(**data)
 
     def to_json(self) -> str:
-        """The record as strict JSON: NaN and infinity are errors here, not surprises for readers."""
+        """The record as strict JSON: NaN and infinity are errors here, not surprises later."""
         return json.dumps(asdict(self), indent=1, sort_keys=False, allow_nan=False) + "\n"
 
 

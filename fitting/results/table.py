@@ -23,7 +23,7 @@ from fitting.results.record import (
 )
 from fitting.results.swept import complete, is_key, swept
 
-if TYPE_CHECKING:  # help does not wait for it
+if TYPE_CHECKING:  # so that help does not wait for it
     import pandas as pd
 
 SUPERSEDED = "superseded"

@@ -35,7 +35,7 @@ def check(name: str, kind: str, value: Json) -> None:
             check(f"ptq.{form}.operands", "str", scored["operands"])
     if not isinstance(value, (int, float)):
         return
-    if not abs(value) < 1e300:  # beyond, and NaN, no table holds it
+    if not abs(value) < 1e300:  # no table holds more, nor NaN
         raise ResultsError(f"{name}={short(value)}: must be finite")
     least = 1 if name in _AT_LEAST_ONE else 0
     if value < least and name not in _ANY_SIGN and not name.startswith("ptq."):

@@ -99,7 +99,7 @@ class Rule:
     name: str  # ScaleFormat's, or "none"
     two_level: bool
     exact_inverse: bool  # of every scale
-    reached: float  # what the largest magnitude is mapped to
+    reached: float  # the value of the largest magnitude
     emax: int
     top: float  # two levels: what the tensor's is mapped to
     most: float  # the largest scale
