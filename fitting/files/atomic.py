@@ -58,7 +58,7 @@ def _written_aside(content: bytes, target: Path) -> Path:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        # The error of a full disk names no file, and the name of the temporary one would help nobody.
+        # The error of a full disk names no file, and the name of the temporary one helps nobody.
         raise OSError(error.errno, error.strerror, str(target)) from error
     return temporary
 

@@ -85,7 +85,7 @@ def lowest_bits(cells: pd.DataFrame) -> tuple[list[str], list[str]]:
         mean, error, z = pooled(group)
         over = f" at {where(group.iloc[0])}"
         if len(group) > 1:
-            over = f", averaged over {len(group)} combinations of size and tokens"
+            over = f", averaged over {len(group)} combinations of size and token count"
         if not np.isfinite(z):
             means.append(
                 f"{what} differs from none by {signed(mean)} nats per token{over}; without "
@@ -145,7 +145,7 @@ def not_told_apart(cells: pd.DataFrame, order: Sequence[str]) -> str:
         elif len(open_):
             partly.append(f"{name} ({len(open_)} of {len(group)})")
     if not everywhere and not partly:
-        return "Every format can be told from none in every combination of size and tokens."
+        return "Every format can be told from none in every combination of size and token count."
     sentences = []
     if everywhere:
         listed = series(everywhere)
@@ -253,7 +253,7 @@ def best_layouts(fit: SavedFit) -> str | None:
     unknown = [name for name in ("delta", "nu") if fit.identified.get(name) is False]
     shares = [row.shares.get(row.layout) for row in inside]
     listed = series(
-        f"{row.bits} bits {row.layout}" + (f" ({100 * s:.0f} % of draws)" if s else "")
+        f"{row.layout} at {row.bits} bits" + (f" ({100 * s:.0f} % of draws)" if s else "")
         for row, s in zip(inside, shares, strict=True)
     )
     sure = all(share is not None and share >= NEAR_CERTAIN for share in shares)
@@ -283,7 +283,7 @@ def cost_of_fewest_bits(fit: SavedFit) -> str | None:
         return f"{number(factor, 3)} times{between} the {what}"
 
     return (
-        f"By the fit, what {row.bits} bits ({row.format}) lose at "
+        f"By the fit, the loss from {row.bits} bits ({row.format}) at "
         f"{at(row.params, row.tokens)} is made up for by "
         f"{more(row.params_factor, row.params_factor_interval, 'parameters')} or "
         f"{more(row.tokens_factor, row.tokens_factor_interval, 'tokens')}."

@@ -139,7 +139,7 @@ def test_a_fit_at_a_bound_is_said_to_be() -> None:
 
 def test_the_best_layout_comes_with_its_share_and_without_extrapolations() -> None:
     text = str(findings.best_layouts(FIT))
-    assert "4 bits E2M1 (93 % of draws)" in text
+    assert "E2M1 at 4 bits (93 % of draws)" in text
     assert "E4M3" not in text
     assert "below 95 %, the split is open" in text
 
@@ -158,8 +158,8 @@ def test_the_price_of_the_fewest_bits_that_were_trained_is_in_the_lead() -> None
     rows = [row(2, None, True), row(3, 1.1, True), row(4, 1.04, False), row(5, 1.01, False)]
     text = findings.cost_of_fewest_bits(saved(derived={"cost_of_bits": rows}))
     assert text == (
-        "By the fit, what 4 bits (E2M1) lose at 100M parameters and 10B tokens is made up for by "
-        "1.3 times (1.13 to 2.38) the parameters or 1.04 times the tokens."
+        "By the fit, the loss from 4 bits (E2M1) at 100M parameters and 10B tokens is made up for "
+        "by 1.3 times (1.13 to 2.38) the parameters or 1.04 times the tokens."
     )
     assert findings.cost_of_fewest_bits(saved(derived={"cost_of_bits": rows[:2]})) is None
     assert findings.cost_of_fewest_bits(saved()) is None
