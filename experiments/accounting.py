@@ -1,4 +1,4 @@
-"""What a model costs, from its configuration alone: parameters, FLOPs, memory."""
+"""The cost of a model, from its configuration alone: parameters, FLOPs, memory."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def flops_per_token(model: ModelConfig, seq_len: int) -> float:
 
 
 def training_bytes(model: ModelConfig, rows: int, recipe: RecipeConfig) -> int:
-    """An upper bound of the memory a run takes, in bytes, without the process itself.
+    """An upper bound on the memory that a run takes, in bytes, without the process itself.
 
     Float32 weights, gradients and two AdamW moments; per token and layer about 34 activations of
-    the hidden size and 6 of the ffn, and the logits three times over.  Of a recipe: the rounded
-    weights that the backward pass takes from the forward one, and what preparing the operands of
-    the largest layer takes at once.
+    the hidden size and 6 of the ffn, and the logits three times over.  For a recipe: the rounded
+    weights that the backward pass takes from the forward one, and the memory for preparing the
+    operands of the largest layer.
 
     Args:
         model: The model.
@@ -71,10 +71,10 @@ def training_bytes(model: ModelConfig, rows: int, recipe: RecipeConfig) -> int:
 
 
 def _recipe_bytes(model: ModelConfig, rows: int, recipe: RecipeConfig) -> int:
-    """What a recipe takes beyond a run without quantization."""
+    """Memory that a recipe takes beyond a run without quantization."""
     if not recipe.quantized:
         return 0
-    again = recipe.grad_input.weight  # P4, from what was multiplied as P2
+    again = recipe.grad_input.weight  # P4, made from the values of P2
     kept = 4 * count_parameters(model).block * (again is not None and again.forward)
     into, out = max(
         ((model.hidden, 2 * model.ffn), (model.hidden, 3 * model.hidden)), key=lambda s: s[0] * s[1]

@@ -23,7 +23,7 @@ from experiments.config.schema import TrainConfig
 
 
 def configure(*overrides: str, folder: Path | str = "") -> TrainConfig:
-    """What `lowbit-train OVERRIDE ...` would run.
+    """The run that `lowbit-train OVERRIDE ...` would start.
 
     Args:
         overrides: As on the command line: "recipe=quest", "tokens=1_000_000".
@@ -36,7 +36,7 @@ def configure(*overrides: str, folder: Path | str = "") -> TrainConfig:
     try:
         if not folder:
             return _built_in()(overrides)
-        with with_own_files(folder):  # which may be written anew before the next call
+        with with_own_files(folder):  # which may change before the next call
             return _composer()(overrides)
     except Exception as error:
         if (said := told(error)) is None:
@@ -57,5 +57,5 @@ def _composer() -> Composer:
 
 @functools.cache
 def _built_in() -> Composer:
-    """Composes from the files that come with us, which stay as they are."""
+    """A composer for the built-in files, which do not change."""
     return _composer()

@@ -1,6 +1,6 @@
 """Loss scaling: gradients are computed `value` times too large and divided again before use.
 
-Where the numbers of a backward pass reach below their format's range this keeps small gradients
+If the numbers of a backward pass reach below their format's range, this keeps small gradients
 from rounding to zero (1710.03740, section 3.2).  The formats of this package are scaled by their
 own data and float32 and bfloat16 reach down to 2^-126, so a scale that is a power of two changes
 no bit of a run here unless something under- or overflows.
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 INITIAL = 2.0**16
-_LARGEST = 2.0**127  # the next power of two is no float32
+_LARGEST = 2.0**127  # the next power of two is not a float32
 
 
 class LossScale:
@@ -33,7 +33,7 @@ class LossScale:
     def __init__(self, scale: str, interval: int) -> None:
         self.dynamic, self.interval = scale == "dynamic", interval
         self.value = INITIAL if self.dynamic else float(scale)
-        """What the loss is multiplied by."""
+        """The factor by which the loss is multiplied."""
         self.since_change = 0
         """Steps without overflow since the value last changed."""
 
@@ -62,9 +62,9 @@ class LossScale:
             p.grad = None
 
     def state_dict(self) -> dict[str, float]:
-        """Part of the checkpoint."""
+        """The state, as part of the checkpoint."""
         return {"value": self.value, "since_change": self.since_change}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Back from the checkpoint."""
+        """Restore the state from the checkpoint."""
         self.value, self.since_change = state["value"], int(state["since_change"])

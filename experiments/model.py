@@ -35,7 +35,7 @@ class ModelConfig:
     rope_base: float = 10_000.0
 
     def problems(self) -> list[str]:
-        """What is wrong with this model, each as "key=value: what would be right"."""
+        """Errors of this model, each as "key=value: what would be right"."""
         found = []
         for key in ("layers", "hidden", "ffn", "heads", "vocab_size"):
             if getattr(self, key) < 1:
@@ -140,7 +140,7 @@ class Transformer(nn.Module):
     Args:
         config: Architecture.
         recipe: Which operands of which block matrices are quantized.
-        precision: To what.
+        precision: The format to which they are quantized.
         seed: Seed of the stochastic rounding and the random signs (not of the weights: those come
             from `initialize`).
     """
@@ -206,7 +206,7 @@ class Transformer(nn.Module):
 
         Args:
             batch: [B, T + 1] token ids.
-            reduction: As `torch.nn.functional.cross_entropy` takes it.
+            reduction: As for `torch.nn.functional.cross_entropy`.
         """
         logits = self(batch[:, :-1])
         return F.cross_entropy(

@@ -1,8 +1,8 @@
-"""AdamW, its schedule, and in which formats weights and moments wait for the next step.
+"""AdamW, its schedule, and the formats in which weights and moments are stored between steps.
 
 Between two steps an optimizer stores, for every weight, the weight itself (the master weight) and
 two moments.  `optim.weights` and `optim.state` say in which formats; the step itself is computed in
-float32 and its results are rounded.  Both are for the matrices inside the blocks, the ones that a
+float32 and its results are rounded.  Both apply to the matrices inside the blocks, the ones that a
 recipe may quantize and that `params` counts, whatever the recipe keeps; embedding, head and norms
 stay in float32, as 8-bit optimizers keep the embedding's (2110.02861, section 2.3): a study of few
 bits then varies one thing.
@@ -78,7 +78,7 @@ class OptimConfig:
     """Steps without an overflow after which a dynamic scale doubles."""
 
     def problems(self) -> list[str]:
-        """What is wrong with it, each as "key=value: what would be right"."""
+        """Errors, each as "key=value: what would be right"."""
         found = []
 
         def demand(holds: bool, key: str, right: str) -> None:
@@ -119,8 +119,8 @@ def storage(name: str) -> StorageFormat:
     """The format that numbers are stored in.
 
     An element format alone is that format itself, without a scale: bf16, fp16, E4M3, E0M7 (fixed
-    point).  With who shares a scale it is scaled: E4M3-block2048, INT8-row; so are the published
-    formats: mxfp8_e4m3, nvfp4, and fp8_e4m3, which has one scale per tensor.
+    point).  One that says what shares a scale is scaled: E4M3-block2048, INT8-row; so are the
+    published formats: mxfp8_e4m3, nvfp4, and fp8_e4m3, which has one scale per tensor.
 
     Raises:
         FormatError: No such format, or one that cannot store.
@@ -142,7 +142,7 @@ def storage(name: str) -> StorageFormat:
 
 
 def stored(x: Tensor, to: StorageFormat, rounding: Rounding, key: int) -> Tensor:
-    """What comes back of `x` from storage.
+    """The values of `x` after storage.
 
     Args:
         x: Float32, any shape; blocks are of consecutive values in row-major order, the last one
@@ -162,24 +162,24 @@ def stored(x: Tensor, to: StorageFormat, rounding: Rounding, key: int) -> Tensor
     if x.shape[-1] % to.divisor == 0:
         return quantize_as(x, to, rounding, key)
     flat = x.flatten()
-    padded = F.pad(flat, (0, -flat.numel() % to.divisor))  # zeros never are a block's largest
+    padded = F.pad(flat, (0, -flat.numel() % to.divisor))  # zeros are never a block's largest
     return quantize_as(padded, to, rounding, key)[: flat.numel()].view_as(x)
 
 
 def stored_second_moment(v: Tensor, to: StorageFormat, rounding: Rounding, key: int) -> Tensor:
-    """As `stored`, but what is above zero stays above: at least the smallest number there is."""
+    """As `stored`, but values above zero stay above zero: at least the smallest number."""
     rounded = stored(v, to, rounding, key)
     return torch.where((rounded == 0) & (v > 0), stored(v, to, _UP, key), rounded)
 
 
 def block_matrices(model: nn.Module) -> list[Tensor]:
-    """The weights that `optim.weights` and `optim.state` are about, in order of creation."""
+    """The weights to which `optim.weights` and `optim.state` apply, in order of creation."""
     return [layer.weight for layer in model.modules() if isinstance(layer, QuantLinear)]
 
 
 @torch.no_grad()
 def round_weights(model: nn.Module, optim: OptimConfig, seed: int) -> None:
-    """Round the initial weights as `optim.weights` says, so that no step sees others."""
+    """Round the initial weights as `optim.weights` says, so that no step sees unrounded ones."""
     if optim.weights:
         for index, weight in enumerate(block_matrices(model)):
             _round_weight(weight, optim, NoiseClock(seed), 0, index)
@@ -189,7 +189,7 @@ def make_optimizer(model: nn.Module, optim: OptimConfig, seed: int) -> torch.opt
     """AdamW, no weight decay on norms, that stores weights and moments in the formats of `optim`.
 
     Args:
-        model: Whose parameters it steps.
+        model: The model whose parameters it updates.
         optim: The settings.
         seed: Seed of the rounding noise, which depends on this, the number of steps that
             the parameter took, and which parameter it is; so a resumed run sees the same.

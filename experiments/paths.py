@@ -1,4 +1,4 @@
-"""Where things lie: the only module that knows.
+"""Locations of files and folders: the only module that knows them.
 
 Results go below the folder a command is started in; configuration is read from the package.
 """

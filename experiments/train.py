@@ -64,15 +64,15 @@ class RunResult:
     already_done: bool = False
     """The result was there before; nothing was trained."""
     module: LanguageModel | None = field(default=None, repr=False, compare=False)
-    """The model with its last weights; None where nothing was trained."""
+    """The model with its last weights; None if nothing was trained."""
 
 
 class _Trainer(L.Trainer):
-    """Leaves SIGTERM to the run: Lightning would end at a step of its choice, and save nothing."""
+    """Leaves SIGTERM to the run: Lightning would end at a step of its choice and save nothing."""
 
     @property
     def received_sigterm(self) -> bool:
-        """Never, so that it goes on to where the recorder stops it."""
+        """False, so that it goes on until the recorder stops it."""
         return False
 
 
@@ -89,9 +89,9 @@ def train(config: TrainConfig, report: Report | None = None, token: str = "") ->
 
     Raises:
         ConfigError: The configuration cannot be run; nothing was written.
-        DataError: The data cannot be had; nothing was written.
-        KeyboardInterrupt: On SIGINT (Ctrl-C) or SIGTERM in the main thread, or as asked through
-            the lease, after a checkpoint behind the step at work; at once on a second signal.
+        DataError: The data cannot be obtained; nothing was written.
+        KeyboardInterrupt: On SIGINT (Ctrl-C) or SIGTERM in the main thread, or on request through
+            the lease, after a checkpoint at the end of this step; at once on a second signal.
         Held: Somebody else is training this run; nothing was written.
         Fenced: Somebody else took it over meanwhile; nothing more was written.
         Exception: Whatever else goes wrong, after `failure.json` was written.
@@ -119,7 +119,7 @@ def train(config: TrainConfig, report: Report | None = None, token: str = "") ->
 
 
 def _lead(run: _Run) -> RunResult:
-    """One attempt, with what goes wrong in it said in the run's folder."""
+    """One attempt; errors in it are recorded in the run's folder."""
     try:
         with _politely(run.recorder.stop):
             return RunResult(run.lead(), run.folder, module=run.module)
@@ -139,7 +139,7 @@ def _lead(run: _Run) -> RunResult:
 
 @contextlib.contextmanager
 def _others_told(config: TrainConfig) -> Iterator[Callable[[], None]]:
-    """What tells a run's other processes to go on; left without that, it tells them not to."""
+    """Tells a run's other processes whether to go on; if left without a word, not to."""
     said = False
 
     def say(go: bool) -> None:
@@ -182,7 +182,7 @@ def _politely(stop: threading.Event) -> Iterator[None]:
 
 
 def follow(config: TrainConfig) -> None:
-    """Take part in a run on several processes as one that is not its first: writes nothing."""
+    """Take part in a run on several processes as one other than its first: writes nothing."""
     check(config)
     word = [False]
     dist.broadcast_object_list(word, src=0)
@@ -205,11 +205,11 @@ _TROUBLES = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.EFBIG),
     *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE),
 )
-"""Errors of the system that the same run would not have elsewhere, or later."""
+"""Errors of the system that the same run might not have elsewhere, or later."""
 
 
 def _of_the_machine(error: Exception) -> bool:
-    """Whether disk, rights or limits are to blame: the run is not failed, only not done yet."""
+    """Whether disk, permissions or limits are to blame: the run is unfinished, not failed."""
     return isinstance(error, OSError) and error.errno in _TROUBLES
 
 
@@ -242,14 +242,14 @@ class _Run:
 
     @functools.cached_property
     def module(self) -> LanguageModel:
-        """Built where it is first used: within the memory that the run may take."""
+        """The model, built at first use, within the memory that the run may take."""
         return LanguageModel(self.config)
 
     def lead(self) -> RunRecord:
-        """As the run's first process: train, validate, write the result."""
+        """Train, validate and write the result, in the run's first process."""
         assert self.lease is not None
         for path in [*self.folder.glob(".*"), *(self.folder / CHECKPOINTS).glob("*.tmp")]:
-            path.unlink(missing_ok=True)  # what attempts that were killed left half written
+            path.unlink(missing_ok=True)  # files that killed attempts left half written
         write_atomic(json.dumps(asdict(self.config), indent=1) + "\n", self.folder / "config.json")
         self.lease.check()
         recorder, attempt, identity = self.recorder, self.lease.number, run_id(self.config)
@@ -285,7 +285,7 @@ class _Run:
         return record
 
     def write_failure(self, reason: str) -> None:
-        """Leave `failure.json`, unless others took over or the disk does not take it."""
+        """Leave `failure.json`, unless others took over or the disk refuses it."""
         assert self.lease is not None
         with contextlib.suppress(Fenced, OSError):
             self.lease.check()
@@ -293,7 +293,7 @@ class _Run:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """What computes, and so takes memory in proportion to the run, belongs in here."""
+        """Scope for everything that computes, and so takes memory in proportion to the run."""
         resources = self.config.resources
         memory = resources.memory if resources.device == "cpu" else 0.0
         with full_precision(), held_to(memory):
@@ -320,13 +320,13 @@ class _Run:
                 if checkpoint is None or self.recorder.begun or wants_memory(error):
                     raise
                 reason = first_line(error)
-            # Half of it may be restored: from the one before, with everything as it was at first.
+            # It may be half restored: take the one before, with everything as it was at first.
             self.recorder.checkpoints.pass_over(checkpoint, f"does not suit this run ({reason})")
             self.recorder.forget()
             del self.module
 
     def _checkpoint(self) -> Path | None:
-        """What the run's first process found to go on from, in all of its processes."""
+        """The checkpoint that the run's first process found, in all of its processes."""
         found = None
         if self.lease is not None:
             groups = self.module.configure_optimizers()["optimizer"].param_groups
@@ -339,7 +339,7 @@ class _Run:
         return found
 
     def _score(self) -> float | None:
-        """Validation loss; in the run's first process alone: it does not depend on their number."""
+        """Validation loss, in the run's first process only: it does not depend on their number."""
         size = max(1, _VALIDATION_BATCH_TOKENS // self.config.data.seq_len)
         batches = self.data.validation_batches(size)
         with _lightning_quiet():
@@ -348,7 +348,7 @@ class _Run:
         return loss if math.isfinite(loss) else None
 
     def _score_quantized(self) -> None:
-        """The same with the weights quantized after training, to each format that was asked for."""
+        """Validation loss with the weights quantized after training, for each requested format."""
         ptq, layers = self.config.ptq, self.module.quantizable().values()
         for name, precision in ptq.precisions().items():
             with quantized(layers, precision, ptq.operands):
@@ -401,7 +401,7 @@ class _Run:
             reason=reason,
             steps=self.recorder.step,
             loss=loss,
-            # A failure may lie in the very files that this would read.
+            # The failure may lie in the very files that this would read.
             train_loss=None if status == "failed" else self.recorder.train_loss(),
             wall_seconds=self.recorder.seconds,
             attempts=self.lease.number,
@@ -415,7 +415,7 @@ class _Run:
 
 @contextlib.contextmanager
 def _lightning_quiet() -> Iterator[None]:
-    """Keep back Lightning's remarks on what is meant here: we score once, after training."""
+    """Suppress Lightning's warnings about what is intended here: we score once, after training."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():

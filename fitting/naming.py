@@ -1,4 +1,4 @@
-"""What a report calls things: counts, formats, and the order in which formats are listed."""
+"""Names in a report: of counts and formats, and the order in which formats are listed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TableRow: TypeAlias = Any
 
 
 def is_none(name: str) -> bool:
-    """Whether a format's name says that nothing is quantized, maybe under some condition.
+    """Whether a format's name says that nothing is quantized, possibly with a condition.
 
     >>> is_none("none"), is_none("none, optim.lr=0.016"), is_none("E2M1")
     (True, True, False)
@@ -23,7 +23,7 @@ def is_none(name: str) -> bool:
 
 
 def are_none(names: pd.Series) -> pd.Series:
-    """Which of these formats' names say that nothing is quantized, as truth values."""
+    """Mask of the formats whose names say that nothing is quantized."""
     return names.map(is_none).astype(bool)
 
 
@@ -31,23 +31,23 @@ _FORMAT = ("exponent", "mantissa", "block_size", "granularity", "scale")
 
 
 def is_quantized(table: pd.DataFrame) -> pd.Series:
-    """Which rows are quantized: by `granularity`, in a foreign table by `block_size` above 1."""
+    """Mask of the quantized rows: by `granularity`, in a foreign table by `block_size` above 1."""
     if "granularity" in table:
         return table["granularity"] != UNQUANTIZED
     return table["block_size"] != 1
 
 
 def format_names(table: pd.DataFrame, among: pd.DataFrame) -> pd.Series:
-    """The format of each row in words: "none", "E2M1", or as much more as tells formats apart.
+    """The format of each row in words: "none", "E2M1", or more where needed to tell formats apart.
 
     Args:
         table: Rows with `exponent`, `mantissa`, `block_size`; `recipe`, `scale` and `granularity`
-            are used where they are there.  Any row count, also zero.
+            are used if present.  There may be no rows.
         among: The whole study.  A part is written only if it differs between its quantized rows.
 
     Returns:
-        Strings on `table`'s index, "none" for rows that are not quantized.  Of a study of several
-        recipes in which each has one format, the names of the recipes.
+        Strings on `table`'s index, "none" for rows that are not quantized.  If a study has several
+        recipes and each has one format, the names of the recipes.
     """
     if table.empty:  # a file's columns without a row have no type
         return pd.Series(index=table.index, dtype=str)
@@ -60,7 +60,7 @@ def format_names(table: pd.DataFrame, among: pd.DataFrame) -> pd.Series:
     names = "E" + table["exponent"].map(whole) + "M" + table["mantissa"].map(whole)
     if quantized["block_size"].nunique() > 1:
         block = table["block_size"].map(whole).radd("/")
-        if "granularity" in table:  # a row's or tensor's size is no number a reader would know
+        if "granularity" in table:  # the size of a row or tensor is not a number that readers know
             kind = table["granularity"].astype(str)
             block = block.where(~kind.isin(["row", "tensor"]), " " + kind)
         names = names + block

@@ -1,4 +1,4 @@
-"""Numbers, counts and durations as a person reads them: on pages, in figures, in the terminal."""
+"""Numbers, counts and durations in words: on pages, in figures, in the terminal."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Bounds: TypeAlias = Sequence[float | None] | None
 
 
 class Cell(Protocol):
-    """What has a size and a token count."""
+    """Anything with a size and a token count."""
 
     params: float
     tokens: float
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number with `digits` significant digits, or a dash where there is none.
+    """A number with `digits` significant digits, or a dash if there is no number.
 
     >>> number(0.23681), number(68973.06), number(None), number(-2.5e-7)
     ('0.2368', '68,970', '–', '−2.5×10⁻⁷')
@@ -69,7 +69,7 @@ def interval(bounds: Sequence[float | None] | None, digits: int = 3) -> str:
 
 
 def series(words: Iterable[str]) -> str:
-    """Words as in a sentence.
+    """Words joined as in a sentence.
 
     >>> series(["a", "b", "c"]), series(["a"])
     ('a, b and c', 'a')
@@ -79,7 +79,7 @@ def series(words: Iterable[str]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them.
+    """A duration in words.
 
     >>> duration(40), duration(1314), duration(40_000)
     ('40 s', '22 min', '11.1 h')
@@ -125,7 +125,7 @@ def whole(value: float) -> str:
 
 
 def percent(share: float | None, *, sign: bool = False) -> str:
-    """A share of the loss in percent, two digits, or a dash where there is none.
+    """A share of the loss in percent, two digits, or a dash if there is no share.
 
     >>> percent(0.00214), percent(-0.0131, sign=True), percent(0.0, sign=True), percent(None)
     ('0.21 %', '−1.3 %', '0 %', '–')
@@ -137,7 +137,7 @@ def percent(share: float | None, *, sign: bool = False) -> str:
 
 
 def open_interval(bounds: Sequence[float | None] | None) -> str:
-    """'0.21 to 0.27', or '0.21 to ∞'; a dash without any."""
+    """'0.21 to 0.27', or '0.21 to ∞'; a dash for no interval."""
     if bounds is None or all(bound is None for bound in bounds):
         return "–"
     low, high = bounds
@@ -146,11 +146,11 @@ def open_interval(bounds: Sequence[float | None] | None) -> str:
 
 
 BEYOND = "extrapolated"
-"""The word for what no run has tested."""
+"""The word for a conclusion that no run has tested."""
 
 
 def between(value: float | None, bounds: Bounds, words: Words) -> str:
-    """A value with its interval: "1.58 (1.41 to 1.73)"; a dash where there is none."""
+    """A value with its interval: "1.58 (1.41 to 1.73)"; a dash for no value."""
     if value is None:
         return "–"
     ends = interval_of(bounds, words)
@@ -171,7 +171,7 @@ def three_digits(value: float) -> str:
 
 
 def decimals(value: float | None, bounds: Bounds, places: int = 2) -> str:
-    """A value with its interval in so many decimals."""
+    """A value with its interval in this many decimals."""
     return between(value, bounds, lambda x: f"{x:.{places}f}".replace("-", "−"))
 
 

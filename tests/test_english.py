@@ -8,9 +8,8 @@ import pytest
 from tests.support.places import ROOT
 
 DANGLING = re.compile(r'^\s*(?:r?"""Of |(?:\w+: )Of )', re.MULTILINE)
-FILES = sorted(
-    path for folder in ("experiments", "fitting") for path in (ROOT / folder).rglob("*.py")
-)
+FOLDERS = ("experiments", "fitting", "tests")
+FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

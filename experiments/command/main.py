@@ -1,6 +1,6 @@
 """The console script `lowbit-train`.
 
-Nothing is imported before `answer` listens: Ctrl-C while torch is being loaded is a line, too.
+Nothing is imported before `answer` listens: Ctrl-C gives a line even while torch is being loaded.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ _PLAIN_LINES = 20
 
 
 def train_command() -> None:
-    """What was typed: one run, or with -m a sweep."""
+    """Run the command line: one run, or with -m a sweep."""
     typed = sys.argv[1:]
     arranged, folder = arrange(typed)
     hydra_says = os.environ.get(FULL_ERROR)
@@ -82,7 +82,7 @@ def _run_one(config: TrainConfig, plan_only: bool) -> None:
     record = result.record
     loss = "none" if record.loss is None else f"{record.loss:.4f} nats per token"
     console.print(
-        f"{record.status}{' (was done before)' if result.already_done else ''}: "
+        f"{record.status}{' (already done)' if result.already_done else ''}: "
         f"loss {loss}, {record.tokens:,} tokens in {duration(record.wall_seconds)} "
         f"({record.tokens_per_second:,.0f} a second) {record.reason}\n{result.folder}",
         highlight=False,

@@ -1,1 +1,1 @@
-"""The configuration of a run: its schema, its files, and how it is typed."""
+"""The configuration of a run: its schema, its files, and its command line."""

@@ -1,7 +1,7 @@
-"""What is typed after `lowbit-train`, before Hydra reads it.
+"""The command line of `lowbit-train`, before Hydra reads it.
 
-Hydra answers a word that it cannot read in terms of its grammar; here it is named, with how to
-write it.  Files of the user's own (`--config-dir`) come before the built-in ones of the same name.
+Hydra answers a word that it cannot read in terms of its grammar; here the word is named, with the
+way to write it.  The user's own files (`--config-dir`) come before built-in ones of the same name.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CHOICES = {
     **dict.fromkeys(_INFO, ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
 }
 _MODES = (("--multirun", "-m"), ("--run", "-r"), _SHOWN, _INFO, _COMPLETION)
-"""Groups of options of which a command line has one."""
+"""Groups of options of which a command line may have one."""
 _INSTEAD = ("--config-path", "-cp", "--config-name", "-cn")
 _OF_HYDRA = {
     "hydra.sweeper": "a sweep is typed with -m key=a,b or written as study.grids",
@@ -45,12 +45,12 @@ _OF_HYDRA = {
 
 
 def arrange(words: Sequence[str]) -> tuple[list[str], str]:
-    """A command line as Hydra wants it, and the folder of the user's own files.
+    """A command line in the form that Hydra needs, and the folder of the user's own files.
 
     argparse takes options before the overrides only; here they may stand anywhere.
 
     Raises:
-        ConfigError: A word that cannot be meant, with what could be.
+        ConfigError: A word that makes no sense, with what could be meant.
     """
     options, overrides, folder = [], [], ""
     waiting = iter(words)
@@ -79,7 +79,7 @@ def arrange(words: Sequence[str]) -> tuple[list[str], str]:
             options.append("--help")
         else:
             overrides.append(word)
-    if {"--help", "-h"} & set(options):  # whatever else was typed: it is not done
+    if {"--help", "-h"} & set(options):  # whatever else was typed is not done
         return ["--help"], ""
     _check_options(options, overrides)
     check_overrides(overrides, several={"-m", "--multirun"} & set(options) != set())
@@ -87,7 +87,7 @@ def arrange(words: Sequence[str]) -> tuple[list[str], str]:
 
 
 def _with_value(name: str, value: str) -> str:
-    """An option of Hydra's as one word, for in two a choice may be taken for an override."""
+    """An option of Hydra's as one word; in two words, its value may be taken for an override."""
     choices = _CHOICES.get(name, (value,))
     if value not in choices:
         raise ConfigError(f"{name}={value}: must be one of {', '.join(choices)}")
@@ -138,7 +138,7 @@ def check_overrides(words: Sequence[str], several: bool) -> None:
 
 
 def _unreadable(word: str, parser: OverridesParser) -> str:
-    """What to say of a word that Hydra's grammar has no place for."""
+    """The error for a word that does not fit Hydra's grammar."""
     key, equals, value = word.partition("=")
     if not equals or not key:
         return f"{word}: cannot be read as key=value; see lowbit-train --help"
@@ -151,7 +151,7 @@ def _unreadable(word: str, parser: OverridesParser) -> str:
 
 
 def _for_a_shell(word: str) -> str:
-    """Quoted, by double quotes where that can be."""
+    """The text in quotes, double ones if possible."""
     plain = not any(mark in word for mark in '"$`\\!')
     return f'"{word}"' if plain else shlex.quote(word)
 
@@ -167,7 +167,7 @@ def _check(override: Override, word: str, several: bool) -> None:
         value = word.partition("=")[2]
         as_text = _for_a_shell(f"{key}='{value}'")
         raise ConfigError(
-            f"{word}: is several values; add -m to sweep over them, or write {key}=[{value}] for "
+            f"{word}: has several values; add -m to sweep over them, or write {key}=[{value}] for "
             f"a list, or {as_text} for one text"
         )
     if key not in groups() or override.is_delete() or override.is_sweep_override():

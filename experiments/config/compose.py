@@ -72,7 +72,7 @@ class Composer:
         try:
             ConfigLoaderImpl._apply_overrides_to_config(values, composed)
         except ConfigCompositionException as error:
-            # Beneath lies a wrong value, which names its key, or a missing key, which does not.
+            # The cause is a wrong value, which names its key, or a missing key, which does not.
             inner = error.__cause__
             told = inner if isinstance(inner, ValidationError) else error
             raise ConfigError(explain(told)) from error
@@ -81,7 +81,7 @@ class Composer:
         return from_typed(composed)
 
     def _soon(self, files: tuple[str, ...], values: Sequence[Override]) -> TrainConfig | None:
-        """The configuration where each value stands for itself; None: Hydra has to set them."""
+        """The configuration if each value stands for itself; None if Hydra has to set them."""
         plain = self._plain(files)
         if plain is None:
             return None
@@ -98,7 +98,7 @@ class Composer:
         return config
 
     def _read(self, text: str) -> tuple[Any] | None:
-        """A value as its key's type has it; None where it is wrong, or sets more than itself."""
+        """A value in its key's type; None if it is wrong, or sets more than itself."""
         override = self._parse(text)
         key = override.key_or_group
         if key not in plain_keys() or "${" in text or override.package is not None:
@@ -110,7 +110,7 @@ class Composer:
         return (OmegaConf.select(self._types, key),)
 
     def _as_dataclasses(self, files: tuple[str, ...]) -> TrainConfig | None:
-        """What was composed from files; None where values refer to others, or are missing."""
+        """The configuration composed from files; None if values refer to others, or are missing."""
         composed = self._compose(files)
         if "${" in str(OmegaConf.to_container(composed, resolve=False)):
             return None
@@ -122,7 +122,7 @@ class Composer:
         return config.part(TrainConfig)
 
     def _is_value(self, override: Override) -> bool:
-        """Whether it sets a key of a run; files, new, deleted and Hydra's own keys are composed."""
+        """Whether it sets an existing key of a run; all other overrides are left to Hydra."""
         other = override.is_add() or override.is_force_add() or override.is_delete()
         plain = not other and not override.is_hydra_override()
         return plain and not self._loader.repository.group_exists(override.key_or_group)
@@ -139,7 +139,7 @@ def compose_all(composer: Composer, jobs: Sequence[Sequence[str]]) -> list[Train
     """The configurations of a sweep.
 
     Raises:
-        ConfigError: The first that is wrong, and which run it is.
+        ConfigError: The first that is wrong, with its run.
     """
     configs = []
     for number, overrides in enumerate(jobs):
@@ -154,7 +154,7 @@ def checked_grids(cfg: DictConfig) -> list[dict[str, list[Any]]]:
     """The grids of a study; a value alone stands for a list of it.
 
     Raises:
-        ConfigError: They are not {key: [values]}, a list of them.
+        ConfigError: They are not a list of {key: [values]}.
     """
     study: Any = OmegaConf.to_container(cfg.study, resolve=False)
     grids = study.get("grids") or []

@@ -1,7 +1,7 @@
-"""What every key of the configuration must be by itself: ranges of numbers, lengths of names.
+"""Demands on each key of the configuration by itself: ranges of numbers, lengths of names.
 
-What keys must be to each other is asked where they are used.  A test walks the whole tree: a new
-key without a demand fails it.
+Demands on several keys together are checked where these are used.  A test walks the whole tree: a
+new key without a demand fails it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`; where `above` without `low`, where `below` without `high`."""
+    """Numbers from `low` to `high`: without `low` itself if `above`, without `high` if `below`."""
 
     low: float
     high: float
@@ -22,13 +22,13 @@ class Range:
     below: bool = False
 
     def holds(self, value: float) -> bool:
-        """Whether a number is one of them; what is not finite never is."""
+        """Whether a number is one of them; numbers that are not finite never are."""
         inside = value > self.low if self.above else value >= self.low
         inside &= value < self.high if self.below else value <= self.high
         return math.isfinite(value) and inside
 
     def demand(self, value: float) -> str:
-        """What a number that is none of them must be, as an error says it."""
+        """The requirement in the words of an error."""
         if math.isfinite(value) and value <= self.low:
             positive = self.above and self.low == 0
             return "must be positive" if positive else f"must be {self.low:g} or more"
@@ -102,11 +102,11 @@ LENGTHS = {
     "recipe.name": 80,
     "tracking.project": 128,
 }
-"""Most characters of what names a folder, or a project of W&B; folders of runs join two of them."""
+"""Most characters in the name of a folder or W&B project; folders of runs join two of them."""
 
 
 def problems(leaves: Iterable[tuple[str, Any]]) -> list[str]:
-    """What is wrong with keys by themselves, each as "key=value: what would be right"."""
+    """Errors of single keys, each as "key=value: what would be right"."""
     found = []
     for key, value in leaves:
         if key in NUMBERS and not NUMBERS[key].holds(value):

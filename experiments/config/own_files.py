@@ -1,4 +1,4 @@
-"""Files of the user's own: the folder they are in, before ours, and what they are called."""
+"""The user's own files: their folder, which comes before ours, and their names."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from experiments.config.precision import ConfigError
 from experiments.paths import conf_dir
 
 _NAMED = {"recipe": None, "study": "scratch", "model": None}
-"""Groups whose files give a name, with the name that stands where none does."""
+"""Groups whose files give a name, with the name that is used if none does."""
 _own: ContextVar[Path | None] = ContextVar("own", default=None)
 
 
 def own_folder() -> Path | None:
-    """The folder of the user's own YAML files, where there is one."""
+    """The folder of the user's own YAML files, if there is one."""
     return _own.get()
 
 
 @contextlib.contextmanager
 def with_own_files(folder: Path | str) -> Iterator[None]:
-    """Have Hydra look into a folder of the user's before it looks into ours; "": into none.
+    """Let Hydra search a folder of the user's before it searches ours; "": no such folder.
 
     Raises:
-        ConfigError: There is no such folder, or it has a file in the place of our train.yaml.
+        ConfigError: There is no such folder, or it has a file that would replace our train.yaml.
     """
     if not folder:
         yield
@@ -64,7 +64,7 @@ def _is_text(path: Path) -> bool:
 
 @functools.cache
 def groups() -> tuple[str, ...]:
-    """The groups that a choice is made for: model, recipe, ...; precision has no files."""
+    """The groups from which files are chosen: model, recipe, ...; precision has no files."""
     folders = (path.name for path in conf_dir().iterdir() if path.is_dir())
     return tuple(sorted({*folders, "precision"}))
 
@@ -72,15 +72,15 @@ def groups() -> tuple[str, ...]:
 def named(
     cfg: DictConfig, choices: Mapping[str, Any], overrides: Collection[str] = ()
 ) -> DictConfig:
-    """A composed configuration in which a file that gives no name of its own has the file's.
+    """Name every chosen file that gives no name of its own after the file, in a configuration.
 
-    A recipe, model or study of the user's may build on another one by `defaults`: then it is not
-    the other one, whose name it inherits.
+    A recipe, model or study of the user's may build on another one by `defaults`: it inherits the
+    name of that other one, but is not the same.
 
     Args:
         cfg: Changed in place.
         choices: The file chosen for each group.
-        overrides: What was typed; a name that was stays.
+        overrides: The overrides as typed; a typed name stays.
     """
     with open_dict(cfg):
         for group, default in _NAMED.items():
@@ -95,7 +95,7 @@ def named(
 
 
 def _inherits_name(group: str, chosen: str) -> bool:
-    """Whether the chosen file is the user's own and says no name itself."""
+    """Whether the chosen file is the user's own and does not give a name itself."""
     folder = own_folder()
     path = None if folder is None else folder / group / f"{chosen}.yaml"
     if path is None or not path.is_file():

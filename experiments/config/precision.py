@@ -1,4 +1,4 @@
-"""To what operands are quantized, as the configuration says it, and what a wrong one raises."""
+"""The precision of the operands in the configuration, and the error that a wrong one raises."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ PRESETS = (
     *"e1m0 e1m1 e1m2 e1m3 e2m0 e2m1 e2m2 e2m3 e3m0 e3m1 e3m2 e4m3 e5m2".split(),
     *"int2_row int3_row int4_row int8_row int8_tensor".split(),
 )
-"""Names that help lists.  `precision=` takes whatever `Precision.parse` reads."""
+"""Names that help lists.  `precision=` takes every name that `Precision.parse` reads."""
 
 
 class ConfigError(Refusal):
-    """A request that cannot be run as asked: one line a problem."""
+    """A request that cannot be run as asked: one line per problem."""
 
     several = True
 
 
 @dataclass
 class PrecisionConfig:
-    """To what the operands are quantized."""
+    """The format to which the operands are quantized."""
 
     kind: str = "float"
     """float, int (symmetric) or int_asymmetric; INT8 has exponent 0 and mantissa 7."""

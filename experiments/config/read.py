@@ -1,4 +1,4 @@
-"""From what Hydra composed to the dataclasses of the schema, checked before any work.
+"""The way from Hydra's composition to the dataclasses of the schema, checked before any work.
 
 `from_hydra` is the one door of a run, `sweep_from_hydra` of a sweep: a typo, a wrong type, a value
 out of range or a combination that cannot run raises `ConfigError`, one line that names the key, the
@@ -57,13 +57,12 @@ _RESOLVER = re.compile(r"(?<!\\)\$\{[^}]*:")
 
 
 def refuse_resolvers(cfg: DictConfig) -> None:
-    """Hold a configuration to references to its own keys, ${a.b}.
+    """Allow a configuration to refer to its own keys only, ${a.b}.
 
-    Files are passed on, and what ${oc.env:NAME} stands for would end up in results, records and
-    W&B.
+    Files are passed on, and the value of ${oc.env:NAME} would end up in results, records and W&B.
 
     Raises:
-        ConfigError: A value asks for something from outside.
+        ConfigError: A value refers to something outside.
     """
 
     def look(value: Any, key: str) -> None:
@@ -87,7 +86,7 @@ def plain_keys() -> dict[str, bool | int | float | str]:
 
 
 def _misread(value: Any, default: str | bool) -> str:
-    """What is wrong with what YAML read for such a key, of which OmegaConf would make the type."""
+    """The error of a value that YAML read as another type, which OmegaConf would convert."""
     truth, number = isinstance(value, bool), type(value) in (int, float)
     if isinstance(default, bool):
         return "must be true or false" if number else ""
@@ -97,7 +96,7 @@ def _misread(value: Any, default: str | bool) -> str:
 
 
 def _refuse_misread(cfg: DictConfig) -> None:
-    """Refuse what YAML read as something else than the text or truth value that the key holds."""
+    """Refuse values that YAML read as something other than the key's text or truth value."""
     values = OmegaConf.to_container(cfg, resolve=False)
     for key, default in plain_keys().items():
         if not isinstance(default, str | bool):
@@ -113,7 +112,7 @@ def typed(cfg: DictConfig) -> DictConfig:
     """A composed configuration whose keys and values have the types of `Request`.
 
     Raises:
-        ConfigError: One does not, in one line.
+        ConfigError: One does not have its type, in one line.
     """
     refuse_resolvers(cfg)
     _refuse_misread(cfg)
@@ -126,7 +125,7 @@ def typed(cfg: DictConfig) -> DictConfig:
 
 
 def from_typed(merged: DictConfig) -> TrainConfig:
-    """Check what `typed` made and turn it into dataclasses; raises as `from_hydra` does."""
+    """Check the result of `typed` and turn it into dataclasses; raises as `from_hydra` does."""
     return checked(_request(merged).part(TrainConfig))
 
 
@@ -141,7 +140,7 @@ def _request(merged: DictConfig) -> Request:
 
 def checked(config: TrainConfig) -> TrainConfig:
     """The configuration, its paths made absolute in place; raises as `from_hydra` does."""
-    if config.data.path:  # a worker's working folder is another one
+    if config.data.path:  # a worker has another working folder
         config.data.path = str(Path(config.data.path).expanduser().absolute())
     config.runs = str(Path(config.runs).expanduser().absolute())
     check(config)
@@ -150,14 +149,14 @@ def checked(config: TrainConfig) -> TrainConfig:
 
 @functools.cache
 def schema() -> DictConfig:
-    """The tree with its types; takes longer to make than to use, and is only read."""
+    """The tree with its types; making it takes longer than using it, and it is only read."""
     schema = OmegaConf.structured(Request)
     assert isinstance(schema, DictConfig)
     return schema
 
 
 def from_dict(values: dict[str, Any]) -> TrainConfig:
-    """A configuration back from its `asdict`, as it travels to a worker."""
+    """A configuration made from its `asdict`, the form in which it travels to a worker."""
     return from_hydra(OmegaConf.create(values))
 
 
@@ -203,7 +202,7 @@ def explain(error: BaseException, cfg: DictConfig | None = None) -> str:
 
 
 def _no_format(name: str) -> str:
-    """What is wrong with the name of a format."""
+    """The error of a format's name."""
     try:
         Precision.parse(name)
     except FormatError as error:

@@ -1,4 +1,4 @@
-"""How a run is run and watched, and how a sweep is: nothing of this changes a result's address."""
+"""Options for running and watching runs and sweeps: none of them changes a result's address."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ class TrackingConfig:
 
 @dataclass
 class ResourcesConfig:
-    """What one run takes; does not change its identity."""
+    """The resources that one run takes; they do not change its identity."""
 
     cpus: int = 1
     """CPU cores and torch threads of a run."""
     gpus: float = 0.0
     """A fraction lets several runs share one."""
     memory: float = 0.0
-    """GiB set aside for a run, which it is held to; 0: neither."""
+    """GiB set aside for a run, and its limit; 0: neither."""
     device: str = "cpu"
     isolate: str = "none"
-    """process: a fresh worker process for every run; none: one that other runs used before."""
+    """process: a fresh worker process for every run; none: one that other runs may have used."""
 
 
 @dataclass
 class TrainerConfig:
-    """One run on several devices; does not change its identity, for its batches are the same."""
+    """One run on several devices; does not change its identity, since its batches are the same."""
 
     num_workers: int = 1
     """Processes that share a run's batches (data-parallel), each with `resources`."""
     spread: bool = False
-    """Over different nodes; false: all on one."""
+    """On different nodes; false: all on one."""
 
 
 @dataclass
 class BudgetConfig:
-    """What a sweep may cost; one that needs more is refused before it starts."""
+    """The most that a sweep may cost; one that needs more is refused before it starts."""
 
     hours: float = 0.0
-    """Device hours (GPUs; CPU cores for runs without), summed over runs; 0: no limit."""
+    """Device hours (GPUs; CPU cores for runs without a GPU), summed over runs; 0: no limit."""
     flops: float = 0.0
     """FLOPs of training, summed over runs; 0: no limit."""
     price: float = 0.0
@@ -54,7 +54,7 @@ class BudgetConfig:
 
 @dataclass
 class SweepConfig:
-    """What belongs to a sweep and to none of its runs."""
+    """Options of a sweep that belong to none of its runs."""
 
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     plan_only: bool = False
@@ -62,4 +62,4 @@ class SweepConfig:
     """Where the plan goes as a table of runs without losses; "": nowhere."""
     retry_failed: bool = False
     on_failure: str = "continue"
-    """stop: once a run failed, start no other, and let those that run write a checkpoint."""
+    """stop: once a run has failed, start no other, and let running ones write a checkpoint."""

@@ -1,6 +1,6 @@
-"""The configuration of one run: a tree of dataclasses, and everything that it may not say.
+"""The configuration of one run: a tree of dataclasses, and all that is forbidden in it.
 
-`experiments.config.read` fills the tree from what Hydra composed.
+`experiments.config.read` fills the tree from Hydra's composition.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Part = TypeVar("Part", "TrainConfig", SweepConfig)
 
 @dataclass
 class StudyConfig:
-    """What a run belongs to: the folder of its results and the design of a sweep."""
+    """The study that a run belongs to: the folder of its results and the design of a sweep."""
 
     name: str = "scratch"
     title: str = ""
@@ -51,7 +51,7 @@ class StudyConfig:
 
 @dataclass
 class TrainConfig:
-    """One run, wholly."""
+    """The whole configuration of one run."""
 
     study: StudyConfig = field(default_factory=StudyConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -75,7 +75,7 @@ class TrainConfig:
     """Folder of all studies' results."""
     checkpoint_seconds: float = 60.0
     lease_seconds: float = 60.0
-    """Without a sign of life after which another machine may take a run over."""
+    """Seconds without a sign of life after which another machine may take a run over."""
     timeout_seconds: float = 0.0
     """Seconds of training after which a run has failed; 0: none."""
 
@@ -86,12 +86,12 @@ class TrainConfig:
 
     @property
     def rows(self) -> int:
-        """Tokens per step that one process has: what its products sum over, and its scales span."""
+        """Tokens per step of one process, over which its products sum and its scales extend."""
         return self.batch_tokens // self.trainer.num_workers
 
     @property
     def rows_name(self) -> str:
-        """The keys that `rows` comes from."""
+        """The keys that determine `rows`."""
         shared = " / trainer.num_workers" if self.trainer.num_workers > 1 else ""
         return f"batch_size x data.seq_len{shared}"
 
@@ -103,10 +103,10 @@ class TrainConfig:
 
 @dataclass
 class Request(TrainConfig, SweepConfig):
-    """All that can be typed: a run, and the sweep that it may belong to."""
+    """Everything that can be typed: a run, and the sweep that it may belong to."""
 
     def part(self, kind: type[Part]) -> Part:
-        """One of the two."""
+        """The run or the sweep of a composed configuration."""
         return kind(**{f.name: getattr(self, f.name) for f in fields(kind)})
 
 
@@ -114,7 +114,7 @@ SWEEP_KEYS = tuple(f.name for f in fields(SweepConfig))
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Each key of a tree of dataclasses, dotted, that holds a value, with that value."""
+    """The dotted keys of a tree of dataclasses that hold a value, with their values."""
     for f in fields(tree):
         value = getattr(tree, f.name)
         if is_dataclass(value):
@@ -124,16 +124,16 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def known_keys() -> list[str]:
-    """Every key that can be typed, dotted, and what groups of them begin with."""
+    """The dotted keys that can be typed, and the beginnings of their groups."""
     parts = (key.split(".") for key, _ in leaves(Request()))
     return list(dict.fromkeys(".".join(p[:n]) for p in parts for n in range(1, len(p) + 1)))
 
 
 def check(config: TrainConfig) -> None:
-    """Everything that can be known to be wrong before any work.
+    """Check everything that can be known to be wrong before any work.
 
     Raises:
-        ConfigError: One line a problem, joined by newlines.
+        ConfigError: One line per problem, joined by newlines.
     """
     found = [
         *config.model.problems(),
@@ -168,7 +168,7 @@ def check(config: TrainConfig) -> None:
 
 
 def _scalar_problems(config: TrainConfig) -> list[str]:
-    """What is wrong with single keys, but for ranges of numbers (`experiments.config.demands`)."""
+    """Errors of single keys, except for ranges of numbers (`experiments.config.demands`)."""
     found = []
 
     def demand(holds: bool, key: str, value: object, right: str) -> None:
@@ -207,7 +207,7 @@ def _scalar_problems(config: TrainConfig) -> list[str]:
 
 
 def _too_fine(where: str, precision: Precision, compute_dtype: str) -> list[str]:
-    """Elements that the compute dtype cannot hold, whatever their scale."""
+    """Errors of elements that the compute dtype cannot hold, whatever their scale."""
     digits = precision.element.significant_bits
     if compute_dtype != "bfloat16" or digits <= BFLOAT16_DIGITS:
         return []
@@ -218,7 +218,7 @@ def _too_fine(where: str, precision: Precision, compute_dtype: str) -> list[str]
 
 
 def _fit_problems(config: TrainConfig) -> list[str]:
-    """What the recipe, the formats and the model cannot do together."""
+    """Errors of combinations of recipe, formats and model."""
     model, recipe, run = config.model, config.recipe, config.precision.build()
     rows = {config.rows_name: config.rows}
     features = {"model.hidden": model.hidden, "model.ffn": model.ffn}
@@ -263,7 +263,7 @@ def _fit_problems(config: TrainConfig) -> list[str]:
 
 
 def _keep_problems(config: TrainConfig) -> list[str]:
-    """Layers that the recipe keeps and the model does not have, or nothing left to quantize."""
+    """Errors of kept layers: the model does not have one, or none is left to quantize."""
     recipe, blocks = config.recipe, config.model.layers
     layers = list(block_linears(config.model))
     found = [

@@ -1,4 +1,4 @@
-"""From tokens on disk to batches, addressed by step: batch k is a function of (seed, k), no more.
+"""Batches from tokens on disk, addressed by step: batch k is a function of (seed, k) alone.
 
 The training stream is cut into windows of T inputs and the T targets after them; window w holds
 tokens [wT, wT + T], so that every token is a target once an epoch.  A permutation for (seed, epoch)
@@ -36,12 +36,12 @@ from experiments.data.verified import verify as verify_shards
 
 NAMES = ("techdocs", "tokens")
 HARMLESS_EPOCHS = 4
-"""Up to here, repeating is nearly as good as fresh data (Muennighoff et al., arXiv:2305.16264)."""
+"""Epochs up to which repeated data is nearly as good as new (Muennighoff et al., 2305.16264)."""
 
 
 @dataclass
 class DataConfig:
-    """What to train on."""
+    """The text to train on."""
 
     name: str = "techdocs"
     """techdocs (built in) or tokens (yours, at `path`)."""
@@ -56,15 +56,15 @@ class DataConfig:
 
     @property
     def key(self) -> str:
-        """What errors about the data itself start with."""
+        """The beginning of errors about the data itself."""
         return f"data.path={self.path}" if self.name == "tokens" else f"data.name={self.name}"
 
 
 def corpus_folder(config: DataConfig) -> Path:
-    """The folder of the corpus' shards; makes or imports it first if need be.
+    """The folder of the corpus' shards; makes or imports it first if necessary.
 
     Raises:
-        DataError: The name or the path is of no use; see `techdocs` and `import_path`.
+        DataError: The name or the path cannot be used; see `techdocs` and `import_path`.
     """
     if config.name not in NAMES:
         raise DataError(f"data.name={config.name}: must be one of {', '.join(NAMES)}")
@@ -80,7 +80,7 @@ def corpus_folder(config: DataConfig) -> Path:
 
 @functools.lru_cache(maxsize=16)
 def _imported(path: Path, key: str, state: str) -> Path:
-    """`import_path`, once per process for each `state` of the files: a sweep asks for every run."""
+    """`import_path`, once per process and `state` of the files: a sweep calls it for every run."""
     return import_path(path, key)
 
 
@@ -92,7 +92,7 @@ def corpus_sha256(config: DataConfig) -> str:
 
 
 def _manifest(folder: Path, config: DataConfig) -> tuple[Manifest, str]:
-    """A corpus' manifest, and what is to be done if its shards are damaged."""
+    """A corpus' manifest, and what to do if its shards are damaged."""
     if config.name == "techdocs":
         remedy = REBUILD
     elif folder.is_relative_to(cache_folder()):
@@ -124,7 +124,7 @@ class TokenStream:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """Tokens [start, start + count), [count]; across shards where need be."""
+        """Tokens [start, start + count), [count]; across shards if necessary."""
         shard = int(np.searchsorted(self._ends, start, side="right"))
         pieces = []
         while count:
@@ -138,7 +138,7 @@ class TokenData:
     """A corpus, opened: training batches by step, and the fixed validation stream.
 
     Args:
-        config: What to open; made or imported first if need be.
+        config: What to open; made or imported first if necessary.
         verify: Read all shards and compare their SHA-256 even if this machine did so before, and
             they are the same files since.
 
@@ -171,7 +171,7 @@ class TokenData:
 
     @property
     def bytes_per_token(self) -> float | None:
-        """Bytes of text per token; None where it is not known."""
+        """Bytes of text per token; None if not known."""
         return self.manifest.bytes_per_token
 
     def check(self, steps: int, batch_size: int, vocab_size: int) -> None:
@@ -244,7 +244,7 @@ class TokenData:
     def validation_batches(self, batch_size: int) -> Iterator[Tensor]:
         """The validation windows in order, int64 [batch_size, seq_len + 1]; the last may be short.
 
-        Every target of the stream comes once, but for the last few that do not fill a window.
+        Every target of the stream comes once, except the last few that do not fill a window.
         """
         for start in range(0, len(self.validation), batch_size):
             yield self._gather(self.val, self.validation[start : start + batch_size])
@@ -280,7 +280,7 @@ class TokenData:
 def _order(windows: int, seed: int, epoch: int) -> np.ndarray:
     """A permutation of range(windows), int64.
 
-    Sorted by raw Philox output, which NumPy keeps the same for ever; it does not promise that of
+    Sorted by raw Philox output, which NumPy promises never to change; it makes no such promise for
     `Generator.permutation` (NEP 19).
     """
     keys = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(windows)
@@ -288,7 +288,7 @@ def _order(windows: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class StepLoader:
-    """The batches of a run from some step on, for a Lightning Trainer.
+    """The batches of a run from a given step on, for a Lightning Trainer.
 
     Its only state is the next step, so that resuming is exact and reads nothing twice.  Needs
     `use_distributed_sampler=False`, since each rank already gets its own slice.
@@ -322,7 +322,7 @@ class StepLoader:
         return self.steps - self.start
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Go on at the next step; ends for good after the last."""
+        """Continue at the next step; ends for good after the last."""
         while self.next_step < self.steps:
             step = self.next_step
             self.next_step += 1  # before the yield: a state saved while step k runs says k + 1
@@ -333,5 +333,5 @@ class StepLoader:
         return {"next_step": self.next_step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on at the next step of `state`, whatever the number of processes was."""
+        """Continue at the next step of `state`, whatever the number of processes was."""
         self.next_step = state["next_step"]

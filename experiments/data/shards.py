@@ -1,8 +1,8 @@
-"""Tokens on disk: the folder that a corpus is, and importing text or tokens that you have.
+"""Tokens on disk: the folder of a corpus, and the import of the user's text or tokens.
 
 A corpus is a folder: `train-0000.bin`, ..., `val-0000.bin`, ... (little-endian tokens, no header),
 `documents.json` (which document starts at which token) and `manifest.json` (what it is, and the
-SHA-256 of every shard).  Of text, the tokens are the UTF-8 bytes; 0 ends a document.
+SHA-256 of every shard).  The tokens of a text are its UTF-8 bytes; 0 ends a document.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ VALIDATION_SHARE = 0.05
 TEXT_SUFFIXES = (".txt", ".md", ".jsonl")
 ITEM_BYTES = {"uint16": 2, "uint32": 4}
 HELD_OUT = frozenset("val valid validation dev test eval heldout".split())
-"""Words that name a part of a corpus that nobody trains on."""
+"""Words that name a part of a corpus on which nobody trains."""
 _TRAIN = frozenset({"train", "training"})
 LLM_C_MAGIC = (20240520, 20240801)
 KINDS = {b"\x93NUMPY": "NumPy", b"PK\x03\x04": "zip", b"\x1f\x8b": "gzip", b"\x80\x04": "pickle"}
-"""How files begin that are no bare tokens."""
+"""First bytes of files that are not bare tokens."""
 HIGH_HALF = 4
-"""Above the upper halves of all 32-bit ids below 262,144."""
+"""A bound above the upper halves of all 32-bit ids below 262,144."""
 _PRINTABLE = bytes(range(32, 127)) + b"\t\n\r"
 
 
@@ -62,7 +62,7 @@ def cache_folder() -> Path:
 def make_once(target: Path, make: Callable[[Path], None], again: bool = False) -> Path:
     """Run `make` on a new folder that then becomes `target`, whole or not at all.
 
-    Processes that ask at the same time wait for the one that makes it.
+    Other processes that need it at the same time wait for the one that makes it.
 
     Args:
         target: The corpus folder; there if it holds a manifest.
@@ -111,7 +111,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a corpus folder holds.  `manifest.json` has the same fields."""
+    """The content of a corpus folder.  `manifest.json` has the same fields."""
 
     name: str
     sha256: str
@@ -121,13 +121,13 @@ class Manifest:
     dtype: str
     """uint16 or uint32, little-endian."""
     bytes_per_token: float | None
-    """Bytes of text per token, a document's end counted as one; None where it is not known."""
+    """Bytes of text per token, a document's end counted as one; None if not known."""
     split: str
     """How the validation part was chosen."""
     sources: dict[str, str]
-    """File -> SHA-256 of what it was made from."""
+    """File -> SHA-256, for the files that it was made from."""
     documents: dict[str, int]
-    """Part ("train", "val") -> number of documents; empty where it is not known."""
+    """Part ("train", "val") -> number of documents; empty if not known."""
     train: tuple[Shard, ...]
     val: tuple[Shard, ...]
     format: int = FORMAT
@@ -146,7 +146,7 @@ def file_sha256(path: Path) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """Changes when a file at or below `path` changes in name, size or time; reads no contents."""
+    """A value that changes with the name, size or time of any file at or below `path`."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
@@ -155,7 +155,7 @@ def fingerprint(path: Path) -> str:
 def split_key(document: str) -> int:
     """The document's place in the corpus, uniform in [0, 2^64): a hash of its name alone.
 
-    A document stays on its side of the split, whatever is added around it.
+    A document stays on its side of the split, whatever other documents are added.
     """
     digest = hashlib.sha256((SPLIT_SALT + document).encode()).digest()
     return int.from_bytes(digest[:8], "big")
@@ -244,12 +244,12 @@ def read_manifest(folder: Path, key: str, remedy: str = "", verify: bool = False
 
     Args:
         folder: The corpus folder.
-        key: What the user wrote, e.g. "data.path=/my/tokens"; errors start with it.
+        key: The option as the user wrote it, e.g. "data.path=/my/tokens"; errors start with it.
         remedy: What to do about a damaged shard; errors end with it.
         verify: Also read every shard and compare its SHA-256.
 
     Raises:
-        DataError: No manifest, one that is not ours, or a shard that differs from it.
+        DataError: There is no manifest, it is not ours, or a shard differs from it.
     """
     path = folder / MANIFEST
     try:
@@ -279,16 +279,16 @@ def read_manifest(folder: Path, key: str, remedy: str = "", verify: bool = False
 
 
 def import_path(path: Path, key: str) -> Path:
-    """The corpus folder of what the user has at `path`; text is imported into the cache once.
+    """The corpus folder for the user's `path`; text is imported into the cache once.
 
     Args:
         path: A corpus folder; a folder with the `train.bin` and `val.bin` of nanoGPT (uint16, no
             header), used where they lie; a .txt, .md or .jsonl file; a folder of those.  A document
             is a file, or the "text" of one line of a .jsonl file.
-        key: What the user wrote, e.g. "data.path=/my/text"; errors start with it.
+        key: The option as the user wrote it, e.g. "data.path=/my/text"; errors start with it.
 
     Raises:
-        DataError: Nothing there, or nothing that can be used.
+        DataError: There is nothing at `path`, or nothing that can be used.
     """
     if not path.exists():
         raise DataError(f"{key}: no such file or folder")
@@ -310,13 +310,13 @@ def import_path(path: Path, key: str) -> Path:
 
 
 def _is_hidden(file: Path, base: Path) -> bool:
-    """Whether a file is some program's and no text of the user's: .git, .ipynb_checkpoints."""
+    """Whether a file belongs to a program and not to the user's text: .git, .ipynb_checkpoints."""
     parts = file.relative_to(base).parts
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
 def _refuse_held_out(path: Path, files: Sequence[Path], key: str) -> None:
-    """Validation and test sets are not to be trained on because they lie beside the rest."""
+    """Refuse validation and test sets that would be trained on because they lie beside the rest."""
     if path.is_file():
         return
     for file in files:
@@ -331,7 +331,7 @@ def _refuse_held_out(path: Path, files: Sequence[Path], key: str) -> None:
             continue
         raise DataError(
             f"{key}: by its name {what} a held-out part, which would be trained on; the split is "
-            "made here: give the training text alone, or another name to what is part of it"
+            "made here: give the training text alone, or rename what is part of it"
         )
 
 
@@ -344,13 +344,13 @@ def _words(files: Sequence[Path]) -> set[str]:
 
 
 def _say(key: str, taken: str, left_out: Mapping[str, int]) -> None:
-    """What an import took: once, when it is made."""
+    """Tell the user what an import took; once, when it is made."""
     rest = ", ".join(f"{count:,} {kind}" for kind, count in left_out.items() if count)
     print(f"{key}: read {taken}" + (f"; left out {rest}" if rest else ""), file=sys.stderr)
 
 
 def _import_text(path: Path, files: Sequence[Path], key: str, left_out: Mapping[str, int]) -> Path:
-    """Text as a corpus in the cache, found again by the names and contents of its files."""
+    """A corpus in the cache for the user's text, found again by its files' names and contents."""
     base = path if path.is_dir() else path.parent
     sources = {file.relative_to(base).as_posix(): file_sha256(file) for file in files}
     content = hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()
@@ -393,7 +393,7 @@ def _read_documents(file: Path, name: str, key: str) -> Iterator[tuple[str, str]
 def _import_tokens(path: Path, key: str) -> Path:
     """A manifest in the cache for a foreign train.bin and val.bin, which stay where they are.
 
-    Found again by path, size and time of change, since reading gigabytes anew for every run of a
+    Found again by path, size and time of change, since reading gigabytes again for every run of a
     sweep would cost more than a small run.
     """
     files = {"train": (path / "train.bin").resolve(), "val": (path / "val.bin").resolve()}
@@ -436,7 +436,7 @@ def _import_tokens(path: Path, key: str) -> Path:
 
 
 def _no_tokens(file: Path) -> str:
-    """What a file evidently holds instead of 16-bit tokens; "" where it may hold them."""
+    """Other content that a file evidently holds instead of 16-bit tokens; "" if there is none."""
     with open(file, "rb") as opened:
         head = opened.read(4096)
     if int.from_bytes(head[:4], "little") in LLM_C_MAGIC:
@@ -447,7 +447,7 @@ def _no_tokens(file: Path) -> str:
     if len(head) >= 64 and not head.strip(_PRINTABLE):
         return "is text"
     tokens = np.memmap(file, "<u2", "r")
-    # Of numbers of 32 or 64 bits every second half, or three of four, are next to nothing.
+    # In numbers of 32 or 64 bits, every second half, or three of four, are close to zero.
     if len(tokens) >= 64 and int(tokens[1::2].max()) < HIGH_HALF <= int(tokens[::2].max()):
         return "holds tokens of 32 or 64 bits"
     return ""

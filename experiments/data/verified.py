@@ -1,7 +1,7 @@
-"""Shards whose bytes were read and are what their manifest says: once per machine, not per run.
+"""Verification of shards against their manifest: once per machine, not once per run.
 
-A stamp in the cache says which file was verified: its inode, size and time of change with the hash
-that was found.  A file that was written to since, or put in another's place, is read again.
+A stamp in the cache says which file was verified: its inode, size and time of change, with the hash
+that was found.  A file that was written to since, or that replaced another, is read again.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Stamps = dict[str, list[int | str]]
 
 
 def verify(folder: Path, manifest: Manifest, key: str, remedy: str, anew: bool = False) -> None:
-    """Make sure that every shard holds what its manifest says, and ids of its vocabulary alone.
+    """Make sure that every shard matches its manifest and holds ids of its vocabulary only.
 
     Args:
         folder: The corpus folder.
         manifest: Its manifest.
-        key: What the user wrote; errors start with it.
+        key: The option as the user wrote it; errors start with it.
         remedy: What to do about a damaged shard; errors end with it.
         anew: Read all of them, whatever the stamps say.
 
@@ -66,13 +66,13 @@ def verify(folder: Path, manifest: Manifest, key: str, remedy: str, anew: bool =
 
 
 def _stamp_path(folder: Path, shards: tuple[Shard, ...]) -> Path:
-    """One file a corpus and machine: two machines may share a cache, and see other files."""
+    """One file per corpus and machine: two machines may share a cache but see different files."""
     what = json.dumps([platform.node(), os.fspath(folder.absolute()), [s.file for s in shards]])
     return cache_folder() / "verified" / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"
 
 
 def _read(path: Path) -> Stamps:
-    """What was verified before; nothing where the file says nothing that makes sense."""
+    """The files verified before; empty if the stamp cannot be read."""
     try:
         known = read_object(path, "")
     except (OSError, DamagedError):

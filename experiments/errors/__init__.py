@@ -1,1 +1,1 @@
-"""The command lowbit-error: what precisions and recipes do to tensors, as tables."""
+"""The command lowbit-error: errors of precisions and recipes on tensors, as tables."""

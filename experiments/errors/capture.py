@@ -1,6 +1,6 @@
-"""Tensors to measure recipes on: what the linear layers of a model meet in one step.
+"""Tensors to measure recipes on: those of a model's linear layers in one step.
 
-Two sources, of the same shapes, so that they differ in what is in the tensors alone.
+Two sources, of the same shapes, so that they differ only in the contents of the tensors.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def trained_layers(config: TrainConfig) -> list[LayerTensors]:
     The run is one of `experiments.train.train`, in a folder that is deleted.
 
     Args:
-        config: The run; unquantized, so that what is captured is what a recipe would meet first.
+        config: The run; unquantized, so that a recipe would meet the captured tensors first.
 
     Raises:
         ConfigError: The recipe quantizes, or the run diverged.
-        DataError: The data cannot be had.
+        DataError: The data cannot be obtained.
     """
     from experiments.train import train  # Lightning takes seconds to import
 

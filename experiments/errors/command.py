@@ -1,4 +1,4 @@
-"""The console script `lowbit-error`: what precisions and recipes do to tensors, as tables."""
+"""The console script `lowbit-error`: errors of precisions and recipes on tensors, as tables."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _work(words: list[str]) -> None:
 
 def _show(options: FormatOptions) -> None:
     """One table per rounding."""
-    from experiments.measure.error import gaussian_error  # torch: not before the request is read
+    from experiments.measure.error import gaussian_error  # torch: only once the request is read
 
     rows, columns = options.rows, options.columns
     for how in options.rounding:
@@ -62,7 +62,7 @@ def _show(options: FormatOptions) -> None:
                     hadamard=options.hadamard,
                     sigma=options.sigma,
                 )
-            except ValueError as problem:  # what these values cannot do together
+            except ValueError as problem:  # combinations that cannot work
                 raise Refusal(str(problem)) from problem
             table.add_row(
                 name,

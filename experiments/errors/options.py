@@ -1,4 +1,4 @@
-"""What is typed after `lowbit-error`, its two sets of options, and its help.  No torch."""
+"""The command line of `lowbit-error`: its two sets of options, and its help.  No torch."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class FormatOptions:
     precision: tuple[str, ...] = option(
         (),
         f"published: {', '.join(PRESETS)}; or spelt out: element (E4M3, E4M3-ocp, E4M3-ieee, INT8, "
-        "INT8-asymmetric), who shares a scale (block32, tile16, row, tensor), scale (fp32, e8m0, "
+        "INT8-asymmetric), what shares a scale (block32, tile16, row, tensor), scale (fp32, e8m0, "
         "e8m0_ceil, e4m3, ...)",
         "NAME,...",
         read=_precisions,
@@ -81,23 +81,25 @@ class RecipeOptions:
     """Options of `lowbit-error recipe=...`, lists separated by commas."""
 
     recipe: tuple[str, ...] = option(
-        (), f"all, a file of yours in --config-dir, or {', '.join(RECIPES)}", "NAME,..."
+        (),
+        f"all, one of your own in --config-dir, or {', '.join(RECIPES)} (none: no quantization)",
+        "NAME,...",
     )
     source: tuple[str, ...] = option(
         ("normal",),
-        "values in the shapes of a model's layers, their standard deviations over an octave; "
-        "trained: inputs, weights and output gradients of that model, trained unquantized, on the "
-        "batch that comes next",
+        "normal values in the shapes of a model's layers, with standard deviations over an octave; "
+        "trained: inputs, weights and output gradients of that model, trained unquantized, on its "
+        "next batch",
         "normal",
     )
-    draws: int = option(16, "passes of a recipe that is random; 3 or more", read=at_least(3, 10**6))
+    draws: int = option(16, "passes for a random recipe; 3 or more", read=at_least(3, 10**6))
     out: str = option(
         "",
         "a .csv file for all numbers, with standard errors over the draws",
         "FILE.CSV",
         read=_csv,
     )
-    folder: str = option("", "folder of files of yours", "FOLDER", key="--config-dir")
+    folder: str = option("", "folder of your own files", "FOLDER", key="--config-dir")
 
 
 HELP = (
@@ -124,12 +126,11 @@ shares a scale; shares of values beyond the largest number, and of values that b
 """
     + listed(RecipeOptions)
     + """  and any key of lowbit-train, by default precision=mxfp4 model=ladder/b tokens=262144
-  data.seq_len=128: the model and its training, and to what operands are quantized that have no
-  format of their own
+  data.seq_len=128: the model, its training, and the format of operands that have none of their own
 
-Columns: rMSE and misalignment of what the products multiply (P1 input, P2 weight; P3 output
+Columns: rMSE and misalignment of the operands as multiplied (P1 input, P2 weight; P3 output
 gradient, P4 weight; P5 output gradient, P6 input), rotations undone; cosine and norm ratio of each
 layer's output Y and gradients dX, dW; cosine of the mean gradient over draws, without its noise.
-Means over the layers.  Layers that a recipe keeps are quantized here.
+Means over the layers.  Layers that a recipe keeps in high precision are quantized here.
 """
 )

@@ -1,4 +1,4 @@
-"""`lowbit-error recipe=...`: what recipes do to normal and to real tensors, as tables and a CSV."""
+"""`lowbit-error recipe=...`: errors of recipes on normal and real tensors, as tables and a CSV."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TRAINING = [
     *("precision=mxfp4", "model=ladder/b", "tokens=262144", "batch_size=8", "data.seq_len=128"),
     *("data.validation_windows=64", "diagnostics.points=0", "tracking=none"),
 ]
-"""What differs from the defaults of lowbit-train."""
+"""Settings that differ from the defaults of lowbit-train."""
 MEASURES = ("relative_mse", "misalignment", "cosine", "norm_ratio", "cosine_of_mean")
 COLUMNS = (
     *("source", "model", "precision", "recipe", "tensor", "layers", "draws"),
@@ -49,17 +49,17 @@ class Row:
     source: str
     model: str
     precision: str
-    """Format of operands to which the recipe gives none of their own."""
+    """Format of operands to which the recipe gives no format of their own."""
     recipe: str
     layers: int
     draws: int
-    """1 where nothing is random."""
+    """1 if nothing is random."""
     tensors: Mapping[str, TensorError]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for, checked."""
+    """The request, checked."""
 
     sources: list[str]
     recipes: dict[str, TrainConfig]
@@ -72,10 +72,10 @@ def show(words: Sequence[str]) -> None:
     """Measure, print, write.
 
     Args:
-        words: The command line's: those of `RecipeOptions`, and any of lowbit-train.
+        words: The command line: words of `RecipeOptions`, and any of lowbit-train.
 
     Raises:
-        Refusal: Something is wrong with them, a line a problem; nothing was done.
+        Refusal: Something is wrong with them, one line per problem; nothing was done.
     """
     request = read(words)
     if request.out:
@@ -139,7 +139,7 @@ def read(words: Sequence[str]) -> Request:
 
 
 def write(rows: Sequence[Row], path: Path) -> None:
-    """The CSV: a line a source, recipe and tensor; empty where a measure is not defined."""
+    """The CSV: a line per source, recipe and tensor; empty where a measure is not defined."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
@@ -159,7 +159,7 @@ def _cells(estimate: Estimate | None) -> tuple[str, str]:
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """Three of one source's rows: operands by error and by misalignment, and products."""
+    """Three tables of one source's rows: operands by error and by misalignment, and products."""
     first = rows[0]
     where = f"{first.source} tensors of {first.layers} layers"
     found = [_table(f"{name}, {where}", OPERANDS) for name in ("rMSE", "misalignment")]

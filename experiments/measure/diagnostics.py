@@ -1,14 +1,14 @@
-"""Diagnostics: what rounding does to the tensors of a run, and to its gradient, while it trains.
+"""Diagnostics: errors that rounding makes in the tensors and the gradient of a run as it trains.
 
-A measurement is two passes of its own over a step's batch, before that step and with its weights
-and its noise: one quantized, as the step will be, whose rounded operands are watched, one in high
-precision.  Nothing of them stays behind, so training goes on to the same bits as without.
+A measurement is two separate passes over a step's batch, before that step and with its weights and
+its noise: one quantized, as the step will be, whose rounded operands are watched, and one in high
+precision.  They leave nothing behind, so training goes on to the same bits as without.
 
-One row of the loss curve holds it, under names that a page of panels sorts by what is before the
-slash: `qsnr/P1` is the mean over the layers, `qsnr_P1/blocks.0.mlp.down` one layer's.  Operands
-are P1..P6 (`experiments.quant.recipe`), their measures those of `OperandError`; then
-`gradient_cosine` and `gradient_norm_ratio`, quantized over high precision, of each layer's weight
-and of `model`, all parameters together.
+One row of the loss curve holds a measurement, under names that a page of panels sorts by the part
+before the slash: `qsnr/P1` is the mean over the layers, `qsnr_P1/blocks.0.mlp.down` that of one
+layer.  Operands are P1..P6 (`experiments.quant.recipe`), their measures those of `OperandError`;
+then `gradient_cosine` and `gradient_norm_ratio`, quantized over high precision, of each layer's
+weight and of `model`, all parameters together.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ _DIGITS = 4
 
 @dataclass
 class DiagnosticsConfig:
-    """How often; never part of a run's identity."""
+    """How often to measure; never part of a run's identity."""
 
     points: int = 8
     """Measurements of a run, spread evenly over its quantized steps from the first to the last, so
     that runs of any length compare; 0: none."""
     apart: int = 200
-    """Steps to each of them at least, fewer points if need be: one takes as long as three steps."""
+    """Least steps between them, at the cost of points: one takes as long as three steps."""
 
     def problems(self) -> list[str]:
-        """What is wrong, each as "key=value: what would be right"."""
+        """Errors, each as "key=value: what would be right"."""
         found = []
         if self.points < 0:
             found.append(f"diagnostics.points={self.points}: must be 0 (none) or more")
@@ -53,7 +53,7 @@ class DiagnosticsConfig:
         return found
 
     def steps(self, count: int) -> tuple[int, ...]:
-        """Before which of `count` steps, counted from 0, to measure; where once, before the last.
+        """Those of `count` steps before which to measure; if only once, before the last.
 
         >>> DiagnosticsConfig(points=4, apart=10).steps(100)
         (0, 33, 66, 99)
@@ -119,10 +119,10 @@ def _gradients(
     loss: Callable[[], Tensor],
     watch: Any,
 ) -> dict[str, Tensor]:
-    """Gradient of the loss by parameter; watched and quantized, or, with nobody to watch, neither.
+    """Gradient of the loss by parameter: quantized and watched, or, without a watcher, neither.
 
-    By torch.autograd.grad: nothing accumulates in `.grad`, and where several processes share a
-    run none waits for the others.
+    By torch.autograd.grad: nothing accumulates in `.grad`, and if several processes share a run,
+    none waits for the others.
     """
     clock.watch, clock.quantizing = watch, watch is not None
     # A weight's cast is kept for a whole step; that of another pass belongs to its graph.
@@ -142,7 +142,7 @@ def _products(ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 def summary(rows: Iterable[Mapping[str, float]]) -> dict[str, Any]:
-    """What a run's measurements come to, for its record.
+    """Summary of a run's measurements, for its record.
 
     Args:
         rows: Rows of the loss curve; those without measures do not count.

@@ -1,4 +1,4 @@
-"""How much a quantizer errs: measures on any tensor, and the published setting on Gaussian data."""
+"""Errors of a quantizer: measures on any tensor, and the published setting on Gaussian data."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ def clipped_share(x: Tensor, precision: Precision) -> float:
 
 @dataclass(frozen=True)
 class OperandError:
-    """What rounding did to one tensor.
+    """The errors of rounding one tensor.
 
-    A measure that the tensor does not have is NaN: crest factor and scales of nothing but zeros,
-    clipping under scales that the rule alone does not give.  QSNR is infinite where Q(x) = x.
+    A measure that is not defined is NaN: crest factor and scales of nothing but zeros, clipping
+    under scales that do not follow from the rule alone.  QSNR is infinite where Q(x) = x.
     """
 
     qsnr: float
@@ -119,8 +119,8 @@ def operand_error(
     """All measures of one tensor in few passes over it.
 
     Args:
-        x: [rows, K], float32, as it was rounded: rotated, if it was.
-        quantized: What it was rounded to.
+        x: [rows, K], float32, as it was before rounding: rotated if there was a rotation.
+        quantized: The result of rounding it.
         precision: The format.
         scales: Whether `precision` gives the scales; False for a rounding that moves them.
 
@@ -148,7 +148,7 @@ def operand_error(
         scale_range = (_largest(scale[nonzero]) / -_largest(-scale[nonzero])).log2().item()
     noise = _energy((x - quantized).div_(unit))
     qsnr = 10.0 * (_energy(scaled) / noise).log10().item() if noise else math.inf
-    # What is not zero was not zero before.
+    # A value that is not zero was not zero before.
     left = quantized.count_nonzero() / x.count_nonzero()
     crest = (amax / unit / rms)[rms > 0].mean().item()
     return OperandError(qsnr, crest, clipped, 1.0 - left.item(), scale_range)
@@ -161,13 +161,13 @@ def _energy(x: Tensor) -> Tensor:
 
 
 def _largest(x: Tensor) -> Tensor:
-    """The largest value; NaN where there is none."""
+    """The largest value; NaN if there is none."""
     return x.amax() if x.numel() else x.new_tensor(math.nan)
 
 
 @dataclass(frozen=True)
 class GaussianError:
-    """What a quantizer does to independent normal values."""
+    """The errors of a quantizer on independent normal values."""
 
     mse: float
     """Relative mean squared error; over an octave of sigma, the mean of those at each."""
@@ -198,7 +198,7 @@ def gaussian_error(
 
     Args:
         precision: The quantizer's format.
-        rounding: How; one that moves scales is for NVFP4.
+        rounding: The rounding; one that moves scales is for NVFP4 only.
         rows: Rows of data.
         columns: Values per draw; a multiple of the block size.
         seed: Seed of the draws.

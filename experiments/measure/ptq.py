@@ -1,4 +1,4 @@
-"""Post-training quantization (PTQ): what the trained model loses when its weights lose bits.
+"""Post-training quantization (PTQ): the loss of a trained model when its weights lose bits.
 
 After validation the trained weights are rounded to each of some formats, to nearest and along the
 axis that the forward product sums, and the same validation stream is scored again.  Everything
@@ -26,7 +26,7 @@ OPERANDS = ("weights", "weights_and_inputs")
 
 @dataclass
 class PtqConfig:
-    """To what the trained model is quantized; part of a run's identity where there is a format."""
+    """Formats for the trained model; part of a run's identity if there are any."""
 
     formats: list[str] = field(default_factory=list)
     """Names that `Precision.parse` reads: [int2_row, int4_row, mxfp4, E4M3-ocp-row, ...]."""
@@ -42,7 +42,7 @@ class PtqConfig:
         return {str(precision): precision for precision in map(Precision.parse, self.formats)}
 
     def problems(self, axes: dict[str, int]) -> list[str]:
-        """What is wrong, each as "key=value: what would be right".
+        """Errors, each as "key=value: what would be right".
 
         Args:
             axes: Sizes that blocks must divide, by key: those of the summed axes, for tiles also
@@ -73,11 +73,11 @@ class PtqConfig:
 
 @contextlib.contextmanager
 def quantized(layers: Iterable[QuantLinear], precision: Precision, operands: str) -> Iterator[None]:
-    """Have some layers' weights, or weights and inputs, quantized; weights come back bit for bit.
+    """Quantize the weights, or weights and inputs, of layers; weights come back bit for bit.
 
     Args:
-        layers: Which.
-        precision: To what, rounded to nearest even.
+        layers: The layers to quantize.
+        precision: The format, rounded to nearest even.
         operands: One of `OPERANDS`.  An input of several sequences is one tensor: a scale of the
             whole tensor is shared by all that are scored together.
     """

@@ -1,8 +1,8 @@
-"""What a recipe does to linear layers: the errors of its six operands and its three products.
+"""Errors of a recipe on linear layers: of its six operands and its three products.
 
 Each of the nine is compared with the same tensor of the unquantized layer.  An operand (P1..P6) is
-what the GEMM multiplies, every rotation undone: the estimate of input, weight or gradient that the
-product gets, whatever was rounded, or rounded again, on the way.  The products are the output and
+the tensor that the GEMM multiplies, with every rotation undone: the estimate of input, weight or
+gradient that the product gets, however often it was rounded.  The products are the output and
 both gradients of one layer by itself, from the same input, weight and output gradient.
 """
 
@@ -27,7 +27,7 @@ TENSORS = (*OPERANDS, *PRODUCTS)
 
 @dataclass(frozen=True)
 class LayerTensors:
-    """What one linear layer meets in one step."""
+    """The tensors of one linear layer in one step."""
 
     name: str
     input: Tensor
@@ -44,20 +44,20 @@ class Estimate:
 
     mean: float
     standard_error: float
-    """Over the draws; 0 where nothing is drawn."""
+    """Standard error over the draws; 0 if nothing is drawn."""
 
 
 @dataclass(frozen=True)
 class TensorError:
-    """How far a tensor is from the unquantized one."""
+    """The distance of a tensor from the unquantized one."""
 
     relative_mse: Estimate
     misalignment: Estimate
     cosine: Estimate
     norm_ratio: Estimate
     cosine_of_mean: Estimate | None
-    """Cosine of a product's expectation over draws; what is missing to 1 is bias, which
-    no number of steps averages out.  None for an operand."""
+    """Cosine of a product's expectation over draws; its distance from 1 is bias, which no number
+    of steps averages out.  None for an operand."""
 
 
 def is_random(recipe: RecipeConfig) -> bool:
@@ -76,10 +76,10 @@ def recipe_error(
     """Errors of a recipe by tensor (`TENSORS`), each a mean over layers that weigh the same.
 
     Args:
-        layers: What to quantize; every one is, also those that the recipe would keep.
-        recipe: How.
-        precision: To what, where the recipe has no formats of its own.
-        draws: Passes with noise and random signs of their own, 3 or more; one where nothing is
+        layers: The layers; all are quantized, even those that the recipe would keep.
+        recipe: The recipe.
+        precision: The format, if the recipe has no formats of its own.
+        draws: Passes with noise and random signs of their own, 3 or more; only one if nothing is
             random.
         seed: Seed of the noise.
 
@@ -122,11 +122,11 @@ def _layer(
 
 
 def _pass(layer: QuantLinear, given: LayerTensors, counter: int) -> dict[str, Tensor]:
-    """Tensors of one pass, operands with their summed axis last; those that no GEMM prepares lack.
+    """Tensors of one pass, operands with their summed axis last, without those no GEMM prepares.
 
     Args:
         layer: The layer.
-        given: What it meets.
+        given: Its input, weight and output gradient.
         counter: The pass's part of the address of its noise.
     """
     found: dict[str, Tensor] = {}

@@ -1,8 +1,8 @@
 """Quantization error on Gaussian data from formulas: INT v.s. FP (2510.25602).
 
 The signal-to-noise ratio of a format depends on the data only through the crest factor
-kappa = max |x| / sigma of what shares a scale.  Integers err by a constant, floats by a share of
-the value, so integers are better below a crossover kappa and floats above it.
+kappa = max |x| / sigma of the values that share a scale.  Integers err by a constant, floats by a
+share of the value, so integers are better below a crossover kappa and floats above it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from scipy.optimize import brentq
 from experiments.quant.formats import FloatFormat, IntFormat, Precision
 
 POWER_OF_TWO_OVERHEAD = 1.5
-"""The paper's rho: how much larger than amax / max a scale rounded up to a power of two is."""
+"""The paper's rho: the ratio of a scale rounded up to a power of two to amax / max."""
 
 
 def theoretical_qsnr(

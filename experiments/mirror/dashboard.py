@@ -1,6 +1,6 @@
 """The console script `lowbit-dashboard`: a study's W&B workspace and report, written and pushed.
 
-Both carry names that follow from the study's, so that a second push finds what the first made.
+Both carry names derived from the study's, so that a second push finds the views of the first.
 Pushed with two GraphQL operations of W&B's own client: its library for reports lists all projects
 of a user for each push and gives a report a new name with each.
 """
@@ -37,9 +37,7 @@ class Options:
     entity: str = option(
         "", "push: whose project; default WANDB_ENTITY, else that of the key", "NAME"
     )
-    project: str = option(
-        "", "push: default what the runs were logged to (tracking.project)", "NAME"
-    )
+    project: str = option("", "push: its name; default that of the runs (tracking.project)", "NAME")
     timeout: float = option(20.0, "push: seconds for each answer of the server", read=seconds)
 
 
@@ -81,7 +79,7 @@ mutation DashboardUpsert($id: ID, $entityName: String, $projectName: String, $ty
 
 
 class PushError(Failure):
-    """The server did not take it; one line that says why."""
+    """A refusal of the server; one line that says why."""
 
 
 def main() -> None:
@@ -93,7 +91,7 @@ def run(arguments: Sequence[str]) -> None:
     """Do what the arguments say.
 
     Raises:
-        UsageError: They cannot be meant, or there is no key to push with.
+        UsageError: They make no sense, or there is no key to push with.
         PushError: The server did not take it.
     """
     options, to_push = parse(arguments)
@@ -136,7 +134,7 @@ def parse(arguments: Sequence[str]) -> tuple[Options, bool]:
 
 
 def write(view: View, folder: Path) -> str:
-    """Write one of the two; returns what to say of it."""
+    """Write one of the two views; returns the line to print for it."""
     folder.mkdir(exist_ok=True)
     path = folder / FILES[view.kind]
     write_atomic(view.to_json(), path)
@@ -144,7 +142,7 @@ def write(view: View, folder: Path) -> str:
 
 
 def link(files: Sequence[Path], folder: Path) -> Path:
-    """Make a folder with all runs of a study side by side, for `wandb leet` looks into one only.
+    """Make a folder with all runs of a study side by side: `wandb leet` looks into one folder only.
 
     Args:
         files: W&B's, `<run>/wandb/<attempt>/run-<id>.wandb`.
@@ -162,7 +160,7 @@ def link(files: Sequence[Path], folder: Path) -> Path:
 
 
 def push(views: Sequence[View], entity: str, project: str, timeout: float) -> list[str]:
-    """Create the views in a project, or replace what an earlier push made of them.
+    """Create the views in a project, or replace those of an earlier push.
 
     Args:
         views: Workspace and report.
@@ -223,7 +221,7 @@ def _default_entity(api: Any, url: str) -> str:
     except wandb.Error as error:
         raise _explained(error, url) from error
     if not entity:
-        raise UsageError("entity=: this key belongs to none; whose project?")
+        raise UsageError("entity=: this key belongs to no entity; whose project is it?")
     return entity
 
 
@@ -263,7 +261,7 @@ def _variables(
 
 
 def _address(api: Any, view: View, entity: str, project: str, identity: str) -> str:
-    """Address of its page."""
+    """Address of a view's page."""
     from wandb_workspaces._graphql import get_app_url
 
     page = f"{get_app_url(api).rstrip('/')}/{quote(entity)}/{quote(project)}"

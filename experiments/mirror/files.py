@@ -1,8 +1,8 @@
-"""W&B's files on disk: `run-<id>.wandb`, read without a server and without harm to them.
+"""W&B's files on disk: `run-<id>.wandb`, read without a server and without changing them.
 
 Such a file is a LevelDB log (blocks of 32 KiB, a checksum per piece) of protobuf records.  Each
-attempt at a run writes its own, and that of a killed attempt ends anywhere, where `wandb sync`
-gives up.  `read_run` takes what is whole and makes one run of all attempts.
+attempt at a run writes its own.  That of a killed attempt may end anywhere, and `wandb sync` gives
+up there.  `read_run` takes what is intact and makes one run of all attempts.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _BLOCK_BYTES = 32 * 1024
 _PIECE_HEADER = struct.Struct("<IHB")  # CRC-32 of kind and data, length of the data, kind
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 _MOST_COLUMNS = 100_000
-"""Columns of a history: more W&B does not take, and no run here has."""
+"""Columns of a history: W&B accepts no more, and no run here has more."""
 _LATEST = 1e11
-"""Seconds since 1970 beyond which no time of day is one."""
+"""Seconds since 1970 beyond which a number is not a time of day."""
 
 Row = dict[str, Any]
 """One row of the history; columns that begin with _ are W&B's own."""
@@ -43,21 +43,21 @@ class WandbRun:
     config: dict[str, Any] = field(default_factory=dict)
     history: list[Row] = field(default_factory=list)
     exit_code: int | None = None
-    """The last attempt's; None: it was killed before it could say."""
+    """The last attempt's exit code; None: it was killed before it could record one."""
     host: str = ""
     attempts: int = 0
-    """Those that logged a row."""
+    """Attempts that logged a row."""
     seconds: float = 0.0
-    """From the start of each attempt to its last row, summed."""
+    """Seconds from the start of each attempt to its last row, summed."""
     torn: int = 0
-    """Bytes behind the last whole record of a file, over all files."""
+    """Bytes after the last whole record of a file, over all files."""
 
 
 def run_files(folder: Path) -> list[Path]:
-    """The W&B files of one run, one an attempt, by the second in which they were begun.
+    """The W&B files of one run, one per attempt, by the second in which they were begun.
 
     Args:
-        folder: What `wandb.init(dir=...)` was given; the files are
+        folder: The folder given to `wandb.init(dir=...)`; the files are
             `wandb/[offline-]run-<time>-<id>/run-<id>.wandb` below it.
     """
     found = [path for path in folder.glob("wandb/*run-*-*/run-*.wandb") if inside(path, folder)]
@@ -65,7 +65,7 @@ def run_files(folder: Path) -> list[Path]:
 
 
 def inside(path: Path, folder: Path) -> bool:
-    """Whether it is a plain file that lies in the folder, not a link that leads out of it."""
+    """Whether a path is a plain file inside the folder, not a link that leads out of it."""
     try:
         return path.is_file() and path.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):  # a ring of links
@@ -73,7 +73,7 @@ def inside(path: Path, folder: Path) -> bool:
 
 
 def row_key(row: Row) -> tuple[float, frozenset[str]]:
-    """What makes two rows the same point of a curve: the step and which columns it has.
+    """The identity of a row as a point of a curve: its step and its columns.
 
     A resumed run repeats the steps after its checkpoint, to the same bits.
     """
@@ -81,14 +81,14 @@ def row_key(row: Row) -> tuple[float, frozenset[str]]:
 
 
 def read_run(path: Path, run_id: str = "") -> WandbRun:
-    """Read a W&B file, or the folder of a run with those of its attempts, as far as whole.
+    """Read the intact part of a W&B file, or of those in a run's folder, one per attempt.
 
-    Rows are in the order of their `step`; of a row that several attempts wrote the first stands,
-    as on a server, which has it already.  Everything else is the last attempt's.
+    Rows are in the order of their `step`; if several attempts wrote a row, the first stands, as on
+    a server, which has it already.  Everything else is the last attempt's.
 
     Args:
         path: The file or folder.
-        run_id: Whose they must be; "": whose their names say.
+        run_id: The run that they must belong to; "": the one in their names.
 
     Raises:
         FileNotFoundError: No such file, or none below the folder.
@@ -124,7 +124,7 @@ def read_run(path: Path, run_id: str = "") -> WandbRun:
 
 
 def mark_synced(file: Path, size: int) -> None:
-    """Note beside a file that its first `size` bytes are on the server, where `wandb sync` does."""
+    """Note beside a file, as `wandb sync` does, that its first `size` bytes are on the server."""
     write_atomic(f"{size}\n", _marker(file))
 
 
@@ -141,7 +141,7 @@ def _marker(file: Path) -> Path:
 
 
 def _values(items: Iterable[Any]) -> Row:
-    """Names and values; NaN and infinities are numbers here, half a character is none.
+    """Names and values; NaN and infinities are numbers here, half a character is not text.
 
     Raises:
         ValueError: Not JSON, or text that no file could hold.
@@ -153,10 +153,10 @@ def _values(items: Iterable[Any]) -> Row:
 
 @dataclass
 class _Attempt:
-    """What one file holds."""
+    """The content of one file."""
 
     run: Any = None
-    """Its run record; None: killed before that was written."""
+    """Its run record; None: the attempt was killed before it was written."""
     started: float = 0.0
     """Seconds since 1970."""
     config: Row = field(default_factory=dict)
@@ -169,7 +169,7 @@ def _read_attempt(path: Path, run_id: str) -> _Attempt:
     """Read one file of a run.
 
     Raises:
-        ValueError: As `read_run` has it.
+        ValueError: As for `read_run`.
     """
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from wandb.proto import wandb_internal_pb2  # takes its time to import
@@ -196,7 +196,7 @@ def _read_attempt(path: Path, run_id: str) -> _Attempt:
 
 
 def _take(found: _Attempt, record: Any, run_id: str, columns: set[str]) -> None:
-    """Add what one record says.
+    """Add the content of one record.
 
     Args:
         found: What is known of the attempt.
@@ -229,15 +229,15 @@ def _take(found: _Attempt, record: Any, run_id: str, columns: set[str]) -> None:
 
 
 def _demand(name: str, value: Any, least: float, most: float) -> None:
-    if type(value) not in (int, float) or not least <= value <= most:  # NaN is in no range
+    if type(value) not in (int, float) or not least <= value <= most:  # NaN is not in any range
         raise ValueError(f"{name} is {str(value)[:40]!r}, no number from {least:g} to {most:g}")
 
 
 def _scan(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """Each whole record and where it ends.
+    """The whole records, each with the place where it ends.
 
     Raises:
-        ValueError: Whole pieces that make no records.
+        ValueError: Whole pieces do not form a record.
     """
     position = len(_FILE_HEADER)
     parts: list[bytes] = []

@@ -1,7 +1,7 @@
-"""What a study looks like in W&B: its workspace and its report, as specifications in JSON.
+"""The workspace and the report of a study in W&B, as specifications in JSON.
 
 Made offline with W&B's own library, from `study.json` and the W&B files of the runs, so that no
-panel names what no run has.  Same files, same bytes.
+panel names anything that no run has.  The same files give the same bytes.
 
 Curves are grouped by everything that tells runs apart but the seed: a line is the mean over seeds,
 its band their extremes.
@@ -50,12 +50,12 @@ _BESIDE = ("data.name", "data.path", "data.max_epochs")
 _PARTS = re.compile(r"(\d+)").split
 _MAX_LINES = 100
 _TITLE_CHARACTERS = 128
-"""What W&B takes."""
+"""Most characters that W&B accepts."""
 
 
 @dataclass
 class Logged:
-    """What W&B knows of a study, from its files on this machine."""
+    """The contents of a study in W&B, from its files on this machine."""
 
     name: str
     title: str
@@ -70,11 +70,11 @@ class Logged:
 
     @property
     def without_columns(self) -> int:
-        """Runs that cannot be grouped, for they were logged before there were `COLUMNS`."""
+        """Runs that cannot be grouped, because they were logged before there were `COLUMNS`."""
         return sum(not set(COLUMNS) <= set(run) for run in self.runs.values())
 
     def values(self, key: str) -> list[Any]:
-        """The different ones of a key of the configuration, sorted."""
+        """The distinct values of a key of the configuration, sorted."""
         found = {run[key] for run in self.runs.values() if key in run}
         return sorted(found, key=lambda value: (str(type(value)), value))
 
@@ -92,7 +92,7 @@ class View:
     spec: dict[str, Any]
 
     def to_json(self) -> str:
-        """As W&B's `upsertView` wants it, but for the specification, which that wants as text."""
+        """The arguments of W&B's `upsertView`, except that it takes the specification as text."""
         content = {"type": self.kind, "name": self.name, "displayName": self.title}
         content |= {"description": self.description}
         return json.dumps(content | {"spec": self.spec}, indent=1, ensure_ascii=False) + "\n"
@@ -159,10 +159,10 @@ def _flat(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
 
 
 def _checked(run: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A run's configuration, whose columns are what panels take them for.
+    """A run's configuration, checked to have columns of the types that panels expect.
 
     Raises:
-        ValueError: One is not.
+        ValueError: A column has another type.
     """
     for key in (*COLUMNS, "model.name"):
         value = run.get(key)
@@ -179,8 +179,8 @@ def _checked(run: dict[str, Any], folder: Path) -> dict[str, Any]:
 def grouping(logged: Logged) -> list[str]:
     """Keys of the configuration such that runs which agree in them differ in their seed only.
 
-    The quantization, then others in a fixed order where they tell runs apart that the ones before
-    do not.
+    The quantization, then other keys in a fixed order if they tell runs apart that the previous
+    ones do not.
     """
     keys: list[str] = []
     cells = 0
@@ -238,15 +238,15 @@ def report(logged: Logged) -> View:
         *([wr.P(logged.description)] if logged.description else []),
         wr.H1("Design"),
         wr.P(
-            f"{len(logged.runs)} runs. The table counts them; those of a cell differ in what is "
-            "not named, and in their seeds."
+            f"{len(logged.runs)} runs. The table counts them; runs of one cell differ only in what "
+            "is not named, and in their seeds."
         ),
         wr.MarkdownBlock(_design(logged)),
         wr.H1("Loss on tokens"),
         wr.P(
             "A line is the mean over seeds, its band their extremes. Look at where the lines part: "
             "a gap that is there from the start is a floor of the format, one that opens late is "
-            "the end of what its precision can tell apart. A gap smaller than the bands is noise."
+            "the limit of its precision. A gap smaller than the bands is noise."
         ),
     ]
     for model in logged.values("model.name"):
@@ -258,7 +258,7 @@ def report(logged: Logged) -> View:
         wr.H1("Loss against bits, size and data"),
         wr.P(
             "A point is a run. With enough bits, points of one N and D coincide: the loss no "
-            "longer depends on the format. What a fit makes of them: the page of lowbit-report."
+            "longer depends on the format. For a fit to them see the page of lowbit-report."
         ),
         _grid([everything], _scatters()),
     ]
@@ -276,7 +276,7 @@ def report(logged: Logged) -> View:
         ]
     blocks += [
         wr.H1("Speed"),
-        wr.P("Tokens a second of one run. Runs that shared a machine slowed each other down."),
+        wr.P("Tokens per second of one run. Runs that shared a machine slowed each other down."),
         _grid([everything], [_line(SPEED, w=24)]),
         wr.H1("Runs"),
         wr.P("Best first. N: parameters of the blocks' matrices, D: training tokens."),
@@ -294,7 +294,7 @@ def report(logged: Logged) -> View:
 
 
 def _sections(logged: Logged) -> list[tuple[str, list[Any]]]:
-    """The workspace's: name and panels; those that nothing was logged for are left out."""
+    """Sections of the workspace, name and panels, without those for which nothing was logged."""
     curves = [_line(TRAIN_LOSS, "Training loss"), _bars(LOSS), *_scatters(), _coordinates()]
     found = [("Loss", curves), ("Speed and learning rate", [_line(SPEED), _line(RATE)])]
     found += [("Rounded after training", [_bars(n) for n in _below(logged, "ptq")])]
@@ -314,7 +314,7 @@ def _sections(logged: Logged) -> list[tuple[str, list[Any]]]:
 
 
 def _is_logged(panel: Any, logged: Logged) -> bool:
-    """Whether a curve has rows somewhere; of a study that has just begun the loss is to come."""
+    """Whether a curve has rows in some run; in a study that has just begun, the loss is to come."""
     curve = isinstance(panel, wr.LinePlot)
     return not curve or panel.y[0] in logged.metrics or panel.y[0].startswith("train/")
 
@@ -394,7 +394,7 @@ def _grid(runsets: list[Any], panels: list[Any]) -> Any:
 
 
 def _number(panels: Iterator[Any]) -> None:
-    """In place of the library's random names: same study, same bytes."""
+    """Replace the library's random names, so that the same study gives the same bytes."""
     for number, panel in enumerate(panels):
         panel._id = f"panel{number}"
 
@@ -417,7 +417,7 @@ def _colours(logged: Logged, keys: Sequence[str]) -> dict[object, object]:
 
 
 def _design(logged: Logged) -> str:
-    """How many runs there are by quantization and by size and tokens, as a table in Markdown."""
+    """The number of runs by quantization and by size and tokens, as a table in Markdown."""
     cells = Counter(
         (str(r.get("quantization")), (str(r.get("model.name")), int(r.get("D", 0))))
         for r in logged.runs.values()
@@ -431,5 +431,5 @@ def _design(logged: Logged) -> str:
 
 
 def _text(title: str) -> str:
-    """Without symbols, which W&B refuses in names."""
+    """The text without symbols, which W&B refuses in names."""
     return re.sub(r"[^\w\s.,:;?!()/&%'\"-]", " ", title).strip() or "study"

@@ -1,11 +1,11 @@
 """The console script `lowbit-sync`: offline W&B runs to the server, one curve per run.
 
-A run's files are only read, so nothing can be lost here.  What arrives at the server is what a
-resumed online run would have sent: the rows that it does not have yet, of all attempts together.
-`wandb sync` would let a later attempt overwrite an earlier one, give up at a torn file, report a
-refused upload as done and wait for ever.
+A run's files are only read, so nothing can be lost here.  The server receives what a resumed online
+run would have sent: the rows that it does not have yet, of all attempts together.  `wandb sync`
+would let a later attempt overwrite an earlier one, give up at a torn file, report a refused upload
+as done, and wait for ever.
 
-Each run is pushed by a process of its own, so that a time limit is one.
+Each run is pushed by a process of its own, so that a time limit can be enforced.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ Prints one line per run: pushed, repaired+pushed (an attempt was killed and its 
 there were several), already pushed, running (left alone), failed (why).  May be run again at any
 time, also while the sweep goes on; what the server has is not sent again.
 
-Log in once with `wandb login`, or set WANDB_API_KEY.  Exit code: 0 all that is complete is pushed,
+Log in once with `wandb login`, or set WANDB_API_KEY.  Exit code: 0 all complete runs are pushed,
 1 some failed, 2 a wrong request or no key.
 
   PATH ...             folders of runs or of studies, wherever they are
 """ + listed(Options)
 _AT_ONCE = 4
 _ANSWER_SHARE = 0.7
-"""Share of the time limit for the server's first answer: time is left to say what was wrong."""
+"""Share of the time limit for the server's first answer; the rest is time to report an error."""
 _PROBE_SECONDS = 5.0
 _LINE_CHARACTERS = 500
 NO_KEY = (
@@ -84,13 +84,13 @@ _Found = TypeVar("_Found")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run."""
+    """The outcome of one run."""
 
     state: str
     """pushed, repaired+pushed, already pushed, running, empty, failed or not tried."""
     detail: str = ""
     ends_all: str = ""
-    """Why no other run can be pushed either."""
+    """The reason why no other run can be pushed either."""
 
 
 def main() -> None:
@@ -102,7 +102,7 @@ def run(arguments: Sequence[str]) -> int:
     """Do what the arguments say and return the exit code.
 
     Raises:
-        UsageError: They cannot be meant.
+        UsageError: They make no sense.
     """
     options, paths = parse(arguments)
     folders = find_runs(paths)
@@ -177,7 +177,7 @@ def push_all(folders: Sequence[Path], timeout: float, url: str) -> Iterator[tupl
     """Push runs to the server at `url`, a few at once.
 
     Yields:
-        Each run's folder, as soon as its outcome is known, with that.
+        Each run's folder with its outcome, as soon as that is known.
     """
     hopeless = threading.Event()
 
@@ -221,7 +221,7 @@ def push(folder: Path, timeout: float) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="lowbit-sync-") as scratch:
             rows = found.history
             tracking.connect(found, Path(scratch), rows, _ANSWER_SHARE * timeout, timeout)
-            # W&B knows no "stopped": a run without an end has failed, until it is resumed.
+            # W&B has no state "stopped": a run without an end has failed, until it is resumed.
             if not tracking.finish(1 if found.exit_code is None else found.exit_code):
                 raise tracking.TrackingError("the server did not take all of its rows")
         for file, size in sizes.items():
@@ -230,7 +230,7 @@ def push(folder: Path, timeout: float) -> dict[str, Any]:
 
 
 def push_alone(folder: str, timeout: float) -> None:
-    """What the process of one run does: push, and tell its parent in a line of JSON."""
+    """The work of one run's process: push it, and report to the parent in a line of JSON."""
     try:
         print(json.dumps(push(Path(folder), timeout)))
     except tracking.TrackingError as error:
@@ -255,7 +255,7 @@ def _in_a_process(folder: Path, timeout: float, url: str) -> Outcome:
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         return Outcome("failed", (lines or ["its process was killed"])[-1])
-    said = json.loads(done.stdout.splitlines()[-1])  # W&B may have had something to say, too
+    said = json.loads(done.stdout.splitlines()[-1])  # W&B may have printed something, too
     if "of_a_file" in said:
         return Outcome("failed", said["error"])
     return _failed(said["error"], url) if "error" in said else _arrived(said)
@@ -273,7 +273,7 @@ def _arrived(said: dict[str, Any]) -> Outcome:
 
 
 def _failed(reason: str, url: str) -> Outcome:
-    # A run's own words, which its project's name could be, do not end all: only W&B's do.
+    # Only W&B's own words end everything, not a run's, such as the name of its project.
     said = reason.removeprefix("W&B did not start (")
     if said.startswith("No API key"):
         return Outcome("failed", "no key", NO_KEY)
@@ -285,7 +285,7 @@ def _failed(reason: str, url: str) -> Outcome:
 
 
 def _answers(url: str) -> bool:
-    """Whether there is a server at all: one run that takes too long says nothing about others."""
+    """Whether the server answers at all; one slow run says nothing about the others."""
     try:
         urllib.request.urlopen(url, timeout=_PROBE_SECONDS).close()
     except urllib.error.HTTPError:
@@ -296,7 +296,7 @@ def _answers(url: str) -> bool:
 
 
 def _unharmed(look: Callable[[Path], _Found], folder: Path) -> _Found | Outcome:
-    """What a look at a run's folder says; what is wrong with one of them stops no other."""
+    """The outcome that a look at a run's folder gives; an error in one does not stop the others."""
     try:
         return look(folder)
     except (OSError, ValueError, MemoryError) as error:

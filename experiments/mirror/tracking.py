@@ -1,15 +1,15 @@
 """Weights & Biases: a mirror of a run, offline by default, never a reason to fail or to wait.
 
-Whatever W&B does, a run goes on: a server that is not there, slow or refuses the key turns
+Whatever W&B does, a run goes on: a server that is down, slow or refuses the key turns
 `tracking.mode=online` into offline (nothing is lost: `lowbit-sync` pushes it later), a mirror that
 breaks is dropped, and both ends of a run take a bounded time.
 
-W&B's own process is kept between runs, for to start it takes longer than a run's rows; it ends with
-this one, or as soon as it did not do what it was asked.
+W&B's own process is kept between runs, since starting it takes longer than sending a run's rows; it
+ends with this process, or as soon as it fails to do what it was asked.
 
-A resumed run continues its curve.  Every attempt has its own file under the same id.  Online, what
-the server lacks of earlier attempts is sent first, and rows that it has are not sent again; so the
-number of rows that it has says which they are.
+A resumed run continues its curve.  Every attempt has its own file under the same id.  Online, rows
+of earlier attempts that the server lacks are sent first, and rows that it has are not sent again;
+so the number of its rows tells which rows they are.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ if TYPE_CHECKING:  # it imports torch, for which lowbit-sync has no use
 
 _LOG = logging.getLogger(__name__)
 _INIT_SECONDS = 20.0
-"""How long a run waits for the server before it starts."""
+"""Seconds that a run waits for the server before it starts."""
 _FINISH_SECONDS = 30.0
-"""How long it waits at its end for the last rows to arrive."""
+"""Seconds that it waits at its end for the last rows to arrive."""
 _CLOSE_SECONDS = 5.0
-"""What W&B's own process may take for anything else before it is killed."""
+"""Seconds that W&B's own process may take for anything else before it is killed."""
 _FLUSH_SECONDS = 2.0
-"""A lost machine loses so much of the mirror."""
+"""Seconds of the mirror that are lost with a machine."""
 _AVOID_SECONDS = 600.0
-"""For so long after the server failed one run the next ones here do not ask it: in a sweep the
-waiting would add up."""
+"""Seconds after the server failed a run during which the next ones here do not ask it: in a sweep
+the waiting would add up."""
 _avoid_until = 0.0
 
 
 class TrackingError(Failure):
-    """W&B did not do what it was asked; one line that says why."""
+    """A failure of W&B to do what it was asked; one line that says why."""
 
 
 @dataclass
@@ -63,11 +63,11 @@ class Mirror:
 
 
 _current: Mirror | None = None
-"""W&B allows one run a process."""
+"""W&B allows one run per process."""
 
 
 def tags(config: TrainConfig) -> list[str]:
-    """What one filters runs by: recipe, format, model."""
+    """Tags to filter runs by: recipe, format, model."""
     found = [config.recipe.name, config.model.name]
     if config.recipe.uses_run_precision:
         found += [f"E{config.precision.exponent}M{config.precision.mantissa}"]
@@ -85,14 +85,14 @@ def start(
     """Begin to mirror an attempt at a run; group is the study, job type "train".
 
     Args:
-        config: What is run.
+        config: The run's configuration.
         run_id: The run's address.
         folder: Its folder, for W&B's files.
         attempt: 1, 2, ...
         columns: For W&B's table of runs, beside the configuration.
 
     Returns:
-        What `log` wants; None if tracking is off, or W&B cannot even write a file.  W&B's own
+        The argument of `log`; None if tracking is off, or W&B cannot even write a file.  W&B's own
         switch may ask for less than the configuration does: WANDB_MODE=disabled, or offline.
     """
     global _avoid_until
@@ -131,14 +131,14 @@ def connect(
     init_seconds: float,
     finish_seconds: float,
 ) -> Mirror:
-    """Create the run on the server or take it up again, and bring it up to date.
+    """Create the run on the server, or resume it, and bring it up to date.
 
     Args:
         described: Its identity and configuration.
         folder: Where W&B keeps its own files.
         rows: The curve so far, from its beginning.
-        init_seconds: For the server to answer.
-        finish_seconds: For the rows to arrive, once `finish` is called.
+        init_seconds: Time for the server to answer.
+        finish_seconds: Time for the rows to arrive, once `finish` is called.
 
     Raises:
         TrackingError: No answer, no key, a wrong key.
@@ -152,7 +152,7 @@ def connect(
 
 
 def log(mirror: Mirror | None, row: dict[str, float]) -> None:
-    """Send one row of metrics; a W&B that breaks down costs the rest of the mirror, not the run."""
+    """Send one row of metrics; if W&B breaks down, the rest of the mirror is lost, not the run."""
     if mirror is None or mirror.broken or (mirror.seen and row_key(row) in mirror.seen):
         return
     try:
@@ -188,12 +188,12 @@ def finish(exit_code: int) -> bool:
 
 
 def _uploaded(settings: Any) -> bool:
-    """Whether a run that was closed in peace arrived; if so its files are marked."""
+    """Whether a run that was closed without an error arrived; if so, its files are marked."""
     try:
-        # W&B says nowhere else that an upload failed for good.
+        # W&B reports nowhere else that an upload failed for good.
         if "filestream: fatal error" in Path(settings.log_internal).read_text():
             return False
-        # W&B's process closes the file when it comes to that, after the run has ended here.
+        # W&B's process closes the file in its own time, after the run has ended here.
         until = time.monotonic() + _CLOSE_SECONDS
         while read_run(Path(settings.sync_file)).exit_code is None and time.monotonic() < until:
             time.sleep(0.01)
@@ -220,7 +220,7 @@ def _init(
     if kept is not None and kept.poll() is not None:
         shut_down()
     try:
-        # Before anything else, or W&B says whose key it found, and asks for one on a terminal.
+        # Before anything else, or W&B prints whose key it found, and asks for one on a terminal.
         wandb.setup(wandb.Settings(silent=True, console="off"))
         run = wandb.init(
             project=described.project,
@@ -247,7 +247,7 @@ def _init(
                 disable_git=True,
             ),
         )
-        # W&B's process is this one's alone: a child would find it in the environment, and share it.
+        # W&B's process belongs to this one: a child would find it in the environment and share it.
         os.environ.pop(wandb.env.SERVICE, None)
         run.define_metric("tokens")
         run.define_metric("*", step_metric="tokens")
@@ -270,7 +270,7 @@ def shut_down() -> None:
 
 
 def _process() -> Any:
-    """W&B's own process, if it runs; there is no public way to it."""
+    """W&B's own process, if it runs; there is no public API for it."""
     from wandb.sdk import wandb_setup
 
     process: Any = wandb_setup.singleton()

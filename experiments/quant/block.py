@@ -1,7 +1,7 @@
 """Quantize = scale a block, round its elements to the format's grid, scale back.
 
-`quantize_plain` is the definition, in PyTorch; a compiled kernel, or on a GPU one of Triton's, does
-the same, to the bit, where it was built or is installed, and knows the precision.
+`quantize_plain` is the definition, in PyTorch.  A compiled kernel, or on a GPU one of Triton's,
+does the same to the bit, if it was built or is installed and knows the precision.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from experiments.quant.straight_through import differentiated, straight_through
 
 
 def backend(precision: Precision, device: str = "cpu") -> str:
-    """What quantizes to `precision` on `device` here; every run record names it."""
+    """The backend that quantizes to `precision` on `device`; every run record names it."""
     probe = torch.empty(0, device=device)
     if cpu.NAME and cpu.supports(probe, precision):
         return cpu.NAME
@@ -61,17 +61,17 @@ def quantize(
     scales that are powers of two (not 4/3) and elements of at most 8 or 11 significant bits.  With
     FP32 or two-level scales most values move; quantize `x.float()` to have the values.
 
-    Its gradient is straight-through, whoever computes it (`experiments.quant.straight_through`).
+    Its gradient is straight-through on every backend (`experiments.quant.straight_through`).
 
     Args:
         x: [..., K], float32, bfloat16 or float16.  The last axis must be the one that the GEMM
             sums over; for granularity "block" K must be a multiple of the block size, for "tile"
             the last two axes must.
-        precision: Element format, who shares a scale, and the scale's format.
+        precision: Element format, what shares a scale, and the scale's format.
         noise: Rounds stochastically with these uniform draws from [0, 1), the shape of `x`, or
             with those that `kernels.noise.uniform` makes of this key; None rounds as `rounding`
             says.
-        rounding: To which neighbour.
+        rounding: The direction of rounding.
         hadamard: Rotates `x`, in float32, before all else: `experiments.quant.hadamard.rotate` by
             blocks of this size; 0 for none.
         signs: Signs of the rotation.
@@ -83,7 +83,7 @@ def quantize(
         tensor does.
 
     Raises:
-        ValueError: Wrong dtype, an axis no multiple of the block size or of `hadamard`, `noise` of
+        ValueError: Wrong dtype, an axis not a multiple of the block size or `hadamard`, `noise` of
             another shape, or no such direction.
 
     Source:
@@ -123,19 +123,19 @@ def quantize_as(
     hadamard: int = 0,
     signs: Tensor | None = None,
 ) -> Tensor:
-    """Fake-quantize as a rounding of any kind says.
+    """Fake-quantize with a rounding of any kind.
 
     Args:
         x: As for `quantize`.
-        precision: As there; for a rounding that moves scales nvfp4.
-        rounding: How.
+        precision: As there; nvfp4 for a rounding that moves scales.
+        rounding: The rounding.
         noise: For a rounding that draws: as for `quantize`, or as for
             `experiments.quant.eden.ms_eden` where it moves scales.
         hadamard: As for `quantize`.
         signs: As there.
 
     Raises:
-        ValueError: What those two raise, or another precision than nvfp4.
+        ValueError: As for those two, or a precision other than nvfp4.
     """
     if not rounding.draws:
         return quantize(x, precision, None, rounding.direction, hadamard, signs)
@@ -159,7 +159,7 @@ def _quantized(
     hadamard: int,
     signs: Tensor | None,
 ) -> Tensor:
-    """The values, by the fastest that knows these."""
+    """The values, from the fastest backend that supports them."""
     noise = key if draws is None else draws
     if cpu.supports(x, precision, hadamard) and cpu.readable(draws, signs):
         return cpu.quantize(x, precision, noise, rounding, hadamard, signs)
@@ -259,7 +259,7 @@ def round_elements(
 def _rounded(
     x: Tensor, element: ElementFormat, draws: Tensor | None, key: int | None, rounding: Direction
 ) -> Tensor:
-    """The values, by the fastest there is."""
+    """The values, from the fastest backend available."""
     noise = key if draws is None else draws
     if cpu.rounds(x) and cpu.readable(draws):
         return cpu.round_elements(x, element, noise, rounding)
@@ -316,24 +316,24 @@ def _errs_less(other: Tensor, values: Tensor, blocks: Tensor) -> Tensor:
 
 
 def _draws_and_key(noise: Tensor | int | None) -> tuple[Tensor | None, int | None]:
-    """Noise as an array or as a key, the key in the 64 bits that it is mixed from."""
+    """Noise as an array or as a key, the key in the 64 bits from which it is mixed."""
     if not isinstance(noise, int):
         return noise, None
     return None, noise if -(2**63) <= noise < 2**63 else (noise + 2**63) % 2**64 - 2**63
 
 
 def named(value: Precision | ElementFormat | Direction) -> str:
-    """Name of a format or a direction, a constant for a compiler."""
+    """The name of a format or a direction, a constant for a compiler."""
     return str(value)
 
 
-# What torch.compiler.assume_constant_result does, which would import the compiler: two seconds of
-# every command, for a mark.
+# What torch.compiler.assume_constant_result does; importing that would import the compiler: two
+# seconds of every command, for a mark.
 named._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _stands_for_another(*tensors: Tensor | None) -> bool:
-    """Whether one of these is no tensor in memory, or a compiler or a mode is at work."""
+    """Whether one of these is not a tensor in memory, or a compiler or a mode is at work."""
     return not all(t is None or dense(t) or (t.is_cuda and on_device(t)) for t in tensors)
 
 

@@ -26,7 +26,7 @@ _REACHED = 6 * 16 / 17 / 0.93
 _TOP_SCALE = 256.0
 """The largest block scale; the correction may raise it by up to 448 / 256."""
 TOP = _REACHED * _TOP_SCALE
-"""What the tensor's amax is mapped to by its FP32 scale."""
+"""The value to which the tensor's FP32 scale maps its amax."""
 
 
 @of_one_process
@@ -47,7 +47,7 @@ def ms_eden(x: Tensor, noise: Tensor | int) -> Tensor:
         gradient is straight-through (`experiments.quant.straight_through`).
 
     Raises:
-        ValueError: `x` has another dtype, K is no multiple of 16, or `noise` of another shape.
+        ValueError: `x` has another dtype, K is not a multiple of 16, or `noise` has another shape.
 
     Source:
         2601.22813, MS-EDEN; S per block of 16 as in the paper (its repository takes it over the

@@ -32,7 +32,7 @@ SPECIALS = ("none", "ocp", "ieee")
 
 
 class FormatError(Refusal):
-    """A format that does not exist, with what would be right."""
+    """An error for a format that does not exist, with what would be right."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ _ELEMENT_NAMES: dict[str, ElementFormat] = {
 
 
 class ScaleFormat(StrEnum):
-    """What a block's scale is stored in, and the rule that picks it (`experiments.quant.scale`).
+    """The format of a block's scale, and the rule that picks it (`experiments.quant.scale`).
 
     FP32            amax / max.
     E8M0            2^(floor(log2 amax) - emax), the rule of OCP MX v1.0: clips by up to a binade.
@@ -314,9 +314,9 @@ class ScaleFormat(StrEnum):
 
 @dataclass(frozen=True)
 class Precision:
-    """To what a tensor is quantized: an element format and the scales that fit data to it.
+    """The target of quantization: an element format and the scales that fit data to it.
 
-    `granularity` says who shares a scale: "block" (`block_size` consecutive values of the summed
+    `granularity` says what shares a scale: "block" (`block_size` consecutive values of the summed
     axis), "tile" (`block_size` x `block_size` of the last two axes), "row" (the whole summed axis)
     or "tensor".
     """
@@ -344,7 +344,7 @@ class Precision:
         """Read a published format's name, or one that spells the parts out, in any case.
 
         The first are the keys of `PRECISIONS`: mxfp4, nvfp4, mxint8, ...  The second are an
-        element format, then who shares a scale (block32, tile16, row, tensor), then the scale, as
+        element format, then what shares a scale (block32, tile16, row, tensor), then the scale, as
         `str` writes them; a missing part is block32, fp32.
 
         Raises:
@@ -378,7 +378,7 @@ class Precision:
             raise FormatError(f"precision {name!r}: {error}{hint}") from error
 
     def __str__(self) -> str:
-        """Element, who shares a scale, scale: E2M1-block32-e8m0; `parse` reads it back."""
+        """Element, what shares a scale, scale: E2M1-block32-e8m0; `parse` reads it back."""
         size = self.block_size if self.in_blocks else ""
         return f"{self.element}-{self.granularity}{size}-{self.scale}"
 
@@ -389,7 +389,7 @@ class Precision:
 
     @cached_property
     def in_blocks(self) -> bool:
-        """Whether `block_size` says who shares a scale."""
+        """Whether `block_size` says what shares a scale."""
         return self.granularity in ("block", "tile")
 
     @cached_property
@@ -399,7 +399,7 @@ class Precision:
 
     @cached_property
     def divisor(self) -> int:
-        """What must divide the summed axis; where there are tiles, the one before it, too."""
+        """The divisor of the summed axis and, for tiles, of the axis before it."""
         return self.block_size if self.in_blocks else 1
 
     def sharing(self, rows: int, columns: int) -> int:

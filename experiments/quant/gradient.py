@@ -1,4 +1,4 @@
-"""Gradient estimators: what a gradient is multiplied by on its way back through a rounding.
+"""Gradient estimators: the factors of a gradient on its way back through a rounding.
 
 Rounding is a staircase, whose derivative is zero almost everywhere.  Straight-through estimation
 replaces it by one.  The two here are the field's alternatives.
@@ -33,8 +33,8 @@ def rounding_gradient(
     """The factor of each value's gradient.
 
     Args:
-        x: What was quantized, or rotated and then quantized, [..., K], float32.
-        precision: To what; one scale rule.
+        x: The values that were quantized, or rotated and then quantized, [..., K], float32.
+        precision: Their format; one scale rule.
         estimator: Masked: 1, or 0 for a value that was clipped, because it lies beyond its scale
             times the largest element.  With a steepness: `staircase_slope` of the scaled value.
             Straight through: 1.

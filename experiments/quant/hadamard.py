@@ -48,7 +48,9 @@ def check_rotation(shape: torch.Size, size: int) -> None:
     if size < 1 or size & (size - 1):
         raise ValueError(f"hadamard={size}: must be a power of two")
     if shape[-1] % size:
-        raise ValueError(f"hadamard={size}: the summed axis of {tuple(shape)} is no multiple of it")
+        raise ValueError(
+            f"hadamard={size}: the summed axis of {tuple(shape)} is not a multiple of it"
+        )
 
 
 @of_one_process
@@ -88,7 +90,7 @@ def random_signs(key: int, size: int, device: torch.device | str = "cpu") -> Ten
 
 @dataclass(frozen=True)
 class Rotation:
-    """A rotation of matrices: in float32, or in float64 where they are.
+    """A rotation of matrices: in float32, or in float64 if they are.
 
     >>> x = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
     >>> Rotation(2).across(x)

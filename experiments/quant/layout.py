@@ -12,8 +12,8 @@ def check_axes(shape: torch.Size, precision: Precision) -> None:
     """Refuse a shape that the blocks do not divide.
 
     Raises:
-        ValueError: The summed axis, or with tiles one of the last two, is no multiple of the block
-            size.
+        ValueError: The summed axis, or with tiles one of the last two, is not a multiple of the
+            block size.
     """
     size = precision.divisor
     if size > 1 and (shape[-1] % size or (precision.tile and shape[-2] % size)):
@@ -50,15 +50,15 @@ def turned(x: Tensor) -> bool:
 
 
 def lying_as(x: Tensor, result: Tensor) -> Tensor:
-    """`result`, of x's shape, in memory as `turned` x is, else contiguous.
+    """`result`, of x's shape, transposed in memory if x is `turned`, else contiguous.
 
-    The layout decides in which order a GEMM adds, so it is part of what backends have in common.
+    The layout decides in which order a GEMM adds, so backends must agree on it.
     """
     return result.t().contiguous().t() if turned(x) else result.contiguous()
 
 
 def narrowed(result: Tensor, dtype: torch.dtype) -> Tensor:
-    """Float32 values in `dtype`; what would overflow there saturates.  May change `result`."""
+    """Float32 values in `dtype`; values that would overflow saturate.  May change `result`."""
     if result.dtype is dtype:
         return result
     limit = torch.finfo(dtype).max

@@ -62,7 +62,7 @@ class NoiseClock:
     quantizing: bool = True
     """False: this pass is in high precision, whatever the recipe."""
     watch: Watch | None = None
-    """Told of every operand of a quantizing layer; it must change none of what it is told."""
+    """Called with every operand of a quantizing layer; it must not change any of them."""
 
     def key(self, counter: int, layer: int, stream: int) -> int:
         """Key of one tensor's draws (`experiments.quant.kernels.noise`)."""
@@ -80,8 +80,8 @@ class QuantLinear(nn.Linear):
         out_features: Size of the last axis of the output.
         recipe: Which operands, which rounding, which rotation.  None quantized: `nn.Linear`,
             bit for bit.
-        precision: To what they are quantized that the recipe gives no format of their own.
-        clock: Where noise and random signs come from.
+        precision: Format of operands to which the recipe gives no format of their own.
+        clock: The source of noise and random signs.
         layer: Number of this layer in the model, part of the noise's address.
         bias: Whether to add a (never quantized) bias.
     """
@@ -99,18 +99,18 @@ class QuantLinear(nn.Linear):
         super().__init__(in_features, out_features, bias=bias)
         self.recipe = recipe
         self.precisions = recipe.precisions(precision)
-        """To what each quantized operand is, by label."""
+        """Formats of the quantized operands, by label."""
         self.roundings = recipe.roundings()
-        """How those are that are rounded here, and not taken over."""
+        """Roundings of the operands that are rounded here and not taken over, by label."""
         self.estimators = recipe.estimators()
-        """What passes the rounding of P1 and P2 back, where that is not straight through."""
+        """Gradient estimators for the rounding of P1 and P2, if not straight through."""
         self.clock = clock
         self.layer = layer
         self.kept = not recipe.quantized
         """Whether this layer stays in high precision; the model keeps those its recipe names."""
         self.given: frozenset[str] = frozenset()
-        """Those of P1 and P2 that come quantized, as where a trained model is scored so: they are
-        multiplied as they are, whatever the compute dtype."""
+        """Those of P1 and P2 that arrive quantized, as when a trained model is scored in another
+        format: they are multiplied as they are, whatever the compute dtype."""
         self.steps = self._steps()
         """Multiples to which rows, in_features and out_features are filled up with zeros."""
 
@@ -134,7 +134,7 @@ class QuantLinear(nn.Linear):
         return output if self.bias is None else output + self.bias.to(output.dtype)
 
     def _compute_dtype(self, input: Tensor) -> torch.dtype:
-        """As `nn.Linear` has it: autocast's, or the tensors' own."""
+        """The dtype of `nn.Linear`: autocast's, or the tensors' own."""
         device = input.device.type
         if torch.is_autocast_enabled(device):
             return torch.get_autocast_dtype(device)
@@ -155,7 +155,7 @@ class QuantLinear(nn.Linear):
             left: The first of its operands in `recipe.GEMMS`, [rows, K].
             right: The second, [columns, K].
             counter: The clock's count when the layer ran forward.
-            dtype: In which they are going to be multiplied.
+            dtype: The dtype in which they will be multiplied.
         """
         labels, rotation = GEMMS[gemm_name], None
         if labels[0] in self.precisions or labels[1] in self.precisions:
@@ -239,9 +239,8 @@ class QuantLinear(nn.Linear):
             label: P1 for the input's, P2 for the weight's.
             left: As for `operands`.
             right: As there; where its other axis is rotated, so is the product's.
-            values: The tensor that the gradient is of; None where its rounding passes all straight
-                through.
-            rotation: What the forward product rotated that by.
+            values: The tensor whose gradient it is; None if its rounding is straight through.
+            rotation: The rotation of that tensor in the forward product.
             counter: As for `operands`.
             dtype: As there.
         """
@@ -264,7 +263,7 @@ class QuantLinear(nn.Linear):
         return gradient if rotated is None else rotated.undone_along(gradient)
 
     def _steps(self) -> tuple[int, int, int]:
-        """What must divide the rows, the in_features and the out_features, zeros filled up."""
+        """The divisors of the rows, in_features and out_features after filling up with zeros."""
         gemms, summed = self.recipe.gemms(), {}
         for name, labels in GEMMS.items():
             used = [self.precisions[label] for label in labels if label in self.precisions]
@@ -307,7 +306,7 @@ class _QuantizedGemms(torch.autograd.Function):
             left.values if keeps_left else None,
             right.values if keeps_right else None,
         )
-        # Of a factor per row there is nothing left once the product sums over the other axis.
+        # A factor per row has no meaning once the product sums over the other axis.
         ctx.factors = left.shared_factor, right.shared_factor
         output = layer.product("output", left, right, dtype)
         output = output[: rows.shape[0], : weight.shape[0]]
@@ -318,7 +317,7 @@ class _QuantizedGemms(torch.autograd.Function):
         if torch.is_grad_enabled():
             # Not `once_differentiable`, which drops a term where the input is reached another way.
             raise RuntimeError(
-                "create_graph=True: a quantized layer has no second derivatives, for a rounding's "
+                "create_graph=True: a quantized layer has no second derivatives, as a rounding's "
                 "gradient is an estimate; set clock.quantizing=False, or quantize fewer layers"
             )
         rows, weight, forward_rows, forward_weight = ctx.saved_tensors
@@ -358,7 +357,7 @@ def _turned(
     factor: Tensor | float | None,
     rotation: Rotation | None,
 ) -> Operand:
-    """The transpose of what the forward product multiplied, or else of the tensor itself."""
+    """The transpose of the operand that the forward product multiplied, or of the tensor itself."""
     if rounded is not None:
         return Operand(rounded, True, factor, along=rotation).t()
     assert tensor is not None
@@ -366,14 +365,14 @@ def _turned(
 
 
 def _filled(x: Tensor, by_rows: int, by_columns: int) -> Tensor:
-    """[rows, columns] with zeros behind, so that both are multiples; x itself if they are."""
+    """[rows, columns] padded with zeros so that both are multiples; x itself if they are."""
     rows, columns = -x.shape[0] % by_rows, -x.shape[1] % by_columns
     return F.pad(x, (0, columns, 0, rows)) if rows or columns else x
 
 
 @lru_cache(maxsize=64)
 def _repeated_signs(key: int, block: int, size: int, device: torch.device) -> Tensor:
-    """The same for every block, all through a run."""
+    """Signs that are the same for every block, throughout a run."""
     return random_signs(key, block, device).repeat(size // block)
 
 

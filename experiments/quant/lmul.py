@@ -1,4 +1,4 @@
-"""L-Mul: products by addition of mantissas (2410.00907), a whole GEMM of them at a time.
+"""L-Mul: products by addition of mantissas (2410.00907), a whole GEMM at a time.
 
 With x = +-(1 + xm) 2^xe and y = +-(1 + ym) 2^ye, Eq. 1 of the paper leaves the product of the
 mantissas out and puts a constant in its place:

@@ -1,4 +1,4 @@
-"""Modes: how a value is rounded, and what passes a rounding's gradient back.  No torch.
+"""Modes of rounding a value, and of passing a gradient back through the rounding.  No torch.
 
 Configurations and records spell both as strings, which `Rounding.parse` and `Estimator.parse` read;
 everything else takes the values.
@@ -18,7 +18,7 @@ NOISE_BITS = 24
 
 
 class Direction(StrEnum):
-    """Which neighbour in a format a value becomes where nothing is drawn."""
+    """The neighbour in a format that a value becomes if nothing is drawn."""
 
     NEAREST_EVEN = "nearest_even"
     NEAREST_AWAY = "nearest_away"
@@ -59,7 +59,7 @@ class Rounding:
         """Read a direction, "stochastic", "stochastic_8" (with 8 random bits) or "ms_eden".
 
         Raises:
-            Refusal: No such rounding; says what there is, without the name.
+            Refusal: No such rounding; lists those there are, without the name.
 
         >>> [Rounding.parse(name).random_bits for name in ("up", "stochastic", "stochastic_8")]
         [0, 24, 8]
@@ -100,7 +100,7 @@ NEAREST = Rounding()
 
 @dataclass(frozen=True)
 class Estimator:
-    """What a gradient is multiplied by on its way back through a rounding.
+    """The factor of a gradient on its way back through a rounding.
 
     1 (straight through); or, `masked`, 0 for values that were clipped; or the slope of a smooth
     staircase, the steeper in its middle the larger `steepness` (`experiments.quant.gradient`).
@@ -115,7 +115,7 @@ class Estimator:
         """Read "straight_through", "masked", or "dge_5" (of steepness 5).
 
         Raises:
-            Refusal: No such estimator; says what there is, without the name.
+            Refusal: No such estimator; lists those there are, without the name.
 
         >>> Estimator.parse("dge_5")
         Estimator(masked=False, steepness=5.0)

@@ -1,16 +1,16 @@
-"""What a GEMM multiplies, so that no operand is rounded a second time.
+"""Operands of a GEMM, kept so that none is rounded a second time.
 
 A value of a format is element x scale of its block.  A 16-bit compute dtype holds element x block
-scale where both together have few enough digits, but not a scale in FP32, nor 4/3: cast to it,
-nearly every value moves.  Two ways keep the values as they were quantized:
+scale if both together have few enough digits, but not a scale in FP32, nor 4/3: cast to it, nearly
+every value moves.  Two ways keep the values as they were quantized:
 
-- A GEMM of 16-bit numbers takes element x block scale alone, and what all of a tensor or a row
-  shares, the FP32 scale of two-level formats, of tensors and of rows, or 4/3, is applied to the
-  product: a `factor`.  Needs a GEMM that stores float32, or the sums would be rounded twice.
-- A float32 GEMM takes the values as they are.  The only way for an FP32 scale per block or tile
-  and for elements of too many digits, and the faster one on a CPU.
+- A GEMM of 16-bit numbers takes element x block scale only, and the part that all of a tensor or a
+  row shares (the FP32 scale of two-level formats, of tensors and of rows, or 4/3) is applied to the
+  product: a `factor`.  This needs a GEMM that stores float32, or the sums would be rounded twice.
+- A float32 GEMM takes the values as they are.  This is the only way for an FP32 scale per block or
+  tile and for elements of too many digits, and the faster one on a CPU.
 
-Either way the sums are float32's and are rounded to the compute dtype once.
+Either way the sums are in float32 and are rounded to the compute dtype once.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Operand:
     """Whether they are a format's numbers, which the GEMM must take as they are; others are cast
     to the compute dtype, as in any layer that computes in it."""
     factor: Tensor | float | None = None
-    """What `values` divided by, a scalar or [rows, 1], leaves numbers of bfloat16; None where there
-    is no such factor, or no use for it."""
+    """The factor, a scalar or [rows, 1], by which `values` are divided to be numbers of bfloat16;
+    None if there is no such factor, or no use for it."""
     along: Rotation | None = None
-    """What the summed axis was rotated by."""
+    """The rotation of the summed axis."""
     across: Rotation | None = None
-    """What the other axis was rotated by, before that."""
+    """The earlier rotation of the other axis."""
 
     def t(self) -> Operand:
         """The transpose, for a GEMM that sums over the other axis."""
@@ -56,7 +56,7 @@ class Operand:
         return Operand(values, self.quantized, factor, self.across, self.along)
 
     def rotated(self, rotation: Rotation | None) -> Operand:
-        """The same, rotated along the summed axis: numbers of no format; itself for None."""
+        """The operand rotated along the summed axis, no longer in a format; itself for None."""
         if rotation is None:
             return self
         return Operand(rotation.along(self.values), along=rotation, across=self.across)
@@ -68,14 +68,14 @@ class Operand:
 
     @property
     def shared_factor(self) -> Tensor | float | None:
-        """The factor where all rows share it: it is the transpose's, too."""
+        """The factor if all rows share it: then it is also that of the transpose."""
         one = isinstance(self.factor, float) or (
             self.factor is not None and self.factor.numel() == 1
         )
         return self.factor if one else None
 
     def narrow(self) -> Tensor | None:
-        """The values over the factor, in bfloat16, exactly; None where it cannot hold them."""
+        """The values over the factor, exact in bfloat16; None if it cannot hold them."""
         if not self.quantized:
             return self.values.to(torch.bfloat16)
         if self.factor is None:
@@ -101,19 +101,19 @@ def has_factor(precision: Precision) -> bool:
 
 @of_one_process
 def factor_of(x: Tensor, precision: Precision, rounding: Rounding) -> Tensor | float | None:
-    """What to divide `quantize_as(x, precision, rounding)` by, so that bfloat16 holds the quotient.
+    """The divisor of `quantize_as(x, precision, rounding)` whose quotient bfloat16 holds.
 
     Holds while block scales are normal float32 numbers, for tensors whose largest value is above
     about 2^-110.
 
     Args:
         x: [rows, K], float32, as it is quantized, so after a rotation.
-        precision: To what.
-        rounding: How; one that moves scales has a tensor scale of its own.
+        precision: The format.
+        rounding: The rounding; one that moves scales has a tensor scale of its own.
 
     Returns:
-        A scalar, or [rows, 1]; 1.0 where there is nothing to take out; None where `has_factor` says
-        that there is no such factor.
+        A scalar, or [rows, 1]; 1.0 if there is nothing to take out; None if `has_factor` says that
+        there is no such factor.
     """
     if not has_factor(precision):
         return None

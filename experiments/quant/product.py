@@ -1,7 +1,7 @@
 """Matrix products of 16-bit numbers that come out in float32, and the switches that keep them so.
 
-A 16-bit GEMM adds in float32 and rounds its sums once, when it stores them.  Here they are handed
-out before that, so that scales can be applied and the result rounded a single time.
+A 16-bit GEMM adds in float32 and rounds its sums once, when it stores them.  Here the sums are
+returned before that, so that scales can be applied and the result rounded a single time.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 WIDE_DEVICES = ("cuda",)
-"""Where a GEMM takes 16-bit operands and stores float32.  On a CPU torch 2.13 has none: its 16-bit
-GEMM rounds what it stores, and without AVX-512 is an order of magnitude slower than float32's."""
+"""Devices whose GEMM takes 16-bit operands and stores float32.  On a CPU torch 2.13 has none: its
+16-bit GEMM rounds what it stores, and without AVX-512 is ten times slower than float32's."""
 
 _REDUCTIONS = (
     "allow_bf16_reduced_precision_reduction",
@@ -40,7 +40,7 @@ def wide_product(left: Tensor, right: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Have every product add in float32 and float32 mean float32; the settings come back after.
+    """Make every product add in float32, and float32 mean float32; then restore the settings.
 
     By default cuBLAS may add parts of a bfloat16 or float16 product in 16 bits, and a program may
     have allowed TensorFloat32, or bfloat16 on a CPU, for products of float32.
@@ -53,7 +53,7 @@ def full_precision() -> Iterator[None]:
     accumulation = matmul.allow_fp16_accumulation
     on_cpu = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     precisions = {each: each.fp32_precision for each in (matmul, on_cpu)}
-    # torch keeps an older setting beside these, and refuses to multiply, or to tell it, where the
+    # torch keeps an older setting beside these, and refuses to multiply, or to report it, if the
     # two disagree: then only the newer was set, and the older is at its default.
     try:
         older = torch.get_float32_matmul_precision()

@@ -34,13 +34,13 @@ SHORTEST_WORD, LONGEST_WORD = 2, 11
 
 
 class Slot(NamedTuple):
-    """Where an operand stands in a recipe."""
+    """The place of an operand in a recipe."""
 
     gemm: str
     part: str
 
     def key(self, *more: str) -> str:
-        """The key of the operand, or of a value of it."""
+        """The key of the operand, or of one of its values."""
         return ".".join(("recipe", *self, *more))
 
 
@@ -62,19 +62,19 @@ class OperandConfig:
     """One quantized operand."""
 
     rounding: str = "nearest_even"
-    """A name that `Rounding.parse` reads; none, for what the forward product rounded."""
+    """A name that `Rounding.parse` reads; none: taken as the forward product rounded it."""
     precision: str = ""
     """A name that `Precision.parse` reads; "" is the run's."""
     forward: bool = False
     """For grad_input.weight and grad_weight.input: take what the forward product multiplied, as it
     was rotated there, instead of the high-precision tensor."""
     gradient: str = "straight_through"
-    """For output.input and output.weight: what passes the rounding back, a name that
+    """For output.input and output.weight: how the gradient passes the rounding, a name that
     `Estimator.parse` reads."""
 
     @property
     def taken_over(self) -> bool:
-        """Whether it is what the forward product rounded, not rounded again."""
+        """Whether it is the forward product's rounded operand, not rounded again."""
         return self.rounding == "none"
 
 
@@ -123,7 +123,7 @@ class WordLengthConfig:
     """How fixed-point word lengths move during training (`experiments.quant.word_length`)."""
 
     lookback: int = 0
-    """Most steps between two decisions of a layer; 0: word lengths stay what they are."""
+    """Most steps between two decisions of a layer; 0: word lengths do not change."""
     bins: int = 30
     """Divergence of the histograms by which a word length may not differ."""
 
@@ -133,7 +133,7 @@ GemmConfig = OutputConfig | GradInputConfig | GradWeightConfig
 
 @dataclass
 class RecipeConfig:
-    """Where and how a linear layer is quantized, and which layers are."""
+    """Where and how linear layers are quantized, and which of them are."""
 
     name: str = "none"
     output: OutputConfig = field(default_factory=OutputConfig)
@@ -144,7 +144,8 @@ class RecipeConfig:
     keep_last: int = 0
     """Blocks at the output that stay in high precision."""
     keep: list[str] = field(default_factory=list)
-    """Layers that do, by any run of the parts of their name: attention.qkv, mlp, blocks.3."""
+    """Layers that stay in high precision, by consecutive parts of their name: attention.qkv, mlp,
+    blocks.3."""
     high_precision_share: float = 0.0
     """Last share of the training steps, and the validation after them, without quantization."""
     word_length: WordLengthConfig = field(default_factory=WordLengthConfig)
@@ -174,7 +175,7 @@ class RecipeConfig:
                 yield label, key, operand
 
     def roundings(self) -> dict[str, Rounding]:
-        """How each of those is, by label.
+        """Roundings of these operands, by label.
 
         Raises:
             Refusal: A name that no rounding has; `problems` says so first.
@@ -182,7 +183,7 @@ class RecipeConfig:
         return {label: Rounding.parse(operand.rounding) for label, _, operand in self.rounded()}
 
     def estimators(self) -> dict[str, Estimator]:
-        """What passes the rounding back, by label, where it is not straight through.
+        """Gradient estimators, by label, except for straight-through ones.
 
         Raises:
             Refusal: A name that no estimator has; `problems` says so first.
@@ -196,11 +197,11 @@ class RecipeConfig:
 
     @property
     def uses_run_precision(self) -> bool:
-        """Whether the run's precision plays any part."""
+        """Whether any operand uses the run's precision."""
         return any(not operand.precision for _, _, operand in self.rounded())
 
     def precisions(self, run: Precision) -> dict[str, Precision]:
-        """To what each quantized operand is, by label.
+        """Formats of the quantized operands, by label.
 
         Raises:
             FormatError: A name that no format has; `problems` says so first.
@@ -240,7 +241,7 @@ class RecipeConfig:
         )
 
     def problems(self) -> list[str]:
-        """What is wrong with this recipe, each as "key=value: what would be right"."""
+        """Errors of this recipe, each as "key=value: what would be right"."""
         found = []
         for gemm_name, gemm in self.gemms().items():
             key = f"recipe.{gemm_name}"

@@ -1,4 +1,4 @@
-"""Round to the grid of a format: the plain definition that every faster way must equal.
+"""Rounding to the grid of a format: the plain definition that every faster way must equal.
 
 Takes values already divided by their scale.  Works on the float32 bit pattern: masking the
 mantissa away leaves the power of two below |x|, exactly, where a float log2 is off by one just
@@ -124,7 +124,7 @@ def round_stochastic(x: Tensor, element: ElementFormat, noise: Tensor) -> Tensor
     # Round the magnitude, so that the outcome for -x mirrors that for x, and keep the sign.
     steps = x.abs().div_(spacing)
     lower = steps.floor()
-    # The comparison is exact; floor(steps + noise) would not be, for the sum is rounded.
+    # The comparison is exact; floor(steps + noise) would not be, since the sum is rounded.
     lower.add_(noise < steps.sub_(lower))
     return _saturate(torch.copysign(lower.mul_(spacing), x), element)
 

@@ -1,4 +1,4 @@
-"""From a block's values to its scale: every rule the field uses, value = scale * element.
+"""A block's scale from its values, by every rule that the field uses: value = scale * element.
 
 All rules take blocks along the last axis and return float32 scales with that axis of size 1.  A
 block of zeros gets a scale that keeps it zero; a block with a NaN or an infinity gets NaN, so the
@@ -23,11 +23,11 @@ MAX_SCALED_EXPONENT = 64
 E4M3 = FloatFormat(4, 3, "ocp")
 UE5M3 = FloatFormat(5, 3, "ieee")
 UE5M3_TOP = 448.0
-"""What the tensor's amax is mapped to: 137 times headroom below UE5M3's 61440 (2609.02846)."""
+"""The value to which the tensor's amax is mapped, 137 times below UE5M3's 61440 (2609.02846)."""
 _FOUR_OVER_SIX_TOP = 6.0 * 256.0
-"""So that the scale for 4, 1.5 times as large, still fits E4M3."""
+"""The same for E4M3_4_6, so that the scale for 4, 1.5 times as large, still fits E4M3."""
 OTHER_REACHED = 4.0
-"""Where the other scale of E4M3_4_6 has a block's amax."""
+"""The element to which the other scale of E4M3_4_6 maps a block's amax."""
 _E4M3_HEADROOM = 16 / 17
 """E4M3 rounds a scale down by at most 1/17 of it (1.0625 to 1), so amax then still fits."""
 CLIPPED_BEYOND = 1 + 2.0**-20
@@ -217,7 +217,7 @@ def unit_exponent(amax: Tensor) -> Tensor:
 
 
 def quest_clip(element: ElementFormat) -> float:
-    """What QUEST wants a scale to be where a block's root mean square is 1."""
+    """The scale that QUEST asks for if a block's root mean square is 1."""
     return _GAUSSIAN_CLIP / element.max
 
 
@@ -235,7 +235,7 @@ def pairwise_sum(values: Tensor) -> Tensor:
 
 
 def two_level_parts(element: ElementFormat, scale: ScaleFormat) -> tuple[float, FloatFormat, float]:
-    """What `two_level` takes after the data."""
+    """The arguments of `two_level` after the data."""
     largest = reach(element)[0]
     if scale is ScaleFormat.E4M3_4_6:
         return largest, E4M3, _FOUR_OVER_SIX_TOP
@@ -258,7 +258,7 @@ def two_level(
     Args:
         amax: Largest magnitude of each block, any shape.
         tensor_amax: Largest magnitude of the tensor, a scalar.
-        reached: Where amax falls among the elements.
+        reached: The element on which amax falls.
         stored: Format of the block scales.
         top: reached * the block scale of the block that holds `tensor_amax`.
 

@@ -1,4 +1,4 @@
-"""The stated gradient of rounding: straight through, the same whoever computes the values.
+"""The stated gradient of rounding: straight through, the same for every backend.
 
 A rounding is a staircase, so its own derivative is zero almost everywhere.  By the field's
 convention (Bengio et al., 1308.3432) its gradient is that of the identity: what arrives is passed
@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from experiments.quant.hadamard import rotate, unrotate
 
 Values = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
-"""From x, its noise and the signs of its rotation to what was rounded."""
+"""A function from x, its noise and the signs of its rotation to the rounded values."""
 
 
 def straight_through(
@@ -27,14 +27,14 @@ def straight_through(
     """values(x, noise, signs), with the gradient above.
 
     Args:
-        values: Rotates by blocks of `hadamard`, then rounds; its own gradient is of no account.
-        x: What has a gradient.
+        values: Rotates by blocks of `hadamard`, then rounds; its own gradient is not used.
+        x: The tensor that has a gradient.
         noise: Passed on.
         hadamard: Block length of the rotation; 0 for none.
         signs: Those of the rotation.
 
     Raises:
-        ValueError: `noise` or `signs` want a gradient; they have none.
+        ValueError: `noise` or `signs` require a gradient; they have none.
     """
     for name, tensor in (("noise", noise), ("signs", signs)):
         if tensor is not None and tensor.requires_grad:
@@ -48,7 +48,7 @@ def straight_through(
 
 
 def differentiated(x: Tensor, noise: Tensor | None, signs: Tensor | None) -> bool:
-    """Whether anybody differentiates or maps, by autograd, forward mode or torch.func."""
+    """Whether autograd, forward mode or torch.func differentiates or maps here."""
     if x.requires_grad and torch.is_grad_enabled():
         return True
     if torch.compiler.is_dynamo_compiling():
@@ -123,7 +123,7 @@ class _WithTransforms(_StraightThrough):
         values: Values,
         hadamard: int,
     ) -> tuple[Tensor, int]:
-        """Each by itself: what one tensor's scales and draws are does not depend on the others."""
+        """One by one: the scales and draws of one tensor do not depend on the others."""
 
         def each(tensor: Tensor | None, axis: int | None, number: int) -> Tensor | None:
             return tensor if tensor is None or axis is None else tensor.select(axis, number)

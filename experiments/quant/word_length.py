@@ -4,8 +4,8 @@ After AdaPT (2107.13490), which decides between windows of steps: *push down* to
 length that loses no information about the weights, then *push up* by how much the gradients of
 the window point apart, so that learning goes on.  A layer whose gradients agree looks back longer.
 
-What "no information" and "how much" mean here is ours, for only the paper's abstract and defaults
-were at hand:
+What "no information" and "how much" mean here is our choice, because only the paper's abstract and
+defaults were at hand:
 
 - Down: the weights and their rounded selves are sorted into the same bins; their Kullback-Leibler
   divergence may be as large as that of two samples of so many values from one distribution is on
@@ -37,7 +37,7 @@ _LOOKBACK_MOMENTUM = 0.33  # both AdaPT's defaults
 
 
 class WordLength:
-    """One layer's, moved by what is observed of its gradients.
+    """The word length of one layer, moved by what is observed of its gradients.
 
     Args:
         layer: Its operands in fixed point get the word length, beginning with their own; the
@@ -75,7 +75,7 @@ class WordLength:
         self._norms += float(gradient.norm())
         if self._sum is None:
             self._sum = gradient.clone()
-        else:  # out of a checkpoint it lies on the CPU
+        else:  # from a checkpoint it is on the CPU
             self._sum = self._sum.to(gradient.device).add_(gradient)
         if self.seen < self.lookback:
             return
@@ -92,12 +92,12 @@ class WordLength:
         self.seen, self._norms, self._sum = 0, 0.0, None
 
     def state_dict(self) -> dict[str, Any]:
-        """Part of the checkpoint."""
+        """The state, as part of the checkpoint."""
         window = {"lookback": self.lookback, "seen": self.seen, "norms": self._norms}
         return {"bits": self.bits, **window, "sum": self._sum}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Back from the checkpoint."""
+        """Restore the state from the checkpoint."""
         self.bits, self.lookback, self.seen = state["bits"], state["lookback"], state["seen"]
         self._norms, self._sum = state["norms"], state["sum"]
 
@@ -105,7 +105,7 @@ class WordLength:
 def gradient_diversity(norms: float, norm_of_sum: float) -> float:
     """Sum of the gradients' norms over the norm of their sum: 1 where they agree, else more.
 
-    Infinite where nothing is left of them, or one is not finite, as in a run that diverges.
+    Infinite if nothing is left of them, or if one is not finite, as in a run that diverges.
     """
     if not (norm_of_sum > 0 and math.isfinite(norms) and math.isfinite(norm_of_sum)):
         return math.inf
@@ -113,7 +113,7 @@ def gradient_diversity(norms: float, norm_of_sum: float) -> float:
 
 
 def with_word_length(precision: Precision, bits: int) -> Precision:
-    """The same fixed point with another word length.
+    """A fixed-point precision with another word length.
 
     >>> str(with_word_length(Precision.parse("E0M7-tensor-e8m0_ceil"), 5))
     'E0M4-tensor-e8m0_ceil'
@@ -123,7 +123,7 @@ def with_word_length(precision: Precision, bits: int) -> Precision:
 
 @of_one_process
 def least_word_length(weight: Tensor, precision: Precision, bins: int) -> int:
-    """The smallest word length whose rounding the histogram of `weight` does not show.
+    """The smallest word length whose rounding leaves the histogram of `weight` unchanged.
 
     Args:
         weight: [out, in].

@@ -1,1 +1,1 @@
-"""Inside one run: module, recorder, record, identity."""
+"""The parts of one run: module, recorder, record, identity."""

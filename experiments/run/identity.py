@@ -1,4 +1,4 @@
-"""A run's address: what its result depends on, and nothing else."""
+"""A run's address: everything that its result depends on, and nothing else."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from fitting.results import swept
 NUMERICS_VERSION = 4
 """Raised by hand when a change alters losses or addresses: it is part of every run's address.
 
-What 4 computes, 3 did where quantized operands are multiplied in bfloat16, 2 everywhere else.
+Where quantized operands are multiplied in bfloat16, version 3 computed the same as 4; elsewhere
+version 2 did.
 """
 
 
 def science(config: TrainConfig) -> dict[str, Any]:
-    """What a run's result depends on, by dotted keys: no paths, names, resources or logging.
+    """The settings that a run's result depends on, by dotted keys: no paths, names or resources.
 
-    A key without an effect is not there, so that a sweep over formats has one baseline and not one
-    per format; nor is a key at its default, so that a new key leaves the addresses as they are.
+    A key without an effect is left out, so that a sweep over formats has one baseline and not one
+    per format; so is a key at its default, so that a new key leaves the addresses as they are.
     """
     values = asdict(config)
     values["ptq"]["formats"] = list(config.ptq.precisions())

@@ -41,7 +41,7 @@ class LanguageModel(L.LightningModule):
             name: WordLength(layer, adaptive)
             for name, layer in (self.quantizable().items() if adaptive.lookback else ())
         }
-        """By layer, of a recipe that moves them."""
+        """Word lengths by layer, for a recipe that moves them."""
         self.validation_loss = math.nan
         self._validation_sum, self._validation_tokens = 0.0, 0
 
@@ -51,7 +51,7 @@ class LanguageModel(L.LightningModule):
         return self.model.loss(batch)
 
     def _set_clock(self) -> None:
-        # Each process of a run has noise of its own; where there is one, this is the step.
+        # Each process of a run has noise of its own; if there is only one, this is the step.
         self.model.clock.counter = self.global_step + _RANK_COUNTERS * self.global_rank
         self.model.clock.quantizing = quantizes(self.global_step, self.config)
 
@@ -70,7 +70,7 @@ class LanguageModel(L.LightningModule):
         }
 
     def on_validation_epoch_start(self) -> None:
-        """Start the sum anew."""
+        """Reset the sum."""
         self._validation_sum, self._validation_tokens = 0.0, 0
 
     def validation_step(self, batch: Tensor, batch_index: int) -> None:
@@ -96,7 +96,7 @@ class LanguageModel(L.LightningModule):
                 word_length.observe(gradient)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the weights and the optimizer do not hold."""
+        """Add the state that the weights and the optimizer do not hold."""
         if self.loss_scale.dynamic:
             checkpoint["loss_scale"] = self.loss_scale.state_dict()
         if self.word_lengths:
@@ -104,7 +104,7 @@ class LanguageModel(L.LightningModule):
             checkpoint["word_lengths"] = states
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Back to where the checkpoint was written."""
+        """Restore the state of the checkpoint."""
         if self.loss_scale.dynamic:
             self.loss_scale.load_state_dict(checkpoint["loss_scale"])
         for name, word_length in self.word_lengths.items():
@@ -124,7 +124,7 @@ class LanguageModel(L.LightningModule):
 
 
 def quantizes(step: int, config: TrainConfig) -> bool:
-    """Whether `step` is quantized: not among the last that the recipe has in high precision.
+    """Whether `step` is quantized, not one of the last that the recipe keeps in high precision.
 
     Step `config.steps` is the validation after training.
     """
@@ -132,12 +132,12 @@ def quantizes(step: int, config: TrainConfig) -> bool:
 
 
 def quantized_steps(config: TrainConfig) -> int:
-    """How many steps are quantized, where the recipe quantizes any operand."""
+    """The number of quantized steps, if the recipe quantizes any operand."""
     return round((1 - config.recipe.high_precision_share) * config.steps)
 
 
 def measured_steps(config: TrainConfig) -> frozenset[int]:
-    """Before which steps diagnostics are measured: quantized ones."""
+    """The steps before which diagnostics are measured: quantized ones."""
     if not config.recipe.quantized:
         return frozenset()
     return frozenset(config.diagnostics.steps(quantized_steps(config)))

@@ -1,4 +1,4 @@
-"""Want of memory, by whatever error it shows itself, as one error that says what would help."""
+"""Lack of memory, in whatever error it shows, as one error that says what would help."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from fitting.entry.errors import Failure
 
 
 class OutOfMemory(Failure):
-    """The run needs more memory than there is, or than it was given."""
+    """A run's need for more memory than there is, or than it was given."""
 
 
 def named_if_of_memory(error: Exception, config: TrainConfig) -> Exception:
-    """The error itself, or, where memory ran out, one that says so and what would help."""
+    """The error itself or, if memory ran out, one that says so and what would help."""
     if not wants_memory(error):
         return error
     need = training_bytes(config.model, config.rows, config.recipe) / 2**30
     given = config.resources.memory
     limit = f"more than resources.memory={given:g} GiB" if given else "more memory than there is"
     return OutOfMemory(
-        f"it takes {limit} (about {need:.1f} GiB by our count, and the process itself); "
+        f"it takes {limit} (about {need:.1f} GiB by our count, plus the process itself); "
         f"lower batch_size={config.batch_size} or data.seq_len={config.data.seq_len}"
         + (", or raise resources.memory" if given else "")
     )
 
 
 def wants_memory(error: Exception) -> bool:
-    """Whether want of memory is at the bottom of an error."""
+    """Whether lack of memory is the cause of an error."""
     return any(_is_want_of_memory(each) for each in _chain(error))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it came from: where memory is short, dealing with that may fail too."""
+    """The error and its causes: where memory is short, handling an error may fail too."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

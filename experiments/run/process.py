@@ -1,4 +1,4 @@
-"""How a training process uses its machine."""
+"""A training process's use of its machine: threads and memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _HEAP_BYTES = 32 << 20
-"""The largest allocation that glibc, left alone, would come to take from its heap."""
+"""The largest allocation that glibc, left alone, would eventually take from its heap."""
 
 
 def use_cpus(count: int) -> None:
@@ -30,11 +30,11 @@ def use_cpus(count: int) -> None:
 
 @contextlib.contextmanager
 def held_to(gibibytes: float) -> Iterator[None]:
-    """Hold this process to so much memory beyond what it has; 0: to none.
+    """Limit the memory of this process beyond what it has now; 0: no limit.
 
-    A run that wants more then fails alone and by name, where it would have taken its whole machine
-    into the kernel's out-of-memory killer.  An error leaves the block before it is dealt with, so
-    that this has memory again.
+    A run that needs more then fails alone and by name, instead of driving its whole machine into
+    the kernel's out-of-memory killer.  An error leaves the block before it is handled, so that the
+    handler has memory again.
     """
     if not gibibytes:
         yield

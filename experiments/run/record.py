@@ -1,4 +1,4 @@
-"""From a finished, diverged or failed run to its `RunRecord`: every column in one place."""
+"""The `RunRecord` of a finished, diverged or failed run: every column in one place."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def make_record(
     """The record of one run.
 
     Args:
-        config: What was asked for.
-        data: What it was trained on.
+        config: The run's configuration.
+        data: The data it was trained on.
         run_id: The run's address.
         status: finished, diverged or failed.
         reason: Why it diverged or failed.
@@ -57,12 +57,12 @@ def make_record(
         loss: Validation loss, nats per token.
         train_loss: Mean of the last tenth, nats per token.
         wall_seconds: Training time over all attempts.
-        attempts: How often it was started.
+        attempts: Number of times it was started.
         metrics: The loss curve's file.
-        weights_sha256: Hash of the trained weights; "" where there are none.
+        weights_sha256: Hash of the trained weights; "" if there are none.
         started: Start of the last attempt.
-        diagnostics: Their summary.
-        ptq: Validation loss by format of the weights; None where it is not finite.
+        diagnostics: Summary of the diagnostics.
+        ptq: Validation loss by format of the weights; None if it is not finite.
     """
     tokens = steps * config.batch_tokens
     bytes_per_token = data.bytes_per_token
@@ -103,7 +103,7 @@ def design(config: TrainConfig, steps: int) -> dict[str, Any]:
     """The columns of a run's record that are known before it is run.
 
     Args:
-        config: What is asked for.
+        config: The run's configuration.
         steps: Optimizer steps taken, or to take.
     """
     model = config.model
@@ -136,7 +136,7 @@ def design(config: TrainConfig, steps: int) -> dict[str, Any]:
 
 
 def columns(config: TrainConfig) -> dict[str, int | str]:
-    """What one groups and sorts runs by in W&B, named by the letters of the papers.
+    """Columns to group and sort runs by in W&B, named by the letters of the papers.
 
     E, M, bits and N are the record's exponent, mantissa, bits and params; D is its tokens, once the
     run is through.
@@ -150,7 +150,7 @@ def columns(config: TrainConfig) -> dict[str, int | str]:
 
 @dataclass(frozen=True)
 class _Formats:
-    """What the record says about the quantized operands."""
+    """The record's facts about the quantized operands."""
 
     exponent: int
     mantissa: int
@@ -160,7 +160,7 @@ class _Formats:
     granularity: str
     scale: str
     params: int
-    """In quantized layers."""
+    """Parameters in quantized layers."""
     backend: str
 
 
@@ -169,9 +169,9 @@ def _format_of(config: TrainConfig) -> _Formats:
 
     Element, granularity and scale are those of the first quantized operand, P1 before P2 and so
     on, where the recipe gives operands formats of their own; bits with scales is the mean over all
-    elements of all operands.  How many share a scale differs between operands where that is a row
-    or a whole tensor; the geometric mean is taken, for the laws take its logarithm.  Each process
-    of a run on several quantizes its own share of a batch: that is what shares a scale.
+    elements of all operands.  The number that shares a scale differs between operands if that is a
+    row or a whole tensor; the geometric mean is taken, because the laws take its logarithm.  If a
+    run has several processes, each quantizes its own share of a batch: that is what shares a scale.
     """
     recipe = config.recipe
     if not recipe.quantized:
@@ -215,7 +215,7 @@ def _format_of(config: TrainConfig) -> _Formats:
 
 
 def provenance(config: TrainConfig, started: datetime) -> dict[str, Any]:
-    """Where and with what a run was made: recorded, never part of its identity."""
+    """The origin of a run (code, machine, time): recorded, never part of its identity."""
     sha, dirty = _git_state()
     return {
         "git_sha": sha,
@@ -235,7 +235,7 @@ def provenance(config: TrainConfig, started: datetime) -> dict[str, Any]:
 
 @functools.cache
 def _git_state() -> tuple[str, bool]:
-    """Commit and dirty flag of the checkout this code runs from; ("", False) for a wheel."""
+    """Commit and dirty flag of the checkout from which this code runs; ("", False) for a wheel."""
     here = package_dir()
 
     def git(*arguments: str) -> str:

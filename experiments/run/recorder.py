@@ -1,4 +1,4 @@
-"""What happens once per step: the loss curve, checkpoints in time, the end of a run that diverged.
+"""Work done once per step: the loss curve, timed checkpoints, the end of a run that diverged.
 
 A run on several processes has a recorder in each; the first writes, and decides for all.
 """
@@ -38,7 +38,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands, for whoever shows it."""
+    """The progress of a run, for display."""
 
     step: int
     steps: int
@@ -51,15 +51,15 @@ Report = Callable[[Progress], None]
 
 
 class Diverged(Exception):
-    """The loss is no longer a number, or worse than knowing nothing: a result, not a crash."""
+    """A loss that is not a number, or worse than knowing nothing: a result, not a crash."""
 
 
 class TimedOut(Failure):
-    """The run took longer than it was given."""
+    """A run that took longer than it was given."""
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and did so where it can go on to the same bits."""
+    """A stop on request, at a point from which the run can go on to the same bits."""
 
 
 class Recorder(L.Callback):
@@ -82,7 +82,7 @@ class Recorder(L.Callback):
         self.begun = False
         """Whether training has begun, and so a checkpoint, if there was one, was restored."""
         self.loader: StepLoader | None = None
-        """Where the batches come from."""
+        """The source of batches."""
         self.mirror: Any | None = None
         """The W&B run, if there is one."""
         self.step = 0
@@ -95,18 +95,18 @@ class Recorder(L.Callback):
         self._clock = self._last_row = self._last_checkpoint = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        """Part of the checkpoint."""
+        """The state, as part of the checkpoint."""
         losses = [float(x) for x in self._losses]
         return {"step": self.step, "seconds": self.seconds, "losses": losses, "rows": self._rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Back from the checkpoint; rows that a lost part of an attempt wrote later are dropped."""
+        """Restore from the checkpoint; rows that a lost part of an attempt wrote later are gone."""
         self.step = state_dict["step"]
         self.seconds, self._rows = state_dict["seconds"], state_dict["rows"]
         self._losses = [torch.tensor(x) for x in state_dict["losses"]]
 
     def forget(self) -> None:
-        """Everything of a checkpoint that could not be restored."""
+        """The parts of a checkpoint that could not be restored."""
         self.load_state_dict({"step": 0, "seconds": 0.0, "losses": [], "rows": []})
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -128,7 +128,7 @@ class Recorder(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Tensor, batch_index: int
     ) -> None:
-        """Diagnostics before some steps, in the run's first process, of its share of the batch."""
+        """Measure before some steps, in the run's first process, on its share of the batch."""
         if self.lease is None or trainer.global_step not in self._measured:
             return
         assert isinstance(module, LanguageModel)
@@ -201,7 +201,7 @@ class Recorder(L.Callback):
             self.report(Progress(self.step, config.steps, speed, loss))
 
     def final(self, loss: float, ptq: Mapping[str, float]) -> None:
-        """The last row: the validation loss, and by format that of the quantized weights."""
+        """Write the last row: the validation loss, and that of the quantized weights by format."""
         self._write(
             {
                 "step": self.step,
@@ -212,7 +212,7 @@ class Recorder(L.Callback):
         )
 
     def diagnostics(self) -> dict[str, Any]:
-        """A summary of what was measured, for the run's record."""
+        """A summary of the measurements, for the run's record."""
         return summary(self._rows)
 
     def train_loss(self) -> float | None:
@@ -234,13 +234,13 @@ class Recorder(L.Callback):
         tracking.log(self.mirror, row)
 
     def write_curve(self) -> None:
-        """Make the file what this attempt knows the loss curve to be."""
+        """Write the loss curve, as this attempt knows it, to the file."""
         if self.lease is not None:
             self.lease.check()
             write_atomic("".join(json.dumps(row) + "\n" for row in self._rows), self._file)
 
     def save_checkpoint(self, trainer: L.Trainer) -> None:
-        """Write the state; a disk that does not take it costs the checkpoint, not the run."""
+        """Write the state; if the disk refuses, the checkpoint is lost, not the run."""
         if self.lease is not None:
             self.lease.check()
         trainer.save_checkpoint(self.checkpoints.path(trainer.global_step))
@@ -248,18 +248,18 @@ class Recorder(L.Callback):
             _LOG.warning("no checkpoint at step %d (%s); the run goes on", self.step, error)
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Tell whoever watches that scoring has begun."""
+        """Report that scoring has begun."""
         if self.report:
             self.report(Progress(self.step, self.config.steps, 0.0, 0.0, "validate"))
 
     def on_validation_batch_end(self, *_: Any) -> None:
-        """Scoring is not resumed, but stops at once."""
+        """Stop scoring at once if asked to; it is not resumed."""
         if self.stop.is_set():
             raise Stopped
 
 
 def _first_decides(trainer: L.Trainer, *decisions: bool) -> tuple[bool, ...]:
-    """What the run's first process has decided, in all of its processes."""
+    """The decision of the run's first process, in all of its processes."""
     if trainer.world_size == 1:
         return decisions
     flags = torch.tensor(decisions, dtype=torch.int32, device=trainer.strategy.root_device)

@@ -1,1 +1,1 @@
-"""The store of runs: who works on one, its loss curve, its checkpoints, where a study stands."""
+"""The store of runs: leases, loss curves, checkpoints, and the status of a study."""

@@ -1,4 +1,4 @@
-"""Checkpoints on disk, trusted no further than they are known to be whole and of this very run.
+"""Checkpoints on disk, trusted only if they are known to be whole and of this very run.
 
 Beside `step-000000040.ckpt` lies `step-000000040.json`, its seal: the SHA-256 of the file, the run
 that wrote it and the step.  A file can be damaged and load all the same: torch checks no sum of
@@ -29,7 +29,7 @@ CHECKPOINTS = "checkpoints"
 _LOG = logging.getLogger(__name__)
 _KEPT = 2
 _PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step")
-"""What Lightning puts into a checkpoint and a run cannot go on without."""
+"""Parts that Lightning puts into a checkpoint and without which a run cannot go on."""
 
 
 class CheckpointStore(TorchCheckpointIO):
@@ -48,11 +48,11 @@ class CheckpointStore(TorchCheckpointIO):
         self._passed_over: set[Path] = set()
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint behind a step lies."""
+        """The path of the checkpoint after a step."""
         return self.folder / f"step-{step:09d}.ckpt"
 
     def files(self) -> list[Path]:
-        """Newest first, whatever they are worth."""
+        """All checkpoints, newest first, trusted or not."""
         return sorted(self.folder.glob("step-*.ckpt"), reverse=True)
 
     def newest(self, weights: Mapping[str, Tensor], stepped: Sequence[Tensor]) -> Path | None:
@@ -76,19 +76,19 @@ class CheckpointStore(TorchCheckpointIO):
         return None
 
     def pass_over(self, path: Path, problem: str) -> None:
-        """Say why a checkpoint is not used; the next one that is written takes its place."""
+        """Log why a checkpoint is not used; the next one that is written takes its place."""
         _LOG.warning("checkpoint %s %s; it is passed over", path, problem)
         self._passed_over.add(path)
         self._trusted = []
 
     def remove_all(self) -> None:
-        """At the end of a run: a finished one needs none."""
+        """Remove all checkpoints at the end of a run: a finished one needs none."""
         self._remove_but([])
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        """Write so that a crash leaves the old checkpoint or the new one; called by Lightning.
+        """Write so that a crash leaves either the old checkpoint or the new one; for Lightning.
 
         Several processes meet after this, so an error must not leave it: it is kept in `error`.
         """
@@ -123,7 +123,7 @@ class CheckpointStore(TorchCheckpointIO):
                 path.unlink(missing_ok=True)
 
     def _problem(self, path: Path, weights: Mapping[str, Tensor], stepped: Sequence[Tensor]) -> str:
-        """Why a checkpoint cannot be gone on from; "" where it can."""
+        """The reason why a run cannot go on from a checkpoint; "" if it can."""
         try:
             seal = read_object(_seal(path), "")
             belongs, step, expected = seal["run_id"], seal["step"], seal["sha256"]
@@ -134,7 +134,7 @@ class CheckpointStore(TorchCheckpointIO):
         if belongs != self.run_id:
             return f"belongs to the run {belongs}"
         if path != self.path(step):
-            return f"was written behind step {step}"
+            return f"was written after step {step}"
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != expected:
@@ -155,7 +155,7 @@ class _HashedFile:
         self._error: OSError | None = None
 
     def write(self, data: bytes | memoryview) -> int:
-        """All of it."""
+        """Write all of it."""
         if self._error is None:
             try:
                 self._file.write(data)
@@ -165,7 +165,7 @@ class _HashedFile:
         return memoryview(data).nbytes
 
     def flush(self) -> None:
-        """Left to `finish`."""
+        """Do nothing: `finish` does it."""
 
     def finish(self) -> None:
         """Make sure that all is on the disk.
@@ -184,7 +184,7 @@ def _seal(path: Path) -> Path:
 
 
 def _misfit(held: Any, step: int, weights: Mapping[str, Tensor], stepped: Sequence[Tensor]) -> str:
-    """Why what a checkpoint holds does not suit a model; "" where it does."""
+    """The reason why a checkpoint's content does not suit a model; "" if it does."""
     missing = [part for part in _PARTS if part not in held]
     if missing:
         return f"does not suit this run: it has no {missing[0]}"

@@ -1,4 +1,4 @@
-"""What a running run has reported so far, for whoever watches it."""
+"""The reports of a running run so far, for display."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 METRICS = "metrics.jsonl"
-"""The loss curve in a run's folder: one JSON object a line, with `step`, `tokens`, `train/loss`.
+"""The loss curve in a run's folder: one JSON object per line: `step`, `tokens`, `train/loss`.
 
 Rows of diagnostics and of the validation loss have other columns than `train/loss`.
 """
@@ -36,7 +36,7 @@ def last_row(folder: Path) -> dict[str, Any]:
 
 
 def duration(seconds: float) -> str:
-    """Readable time.
+    """A duration in words.
 
     >>> duration(7), duration(95), duration(7300)
     ('7 s', '1 min 35 s', '2 h 1 min')

@@ -1,4 +1,4 @@
-"""Who works on a run: a lease with a heartbeat, so that two never finish the same one.
+"""Leases with a heartbeat: they say who works on a run, so that two never finish the same one.
 
 While attempt n is alive the run's folder holds `lease.<n>.json`, created exclusively, complete from
 its first moment, and touched every quarter of its time to live.  The number only grows: to take
@@ -38,27 +38,27 @@ ATTEMPTS = "attempts.json"
 _BEATS_PER_LIFE = 4
 _UNREADABLE_TTL = 60.0
 """Seconds without a heartbeat after which a lease that cannot be read counts as dead."""
-_REMEDY = "it counts as dead when its time is over"
+_REMEDY = "it counts as dead when its time is up"
 _LOOK_SECONDS = 0.25
-"""Between two looks whether the attempt is asked to stop."""
+"""Seconds between two looks at whether the attempt is asked to stop."""
 
 
 class Held(Failure):
-    """Somebody else is at work on this run."""
+    """A run on which somebody else is at work."""
 
 
 class Fenced(Failure):
-    """Somebody else has taken this run over: write nothing more."""
+    """A run that somebody else has taken over: write nothing more."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """What a lease says about its holder."""
+    """The holder of a lease, as the lease describes it."""
 
     number: int
     """Number of the attempt; the fencing token."""
     token: str
-    """Known to whoever started the attempt, and to nobody else."""
+    """A secret known only to the process that started the attempt."""
     host: str
     machine: str
     """Boot and process namespace in which `pid` means something; "" where that cannot be known."""
@@ -70,7 +70,7 @@ class Holder:
 
 
 def holder(folder: Path) -> Holder | None:
-    """The latest lease in a run's folder, alive or not; None where there is no folder yet."""
+    """The latest lease in a run's folder, alive or not; None if there is no folder yet."""
     if not folder.exists():
         return None
     for number in sorted(_numbers(folder), reverse=True):
@@ -78,7 +78,7 @@ def holder(folder: Path) -> Holder | None:
             return _read_holder(_path(folder, number), number)
         except FileNotFoundError:  # released just now
             continue
-        except DamagedError:  # whoever it was: dead when its time is over
+        except DamagedError:  # whoever it was: dead when its time is up
             return Holder(number, "", "an unknown machine", "", 0, "", _UNREADABLE_TTL)
     return None
 
@@ -128,15 +128,15 @@ def is_alive(folder: Path, who: Holder, reads_only: bool = False) -> bool:
 
 
 def at_work(folder: Path, reads_only: bool = False) -> Holder | None:
-    """Who works on a run now; arguments as those of `is_alive`."""
+    """The holder who works on a run now; arguments as for `is_alive`."""
     who = holder(folder)
     return who if who is not None and is_alive(folder, who, reads_only) else None
 
 
 def break_lease(folder: Path, token: str) -> None:
-    """Take away the lease of an attempt that its starter knows to be dead.
+    """Remove the lease of an attempt that its starter knows to be dead.
 
-    The attempt counts, also where it died before it could say so itself: its number is its own.
+    The attempt counts even if it died before it could say so: its number is its own.
     """
     who = holder(folder)
     if who is not None and who.token == token:
@@ -154,7 +154,7 @@ def ask_to_stop(folder: Path, token: str) -> None:
 
 
 def unask(folder: Path, token: str) -> None:
-    """Take the request back, or away."""
+    """Withdraw or remove the request."""
     _stop(folder, token).unlink(missing_ok=True)
 
 
@@ -164,7 +164,7 @@ class Lease:
     Args:
         folder: The run's; must exist.
         ttl: Seconds without a heartbeat after which others may take over.
-        token: A secret of whoever starts this attempt, for `break_lease`; "" makes one.
+        token: A secret of the process that starts this attempt, for `break_lease`; "" makes one.
 
     Raises:
         Held: By somebody alive.
@@ -201,9 +201,9 @@ class Lease:
             if number < self.number:
                 _path(folder, number).unlink(missing_ok=True)
         for path in set(folder.glob("stop.*")) - {_stop(folder, self.token)}:
-            path.unlink(missing_ok=True)  # of attempts that are no more
+            path.unlink(missing_ok=True)  # of attempts that have ended
         self.stop = threading.Event()
-        """Set when this attempt is to stop: by whoever started it, or by its own process."""
+        """Set when this attempt is to stop: by the process that started it, or by its own."""
         self._ended = threading.Event()
         self._heart = threading.Thread(
             target=self._live, args=(ttl / _BEATS_PER_LIFE,), name="lease", daemon=True
@@ -260,7 +260,7 @@ def _numbers(folder: Path) -> list[int]:
 
 
 def _attempts(folder: Path) -> int:
-    """How often the run was started so far, by what the last start wrote."""
+    """The number of starts of the run so far, as the last one wrote it."""
     path = folder / ATTEMPTS
     remedy = "delete it if nobody works on this run, and run the command again"
     try:

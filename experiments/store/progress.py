@@ -1,4 +1,4 @@
-"""How far runs are: one model, and one choice of words, behind every display."""
+"""The progress of runs: one model, and one choice of words, behind every display."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from experiments.store.curve import duration
 DONE = ("finished", "diverged")
 ENDED = (*DONE, "failed")
 KINDS = ("diverged", "running", "interrupted", "failed", "damaged", "waiting")
-"""What a run may be besides finished, as a summary lists them."""
+"""States of a run besides finished, in the order of a summary."""
 SPEED = "train/tokens_per_second"
 
 
 @dataclass
 class RunState:
-    """How far one run is."""
+    """The progress of one run."""
 
     run_id: str
     kind: str
@@ -26,14 +26,14 @@ class RunState:
     work: float = 1.0
     """FLOPs of the whole run."""
     share: float = 0.0
-    """Share of its tokens that is done."""
+    """Share of its tokens that are done."""
     rate: float = 0.0
     """Shares per second, of a running one."""
     text: str = ""
-    """What there is to say: a loss and a speed, a reason."""
+    """Text to show: a loss and a speed, or a reason."""
 
     def follow(self, row: Mapping[str, Any], tokens: float) -> None:
-        """Stand where a row of the loss curve says, of so many tokens; a damaged row says nothing.
+        """Update from a row of the loss curve, given all its tokens; a damaged row changes nothing.
 
         >>> run = RunState("a", "running")
         >>> run.follow({"tokens": 500, "train/loss": 2.5, "train/tokens_per_second": 1e3}, 1000)
@@ -53,7 +53,7 @@ class RunState:
 
 @dataclass
 class Progress:
-    """How far several runs are, all together."""
+    """The progress of several runs together."""
 
     runs: list[RunState] = field(default_factory=list)
 
@@ -69,7 +69,7 @@ class Progress:
 
     @property
     def share(self) -> float:
-        """Share of all work that is done, weighted by FLOPs; what has ended is done."""
+        """Share of all work that is done, weighted by FLOPs; runs that have ended are done."""
         total = sum(run.work for run in self.runs)
         return 1 - self._left / total if total else 1.0
 
@@ -84,7 +84,7 @@ class Progress:
         return sum(run.work * (1 - run.share) for run in self.runs if run.kind not in ENDED)
 
     def __str__(self) -> str:
-        """One line: how many runs are what, how much of the work is done, and what time is left."""
+        """One line: the number of runs in each state, the share of work done, the time left."""
         parts = [f"{len(self.of(DONE))} of {len(self.runs)} runs done"]
         parts += [f"{len(found)} {kind}" for kind in KINDS if (found := self.of([kind]))]
         left = "" if self.eta is None else f", about {duration(self.eta)} left"

@@ -1,4 +1,4 @@
-"""`lowbit-status`: how a study stands, from its folder alone, on any machine that sees it."""
+"""`lowbit-status`: the state of a study, from its folder alone, on any machine that sees it."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Options:
 
     @property
     def folder(self) -> Path:
-        """Where the study lies."""
+        """The folder of the study."""
         return Path(self.runs) / self.study
 
 
 HELP = """\
-lowbit-status: how a study stands, from any shell and any machine that sees its folder.
+lowbit-status: show the state of a study, from any shell and any machine that sees its folder.
 
   lowbit-status study=demo              runs/demo: what is done, at work, failed, left; when it ends
   lowbit-status study=demo watch=10     again every 10 seconds, until all is done
@@ -51,7 +51,7 @@ done, 1 some are not, 2 a wrong request.
 
 
 def read_status(folder: Path) -> tuple[str, Progress]:
-    """The name of the study in `folder`, and what the store says about its runs.
+    """The name of the study in `folder`, and the progress of its runs according to the store.
 
     Raises:
         UsageError: There is no study.
@@ -91,7 +91,7 @@ def _state(run: Path, work: float) -> RunState:
 
 
 def _tokens(run: Path) -> float:
-    """How many a run trains on; 0 where its configuration does not say."""
+    """The number of tokens that a run trains on; 0 if its configuration does not say."""
     config = run / "config.json"
     if not config.is_file():
         return 0.0
@@ -102,7 +102,7 @@ def _tokens(run: Path) -> float:
 
 
 def render(name: str, status: Progress) -> str:
-    """As text with rich's markup, one line for each run that is at work or in trouble."""
+    """The status as text with rich's markup, one line per run that is at work or in trouble."""
     lines = [f"study [bold]{_told(name)}[/]: {status}"]
     for kind, colour in (
         ("running", "cyan"),
@@ -119,7 +119,7 @@ def render(name: str, status: Progress) -> str:
 
 
 def _told(text: str) -> str:
-    """A text from a file: in one line, and nothing that rich or a terminal would obey."""
+    """A text from a file in one line, without anything that rich or a terminal would interpret."""
     return escape("".join(c if c.isprintable() else " " for c in text))
 
 
@@ -132,7 +132,7 @@ def run(arguments: list[str]) -> int:
     """Do what the arguments say and return the exit code.
 
     Raises:
-        UsageError: They cannot be meant.
+        UsageError: They make no sense.
     """
     console = Console(width=None if sys.stdout.isatty() else 200)
     options = parse(arguments)

@@ -1,4 +1,4 @@
-"""Ray itself: a cluster of our own here, or one that is there already, and whether it will do."""
+"""Ray itself: a cluster of our own or one that is there already, and whether it is suitable."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from fitting.files.atomic import create_exclusive
 
 LOCAL = "local"
 _ANSWER_SECONDS = 600.0
-"""For a node to say what it has: Ray's workers run at the lowest priority, so that a node that
-computes something else takes minutes to import us."""
+"""Seconds for a node to report what it has: Ray's workers run at the lowest priority, so that a
+node that computes something else takes minutes to import us."""
 _SAID_SECONDS = 30.0
-"""What a node gets of it before a word is said."""
+"""Seconds of these that a node gets before the user is told."""
 _MUST_AGREE = ("torch", "lightning", "numpy")
 """Packages whose versions change losses."""
 
 
 def this_machine() -> Resources:
-    """What a sweep may use here, without starting anything."""
+    """The resources that a sweep may use here, found without starting anything."""
     import torch
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -51,7 +51,7 @@ def ray_session(address: str, dashboard: bool) -> Iterator[Any]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    # Ray's default lets everything else on the machine go before its workers.
+    # By default Ray's workers yield to everything else on the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
@@ -92,7 +92,7 @@ def ray_session(address: str, dashboard: bool) -> Iterator[Any]:
 
 
 def machines(ray: Any) -> list[Resources]:
-    """What each node that is alive has in all."""
+    """The total resources of each living node."""
     found = []
     for node in ray.nodes():
         if node["Alive"]:
@@ -165,7 +165,7 @@ def check_nodes(ray: Any, folder: Path) -> None:
                         f"node {host}: has {name} {there['versions'][name]}, not {version} as here"
                     )
             if there["code"] != here["code"]:
-                found.append(f"node {host}: has other code of lowbit-scaling than this machine")
+                found.append(f"node {host}: has different code of lowbit-scaling from this machine")
     finally:
         probe.unlink(missing_ok=True)
     if found:
@@ -173,7 +173,7 @@ def check_nodes(ray: Any, folder: Path) -> None:
 
 
 def _look(probe: str) -> dict[str, Any]:
-    """What a node sees and has."""
+    """The view and the software of a node."""
     path = Path(probe)
     return {
         "nonce": path.read_text() if path.exists() else "",
@@ -185,7 +185,7 @@ def _look(probe: str) -> dict[str, Any]:
 
 @functools.cache
 def code_sha256() -> str:
-    """SHA-256 of the sources of `experiments`, Python and C: whatever computes a loss."""
+    """SHA-256 of the sources of `experiments`, Python and C: everything that computes a loss."""
     package = package_dir()
     digest = hashlib.sha256()
     for path in [*sorted(package.rglob("*.py")), *sorted(package.rglob("*.[ch]"))]:

@@ -1,4 +1,4 @@
-"""How long a run takes: from runs that finished, from a short probe, or from an assumption."""
+"""Estimates of a run's time: from finished runs, from a short probe, or from an assumption."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from experiments.config.schema import TrainConfig
 from experiments.data.batches import TokenData
 
 _ASSUMED_FLOPS_PER_SECOND = 3e10
-"""Speed of one core on a small model, where nothing has been run yet to measure it."""
+"""Speed of one core on a small model, used if nothing has been run yet to measure it."""
 _PROBE_SECONDS = 10.0
-"""All probes of a plan together."""
+"""Seconds for all probes of a plan together."""
 _STEP_SECONDS = 1.0
-"""A step that is assumed to take longer is not probed: scaling from smaller ones is near enough."""
+"""Seconds beyond which a step is not probed: scaling from smaller ones is accurate enough."""
 
 Kind = tuple[object, ...]
 
 
 class Speeds:
-    """Training FLOPs a second and core by kind of run, the nearest kind that is known.
+    """Training FLOPs per second and core by kind of run, or of the nearest kind that is known.
 
     Nearest: the same model and recipe, then the same model, then anything.
     """
@@ -37,13 +37,13 @@ class Speeds:
         return bool(self._known)
 
     def learn(self, config: TrainConfig, flops_per_second: float, basis: str) -> None:
-        """Take note of what a core made of one run."""
+        """Record the speed of a core on one run."""
         self.basis = basis
         for kind in _kinds(config):
             self._known[kind].append(flops_per_second)
 
     def __call__(self, config: TrainConfig) -> float:
-        """FLOPs a second and core."""
+        """FLOPs per second and core."""
         for kind in _kinds(config):
             if kind in self._known:
                 return statistics.median(self._known[kind])
@@ -83,7 +83,7 @@ def probe(configs: Iterable[TrainConfig], speeds: Speeds) -> None:
             model.initialize(config.seed)
             data = TokenData(config.data)
             seconds = []
-            for step in range(4):  # the first pays for what the others find ready
+            for step in range(4):  # the first step bears one-time costs
                 start = time.perf_counter()
                 loss = model.loss(data.batch(step, config.batch_size, config.seed))
                 torch.autograd.backward(loss)

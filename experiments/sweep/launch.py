@@ -1,7 +1,7 @@
-"""Run a plan on Ray: failures isolated, progress shown, exactly one result a run.
+"""The launch of a plan on Ray: failures isolated, progress shown, exactly one result per run.
 
 The driver decides what starts when; Ray only executes.  A run that raises has failed and is not
-retried; one whose worker died is, from its checkpoint.  Leases, not this driver, see to it that
+retried; one whose worker died is retried from its checkpoint.  Leases, not this driver, ensure that
 nobody else works on the same run: another driver may be at work on the same study, or workers of
 one that died.
 """
@@ -37,27 +37,27 @@ from fitting.results.record import RESULT, RunRecord, look_at
 _MAX_DEATHS = 3
 """Deaths of workers under one run in one launch, after which it is left alone."""
 _BACK_OFF_SECONDS = 1.0
-"""Before a run whose worker died starts again; doubles with each death."""
+"""Seconds before a run whose worker died starts again; doubles with each death."""
 _POLL_SECONDS = 0.5
 _LOOK_SECONDS = 2.0
-"""Between two looks at the cluster's size and at runs that others work on."""
+"""Seconds between two looks at the cluster's size and at runs that others work on."""
 _GRACE_SECONDS = 20.0
-"""What interrupted runs get to write a checkpoint in; a second Ctrl-C does not wait."""
+"""Seconds that interrupted runs get to write a checkpoint; a second Ctrl-C does not wait."""
 _HANG_SECONDS = 120.0
-"""Beyond `timeout_seconds` after which a run that does not stop by itself is killed."""
+"""Seconds beyond `timeout_seconds` after which a run that does not stop by itself is killed."""
 _ROOM_SECONDS = 600.0
-"""For which the driver waits for a cluster that lost the nodes its runs need."""
+"""Seconds that the driver waits for a cluster that lost the nodes its runs need."""
 
 
 @dataclass
 class Outcome:
-    """What became of a sweep."""
+    """The outcome of a sweep."""
 
     wanted: int
     """Runs of the plan."""
     records: list[RunRecord] = field(default_factory=list)
     signal: int = 0
-    """That ended it, if one did."""
+    """The signal that ended it, if one did."""
 
     @property
     def exit_code(self) -> int:
@@ -69,10 +69,10 @@ class Outcome:
 def launch(
     plan: Plan, address: str = LOCAL, max_parallel: int | None = None, dashboard: bool = False
 ) -> Outcome:
-    """Run what is to do and return the records of the whole plan.
+    """Run everything that is to do and return the records of the whole plan.
 
     Raises:
-        ConfigError: A run asks for more than there is, or a node will not do; nothing was started.
+        ConfigError: A run asks for more than there is, or a node is unsuitable; nothing started.
     """
     to_do = plan.to_do
     if address == LOCAL:
@@ -106,7 +106,7 @@ def launch(
 
 
 class _Terminable:
-    """SIGTERM, as a batch system sends it before it kills, ends the sweep as politely as Ctrl-C."""
+    """Handler that lets SIGTERM, which batch systems send before they kill, act like Ctrl-C."""
 
     def __init__(self) -> None:
         self.received = 0
@@ -114,7 +114,7 @@ class _Terminable:
         self._before: Any = None
 
     def __enter__(self) -> Self:
-        """Begin to listen, where that can be done: in the main thread."""
+        """Begin to listen, if possible: in the main thread."""
         self.listen()
         return self
 
@@ -125,7 +125,7 @@ class _Terminable:
             self._before = self._before or before
 
     def __exit__(self, *_: object) -> None:
-        """What was before."""
+        """Restore the previous handler."""
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
@@ -136,7 +136,7 @@ class _Terminable:
 
 @dataclass
 class _Task:
-    """A run in Ray's hands."""
+    """A run handed to Ray."""
 
     run: PlannedRun
     token: str
@@ -166,7 +166,7 @@ class _Driver:
         self.last_look = self.last_room = time.monotonic()
 
     def drive(self) -> bool:
-        """Until nothing is left; returns whether it was interrupted."""
+        """Work until nothing is left; returns whether it was interrupted."""
         try:
             while self.waiting or self.running or self.elsewhere:
                 self._look()
@@ -188,7 +188,7 @@ class _Driver:
             with contextlib.suppress(KeyboardInterrupt):
                 self._stop_running()
             return True
-        except OSError:  # of the store: what runs is not to die with this driver
+        except OSError:  # of the store: running runs must not die with this driver
             self._stop_running()
             raise
         return False
@@ -202,7 +202,7 @@ class _Driver:
         return self.capacity - used
 
     def _look(self) -> None:
-        """At what changes without us: the cluster, runs of others, runs that hang."""
+        """Look at what changes without us: the cluster, runs of others, runs that hang."""
         now = time.monotonic()
         if now - self.last_look < _LOOK_SECONDS:
             return
@@ -241,8 +241,8 @@ class _Driver:
                 continue
             if budget and self.spent_hours + self._hours(run) > budget:
                 self.display.say(
-                    f"budget.hours={budget:g}: {self.spent_hours:.3g} are spent; the runs left do "
-                    "not fit any more"
+                    f"budget.hours={budget:g}: {self.spent_hours:.3g} are spent; the runs left no "
+                    "longer fit"
                 )
                 self.waiting.clear()
                 break
@@ -296,7 +296,7 @@ class _Driver:
             self.elsewhere.append(run)
             self.display.elsewhere(run, why)
             return
-        if how == STOPPED:  # by somebody else than us
+        if how == STOPPED:  # by somebody other than us
             self.waiting.insert(0, run)
             return
         record, damaged = look_at(run.folder)
@@ -305,7 +305,7 @@ class _Driver:
             self.stopping = True
 
     def _stop_running(self) -> None:
-        """Let running runs write a checkpoint; what does not end in time dies with our Ray session.
+        """Let running runs write a checkpoint; those still running in the end die with our Ray.
 
         Not by `ray.cancel`: where a task ends at the moment of its cancellation, as it does if the
         signal reached its worker too, Ray 2.60 aborts the driver (task_manager.cc, "Tried to
@@ -314,7 +314,7 @@ class _Driver:
         busy = []
         for reference, task in self.running.items():
             who = None
-            with contextlib.suppress(OSError):  # one that cannot be asked is not waited for
+            with contextlib.suppress(OSError):  # no waiting for one that cannot be asked
                 ask_to_stop(task.run.folder, task.token)
                 who = holder(task.run.folder)
             if who is not None and who.token == task.token:  # else it has nothing to lose
@@ -322,7 +322,7 @@ class _Driver:
         try:
             if busy:
                 self.ray.wait(busy, num_returns=len(busy), timeout=_GRACE_SECONDS)
-        finally:  # also after a second Ctrl-C
+        finally:  # even after a second Ctrl-C
             for task in self.running.values():
                 with contextlib.suppress(OSError):
                     break_lease(task.run.folder, task.token)
@@ -333,9 +333,9 @@ def _reason(ray: Any, error: Exception) -> str:
     """One line for the death of a worker."""
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return (
-            "Ray killed its worker, for its machine ran out of memory: set resources.memory so "
+            "Ray killed its worker because its machine ran out of memory: set resources.memory so "
             "that fewer runs share it, or lower batch_size"
         )
     if isinstance(error, ray.exceptions.WorkerCrashedError):
-        return "its worker died (killed from outside, or by the kernel for want of memory)"
+        return "its worker died (killed from outside, or by the kernel for lack of memory)"
     return f"its worker is gone ({type(error).__name__})"

@@ -1,8 +1,8 @@
-"""A Ray of a sweep's own on this machine: who may reach it, and that nothing of it is left.
+"""A sweep's own Ray on this machine: nobody else can reach it, and nothing of it is left behind.
 
-Whoever reaches a Ray cluster can run code on it as its user.  So ours listens on the loopback
-device, asks for a random token that its processes have from their environment and no file holds,
-and keeps its files in a folder that only its user can enter and that goes when the sweep ends.
+Anyone who reaches a Ray cluster can run code on it as its user.  So ours listens on the loopback
+device, asks for a random token that is in the environment of its processes and in no file, and
+keeps its files in a folder that only its user can enter and that is removed when the sweep ends.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from fitting.entry.errors import Failure, first_line, one_line
 
 _PREFIX = "lowbit-"
 _OWNER = "owner"
-"""A file that the sweep keeps locked for as long as it lives: the kernel lets go of it, not we."""
+"""A file that the sweep keeps locked as long as it lives; the kernel releases it, not we."""
 _MODE, _TOKEN, _PLACE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_TMPDIR"
 _SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
-"""The longest name of a socket that the system takes."""
+"""The longest name of a socket that the system accepts."""
 _BELOW_PLACE = len(
     f"/{_PREFIX}12345678/1/session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store"
 )
-"""What Ray's longest socket adds to the place of our folder."""
+"""Characters that Ray's longest socket adds to the path of our folder."""
 _STARTS = 3
 """Attempts: Ray gives its own processes 15 s to start, which a busy machine may not do at first."""
 _END_SECONDS = 10.0
-"""What Ray's processes get to end by themselves."""
+"""Seconds that Ray's processes get to end by themselves."""
 
 
 @contextlib.contextmanager
@@ -76,7 +76,7 @@ def _start(ray: Any, folder: Path, options: dict[str, Any]) -> None:
 
 
 def _end(ray: Any, folder: Path) -> None:
-    """End every process of our Ray, also where it has started only in part."""
+    """End every process of our Ray, even if it has started only in part."""
     import psutil  # Ray brings its own
 
     ours: dict[int, Any] = {}
@@ -97,8 +97,8 @@ def _end(ray: Any, folder: Path) -> None:
 def _private_folder() -> Iterator[Path]:
     """A folder that nobody else can enter and that is gone afterwards.
 
-    Where `RAY_TMPDIR` says, else `TMPDIR` if the names of sockets in it are short enough, else
-    /tmp.  Those of sweeps that were killed are taken away on this occasion.
+    In `RAY_TMPDIR`, else in `TMPDIR` if the names of sockets in it are short enough, else in /tmp.
+    Folders of sweeps that were killed are removed on this occasion.
     """
     place = _place()
     try:
@@ -121,7 +121,7 @@ def _place() -> str:
     given = os.environ.get(_PLACE)
     if given and len(os.fsencode(given)) > longest:
         raise ConfigError(
-            f"{_PLACE}={given}: too long, as Ray's sockets are named by it; at most {longest} "
+            f"{_PLACE}={given}: too long, as Ray's sockets are named after it; at most {longest} "
             "characters"
         )
     usual = os.environ.get("TMPDIR", "")
@@ -130,7 +130,7 @@ def _place() -> str:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Show that the owner of a folder lives."""
+    """Mark a folder as that of a living sweep."""
     made = folder / f".{_OWNER}"
     with open(made, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -139,9 +139,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _remove_dead(place: str) -> None:
-    """Take away what sweeps of this user left that were killed."""
+    """Remove what killed sweeps of this user left."""
     for folder in Path(place).glob(f"{_PREFIX}????????"):
-        with contextlib.suppress(OSError):  # another's, alive, or just going
+        with contextlib.suppress(OSError):  # another user's, alive, or just ending
             found = folder.lstat()
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
                 continue
@@ -152,7 +152,7 @@ def _remove_dead(place: str) -> None:
 
 @contextlib.contextmanager
 def _private_token(ray: Any) -> Iterator[None]:
-    """A token that nobody else knows, in the environment of Ray's processes; then as it was.
+    """A token that nobody else knows, in the environment of Ray's processes while the block lasts.
 
     One that the user has put into the environment is kept.
     """
@@ -172,14 +172,14 @@ def _private_token(ray: Any) -> Iterator[None]:
 
 
 def _read_again(ray: Any) -> None:
-    """Let Ray, which keeps what it read when it was imported, see the environment."""
+    """Let Ray, which keeps what it read at import, see the environment."""
     ray._raylet.Config.initialize("")
     ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextlib.contextmanager
 def _on_loopback(ray: Any) -> Iterator[None]:
-    """Let Ray listen on the loopback device alone, by what it does so on macOS and Windows."""
+    """Let Ray listen on the loopback device only, by the means it uses on macOS and Windows."""
     constants = ray._private.ray_constants
     before, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
     try:

@@ -1,4 +1,4 @@
-"""What a sweep would run: checked, addressed, estimated, before anything starts."""
+"""The plan of a sweep: its runs checked, addressed and estimated before anything starts."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from fitting.results.study_file import STUDY, read_study
 _PROCESS_BYTES = 450 * 2**20
 """Memory of a worker that has everything imported and trains nothing."""
 _BYTES_PER_PARAMETER = 16
-"""Float32 weights, gradients and two moments: what no run can do without."""
+"""Float32 weights, gradients and two moments: the least that any run needs."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one machine has, a whole cluster, or what one run takes."""
+    """The resources of a machine, of a whole cluster, or of one run."""
 
     cpus: float
     gpus: float = 0.0
@@ -41,7 +41,7 @@ class Resources:
     """GiB."""
 
     def holds(self, wanted: Resources) -> bool:
-        """Whether `wanted` fits into what is here."""
+        """Whether `wanted` fits into these resources."""
         small = 1e-6  # fractions of a GPU are added and taken away again
         return (
             wanted.cpus <= self.cpus + small
@@ -54,11 +54,11 @@ class Resources:
         return Resources(self.cpus + other.cpus, self.gpus + other.gpus, self.memory + other.memory)
 
     def __sub__(self, other: Resources) -> Resources:
-        """What is left."""
+        """The resources that are left."""
         return Resources(self.cpus - other.cpus, self.gpus - other.gpus, self.memory - other.memory)
 
     def __str__(self) -> str:
-        """As a person would say it."""
+        """The resources in words."""
         gpus = f", {self.gpus:g} GPUs" if self.gpus else ""
         memory = f", {self.memory:.3g} GiB" if self.memory else ""
         return f"{self.cpus:g} CPUs{gpus}{memory}"
@@ -76,9 +76,9 @@ class PlannedRun:
     scoring: float
     """FLOPs of the validation pass: a third of training's per token."""
     record: RunRecord | None = None
-    """What an earlier launch left."""
+    """The record that an earlier launch left."""
     damaged: str = ""
-    """The line that says what is damaged of it, and what to do: the run is left alone."""
+    """The line that says what of it is damaged, and what to do; the run is left alone."""
     older: int = 0
     """The numerics version under which the same run was done before; 0: it was not."""
 
@@ -99,13 +99,13 @@ class PlannedRun:
 
     @property
     def takes(self) -> Resources:
-        """What it takes of the cluster, all its processes together."""
+        """Resources that it takes of the cluster, all its processes together."""
         own, workers = self.config.resources, self.config.trainer.num_workers
         return Resources(own.cpus * workers, own.gpus * workers, own.memory * workers)
 
     @property
     def devices(self) -> float:
-        """GPUs, or CPU cores where it takes none: what an hour of it is paid for."""
+        """GPUs, or CPU cores if it takes none: the devices whose hours are paid for."""
         return self.takes.gpus or self.takes.cpus
 
     @property
@@ -145,7 +145,7 @@ class Plan:
 
     runs: list[PlannedRun]
     duplicates: int
-    """Requests that meant a run already in the list."""
+    """Requests for a run already in the list."""
     sweep: SweepConfig = field(default_factory=SweepConfig)
     speeds: Speeds = field(default_factory=Speeds)
 
@@ -163,7 +163,7 @@ class Plan:
 
     @property
     def study_folder(self) -> Path:
-        """Where all its runs lie."""
+        """The folder of all its runs."""
         return self.runs[0].folder.parent
 
     def seconds(self, run: PlannedRun) -> float:
@@ -173,7 +173,7 @@ class Plan:
         return run.work / self.speeds(config) / cores
 
     def device_hours(self) -> float:
-        """Expected, of what is to do: the sum over runs of hours times devices."""
+        """Expected device hours of the runs to do: the sum of hours times devices."""
         return sum(self.seconds(run) * run.devices for run in self.to_do) / 3600
 
     def makespan(self, capacity: Resources, max_parallel: int | None) -> float:
@@ -199,7 +199,7 @@ class Plan:
         return now
 
     def refuse_over_budget(self) -> None:
-        """Hold the plan against `budget`.
+        """Check the plan against `budget`.
 
         Raises:
             ConfigError: It needs more than it may.
@@ -212,13 +212,13 @@ class Plan:
         ):
             if limit and needed > limit:
                 raise ConfigError(
-                    f"budget.{key}={limit:g}: what is to do needs about {needed:.3g} {unit} "
+                    f"budget.{key}={limit:g}: the runs to do need about {needed:.3g} {unit} "
                     f"(speed: {self.speeds.basis}); raise it, or plan less"
                 )
 
 
 def make_plan(configs: Sequence[TrainConfig], sweep: SweepConfig | None = None) -> Plan:
-    """Address every configuration, drop the doubles, look up what is done.
+    """Address every configuration, drop duplicates, look up what is done.
 
     Raises:
         ConfigError: Nothing to run, or runs of more than one study.
@@ -283,12 +283,12 @@ def _look_for_older(plan: Plan, corpora: Mapping[str, str]) -> None:
 
 
 def _slug(run_id: str) -> str:
-    """What is readable of a run's address."""
+    """The readable part of a run's address."""
     return run_id.rpartition("-")[0]
 
 
 def write_table(plan: Plan, path: Path) -> None:
-    """Write the planned runs as a results table without losses (CSV), one row a run.
+    """Write the planned runs as a results table without losses (CSV), one row per run.
 
     Raises:
         ConfigError: It cannot be written.
@@ -318,7 +318,7 @@ def write_study(plan: Plan) -> Path:
     except FileNotFoundError:
         pass
     except DamagedError as error:
-        # What it said of runs that this plan lacks is lost; their folders are not.
+        # Its entries for runs that this plan lacks are lost; their folders are not.
         if not path.is_file():
             raise
         warnings.warn(f"written anew from this plan: {error}", stacklevel=2)

@@ -1,4 +1,4 @@
-"""Whether a Ray cluster answers at an address, found out in seconds: Ray itself takes minutes."""
+"""A quick check whether a Ray cluster answers at an address: Ray itself takes minutes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from experiments.config.precision import ConfigError
 
 KEY = "hydra.launcher.address"
 _PATIENCE_SECONDS = 30.0
-"""For a cluster to answer: it may have been started a moment ago."""
+"""Seconds for a cluster to answer: it may have been started a moment ago."""
 _ONE_SECONDS = 5.0
-"""What one attempt gets of it."""
+"""Seconds of these for one attempt."""
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-"""How a client of HTTP/2, which Ray speaks, begins: the preface and empty settings."""
+"""The first bytes of a client of HTTP/2, which Ray speaks: the preface and empty settings."""
 _FRAME_BYTES, _TYPE_BYTE, _SETTINGS = 9, 3, 4
-"""How a server answers it: with a frame of settings, whose head is nine bytes."""
+"""The beginning of a server's answer: a frame of settings, whose head is nine bytes."""
 
 
 def wait_for_cluster(ray: Any, address: str, patience: float = _PATIENCE_SECONDS) -> None:
-    """Wait, not for long and not without a word, until a cluster answers.
+    """Wait a short time, and say so, until a cluster answers.
 
     Raises:
-        ConfigError: None does; with the address and why.
+        ConfigError: None does; gives the address and the reason.
     """
     target = ray._private.services.get_ray_address_from_environment(address, None)
     host, port = _parsed(address, target)

@@ -1,4 +1,4 @@
-"""What a sweep shows: the plan before, a status line with the time left, the results after."""
+"""Output of a sweep: first the plan, then a status line with the time left, then the results."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def show_plan(plan: Plan, capacity: Resources, max_parallel: int | None, full: b
 
 
 def show_older(plan: Plan) -> None:
-    """Say in a line why runs that are there already are trained again."""
+    """Say in a line why runs that were done before are trained again."""
     older = [run.older for run in plan.to_do if run.older]
     if older:
         versions = " and ".join(map(str, sorted(set(older))))
@@ -122,33 +122,33 @@ class Display:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Take the status line away."""
+        """Remove the status line."""
         if console.is_terminal:
             self.live.stop()
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Print a line of its own."""
         console.print(text, highlight=False, soft_wrap=True)
 
     def started(self, run: PlannedRun) -> None:
-        """A run was handed to Ray."""
+        """Note that a run was handed to Ray."""
         self._stands(run, "running", "starting")
         self.others.discard(run.run_id)
 
     def elsewhere(self, run: PlannedRun, why: str) -> None:
-        """Somebody else is at work on a run; we wait for what becomes of it."""
+        """Note that somebody else is at work on a run; we wait for its outcome."""
         self._stands(run, "waiting")
         if run.run_id not in self.others:
             self.others.add(run.run_id)
             self.say(f"[cyan]waiting[/]  {run.run_id}: {why}")
 
     def retried(self, run: PlannedRun, why: str) -> None:
-        """A worker died; the run waits again."""
+        """Note that a worker died; the run waits again."""
         self._stands(run, "waiting")
         self.say(f"[yellow]retry[/]    {run.run_id}: {why}")
 
     def ended(self, run: PlannedRun, record: RunRecord | None, failure: str, log: Path) -> None:
-        """A run ended; failures are shown at once, with their log."""
+        """Note that a run ended; failures are shown at once, with their log."""
         self.others.discard(run.run_id)
         self.ended_here += 1
         if failure or record is None:

@@ -1,4 +1,4 @@
-"""What a worker does: one run, its log in its folder, its end as a value and never an exception."""
+"""The work of a worker: one run, its log in its folder, its end as a value, never an exception."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fitting.entry.errors import of_the_system
 
 LOG = "log.txt"
 DONE, FAILED, ELSEWHERE, STOPPED = "done", "failed", "elsewhere", "stopped"
-"""How a run may end for a worker; elsewhere: somebody else is at work on it."""
+"""The ways in which a run may end for a worker; elsewhere: somebody else is at work on it."""
 
 
 def execute(config: dict[str, Any], token: str) -> tuple[str, str]:
@@ -29,9 +29,9 @@ def execute(config: dict[str, Any], token: str) -> tuple[str, str]:
         token: Token of the lease, by which the driver breaks it should this worker die.
 
     Returns:
-        How it ended and, unless it is done, the one line that says why.
+        The way it ended and, unless it is done, one line that says why.
     """
-    from experiments.train import train  # takes seconds, and the driver has no use for it
+    from experiments.train import train  # takes seconds, and the driver does not need it
 
     checked = from_dict(config)
     folder = run_folder(checked)
@@ -70,7 +70,7 @@ def execute(config: dict[str, Any], token: str) -> tuple[str, str]:
 
 
 class _Log(io.TextIOBase):
-    """A log that a full disk costs lines of, and never the run that writes to it."""
+    """A log that loses lines on a full disk, but never stops the run that writes to it."""
 
     encoding = "utf-8"
 
@@ -78,40 +78,40 @@ class _Log(io.TextIOBase):
         self._file = file
 
     def fileno(self) -> int:
-        """The file's, for what prints past Python."""
+        """The file's descriptor, for code that prints without Python."""
         return self._file.fileno()
 
     def writable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def write(self, text: str) -> int:
-        """All of the text, or nothing."""
+        """Write all of the text, or nothing."""
         with contextlib.suppress(OSError):
             self._file.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Whatever waits to be written."""
+        """Write everything that waits."""
         with contextlib.suppress(OSError):
             self._file.flush()
 
     def close(self) -> None:
-        """Give the file back; what it could not take before it cannot take now."""
+        """Close the file; text that it could not take before is dropped."""
         super().close()
         with contextlib.suppress(OSError):
             self._file.close()
 
 
 def _said(error: Exception) -> str:
-    """What a run failed by, in one line; of an error of the system the file and what to do."""
+    """The cause of a failure in one line; for an error of the system, the file and the remedy."""
     if isinstance(error, OSError):
         return of_the_system(error)
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 class _Ended(Exception):
-    """How the first process of a run ended, for the others to stop, and for the driver."""
+    """The end of a run's first process, for the others to stop, and for the driver."""
 
 
 def execute_together(config: dict[str, Any], token: str) -> tuple[str, str]:
@@ -154,7 +154,7 @@ def execute_together(config: dict[str, Any], token: str) -> tuple[str, str]:
 
 
 def _cause(error: Exception) -> Exception:
-    """What a process raised, without what Ray wrapped around it."""
+    """The exception that a process raised, without Ray's wrapping."""
     return getattr(error, "cause", None) or error
 
 

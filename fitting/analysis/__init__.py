@@ -1,4 +1,4 @@
-"""What follows from a fitted law, as numbers with intervals."""
+"""Conclusions from a fitted law, as numbers with intervals."""
 
 from fitting.analysis.capacity import (
     capacity_after,

@@ -1,4 +1,4 @@
-"""What is left of a model's capacity: laws in which precision costs parameters, or adds a penalty.
+"""The capacity that precision leaves a model: laws in which it costs parameters or adds a penalty.
 
 Kumar et al. 2411.04330 (`precision`, `ptq`), Chen et al. 2505.14302 (`qat`), Panferov et al.
 2506.01863 (`compressed`).  All share A/N^alpha + B/D^beta + E, so all can say which unquantized
@@ -38,9 +38,9 @@ from fitting.law.curves import Array
 from fitting.law.terms import FitError
 
 OPERANDS = ("w", "a", "kv")
-"""What Kumar et al. give bits of their own: weights, activations, cache."""
+"""The operands to which Kumar et al. give bits of their own: weights, activations, cache."""
 BITS_RANGE = (1.0, 64.0)
-"""Bits between which the optimum is looked for."""
+"""Range of bits in which the optimum is searched for."""
 CHINCHILLA = frozenset(("A", "alpha", "B", "beta"))
 
 
@@ -51,7 +51,7 @@ def kumar_capacity(p: Sample, bits: Mapping[str, float]) -> Values:
     """N_eff/N = prod_x (1 - exp(n_x - P_x/gamma_x)) over the operands in `bits`, of `precision`.
 
     Raises:
-        FitError: It is not positive: the law is not defined for so few bits.
+        FitError: N_eff is not positive: the law is not defined for so few bits.
 
     >>> from fitting.laws.catalogue import KUMAR_2024
     >>> round(kumar_capacity(KUMAR_2024, {"w": 8, "a": 8, "kv": 8}), 5)
@@ -72,12 +72,12 @@ def _kept(p: Sample, x: str, count: Values) -> Values:
 
 
 def _shares(p: Sample, bits: Mapping[str, Values]) -> Values:
-    """`kumar_capacity`, zero in draws in which the law is not defined."""
+    """`kumar_capacity`, with zero in draws for which the law is not defined."""
     return math.prod(np.maximum(_kept(p, x, count), 0.0) for x, count in bits.items())
 
 
 def kumar_optimal_bits(p: Sample) -> Values:
-    """Bits of weights, activations and cache alike of least loss at any cost C = k P N D.
+    """Bits, the same for weights, activations and cache, of least loss at any cost C = k P N D.
 
     Where N and P are chosen, the optimum depends neither on the data nor on the cost: sum over
     operands of (P/gamma_x) y_x/(1 - y_x) = 1 with y_x = exp(n_x - P/gamma_x).  Zero where it is
@@ -92,7 +92,7 @@ def kumar_optimal_bits(p: Sample) -> Values:
 
 @QUIET  # below the law's domain nothing is left of the parameters
 def kumar_optimal_bits_for_params(p: Sample, params: float, cost: float, k: float = COST) -> Values:
-    """The same at a given size, the rest of the cost C = k P N D being data.
+    """Optimal bits at a given size, where the rest of the cost C = k P N D is data.
 
     Where the next bit takes as much from the data as it gives to the parameters:
     beta B/D^beta = alpha A/N_eff^alpha times the sum in `kumar_optimal_bits`.
@@ -109,12 +109,12 @@ def kumar_optimal_bits_for_params(p: Sample, params: float, cost: float, k: floa
 
 
 def _worth(p: Sample, bits: Array) -> Array:
-    """By what factor N_eff grows when the bits do: d log N_eff/d log P."""
+    """Relative growth of N_eff with the bits: d log N_eff/d log P."""
     total = np.zeros(np.shape(bits))
     for x in OPERANDS:
         scaled = bits / p[f"gamma_{x}"]
         exponent = scaled - p[f"n_{x}"]
-        # Below the law's domain bits are worth anything.
+        # Below the law's domain another bit is worth any price.
         total += np.where(exponent > 0, scaled / np.expm1(np.maximum(exponent, 1e-300)), np.inf)
     return total
 
@@ -137,7 +137,7 @@ def ptq_critical_tokens(p: Sample, params: float, bits_post: float) -> Values:
 
 
 def ptq_penalty(p: Sample, params: float, tokens: float, bits_post: float) -> Values:
-    """What quantizing the weights after training adds: C_T D^gamma_D/N^gamma_N e^(-P/gamma_post).
+    """Loss added by quantizing trained weights: C_T D^gamma_D/N^gamma_N e^(-P/gamma_post).
 
     Kumar et al., nats per token.
     """
@@ -146,7 +146,7 @@ def ptq_penalty(p: Sample, params: float, tokens: float, bits_post: float) -> Va
 
 
 def qat_penalty(p: Sample, params: float, tokens: float, block_size: float) -> Values:
-    """What quantization-aware training adds: k D^gamma_D (log2 G)^gamma_G/N^gamma_N.
+    """Loss added by quantization-aware training: k D^gamma_D (log2 G)^gamma_G/N^gamma_N.
 
     Chen et al., nats per token.
     """
@@ -173,10 +173,10 @@ def compressed_capacity(p: Sample, gmse: float) -> Values:
 
 @QUIET
 def tokens_for_capacity(p: Sample, params: float, tokens: float, share: Values) -> Values:
-    """The factor in tokens that makes up for a capacity N_eff/N, the same at any data.
+    """The factor in tokens that makes up for a capacity N_eff/N.
 
-    (1 - x)^(-1/beta) with x what the capacity costs over what the data leave, B/D^beta; infinite
-    from x = 1 on: then no amount of data does.
+    (1 - x)^(-1/beta), where x is the loss that the capacity costs over the data term B/D^beta;
+    infinite from x = 1 on, where no amount of data makes up for it.
     """
     alpha, beta = np.asarray(p["alpha"], float), np.asarray(p["beta"], float)
     lost = p["A"] * float(params) ** -alpha * (np.asarray(share, float) ** -alpha - 1)
@@ -189,7 +189,7 @@ def tokens_for_capacity(p: Sample, params: float, tokens: float, share: Values) 
 
 
 def _optimal_bits(basis: Basis) -> Estimate | None:
-    """The same bits for all operands, at given data and jointly at any cost, of `precision`."""
+    """Optimal bits under `precision`, the same for all operands: at given data and at any cost."""
     if basis.lacks(_CAPACITY):
         return None
     seen = basis.rows[[f"bits_{x}" for x in OPERANDS]]
@@ -200,7 +200,7 @@ def _optimal_bits(basis: Basis) -> Estimate | None:
 
 
 def _optimal_precision(basis: Basis) -> OptimalPrecision | None:
-    """The same at given sizes and costs."""
+    """Optimal bits at given sizes and costs."""
     if basis.lacks(_CAPACITY | CHINCHILLA):
         return None
     rows, k = basis.rows, basis.assumed.cost_k
@@ -220,7 +220,7 @@ def _cost_k(basis: Basis) -> float | None:
 
 
 def _cost_of_bits(basis: Basis) -> list[Cost] | None:
-    """What each choice of bits costs, by those of weights, activations and cache."""
+    """The cost of each combination of bits for weights, activations and cache."""
     if basis.lacks(_CAPACITY | CHINCHILLA):
         return None
     seen = basis.rows[[f"bits_{x}" for x in OPERANDS]]
@@ -235,7 +235,7 @@ def _cost_of_bits(basis: Basis) -> list[Cost] | None:
 
 
 def _cost_of_representations(basis: Basis) -> list[Cost] | None:
-    """What each representation of a table costs, by its GMSE, of `compressed`."""
+    """The cost of each representation in a table under `compressed`, by its GMSE."""
     if basis.lacks({*CHINCHILLA, "L", "F", "C"}):
         return None
     errors = sorted({float(gmse) for gmse in basis.rows["gmse"] if gmse > 0})
@@ -245,7 +245,7 @@ def _cost_of_representations(basis: Basis) -> list[Cost] | None:
 
 @QUIET
 def _costs(cells: Sequence[tuple[str, Sequence[Values]]], basis: Basis) -> list[Cost]:
-    """What capacities cost at equal loss, for the largest size at its middle data."""
+    """The cost of capacities at equal loss, for the largest size at its middle data."""
     rows = basis.rows
     size = float(rows["params"].max())
     tokens = middle(rows.loc[rows["params"] == size, "tokens"])
@@ -259,7 +259,7 @@ def _costs(cells: Sequence[tuple[str, Sequence[Values]]], basis: Basis) -> list[
 
 @QUIET
 def _ptq_critical(basis: Basis) -> list[CriticalTokens] | None:
-    """Critical data size by size and bits after training, of `ptq`."""
+    """Critical data size under `ptq`, by size and bits after training."""
     if basis.lacks(_PTQ):
         return None
     rows = basis.rows
@@ -294,7 +294,7 @@ def _penalized(
 ) -> list[Cost]:
     """Effective parameters of each size's longest run, for each value of a column.
 
-    Their inverse is not what precision costs at equal loss: the penalty changes with the size.
+    Their inverse is not the cost of precision at equal loss: the penalty changes with the size.
     """
     found = []
     longest = rows.groupby("params")["tokens"].max()

@@ -1,4 +1,4 @@
-"""What a law of formats holds for: the tensors that were quantized, and how."""
+"""The conditions under which a law of formats holds: which tensors were quantized, and how."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fitting.law.conclusion import Basis, Conclusion
 
 @dataclass(frozen=True)
 class HoldsFor:
-    """What the fitted, quantized runs have in common; None where the table does not say."""
+    """What the fitted, quantized runs have in common; None if the table does not tell."""
 
     operands: list[str] | None
     recipe: list[str] | None
@@ -32,7 +32,7 @@ def _doubts(found: HoldsFor, identified: Mapping[str, bool]) -> list[str]:
         return []
     return [
         "the table has no column operands: the law holds only for one choice of quantized "
-        "tensors, and nobody can check that these runs share one"
+        "tensors, and whether these runs share one cannot be checked"
     ]
 
 

@@ -1,4 +1,4 @@
-"""What a precision costs at equal loss: in parameters, and in tokens."""
+"""The cost of a precision at equal loss: in parameters, and in tokens."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from fitting.words import between, count_label, number
 
 @dataclass(frozen=True)
 class Cost:
-    """What a precision costs at equal loss, at a size and a token count."""
+    """The cost of a precision at equal loss, at a size and a token count."""
 
     format: str
     params: float
@@ -42,13 +42,13 @@ class Cost:
     """N_eff/N: the share of its parameters with which an unquantized model does as well."""
     effective_params_interval: Interval
     extrapolated: bool
-    """Whether the table reaches neither down to N_eff nor up to the size that makes up, or has no
-    runs of as many tokens as make up."""
+    """Whether the table reaches neither down to N_eff nor up to the compensating size, or has no
+    runs of the compensating number of tokens."""
     params_factor: Number = None
-    """One over it: how many times the parameters make up for the precision."""
+    """The inverse of N_eff/N: how many times the parameters make up for the precision."""
     params_factor_interval: Interval | None = None
     tokens_factor: Number = None
-    """How many times the tokens do; None where no amount does."""
+    """How many times the tokens make up for it; None if no amount does."""
     tokens_factor_interval: Interval | None = None
     bits: Count | None = None
     block_size: float | None = None
@@ -66,7 +66,7 @@ def equal_loss(
     block_size: float | None = None,
     seen: bool = True,
 ) -> Cost:
-    """What a precision costs at equal loss.
+    """The cost of a precision at equal loss.
 
     Args:
         rows: The fitted rows.
@@ -74,8 +74,8 @@ def equal_loss(
         params: N.
         tokens: D.
         shares: N_eff/N at `Basis.samples`.
-        factors: By how much more data it is made up for, likewise.
-        bits: The format's bits, if rows are by bits.
+        factors: The factor in data that makes up for it, likewise.
+        bits: The format's bits, if there is one row per number of bits.
         block_size: The format's block size, if it has one.
         seen: Whether the table holds runs of such a format.
     """
@@ -92,13 +92,13 @@ def equal_loss(
 
 
 def middle(values: pd.Series) -> float:
-    """The middle one of a column's distinct values, the lower one of two."""
+    """The middle one of a column's distinct values, the lower of two middle ones."""
     distinct = sorted(map(float, values.unique()))
     return distinct[(len(distinct) - 1) // 2]
 
 
 def _by_bits(basis: Basis) -> list[Cost]:
-    """What each number of bits costs, for the largest size at its middle data.
+    """The cost of each number of bits, for the largest size at its middle data.
 
     The formats are the fit's best layouts, in the table's most common block size.
     """
@@ -118,7 +118,7 @@ def _by_bits(basis: Basis) -> list[Cost]:
 
 
 def _by_format(basis: Basis) -> list[Cost]:
-    """What each quantized format of a table costs, by size, at the size's middle data."""
+    """The cost of each quantized format of a table, by size, at the size's middle data."""
     seen = basis.quantized
     if basis.lacks(NEEDED) or seen.empty:
         return []
@@ -142,7 +142,7 @@ def _of_layout(
     bits: int | None = None,
     seen: bool = True,
 ) -> Cost:
-    """What a layout costs at a size and its data, under the floating-point law."""
+    """The cost of a layout at a size and its data, under the floating-point law."""
     share = [effective_params_of_format(p, tokens, e, m, block) for p in basis.samples]
     more = [tokens_for_equal_loss(p, size, tokens, e, m, block) for p in basis.samples]
     name = layout_name(int(e), int(m))
@@ -153,14 +153,14 @@ def _of_layout(
 
 
 def _share(value: float) -> str:
-    """Three decimals, or two digits of what would be lost in them: 0.785, 0.00014."""
+    """Three decimals, or two significant digits where these would be lost: 0.785, 0.00014."""
     return f"{value:.3f}" if value >= 0.01 else number(value, 2)
 
 
 def factor_words(value: Number, bounds: Interval | None) -> str | None:
-    """How much more makes up, which may be no amount: "+30 % (+13 % to +80 %)".
+    """How much more is needed, in words: "+30 % (+13 % to +80 %)", or that no amount is enough.
 
-    One unit for the value and its interval: times where any of them is two or more.
+    The value and its interval share one unit: "times" where any of them is two or more.
     """
     if bounds is None:
         return None
@@ -202,7 +202,7 @@ _COSTS: tuple[Column[Cost], ...] = (
     Column("more tokens", lambda row: factor_words(row.tokens_factor, row.tokens_factor_interval)),
 )
 _EFFECTIVE = (
-    "Effective parameters: the share of its parameters with which an unquantized model does as "
+    "Effective parameters: the share of these parameters with which an unquantized model does as "
     "well."
 )
 
@@ -259,4 +259,4 @@ COST_OF_PRECISION = Conclusion(
         ),
     ),
 )
-"""As the floating-point law has it; other laws find it in another way."""
+"""The conclusion under the floating-point law; other laws find it in another way."""

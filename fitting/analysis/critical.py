@@ -123,4 +123,4 @@ CRITICAL_TOKENS = Conclusion(
     missing="No critical data sizes, costs of precision or optimal bits: they need a fit of the "
     "floating-point law whose exponents and coefficients the data determine.",
 )
-"""As the floating-point law has it; other laws find it in another way."""
+"""The conclusion under the floating-point law; other laws find it in another way."""

@@ -1,4 +1,4 @@
-"""What low precision costs in efficiency, and where it pays: the map of Quartet.
+"""The efficiency that low precision costs, and where it pays: the map of Quartet.
 
 Castro et al. 2505.14669: a scheme keeps a share eff_N of the parameters (forward pass) or eff_D of
 the tokens (backward pass) and runs faster.  Formulas take numbers, or arrays of draws for the
@@ -44,11 +44,11 @@ from fitting.words import (
 
 CHOICES = ("FP8:FP8", "FP4:FP8", "FP8:FP4", "FP4:FP4")
 RATIOS = (1e-2, 1e8)
-"""Tokens per parameter between which crossovers are looked for."""
+"""Range of tokens per parameter in which crossovers are searched for."""
 
 
 def training_speedup(forward: float, backward: float) -> float:
-    """Speed-up of training from those of the passes: the backward one is two thirds of the work.
+    """Speed-up of training, from that of each pass: the backward one is two thirds of the work.
 
     >>> training_speedup(2, 1), training_speedup(1, 2), training_speedup(2, 2)
     (1.2, 1.5, 2.0)
@@ -66,10 +66,10 @@ def quartet_loss(
 
 
 def gains(choice: str, forward: float = FASTER, backward: float = FASTER) -> tuple[float, float]:
-    """How many times the parameters and the tokens a choice trains at what FP8:FP8 would cost.
+    """Factors in parameters and tokens that a choice can train at the cost of FP8:FP8.
 
-    A forward pass that is faster by s serves a model s times as large as cheaply; what training
-    gains beyond that goes into data: N s and D s_training/s.
+    A forward pass that is faster by s serves a model s times as large at the same cost; what
+    training gains beyond that goes into data: N s and D s_training/s.
 
     >>> [gains(choice) for choice in CHOICES]
     [(1.0, 1.0), (2.0, 0.6), (1.0, 1.5), (2.0, 1.0)]
@@ -89,7 +89,7 @@ def budget_losses(
     forward: float = FASTER,
     backward: float = FASTER,
 ) -> dict[str, Values]:
-    """Loss of each choice of precisions at what an FP8:FP8 run of a given size and length costs.
+    """Loss of each choice of precisions at the cost of an FP8:FP8 run of a given size and length.
 
     Args:
         p: Parameters of `quartet`.
@@ -160,7 +160,7 @@ def crossover(
 
 @dataclass(frozen=True)
 class Efficiency:
-    """What a scheme is worth in a pass."""
+    """The worth of a scheme in a pass."""
 
     scheme: str
     pass_: Annotated[str, Field(alias="pass")]
@@ -169,16 +169,16 @@ class Efficiency:
     """The share of parameters (forward, eff_N) or of tokens (backward, eff_D)."""
     efficiency_interval: Interval
     params_factor: Number = None
-    """How many times the parameters make up for it."""
+    """The factor in parameters that makes up for it."""
     params_factor_interval: Interval | None = None
     tokens_factor: Number = None
-    """How many times the tokens do."""
+    """The factor in tokens that makes up for it."""
     tokens_factor_interval: Interval | None = None
 
 
 @dataclass(frozen=True)
 class Speedups:
-    """How many times faster FP4 is than FP8, by pass."""
+    """The speed of FP4 over that of FP8, by pass."""
 
     forward: float
     backward: float
@@ -186,14 +186,14 @@ class Speedups:
 
 @dataclass(frozen=True)
 class Crossover:
-    """Data from which FP4 in both passes beats FP4 in the backward one, at a size."""
+    """Data from which FP4 in both passes beats FP4 in the backward pass alone, at a size."""
 
     params: float
     tokens_per_param: Number
     """Zero: always; None: never."""
     interval: Interval
     extrapolated: bool
-    """Whether what would then be trained lies outside the table's sizes or its ratios."""
+    """Whether the runs trained then lie outside the table's sizes or its ratios."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ class Choice:
 
 
 def _known(basis: Basis, prefix: str) -> list[str]:
-    """The efficiencies of a pass that a fit knows."""
+    """The efficiencies of a pass that a fit determines."""
     return [
         n
         for n, v in basis.parameters.items()
@@ -233,7 +233,7 @@ def _efficiencies(basis: Basis) -> list[Efficiency]:
 
 @dataclass(frozen=True)
 class _Best:
-    """The most efficient scheme of either pass, and what a table holds to judge them by."""
+    """The most efficient scheme of each pass, with the range of the table to judge them by."""
 
     names: tuple[str, str]
     pairs: list[tuple[Sample, Values, Values]]
@@ -243,11 +243,11 @@ class _Best:
     sizes: tuple[float, float]
     """The smallest and the largest size of the table."""
     ratios: tuple[float, float]
-    """The same of tokens per parameter."""
+    """The smallest and the largest number of tokens per parameter."""
 
     @classmethod
     def of(cls, basis: Basis) -> _Best | None:
-        """None where the table lacks a scheme for a pass, or does not hold a parameter."""
+        """The table's best schemes; None if it lacks one for a pass or leaves a parameter open."""
         known = [_known(basis, prefix) for prefix in ("eff_N", "eff_D")]
         if not all(known) or basis.arbitrary:
             return None
@@ -263,7 +263,7 @@ class _Best:
         return cls((n, d), pairs, rows, speedups, sizes, ratios)
 
     def holds(self, choice: str, params: float, tokens: float) -> bool:
-        """Whether what a choice trains at a budget is within the table, up to rounding."""
+        """Whether the run that a choice trains at a budget is within the table, up to rounding."""
         larger, longer = gains(choice, self.speedups.forward, self.speedups.backward)
         trained = params * larger, tokens * longer / (params * larger)
         return all(
@@ -272,7 +272,7 @@ class _Best:
         )
 
     def choice(self, size: float, tokens: float) -> Choice:
-        """The best choice at a budget, its shares of the draws, and how far it reaches."""
+        """The best choice at a budget, the shares of the draws, and whether it is extrapolated."""
         speedups = (self.speedups.forward, self.speedups.backward)
         best = best_precision(*self.pairs[0], size, tokens, *speedups)
         shares = {}
@@ -350,7 +350,7 @@ FORWARD = Conclusion("forward", str, _scheme(0))
 BACKWARD = Conclusion("backward", str, _scheme(1))
 """The most efficient scheme of the backward pass."""
 SPEEDUPS = Conclusion("speedups", Speedups, _speedups)
-"""What was assumed of the passes."""
+"""The speed-ups assumed for the passes."""
 EFFICIENCIES = Conclusion(
     "efficiencies",
     list[Efficiency],
@@ -375,8 +375,8 @@ EFFICIENCIES = Conclusion(
                 ),
             ),
             "Efficiency: the share of parameters (forward pass, eff_N) or of tokens (backward "
-            "pass, eff_D) that the scheme is worth. More parameters, or more tokens: what makes up "
-            "for it.",
+            "pass, eff_D) that the scheme is worth. More parameters, or more tokens: either makes "
+            "up for it.",
         ),
     ),
 )
@@ -387,14 +387,14 @@ CROSSOVERS = Conclusion(
     (
         Table(
             "crossovers",
-            "From where FP4 pays in both passes",
+            "Where FP4 begins to pay in both passes",
             (
                 _CrossoverCol("parameters", lambda row: count_label(row.params)),
                 Column("tokens per parameter", _ratio_words),
                 _CrossoverCol("95 % interval", lambda row: interval_of(row.interval, three_digits)),
             ),
             lambda rows, derived: (
-                "From so many tokens per parameter of the FP8:FP8 budget on, FP4 forward and "
+                "From this many tokens per parameter of the FP8:FP8 budget on, FP4 forward and "
                 f"backward beats FP4 in the backward pass alone. {_schemes_words(derived)}"
             ),
         ),
@@ -416,11 +416,11 @@ MAP = Conclusion(
             ),
             lambda rows, derived: (
                 "At the budget of an FP8:FP8 run of that size and length. "
-                f"{_schemes_words(derived)} A faster forward pass serves a larger model as "
-                "cheaply, faster training sees more tokens."
+                f"{_schemes_words(derived)} A faster forward pass serves a larger model at the "
+                "same cost; faster training sees more tokens."
             ),
         ),
     ),
-    missing="No map of which precision wins: it needs a scheme for either pass and a fit whose "
+    missing="No map of which precision wins: it needs a scheme for each pass and a fit whose "
     "parameters the data determine.",
 )

@@ -1,4 +1,4 @@
-"""Coarse scales as block sizes: what B a scale per channel or per tensor is worth.
+"""Coarse scales as block sizes: the B to which a scale per channel or per tensor is equivalent.
 
 In Sun et al. 2501.02423 the precision term grows with log2(B).  A scale per channel behaves like a
 constant B (theirs: log2 B = 13.1567), one per tensor like log2 B = N^omega/(xi D^eta), whose
@@ -56,8 +56,8 @@ class EquivalentBlock:
     """Mean log2 of the rows' own `block_size`."""
     rows: Count
     fitted: bool
-    """Whether the fit had such rows: it then took `given` for granted, which pulls the
-    measurement towards it."""
+    """Whether the fit used such rows: it then assumed `given`, which pulls the measurement
+    towards it."""
     omega: Number = None
     omega_interval: Interval | None = None
     xi: Number = None
@@ -69,16 +69,16 @@ class EquivalentBlock:
 def equivalent_blocks(basis: Basis) -> list[EquivalentBlock]:
     """The block size to which a scale per channel or tensor is equivalent, as measured.
 
-    For each granularity the log2 B that gives the rows' losses in least squares of L/Lhat; rows
-    are resampled along with the draws of the law.
+    For each granularity, the log2 B that fits the rows' losses best, by least squares of L/Lhat;
+    rows are resampled along with the draws of the law.
 
     Args:
         basis: A fit of the law `floating_point`; its coarse rows, fitted or not, are measured.
 
     Returns:
         One for a scale per row, one per tensor; the latter's `omega`, `xi` and `eta` are unknown
-        where sizes and data do not vary enough.  Empty without coarse rows, or where no row with
-        blocks was fitted or the table does not hold a parameter: nothing is then measured.
+        where sizes and data do not vary enough.  Empty if there are no coarse rows, if no row with
+        blocks was fitted, or if the table leaves a parameter open.
     """
     rows, fitted = basis.every, basis.rows
     if "granularity" not in rows or "granularity" not in fitted or basis.lacks(NEEDED):
@@ -109,7 +109,7 @@ def equivalent_blocks(basis: Basis) -> list[EquivalentBlock]:
 
 
 def _resampled(basis: Basis, rows: pd.DataFrame) -> list[list[Values]]:
-    """log2 B, omega, xi and eta: of the fit, and where there are draws an array of each."""
+    """log2 B, omega, xi and eta: of the fit and, if there are draws, an array of each."""
     columns = ("params", "tokens", "exponent", "mantissa", "loss")
     runs = {name: rows[name].to_numpy(dtype=np.float64) for name in columns}
     cells = rows.groupby(["params", "tokens"], sort=True).ngroup().to_numpy().astype(np.intp)
@@ -124,7 +124,7 @@ def _resampled(basis: Basis, rows: pd.DataFrame) -> list[list[Values]]:
         each.append(
             _measure({n: float(v[i]) for n, v in basis.draws.items()}, runs, cells, weights)
         )
-    # Where many draws hold no law for log2 B, those that do are no sample of it.
+    # If many draws give no law for log2 B, those that do are not a fair sample of it.
     finite = np.isfinite(np.array(each))
     known = finite.mean(axis=0) >= ENOUGH_FINITE
     columns_of_draws = np.array(each).T
@@ -137,7 +137,7 @@ def _measure(
     """log2 B over all runs; omega, xi, eta of log2 B = N^omega/(xi D^eta) over cells."""
     n, d, loss = runs["params"], runs["tokens"], runs["loss"]
     full = p["n"] * n ** -p["alpha"] + p["d"] * d ** -p["beta"] + p["epsilon"]
-    unit = d ** p["beta"] * n ** -p["alpha"] / p["gamma"]  # what log2 B = 1 would add
+    unit = d ** p["beta"] * n ** -p["alpha"] / p["gamma"]  # the loss that log2 B = 1 would add
     unit = unit * (runs["exponent"] + 0.5) ** -p["delta"] * (runs["mantissa"] + 0.5) ** -p["nu"]
     above = weights * (loss - full) * unit / loss**2
     square = weights * (unit / loss) ** 2
@@ -175,8 +175,8 @@ def _law(row: EquivalentBlock) -> str:
 
 def _doubts(found: list[EquivalentBlock], identified: Mapping[str, bool]) -> list[str]:
     return [
-        f"runs with a scale per {row.granularity} were fitted at the block_size that they give "
-        f"(log2 {row.given:.3g}); to measure what they are equivalent to, fit with "
+        f"runs with a scale per {row.granularity} were fitted with the table's block_size "
+        f"(log2 {row.given:.3g}); to measure the block size that they are equivalent to, fit with "
         f"where=\"granularity != '{row.granularity}'\""
         for row in found
         if row.fitted
@@ -205,7 +205,7 @@ EQUIVALENT_BLOCKS = Conclusion(
                 Column("log2 B = N^omega/(xi D^eta)", _law, number=False),
             ),
             "Measured from the losses of these runs and the law. Sun et al. (2501.02423) find "
-            "13.16 per channel. A fit that took their given block size pulls the measurement "
+            "13.16 per channel. A fit that took the given block size pulls the measurement "
             "towards it.",
         ),
     ),

@@ -35,7 +35,7 @@ NEAR_TIE = 1.25
 
 @dataclass(frozen=True)
 class Layout:
-    """The best exponent/mantissa split of a number of bits, and how sure it is."""
+    """The best exponent/mantissa split of a number of bits, and how certain it is."""
 
     bits: Count
     """Sign included."""
@@ -45,7 +45,7 @@ class Layout:
     exponent_interval: Interval
     mantissa_interval: Interval
     ratio: Number
-    """E:M; None where one of them is not above zero."""
+    """E:M; None unless both are above zero."""
     ratio_interval: Interval
     layout: str
     """In whole bits, "E2M1"."""
@@ -54,7 +54,7 @@ class Layout:
     near_ties: list[str]
     """The other layouts whose precision term is at most `NEAR_TIE` times the best one's."""
     extrapolated: bool
-    """Whether no run had so many bits."""
+    """Whether no run had this many bits."""
 
 
 def optimal_layout(parameters: Mapping[str, float], bits: int) -> tuple[float, float]:
@@ -107,10 +107,10 @@ def _log_denominators(delta: ArrayLike, nu: ArrayLike, bits: int) -> Array:
 
 
 def _found(basis: Basis) -> list[Layout]:
-    """Best exponent/mantissa split for each number of bits, and how sure it is.
+    """Best exponent/mantissa split for each number of bits, and how certain it is.
 
-    Nothing where the runs say nothing about delta or nu, or both are zero: no layout is then
-    better than another.
+    Empty if the runs say nothing about delta or nu, or if both are zero: no layout is then better
+    than another.
     """
     p = basis.parameters
     if basis.lacks(("delta", "nu")) or p["delta"] + p["nu"] == 0:
@@ -173,7 +173,8 @@ def _doubts(found: list[Layout], identified: Mapping[str, bool]) -> list[str]:
     doubtful = [name for name in ("delta", "nu") if not identified.get(name, True)]
     if not found or not doubtful:
         return []
-    return [f"{', '.join(doubtful)} not identified: the best layouts are not known"]
+    verb = "is" if len(doubtful) == 1 else "are"
+    return [f"{' and '.join(doubtful)} {verb} not identified: the best layouts are not known"]
 
 
 _Col = Column[Layout]

@@ -31,14 +31,15 @@ from fitting.law.conclusion import (
 from fitting.words import between, count, decimals, number
 
 FEWEST_BITS, MOST_BITS = 1.0, 16.0
-"""A sign at least, and what unquantized training has: optima beyond are moved here and marked."""
+"""The least number of bits, a sign, and the most, those of unquantized training; optima beyond are
+moved to these ends and marked."""
 BUDGETS = (0.01, 0.1, 1.0, 10.0, 100.0)
 """Multiples of the most expensive run's cost for which optima are reported."""
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """Optimal bits where something is given."""
+    """Optimal bits under some given quantities."""
 
     bits: Number
     bits_interval: Interval
@@ -61,7 +62,7 @@ class OptimalPrecision:
 
     fixed_tokens: list[Optimum] | None = None
     fixed_params: list[Optimum] | None = None
-    """At given costs, too."""
+    """At given sizes and costs."""
     joint: list[Optimum] | None = None
     """At given costs, with the best size and data."""
 
@@ -78,13 +79,13 @@ def optimum(
     k: float = COST,
     block_size: float | None = None,
 ) -> Optimum:
-    """Optimal bits where something is given, and whether that is within a table.
+    """Optimal bits under some given quantities, and whether these are within a table.
 
     Args:
         values: The optimum at `Basis.samples`.
         rows: The fitted rows.
         seen_bits: Fewest and most bits of its quantized rows.
-        params: N, if it is given; what was found at `Basis.samples`, if it was.
+        params: N if it is given; its values at `Basis.samples` if it was found.
         tokens: D, likewise; with a cost and a given size it is what the bits leave, C/(k P N).
         cost: C, if it is given.
         k: Factor of the cost C = k P N D.
@@ -128,9 +129,9 @@ def _has_optimum(basis: Basis) -> bool:
 
 
 def _found(basis: Basis) -> OptimalPrecision:
-    """At the data, sizes and costs of a table, and at greater costs; in its commonest block size.
+    """Optimal bits at a table's data, sizes and costs, and beyond; in its commonest block size.
 
-    Costs are multiples of the dearest quantized run's.
+    Costs are multiples of the most expensive quantized run's.
     """
     if not _has_optimum(basis):
         return OptimalPrecision()
@@ -171,13 +172,13 @@ def _costs_tried(rows: Sequence[Optimum], derived: Derived) -> str:
     formula = cost_formula(derived)
     at_16_bits = formula.removeprefix("C = ").replace("/16 P", "")
     return (
-        f"Costs {formula} ({at_16_bits} at 16 bits), from a hundredth of the dearest quantized "
-        "run's to a hundred times that"
+        f"Costs {formula} ({at_16_bits} at 16 bits), from a hundredth of the most expensive "
+        "quantized run's to a hundred times that"
     )
 
 
 def _bits(row: Optimum) -> str:
-    """Optimal bits; at the end of the scale they are a bound and no optimum."""
+    """Optimal bits in words; at an end of the scale they are a bound, not an optimum."""
     text = decimals(row.bits, row.bits_interval)
     if row.clamped:
         beyond = row.unclamped is None or row.bits is None or row.unclamped > row.bits
@@ -230,8 +231,8 @@ OPTIMAL_PRECISION = Conclusion(
         ),
     ),
 )
-"""As the floating-point law has it; `precision` finds part of it in another way."""
+"""The conclusion under the floating-point law; `precision` finds part of it in another way."""
 COST_K = Conclusion(
     "cost_k", float, lambda basis: basis.assumed.cost_k if _has_optimum(basis) else None
 )
-"""The constant of a run's cost that optima were found with."""
+"""The constant k of a run's cost with which the optima were found."""

@@ -9,7 +9,7 @@ import numpy as np
 from fitting.law.curves import Array
 
 HALVINGS = 80
-"""A bracket halved so often has no width left in float64."""
+"""Halvings after which a bracket has no width left in float64."""
 
 
 def rising_root(
@@ -24,8 +24,8 @@ def rising_root(
         shape: [draws], or empty for one number.
 
     Returns:
-        [draws] roots: -inf where the function is positive at `low` already, inf where it is not
-        even at `high`.
+        [draws] roots: -inf where the function is already positive at `low`, inf where it is not
+        positive even at `high`.
 
     >>> rising_root(lambda x: x**2 - np.array([2.0, 9.0, 200.0]), 2.0, 10.0, (3,))
     array([-inf,   3.,  inf])

@@ -1,4 +1,4 @@
-"""What precision is worth under the floating-point law: optimal bits, effective parameters, trades.
+"""The worth of precision under the floating-point law: optimal bits, effective parameters, trades.
 
 Formulas are of Sun et al. 2501.02423 in the letters of its Eq. 1 (`fitting.laws.catalogue`), at the
 best split of P bits, E + 1/2 = delta P/(delta + nu) and M + 1/2 = nu P/(delta + nu).  A run of N
@@ -18,9 +18,9 @@ from fitting.law.curves import Array
 from fitting.law.terms import FitError
 
 QUIET = np.errstate(divide="ignore", over="ignore", invalid="ignore")
-"""Draws in which a parameter is at a bound may have no optimum: infinite or NaN, not a warning."""
+"""Silences NumPy: draws with a parameter at a bound may have no optimum, but infinity or NaN."""
 NEEDED = ("n", "alpha", "d", "beta", "gamma", "delta", "nu")
-"""What every conclusion here rests on."""
+"""The parameters on which every conclusion here rests."""
 
 
 def gamma_rho(p: Sample) -> Values:
@@ -52,7 +52,7 @@ def gamma_size(p: Sample) -> Values:
 def optimal_precision_term(
     p: Sample, params: float, tokens: float, bits: float, block_size: float
 ) -> Values:
-    """rho_opt: what P bits at their best split add to the loss, nats per token.
+    """rho_opt: the loss that P bits at their best split add, in nats per token.
 
     (D^beta/N^alpha) log2(B)/(gamma_rho P^(delta + nu)).
 
@@ -65,7 +65,7 @@ def optimal_precision_term(
 
 
 def effective_params(p: Sample, tokens: float, bits: float, block_size: float) -> Values:
-    """N_eff/N: the unquantized model of what size does as well, at the best split of P bits.
+    """N_eff/N: size of the unquantized model that does as well, at the best split of P bits.
 
     1/(1 + D^beta log2(B)/(gamma_n P^(delta + nu)))^(1/alpha); the same for every N.  One over it
     is the factor in parameters that precision costs at equal loss and data.
@@ -93,14 +93,14 @@ def tokens_for_equal_loss(
 ) -> Values:
     """The factor in tokens that makes up for a format, against the unquantized run.
 
-    Infinite where no amount of data does: the loss has its minimum at the critical data size
+    Infinite where no amount of data is enough: the loss has its minimum at the critical data size
     D_crit.  From d/(m D)^beta + rho(m D) = d/D^beta: with u = m^beta and r = (D/D_crit)^(2 beta),
     r u^2 - u + 1 = 0, whose smaller root is real for r <= 1/4.
     """
     scale = np.power(tokens, 2 * np.asarray(p["beta"], float)) / np.power(params, p["alpha"])
     r = scale * _over_format(p, exponent, mantissa, block_size) / (p["gamma"] * np.asarray(p["d"]))
     with np.errstate(divide="ignore"):
-        u = 2 / (1 + np.sqrt(np.maximum(1 - 4 * r, 0)))  # the root without cancellation
+        u = 2 / (1 + np.sqrt(np.maximum(1 - 4 * r, 0)))  # no cancellation
         factor = np.where(r <= 0.25, u ** (1 / np.asarray(p["beta"], float)), np.inf)
     return _plain(factor)
 

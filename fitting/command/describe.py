@@ -1,4 +1,4 @@
-"""A fit as a file: load a table, fit it, and say in strict JSON what came out."""
+"""A fit as a file: load a table, fit it, and write the result as strict JSON."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from fitting.seeds.noise import noise_floor
 
 ENOUGH_DRAWS = 0.95
 MOST_LISTED = 6
-"""Values of a swept key in a warning."""
+"""Values of a swept key that a warning lists."""
 FEWEST = 10_000
-"""Parameters and tokens: a table whose largest count is below counts in a larger unit."""
+"""Parameters or tokens; a table whose largest count is below this counts in a larger unit."""
 FEW_CLUSTERS = 10
-"""Fewer resampled whole leave intervals that cover too seldom (Cameron et al. 2008)."""
+"""Clusters below which intervals from resampling them cover too rarely (Cameron et al. 2008)."""
 
 
 def run_fit(options: FitOptions) -> SavedFit:
     """Load, select, fit, bootstrap; write `<out>/fit.json` and `<out>/results.csv`.
 
     Args:
-        options: `study` does not count here, `results`, `law` and `out` must be set.
+        options: `results`, `law` and `out` must be set; `study` is not used here.
 
     Returns:
-        What fit.json holds; the same inputs give the same bytes.
+        The content of fit.json; the same inputs give the same bytes.
 
     Raises:
         UsageError: `where` cannot be evaluated or keeps no row, or `out` cannot be written.
@@ -117,7 +117,7 @@ def keep(table: pd.DataFrame, expression: str) -> pd.DataFrame:
     """The rows for which an expression holds; all for "".
 
     Raises:
-        UsageError: It cannot be evaluated, is no condition, or holds for none.
+        UsageError: It cannot be evaluated, is not a condition, or holds for no row.
     """
     if not expression:
         return table
@@ -134,7 +134,7 @@ def keep(table: pd.DataFrame, expression: str) -> pd.DataFrame:
 
 
 def _few_clusters(table: pd.DataFrame, column: str) -> list[str]:
-    """What resampling a column's values cannot tell, as a warning.
+    """A warning that a column has too few values to resample, if it does.
 
     Raises:
         UsageError: It has fewer than two values.
@@ -152,7 +152,7 @@ def _few_clusters(table: pd.DataFrame, column: str) -> list[str]:
 
 
 def _shared_runs(table: pd.DataFrame, cluster: str) -> list[str]:
-    """Whether rows are of the same runs, as those of `fitting.results.load` with `ptq` are."""
+    """A warning if several rows are of one run, as from `fitting.results.load` with `ptq`."""
     if cluster or "run_id" not in table or not table["run_id"].duplicated().any():
         return []
     return ["rows of one run share its noise: cluster=run_id draws all of them or none"]
@@ -166,21 +166,21 @@ def describe(
     assumed: Assumptions | None = None,
     also: Sequence[str] = (),
 ) -> dict[str, object]:
-    """A fit as strict JSON, without NaN: None stands for what the data do not say.
+    """A fit as strict JSON, without NaN: None stands for what the data do not tell.
 
     Args:
         fitted: The fit.
-        draws: Its bootstrap, or None.
+        draws: The draws of its bootstrap, or None.
         table: The table that was fitted.
-        every: The table that it was selected from; None for the same.
-        assumed: What its law's conclusions take for granted.
+        every: The table from which that one was selected; None if it is the same.
+        assumed: The assumptions of its law's conclusions.
         also: Warnings about the table, which come last.
     """
     warnings = list(fitted.warnings)
     unusable = {r: n for r, n in fitted.rows.excluded.items() if r.startswith("loss not")}
     if unusable:
         listed = ", ".join(f"{count} {reason}" for reason, count in unusable.items())
-        warnings.append(f"rows without a loss that a law could have were left out: {listed}")
+        warnings.append(f"rows without a usable loss were left out: {listed}")
     low_high: dict[str, list[float | None]] = {n: [None, None] for n in fitted.parameters}
     errors: dict[str, float | None] = dict.fromkeys(fitted.parameters)
     converged = None
@@ -194,7 +194,8 @@ def describe(
         wide = [n for n in vague(draws) if fitted.identified[n] and n not in fitted.frozen]
         if wide:
             warnings.append(
-                f"{', '.join(wide)}: hardly identified, the 95 % interval spans a factor 50 or zero"
+                f"{', '.join(wide)}: hardly identified, the 95 % interval spans a factor of 50 or "
+                "includes zero"
             )
         unknown = {*fitted.flat, *fitted.frozen}  # no data behind them, so no interval
         low_high |= {n: list(v) for n, v in intervals(draws).items() if n not in unknown}
@@ -235,7 +236,7 @@ def describe(
 
 
 def _mixtures(fitted: Fit, rows: pd.DataFrame) -> list[str]:
-    """What was swept that the law knows nothing of."""
+    """Warnings about swept keys that the law does not know."""
     known = {*fitted.law.columns, *fitted.law.schemes}
     warnings = []
     for key in (c for c in extra_keys(rows) if is_key(c) and c not in known):
@@ -245,17 +246,17 @@ def _mixtures(fitted: Fit, rows: pd.DataFrame) -> list[str]:
         listed = ", ".join(values[:MOST_LISTED]) + (", ..." if len(values) > MOST_LISTED else "")
         first = values[0] if pd.api.types.is_numeric_dtype(rows[key]) else repr(values[0])
         warnings.append(
-            f"runs differ in {key} ({listed}), of which the law knows nothing: this fit is a "
-            f'mixture; keep one with where="{key} == {first}"'
+            f"runs differ in {key} ({listed}), which the law does not know: this fit is a "
+            f'mixture; keep one value with where="{key} == {first}"'
         )
     return warnings
 
 
 def _units(fitted: Fit, rows: pd.DataFrame) -> list[str]:
-    """Counts so small that they must be in millions or billions."""
+    """Warnings about counts so small that they must be in millions or billions."""
     return [
         f"{name} is at most {rows[name].max():g}: in billions? coefficients, counts and costs here "
-        f"are of single ones; give columns.{name}='<its name> * 1e9'"
+        f"are in single units; give columns.{name}='<its name> * 1e9'"
         for name in ("params", "tokens")
         if name in fitted.law.columns and rows[name].max() < FEWEST
     ]

@@ -1,7 +1,7 @@
-"""What a design can hope to tell: the law fitted to tables of these runs in which it is known.
+"""The precision that a design can hope for: fits to made-up losses of its runs, of a known law.
 
 Before a study is paid for: take the constants of a pilot for the truth, give the planned runs the
-losses of the law with the noise of seeds, fit, and see how far the fits scatter.  It supposes that
+losses of the law with the noise of seeds, fit, and see how far the fits scatter.  This assumes that
 the law holds and that runs err independently: real intervals are rarely narrower.
 """
 
@@ -41,7 +41,7 @@ def expected_intervals(
     seed: int = 0,
     **how: Any,
 ) -> pd.DataFrame:
-    """How far fits scatter that are made to runs of a design, where the truth is known.
+    """How far fits to the runs of a design scatter, where the truth is known.
 
     Args:
         law: One of `fitting.laws.catalogue.LAWS`, or its name.
@@ -57,7 +57,7 @@ def expected_intervals(
         97.5 % quantiles of the fitted values) and `fits`, how many fits there are.
 
     Raises:
-        FitError: The law is not defined on the design, or no fit ends.
+        FitError: The law is not defined on the design, or no fit comes to an end.
         ResultsError: The design lacks one of the law's columns.
     """
     law = get(law) if isinstance(law, str) else law
@@ -68,7 +68,7 @@ def expected_intervals(
             found.append(fit(table, law, seed=seed, **how).parameters)
         except FitError:
             if not number:
-                raise  # the design's fault, not the noise's
+                raise  # due to the design, not to the noise
     fitted = _with_split(pd.DataFrame(found))
     assumed = _with_split(pd.DataFrame([dict(parameters)]))[fitted.columns]
     ends = fitted.quantile([0.025, 0.975])
@@ -93,8 +93,8 @@ def run_expected(options: FitOptions) -> pd.DataFrame:
         As `expected_intervals`.
 
     Raises:
-        UsageError: The pilot knows no noise and none is given or names a law's file, `where` keeps
-            no run, or `out` cannot be written.
+        UsageError: The pilot has no noise and none is given, the pilot names a law's file, `where`
+            keeps no run, or `out` cannot be written.
         ResultsError: A file cannot be read, or lacks a column.
         FitError: See `expected_intervals`.
     """

@@ -1,6 +1,6 @@
 """The console scripts `lowbit-fit` and `lowbit-report`.
 
-Nothing is imported before it is known to be needed: help and mistakes are answered at once.
+Nothing is imported before it is needed: help and mistakes are answered at once.
 """
 
 from __future__ import annotations

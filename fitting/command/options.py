@@ -1,4 +1,4 @@
-"""What is typed after `lowbit-fit` and `lowbit-report`: options, their defaults, their help."""
+"""Command lines of `lowbit-fit` and `lowbit-report`: options, their defaults, their help."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fitting.figures import FIGURE_FILES
 from fitting.results.swept import is_key
 
 LAW_NAMES = ("chinchilla", "floating_point", "quartet", "precision", "ptq", "qat", "compressed")
-"""The names of `fitting.laws.catalogue.LAWS`, whose import takes longer than help may."""
+"""The names of `fitting.laws.catalogue.LAWS`, whose import takes longer than help may take."""
 OUR_COLUMNS = (
     "loss params tokens exponent mantissa block_size forward backward bits_w bits_a bits_kv "
     "bits_post gmse run_id status seed cell model recipe granularity scale operands "
@@ -47,7 +47,7 @@ def refuse_unknown(columns: Mapping[str, str], of_laws: Iterable[str]) -> None:
         if ours not in known and not is_key(ours):
             close = difflib.get_close_matches(ours, known, n=1)
             hint = f"did you mean columns.{close[0]}?" if close else f"ours are {', '.join(known)}"
-            raise UsageError(f"columns.{ours}={theirs}: no column of ours; {hint}")
+            raise UsageError(f"columns.{ours}={theirs}: not a column of ours; {hint}")
 
 
 @dataclass(frozen=True)
@@ -70,75 +70,75 @@ class FitOptions:
     law: str = option("", f"{', '.join(LAW_NAMES)}; or one of your own: law=mine.py:MINE", "NAME")
     compare: tuple[str, ...] = option(
         (),
-        "rivals of law, by AIC, BIC and what they predict of runs that they were not fitted to; "
-        "where no law is given the first of them is fitted",
+        "rivals of law, judged by AIC, BIC and their predictions for runs that they were not "
+        "fitted to; where no law is given, the first of them is fitted",
         "LAW,LAW",
     )
     columns: dict[str, str] = field(
         default_factory=dict,
         metadata=entries(
-            "which of the table's columns is ours: columns.loss=val_loss (loss in nats per token,"
-            " params, tokens; floating_point also exponent, mantissa, block_size; quartet forward"
-            " and backward, names of schemes; precision bits_w, bits_a, bits_kv; ptq bits_post; "
-            "qat block_size; compressed gmse).  For ptq a folder of runs made with "
-            "ptq.formats=[...] gives a row for each run and format, with format_post; the run "
-            "itself has format_post none and the bits of its compute dtype.  THEIRS may be a "
-            "formula: columns.params='N*1e9'.  Rows are taken for repeats if they agree in all "
-            "columns but seed and what came out; where a column of yours is an outcome too, "
-            "columns.cell=THEIRS says what repeats",
+            "which column of the table stands for ours: columns.loss=val_loss (all laws need loss "
+            "in nats per token, params, tokens; floating_point also exponent, mantissa, "
+            "block_size; quartet forward and backward, names of schemes; precision bits_w, bits_a, "
+            "bits_kv; ptq bits_post; qat block_size; compressed gmse).  For ptq, a folder of runs "
+            "made with ptq.formats=[...] gives one row per run and format, with format_post; the "
+            "run itself has format_post none (its weights as trained) and the bits of its compute "
+            "dtype.  THEIRS may be a formula: columns.params='N*1e9'.  Rows are repeats if they "
+            "agree in all columns but the seed and the outcomes; where a column of your own is an "
+            "outcome too, columns.cell=THEIRS says which rows are repeats",
             "OURS=THEIRS",
             lambda _, text: text,
         ),
     )
     where: str = option(
         "",
-        "keep the rows for which it holds: comparisons, arithmetic, and, or, not, in; of a folder "
-        'of runs also by what was swept: where="optim.lr == 0.016"',
+        "keep the rows for which it holds: comparisons, arithmetic, and, or, not, in; for a folder "
+        'of runs also by any swept key: where="optim.lr == 0.016"',
         "EXPRESSION",
     )
     objective: str = option(
-        "huber", "what is minimised, over log residuals, summed over rows; or lad, least_squares"
+        "huber", "function of the log residuals whose sum is minimised; or lad, least_squares"
     )
     objective_delta: float = option(
         1e-3, "Huber's threshold in log loss", "1e-3", key="objective.delta", read=positive
     )
-    weights: str = option("", "weigh the rows, e.g. by how many seeds each averages", "COLUMN")
+    weights: str = option("", "weight the rows, e.g. by how many seeds each averages", "COLUMN")
     freeze: dict[str, float] = field(
         default_factory=dict,
         metadata=entries(
-            "hold a parameter: freeze.E=1.8", "NAME=VALUE", lambda _, text: number(text)
+            "hold a parameter fixed: freeze.E=1.8", "NAME=VALUE", lambda _, text: number(text)
         ),
     )
     bounds: dict[str, tuple[float, float]] = field(
         default_factory=dict,
         metadata=entries(
-            "keep it between two values: bounds.E=1..2, bounds.alpha=.2..inf",
+            "keep a parameter between two values: bounds.E=1..2, bounds.alpha=.2..inf",
             "NAME=LO..HI",
             _bounds,
         ),
     )
     bootstrap: int = option(1000, "draws for the intervals; 0 for none")
     cluster: str = option(
-        "", "draw its values instead of runs, each with all its runs: cluster=seed", "COLUMN"
+        "", "resample its values, each with all its runs, instead of runs: cluster=seed", "COLUMN"
     )
-    starts: int = option(64, "points the search begins from")
+    starts: int = option(64, "points from which the search begins")
     evidence: bool = option(
         True,
-        "no profile intervals and no held-out predictions, which take longest",
+        "no profile intervals and no held-out predictions, which take the longest",
         "false",
     )
     seed: int = option(0, "seed of the random starts and of the bootstrap")
     expect: str = option(
         "",
-        "fit nothing, but say which intervals the runs of results= (a plan, from lowbit-train -m "
-        "... plan_only=true plan_file=plan.csv) can be hoped to give if this fit of a pilot is the "
-        "truth; writes <out>/expected.json",
+        "fit nothing, but predict which intervals the runs of results= (a plan, from lowbit-train "
+        "-m ... plan_only=true plan_file=plan.csv) will give if this fit of a pilot is the truth; "
+        "writes <out>/expected.json",
         "FIT.JSON",
     )
     noise: float = option(
         0.0, "with expect: standard deviation of log loss between seeds; else the pilot's", "0.01"
     )
-    tables: int = option(100, "with expect: how many tables are made up and fitted")
+    tables: int = option(100, "with expect: how many made-up tables are fitted")
     cost_k: float = option(
         0.375,
         "k of the cost C = k P N D of a run with P bits; 6/16 is 6 N D at 16 bits",
@@ -174,11 +174,11 @@ class ReportOptions:
     out: str = option("", "where the page goes; else beside fit.json", "FOLDER")
     figures: tuple[str, ...] = option(
         FIGURE_FILES,
-        "which files to write of each figure; else svg,pdf (PDF takes most of the time)",
+        "which files to write for each figure; else svg,pdf (PDF takes most of the time)",
         "svg",
     )
     law: str = option(
-        "", "the law that was fitted, if it is one of your own, which is run", "FILE.py:NAME"
+        "", "the law that was fitted, if it is your own; its file is run", "FILE.py:NAME"
     )
     compare: tuple[str, ...] = option(
         (),
@@ -203,7 +203,7 @@ as key=value:
 """ + listed(FitOptions)
 
 REPORT_HELP = """\
-lowbit-report: make one self-contained HTML page of a study.
+lowbit-report: make one self-contained HTML page from a study.
 
   lowbit-report study=demo
   lowbit-report fit=fits/mine
@@ -217,7 +217,7 @@ page's path.  Options, as key=value:
 
 
 def fit_options(arguments: Sequence[str]) -> FitOptions:
-    """Options as typed, with a study's own defaults for those that were not.
+    """Options as typed, with a study's own defaults for those that were not typed.
 
     Raises:
         UsageError: An unknown option, a value of the wrong kind, or one that is missing.
@@ -248,10 +248,10 @@ def fit_options(arguments: Sequence[str]) -> FitOptions:
 
 
 def report_options(arguments: Sequence[str]) -> ReportOptions:
-    """Options as typed; what is not is in the study's places, or beside the fit.
+    """Options as typed; paths that are not typed are the study's, or beside the fit.
 
     Raises:
-        UsageError: An unknown option, neither a study nor a fit, or not two to compare.
+        UsageError: An unknown option, neither a study nor a fit, or not two studies to compare.
     """
     options = parse(ReportOptions, _compared(arguments))
     if unknown := [name for name in options.figures if name not in FIGURE_FILES]:
@@ -286,7 +286,7 @@ def _compared(arguments: Sequence[str]) -> list[str]:
 
 
 def place(name: str) -> tuple[Path, Path]:
-    """Where the results and the fit of a study to compare are: a name, or with a slash a folder."""
+    """Paths of a study's results and fit; it is given by name or, with a slash, by folder."""
     folder = Path(name) if "/" in name else Path("reports", name)
     runs = Path("runs", name)
     return (runs if "/" not in name and runs.is_dir() else folder / "results.csv"), folder
@@ -295,7 +295,7 @@ def place(name: str) -> tuple[Path, Path]:
 def _study_defaults(folder: Path) -> dict[str, str]:
     """The "fit" object of a study's study.json, as if typed.
 
-    It may not set `where` nor name a law's file: what is read from a file is never evaluated.
+    It may neither set `where` nor name a law's file: nothing read from a file is ever evaluated.
     """
     from fitting.files.own_json import ResultsError
     from fitting.results.study_file import STUDY, read_about

@@ -1,4 +1,4 @@
-"""A fit in the terminal: parameters, what qualifies them, and every conclusion."""
+"""A fit in the terminal: its parameters, how far to trust them, and every conclusion."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def show(fit: SavedFit, out: Path) -> None:
     """Print what fit.json holds.
 
     Args:
-        fit: What was written.
-        out: Where it was written.
+        fit: The fit as written.
+        out: The folder of its fit.json.
     """
     # Into a file or a pipe there is room; Rich would assume 80 columns.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
@@ -59,7 +59,7 @@ def show(fit: SavedFit, out: Path) -> None:
 
 
 def _summary(fit: SavedFit) -> dict[str, str]:
-    """What qualifies a fit, by term."""
+    """The facts by which to judge a fit, by term."""
     objective, starts, rows = fit.objective, fit.starts, fit.rows
     delta = f", delta {objective.delta:g}" if objective.delta is not None else ""
     excluded = "".join(f", {count} {reason}" for reason, count in rows.excluded.items())
@@ -87,7 +87,7 @@ def _summary(fit: SavedFit) -> dict[str, str]:
 
 
 def show_expected(expected: pd.DataFrame, out: Path) -> None:
-    """Print what `fitting.command.expected.expected_intervals` gives."""
+    """Print the result of `fitting.command.expected.expected_intervals`."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
     table = Table(box=SIMPLE_HEAD)
     table.add_column("parameter")
@@ -119,7 +119,7 @@ def _parameters(fit: SavedFit) -> Table:
 
 
 def _conclusion(view: View) -> Table:
-    """A conclusion's first rows; what goes beyond the data is dim, and says so."""
+    """A conclusion's first rows; those beyond the data are dim and marked."""
     table = Table(title=f"[bold]{view.title}[/]", title_justify="left", box=SIMPLE_HEAD)
     for title, kind in view.header:
         table.add_column(title, justify="right" if kind == "num" else "left", overflow="fold")

@@ -1,1 +1,1 @@
-"""Where commands begin and how they end: errors for people, exit codes, signals."""
+"""The start and the end of every command: errors for people, exit codes, signals."""

@@ -1,9 +1,9 @@
-"""Where a command begins and how it ends: its failures become a line and an exit code, once.
+"""The start and the end of a command: its failures become a line and an exit code, in one place.
 
-Every console script runs inside `answer`.  What was asked wrongly is a line that names the key and
-exit code 2; what the machine or the data did not allow is a line too; what nobody expected is a
-line that asks for a report and says where the traceback lies.  Nothing is imported here that help
-would have to wait for: exceptions of other packages are known by the names of their classes.
+Every console script runs inside `answer`.  A wrong request becomes a line that names the key, and
+exit code 2; a failure of the machine or the data becomes a line too; a bug becomes a line that asks
+for a report and says where the traceback is.  Nothing is imported here that would delay help:
+exceptions of other packages are recognised by the names of their classes.
 """
 
 from __future__ import annotations
@@ -28,38 +28,38 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
 Told = Callable[[BaseException], str | None]
-"""Says in a line what an exception of a package means to the user; None where it does not know."""
+"""Explains an exception of a package to the user in one line; None for one it does not know."""
 
 _FAULTS_OF_THE_PLACE = (
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
     *(errno.EROFS, errno.EEXIST, errno.ELOOP, errno.EINVAL),
 )
-"""Errors of the system that another path, or other rights to it, would mend."""
+"""Errors of the system that another path, or other permissions, would fix."""
 _READERS = (
     *("hydra.errors.HydraException", "omegaconf.errors.OmegaConfBaseException"),
     *("yaml.error.YAMLError", "pandas.errors.ParserError", "pandas.errors.EmptyDataError"),
     *("pyarrow.lib.ArrowException", "json.decoder.JSONDecodeError"),
     *("lightning.fabric.utilities.exceptions.MisconfigurationException",),
 )
-"""Classes of packages that read what users wrote: the request is wrong, not the program."""
+"""Exceptions of packages that read what users wrote: the request is wrong, not the program."""
 _MACHINERY = ("ray.exceptions.RayError", "torch.OutOfMemoryError", "torch.cuda.OutOfMemoryError")
-"""Classes of packages for what a machine or a cluster did."""
+"""Exceptions of packages for failures of a machine or a cluster."""
 
 
 def answer(name: str, command: Callable[[], int | None], told: Told | None = None) -> None:
     """Run a command to its end, whatever that is.
 
-    SIGTERM ends it as Ctrl-C does.  A second signal ends the process at once, also one that comes
-    while Python clears up after us: so what catches signals from then on stays in place.
+    SIGTERM ends it as Ctrl-C does.  A second signal ends the process at once, even while Python
+    cleans up after us: the handler for it stays in place until then.
 
     Args:
         name: What the user typed, e.g. lowbit-fit.
-        command: Its work; returns the exit code, None for 0, or ends itself by SystemExit.
-        told: Asked first what an exception means that is not one of our own.
+        command: Its work; returns the exit code (None for 0) or raises SystemExit.
+        told: Asked first to explain an exception that is not one of our own.
 
     Raises:
-        SystemExit: Always but for success: 1 failed or a bug, 2 a wrong request, 130 Ctrl-C, 143
-            terminated, or what `command` returned.
+        SystemExit: Always, except on success: 1 failed or a bug, 2 a wrong request, 130 Ctrl-C,
+            143 terminated, or the code that `command` returned.
     """
     traceback_wanted = FULL_ERROR in os.environ
     with _printable(), _warnings_said(name), interruptible():
@@ -73,7 +73,7 @@ def answer(name: str, command: Callable[[], int | None], told: Told | None = Non
             what = "terminated" if terminated else "interrupted"
             _say(name, f"{what}; the same command goes on from here")
             raise SystemExit(code) from None
-        except BrokenPipeError:  # `lowbit-fit ... | head`: nobody reads any more
+        except BrokenPipeError:  # `lowbit-fit ... | head`: the reader is gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(BROKEN_PIPE) from None
         except Exception as error:
@@ -88,7 +88,7 @@ def answer(name: str, command: Callable[[], int | None], told: Told | None = Non
 
 
 def _understood(error: Exception, told: Told | None) -> tuple[list[str], int] | None:
-    """The lines and the exit code for an expected failure; None for a bug."""
+    """Lines and exit code for an expected failure; None for a bug."""
     if isinstance(error, Refusal):
         lines = str(error).splitlines() if error.several else [one_line(error)]
         return lines or [type(error).__name__], WRONG_REQUEST
@@ -115,7 +115,7 @@ def _is_one_of(error: BaseException, names: tuple[str, ...]) -> bool:
 
 
 def _report(error: Exception) -> str:
-    """A line that asks for a report of a bug, after its traceback was kept."""
+    """A line that asks the user to report a bug, after its traceback was saved."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{Path(last.filename).name}:{last.lineno}"
     what = f"a bug of lowbit-scaling, please report it: {type(error).__name__}"
@@ -134,14 +134,14 @@ def _report(error: Exception) -> str:
 
 
 def _say(name: str, line: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # nobody may be reading
+    with contextlib.suppress(OSError, ValueError):  # perhaps nobody is reading
         sys.stderr.write(f"{name}: {line}\n")
         sys.stderr.flush()
 
 
 @contextlib.contextmanager
 def _warnings_said(name: str) -> Iterator[None]:
-    """Show a warning as a sentence to the user, not as a line of our source."""
+    """Show a warning to the user as a sentence, not as a line of our source."""
     shown = warnings.showwarning
     warnings.showwarning = lambda message, *_, **__: _say(name, one_line(message))
     try:
@@ -152,7 +152,7 @@ def _warnings_said(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _printable() -> Iterator[None]:
-    """Let what a terminal's encoding lacks be printed as "?", where it would end the command."""
+    """Print characters that a terminal's encoding lacks as "?", instead of ending the command."""
     changed: list[tuple[TextIO, str]] = []
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure") and stream.errors == "strict":
@@ -167,7 +167,7 @@ def _printable() -> Iterator[None]:
 
 
 class _Reconfigurable(TextIO):
-    """A text stream whose handling of what it cannot encode can be changed."""
+    """A text stream that can be told how to handle characters that it cannot encode."""
 
     def reconfigure(self, *, errors: str) -> None:
-        """As `io.TextIOWrapper` has it."""
+        """Same as that of `io.TextIOWrapper`."""

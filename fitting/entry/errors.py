@@ -1,4 +1,4 @@
-"""Errors for people: a request that is wrong, work that failed, and either in one line."""
+"""Errors for people: wrong requests and failed work, each in one line."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ import os
 
 
 class Refusal(ValueError):
-    """A request that cannot be done as asked, with the key, the value and what would be right."""
+    """A request that cannot be met as asked: the key, the value and what would be right."""
 
     several = False
     """Whether each line is a problem of its own."""
 
 
 class UsageError(Refusal):
-    """An option that cannot be meant as typed."""
+    """An option that makes no sense as typed."""
 
 
 class Failure(Exception):
-    """Work that was asked for rightly and could not be done, in one line."""
+    """Correctly requested work that could not be done, in one line."""
 
 
 _REMEDIES = {
-    errno.ENOSPC: "make room (df -h and df -i show where none is left) and repeat the command",
+    errno.ENOSPC: "make room (df -h and df -i show where there is none) and repeat the command",
     errno.EDQUOT: "make room in your quota and repeat the command",
-    errno.EIO: "the disk, or what connects it, fails: see what dmesg says, and use another",
+    errno.EIO: "the disk or its connection fails: see dmesg, and use another disk",
     errno.EROFS: "name a folder that can be written to",
-    errno.EACCES: "name a folder that you may use, or get the right to this one",
-    errno.EPERM: "name a folder that you may use, or get the right to this one",
+    errno.EACCES: "name a folder that you may use, or get permission for this one",
+    errno.EPERM: "name a folder that you may use, or get permission for this one",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "the machine has too many files open",
     errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EAGAIN: "raise the limit of processes (ulimit -u), or run fewer at a time",
 }
-"""What mends an error of the system."""
+"""The remedy for an error of the system."""
 
 
 def of_the_system(error: OSError) -> str:
-    """The file before the reason, as `FILE: No space left on device`, and what to do."""
+    """The file, the reason and the remedy: `FILE: No space left on device; make room ...`."""
     why = error.strerror or one_line(error) or type(error).__name__
     if remedy := _REMEDIES.get(error.errno or 0):
         why += f"; {remedy}"
@@ -49,12 +49,12 @@ def of_the_system(error: OSError) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, or else what it is."""
+    """The first line of an error's message, or else the name of its class."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def one_line(text: object) -> str:
-    r"""A text, or what an error says, without line breaks, nor what a terminal would obey.
+    r"""A text or an error's message, without line breaks or terminal control characters.
 
     >>> one_line("a \n b"), one_line("\x1b[2J")
     ('a b', '?[2J')

@@ -1,7 +1,7 @@
-"""Signals that tell a command to stop: raised where what they raise is heard, and not elsewhere.
+"""Signals that tell a command to stop: they raise only where the exception will be heard.
 
-A library that is being loaded is such an elsewhere: numpy prints the traceback of what is raised
-while an extension module asks for it and raises an ImportError in its place, others lose it.
+While a library is being loaded it would not be: numpy, imported by an extension module, prints the
+traceback of the exception and raises an ImportError instead; other libraries lose it.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from types import FrameType
 from typing import Any
 
 _AGAIN_SECONDS = 0.05
-"""Until a signal that came while a library was loaded is sent again."""
+"""Seconds until a signal that came while a library was loaded is sent again."""
 _LOADING = {ExtensionFileLoader.create_module.__code__, ExtensionFileLoader.exec_module.__code__}
 _BEFORE: dict[signal.Signals, Any] = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,
 }
-"""What Python does by itself; who has put anything else in place has a use for the signal."""
+"""Python's default handlers; any other handler means that somebody else uses the signal."""
 
 _postponed: list[threading.Timer] = []
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt with the signal's name, after a library that is being loaded.
+    """Raise KeyboardInterrupt with the signal's name, but not while a library is being loaded.
 
     A handler for `signal.signal`.
 
@@ -48,9 +48,9 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Have Ctrl-C and SIGTERM interrupt what is within, where nobody else has a use for them.
+    """Let Ctrl-C and SIGTERM interrupt the body, unless somebody else handles them.
 
-    Only the main thread can.
+    Works in the main thread only.
     """
     ours = []
     if threading.current_thread() is threading.main_thread():
@@ -69,10 +69,10 @@ def interruptible() -> Iterator[None]:
 
 
 def leave_at_once_when_asked_again(code: int, say: Callable[[], None]) -> None:
-    """From now on end the process by the next signal, without more clearing up.
+    """From now on, let the next signal end the process without further clean-up.
 
     Args:
-        code: To end with.
+        code: The exit code.
         say: Called first.
     """
 

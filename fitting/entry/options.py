@@ -1,9 +1,9 @@
-"""What is typed after a command: key=value words into a dataclass, and the help that lists them.
+"""Command lines of key=value words: read into a dataclass, and listed by help.
 
-A command's options are a frozen dataclass whose fields are made by `option`: each says its default,
-how its text is read, and what help says of it.  Nothing is imported that help would wait for; what
-pydantic or OmegaConf would add takes longer to import than everything else, and either reads text
-as YAML or JSON where it is meant as typed.
+A command's options are a frozen dataclass whose fields are made by `option`: each states its
+default, how its text is read, and its line of help.  Nothing is imported that would delay help:
+pydantic or OmegaConf takes longer to import than everything else, and both would read as YAML or
+JSON what is meant as typed.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 HELP_WORDS = ("help", "-h", "--help")
 _WIDTH = 100
 _COLUMN = 23
-"""Where help says what an option does."""
+"""Column of the help in which the description of an option begins."""
 
 T = TypeVar("T", bound="DataclassInstance")
 Value: TypeAlias = Any
-"""What an option holds: a number, a text, a list, a dictionary."""
+"""The value of an option: a number, a text, a list, a dictionary."""
 OptionField: TypeAlias = "Field[Value]"
 
 
 @dataclass(frozen=True)
 class Option:
-    """What a field of a command's options knows beside its default."""
+    """What a field of a command's options has besides its default."""
 
     read: Callable[..., Value]
     """The value of a text, in a dictionary of a name and a text; raises a ValueError that says what
     would be right."""
     help: str
     shown: str
-    """What help has behind the key's "=": NAME, or the default."""
+    """What help shows after the key's "=": NAME, or the default."""
     key: str
     """As typed, where the field's name cannot be; else ""."""
     several: bool
@@ -63,11 +63,11 @@ def option(
     """A field of a command's options.
 
     Args:
-        default: What holds where the key is not typed.
+        default: The value if the key is not typed.
         help: What it does; "": help does not list it.
-        shown: What help has behind "="; else the default.
-        read: Makes the value; else by the default's type.
-        key: As typed, where that is not the field's name.
+        shown: What help shows after "="; else the default.
+        read: Makes the value from the text; else the default's type decides.
+        key: The key as typed, if that is not the field's name.
         several: Whether it may be given more than once, for lists.
     """
     by_type: dict[type, Callable[[str], Value]] = {
@@ -79,11 +79,11 @@ def option(
 
 
 def entries(help: str, shown: str, read: Callable[[str, str], Value]) -> Mapping[str, Option]:
-    """The metadata of a field that is a dictionary, whose keys are typed behind a dot.
+    """The metadata of a field that is a dictionary, whose keys are typed after a dot.
 
     Args:
         help: What it does.
-        shown: What help has behind the dot, NAME=VALUE.
+        shown: What help shows after the dot, NAME=VALUE.
         read: Makes the value of a name and a text.
     """
     return {"option": Option(read, help, shown, "", False)}
@@ -151,13 +151,13 @@ def _told(kind: Callable[[str], Value], text: str, right: str) -> Value:
 
 
 def option_of(f: OptionField) -> Option:
-    """What a field was made with."""
+    """The description with which a field was made."""
     found: Option = f.metadata["option"]
     return found
 
 
 def keys(kind: type[DataclassInstance]) -> dict[str, OptionField]:
-    """The fields of a command's options, by what is typed for them."""
+    """The fields of a command's options, by their keys as typed."""
     return {option_of(f).key or f.name: f for f in fields(kind)}
 
 
@@ -167,10 +167,10 @@ def pairs(kind: type[DataclassInstance], words: Iterable[str], instead: str = ""
     Args:
         kind: The command's options.
         words: As typed.
-        instead: What a word may be besides key=value.
+        instead: Another form that a word may have besides key=value.
 
     Raises:
-        UsageError: A word that is neither, a key without a value, or one given twice.
+        UsageError: A word of neither form, a key without a value, or a key given twice.
     """
     known = keys(kind)
     found: dict[str, str] = {}
@@ -198,7 +198,7 @@ def read(kind: type[T], typed: Mapping[str, str], also: Iterable[str] = ()) -> T
     Args:
         kind: The command's options.
         typed: As `pairs` returns it.
-        also: Other keys that may have been meant where one is unknown.
+        also: Other keys that may have been meant by an unknown one.
 
     Raises:
         UsageError: No such option, or a text that is not of its kind.
@@ -239,7 +239,7 @@ def _hint(key: str, known: Mapping[str, OptionField], also: Iterable[str]) -> st
 
 
 def listed(kind: type[DataclassInstance]) -> str:
-    """The options as help lists them, a line or more for each."""
+    """The options as help lists them, one or more lines each."""
     lines = []
     for key, f in keys(kind).items():
         of = option_of(f)
@@ -275,8 +275,8 @@ def command(
 
     Args:
         name: What the user typed, e.g. lowbit-fit.
-        help: What it is for, with examples and options.
-        work: Does what the words ask for; returns the exit code, none for 0.
+        help: The text of --help, with examples and options.
+        work: Does what the words ask for; returns the exit code, None for 0.
         told: As `answer` takes it.
     """
     words = sys.argv[1:]

@@ -31,7 +31,7 @@ from fitting.naming import TableRow, sizes
 from fitting.words import at, count_label, interval, number, signed
 
 FARTHEST = 1e4
-"""A parameter so many times the other study's ends at the figure's edge."""
+"""Ratio of a parameter to the other study's beyond which it is cut off at the figure's edge."""
 
 
 def curves(
@@ -76,7 +76,7 @@ def curves(
 def differences(
     cells: pd.DataFrame, names: Sequence[str], order: Sequence[str], colours: Mapping[str, str]
 ) -> list[Panel]:
-    """Second study less first by format, one panel per size, as differences to none are drawn."""
+    """Second study minus first by format, one panel per size, drawn like a cost above `none`."""
 
     def words(cell: TableRow) -> str:
         error = number(cell.standard_error, 2)
@@ -85,12 +85,12 @@ def differences(
 
     return loss_figures.cost_by_format(
         cells, order, colours, float("nan"), words=words, name="differences",
-        label=f"{names[1]} less {names[0]}, nats per token",
+        label=f"{names[1]} minus {names[0]}, nats per token",
     )  # fmt: skip
 
 
 def ratios(a: SavedFit, b: SavedFit, names: Sequence[str]) -> list[Panel]:
-    """Either study's parameters with intervals, over the first study's values."""
+    """The parameters of both studies with intervals, over the first study's values."""
     shown = {n: v for n, v in a.parameters.items() if v and v > 0 and b.parameters.get(n)}
     if not shown:
         return []

@@ -1,6 +1,6 @@
-"""Figures of what a fitted law says: each beside its table, under the table's name.
+"""Figures of a fitted law's conclusions: each beside its table, under the table's name.
 
-What goes beyond the data is dashed or hatched, and a legend or a label says "extrapolated".
+Whatever goes beyond the data is dashed or hatched, and a legend or a label says "extrapolated".
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from fitting.words import (
 MOST_LINES = 6
 """Formats drawn in one panel."""
 LEAST_PERCENT = 0.1
-"""What more is needed than that is drawn."""
+"""Percent of additional parameters or tokens below which nothing is drawn."""
 
 
 def conclusions(
@@ -140,7 +140,7 @@ def layout_shares(layouts: Sequence[Layout]) -> list[Panel]:
 
 
 def cost_of_bits(entries: Sequence[Cost]) -> list[Panel]:
-    """How many percent more parameters, or tokens, make up for so few bits.
+    """Percent of additional parameters, or tokens, that make up for few bits.
 
     Args:
         entries: The numbers of bits.
@@ -187,7 +187,7 @@ def cost_of_bits(entries: Sequence[Cost]) -> list[Panel]:
 def _lines(entries: Sequence[CriticalTokens]) -> dict[str, list[CriticalTokens]]:
     """Critical data sizes by format, smallest size first.
 
-    Formats of one size only are left out, and of many all but a few, evenly spaced.
+    Formats of one size only are left out; of many formats, only a few are kept, evenly spaced.
     """
     lines: dict[str, list[CriticalTokens]] = {}
     blocks = {row.block_size for row in entries}
@@ -209,7 +209,7 @@ def critical_tokens(
     Args:
         lines: Format -> its critical data sizes, those that are finite.
         longest: The largest token count that was trained.
-        known: Colours of the formats of the study; used where it has them all.
+        known: Colours of the study's formats; used if they cover all of these.
     """
     names = list(lines)
     colours = known if set(names) <= set(known) else format_colours(names)
@@ -356,11 +356,11 @@ def _points(
     Args:
         axes: Drawn on.
         points: (x, y, interval or Nones, extrapolated).
-        tips: What a pointer over each shows.
+        tips: The words shown under a pointer over each.
         marker: As matplotlib names it.
         colour: Colour of the marks.
         label: In the legend, with the word for extrapolated where name_beyond is set.
-        scale: What is drawn, of y.
+        scale: Function of y that is drawn.
         name_beyond: Whether hollow marks get a line of their own in the legend.
     """
     for beyond in (False, True):

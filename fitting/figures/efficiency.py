@@ -1,4 +1,4 @@
-"""Figures of the law `quartet`: what each scheme is worth, and which precision wins where."""
+"""Figures of the law `quartet`: the worth of each scheme, and which precision wins where."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ from fitting.words import BEYOND, open_interval
 CHOICE_COLOURS = ("#8a8f96", "#56B4E9", "#E69F00", "#009E73")
 """Colours of `efficiency.CHOICES`, in their order."""
 GRID = 60
-"""Points of the map on either axis."""
+"""Points of the map on each axis."""
 WIDER = 4.0
-"""How far the map reaches beyond the data, either way."""
+"""Factor by which the map reaches beyond the data at each end."""
 
 
 def efficiencies(entries: Sequence[Efficiency]) -> list[Panel]:
-    """Share of parameters (forward pass) and of tokens (backward pass) a scheme is worth.
+    """Share of parameters (forward pass) and of tokens (backward pass) that a scheme is worth.
 
     Args:
         entries: The schemes.
@@ -90,8 +90,8 @@ def efficiencies(entries: Sequence[Efficiency]) -> list[Panel]:
 def precision_map(fit: SavedFit, rows: pd.DataFrame) -> list[Panel]:
     """Which forward:backward precision has the lowest loss, over sizes and tokens per parameter.
 
-    Hatched where what the winner then trains is larger than any run, or has more or fewer tokens
-    per parameter.
+    Hatched where the winner's model is larger than that of any run, or has more or fewer tokens per
+    parameter than any.
 
     Args:
         fit: fit.json of the law `quartet`.

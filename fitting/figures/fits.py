@@ -34,9 +34,9 @@ from fitting.naming import TableRow, records
 from fitting.words import count_label, interval, number, percent, whole
 
 MANY_MARKS = 800
-"""Marks from which a cloud of points becomes a bitmap inside the SVG, to keep it small."""
+"""Marks beyond which a cloud of points becomes a bitmap inside the SVG, to keep it small."""
 FARTHEST = 1e3
-"""A parameter this many times its published value, or its inverse, ends at the figure's edge."""
+"""Ratio of a parameter to its published value, or its inverse, that is the figure's edge."""
 
 
 def predicted_v_observed(
@@ -87,7 +87,7 @@ def predicted_v_observed(
 
 
 def _run_words(run: TableRow) -> str:
-    """What a pointer over a run's mark shows."""
+    """The words shown under a pointer over a run's mark."""
     name = [str(run.run_id)] if hasattr(run, "run_id") else []
     seed = f", seed {whole(run.seed)}" if hasattr(run, "seed") and pd.notna(run.seed) else ""
     counts = f"{count_label(run.params)} parameters, {count_label(run.tokens)} tokens{seed}"
@@ -141,7 +141,7 @@ def held_out(held: HeldOut | None, noise_log: float) -> list[Panel]:
 
 
 def beside_published(fit: SavedFit) -> list[Panel]:
-    """Each parameter over its published value with both intervals; none where nothing is known.
+    """Each parameter over its published value with both intervals; no panel if none is published.
 
     Args:
         fit: fit.json as read.

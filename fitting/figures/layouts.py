@@ -1,7 +1,7 @@
 """Figures of exponent and mantissa: the map of both, and the loss against one for each other.
 
-Drawn is one kind of format, those that differ in nothing but exponent and mantissa; where a study
-has several (block sizes, scales, recipes), the one with the most splits, and `kind_words` says it.
+Only one kind of format is drawn, those that differ in nothing but exponent and mantissa; if a study
+has several (block sizes, scales, recipes), the one with the most splits, named by `kind_words`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from fitting.words import count_label, number, signed, whole
 
 KIND = ("granularity", "block_size", "scale", "recipe", "operands")
 CLEAR = 0.3
-"""Distance, in cells, from which the law's line does not touch a number."""
+"""Distance, in cells, at which the law's line no longer touches a number."""
 MOST_SIZES = 3
 """Sizes drawn as small multiples: two panels each."""
 
@@ -92,7 +92,7 @@ class Best(NamedTuple):
 
 
 def cost_map(cells: pd.DataFrame, layouts: Sequence[Layout]) -> list[Panel]:
-    """Heat map of the difference to `none` over exponent and mantissa, one panel per size.
+    """Heat map of the difference from `none` over exponent and mantissa, one panel per size.
 
     Args:
         cells: `of_one_kind`, with `format`, `difference`, `standard_error`, `loss`, `verdict`.
@@ -152,7 +152,7 @@ def _range(values: pd.Series) -> list[int]:
 
 
 def _free_corner(x: float, y: float, best: Sequence[Best]) -> tuple[int, int]:
-    """In which corner of a cell a number stands clear of the line: right or left, up or down."""
+    """The corner of a cell where a number stands clear of the line: right or left, up or down."""
     corners = [(1, -1), (1, 1), (-1, 1), (-1, -1)]
     if not best:
         return corners[0]
@@ -187,7 +187,7 @@ def _best_line(axes: Axes, inside: Sequence[Best]) -> None:
 
 
 def cost_by_split(cells: pd.DataFrame, curves: pd.DataFrame | None, noise: float) -> list[Panel]:
-    """Difference to `none` against exponent bits for each mantissa, and the reverse.
+    """Difference from `none` against exponent bits for each mantissa, and the reverse.
 
     Args:
         cells: As in `cost_map`.
@@ -241,7 +241,7 @@ def cost_by_split(cells: pd.DataFrame, curves: pd.DataFrame | None, noise: float
 
 
 def _limits(cells: pd.DataFrame) -> tuple[float, float]:
-    """Common y limits: small multiples are compared by eye."""
+    """Common y limits, so that small multiples can be compared by eye."""
     error = cells["standard_error"].fillna(0.0)
     low = min(float((cells["difference"] - error).min()), 0.0)
     high = float((cells["difference"] + error).max())

@@ -40,7 +40,7 @@ ABOVE_NONE = "loss above none, nats per token"
 
 
 def cell_words(cell: TableRow) -> str:
-    """What a pointer over a cell's mark shows; columns as in `draw_cost`, and `loss`."""
+    """The words shown under a pointer over a cell's mark; columns of `draw_cost`, and `loss`."""
     words = f"{cell.format}\n{at(cell.params, cell.tokens)}\n"
     words += f"{signed(cell.difference)} nats above none"
     if np.isfinite(cell.standard_error):
@@ -56,9 +56,9 @@ def draw_cost(
     noise: float,
     words: Callable[[TableRow], str] = cell_words,
 ) -> None:
-    """Difference to `none` by format on `axes`: a dot, a thick bar of one standard error.
+    """Difference from `none` by format on `axes`: a dot, a thick bar of one standard error.
 
-    A thin bar is as many as a verdict needs: it touches zero where one cannot tell.
+    A thin bar is as many as a verdict needs: it touches zero where the sign cannot be told.
 
     Args:
         axes: Drawn on.
@@ -67,7 +67,7 @@ def draw_cost(
         order: Rows from top to bottom.
         colours: Format -> colour.
         noise: Standard deviation between seeds (nats per token), shaded; NaN shades nothing.
-        words: What a pointer over a row's mark shows.
+        words: The words shown under a pointer over a row's mark.
     """
     tokens = sorted(cells["tokens"].unique())
     step = 0.62 / max(len(tokens), 2)
@@ -99,7 +99,7 @@ def draw_cost(
 
 
 def _reach(cells: pd.DataFrame) -> pd.Series:
-    """What a difference must exceed to be called one; NaN where nothing can be told."""
+    """The size that a difference must exceed to count as one; NaN where nothing can be told."""
     reach: pd.Series = cells["standard_error"] * enough(cells["dof"])
     return reach.where(np.isfinite(reach))
 
@@ -123,9 +123,9 @@ def cost_by_format(
     name: str = "cost",
     label: str = ABOVE_NONE,
 ) -> list[Panel]:
-    """Difference to `none` by format, one panel per model size; arguments as in `draw_cost`.
+    """Difference from `none` by format, one panel per model size; arguments as in `draw_cost`.
 
-    Another difference has other words, another name and another label of its axis.
+    For another difference, give other words, another name and another label for its axis.
     """
     shown = [name for name in order if name in set(cells["format"])]
     limits = _cost_limits(cells, noise)
@@ -153,10 +153,10 @@ def cost_by_format(
 def headline(
     cells: pd.DataFrame, order: Sequence[str], colours: Mapping[str, str], noise: float
 ) -> bytes:
-    """The same as one PNG of 1200 x 500 pixels, for a README: at most three sizes, largest last.
+    """The difference from `none` as a PNG of 1200 x 500 pixels: at most three sizes, largest last.
 
     Returns:
-        The PNG file's bytes, white behind.
+        The PNG file's bytes, on white.
     """
     shown = [name for name in order if name in set(cells["format"])]
     chosen = sizes(cells)[-3:]
@@ -196,7 +196,7 @@ def loss_by_bits(
         group = group[group["tokens"] == group["tokens"].max()].sort_values(["bits", "loss"])
         tokens = float(group["tokens"].max())
         names = [str(name) for name in group["format"]]
-        # Names stand beside their marks while these are few and short, else in a legend.
+        # Names stand beside their marks if they are few and short, else in a legend.
         crowded = group["bits"].value_counts().max() > 2
         direct = len(names) <= 12 and max(map(len, names)) <= 9 and not crowded
         none = baseline[(baseline["params"] == size) & (baseline["tokens"] == tokens)]
@@ -222,7 +222,7 @@ def loss_by_bits(
                 )  # fmt: skip
                 tag(mark, row.format, [cell_words(row)])
                 if direct:
-                    # Of several in one place the labels point away from each other.
+                    # Where several share a place, their labels point away from each other.
                     left = rank < 0 and row.bits > group["bits"].min()
                     text = axes.annotate(
                         str(row.format), (x, row.loss), xytext=(-7 if left else 7, 4),

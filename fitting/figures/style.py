@@ -1,4 +1,4 @@
-"""What the report's figures share: ink, palette, type, legends, and a panel's files.
+"""Style shared by the report's figures: ink, palette, type, legends, and a panel's files.
 
 Everything neutral (text, axes, grid, noise band) is drawn in one ink colour, which `to_svg` turns
 into `currentColor`: the same file is legible on white and on black.  Formats keep their colour
@@ -26,15 +26,15 @@ from fitting.naming import UNQUANTIZED, is_none
 from fitting.words import count_label
 
 INK = "#16191d"  # replaced by currentColor in SVG: use it for nothing that carries data
-BLUE, ORANGE = "#3b7dd8", "#D55E00"  # of what is no format
+BLUE, ORANGE = "#3b7dd8", "#D55E00"  # of anything that is not a format
 NONE_COLOUR = "#8a8f96"
 OKABE_ITO = ("#D55E00", "#E69F00", "#009E73", "#56B4E9", "#0072B2", "#CC79A7", "#7A6FD0")
 MARKERS = "osD^vP"
 """By token count where a panel holds several, smallest first."""
 MANY_TIMES = 40.0
-"""The noise, from which a difference leaves no room to see the noise beside it."""
+"""Difference, in multiples of the noise, beside which the noise can no longer be seen."""
 WIDER = 1.5
-"""How much further than its data a logarithmic axis goes."""
+"""Factor by which a logarithmic axis extends beyond its data."""
 PANEL_WIDTH = 5.2
 """Inches of 72 px: a panel is 374 px wide, the text of a phone's width."""
 STYLE: Any = {  # matplotlib types its keys as literals
@@ -90,7 +90,7 @@ class Panel:
 
 
 def format_colours(order: Sequence[str]) -> dict[str, str]:
-    """One colour a format, `none` grey, whatever the conditions.
+    """One colour per format, grey for `none`, whatever the conditions.
 
     Args:
         order: All formats of the study, as `format_order` gives them.
@@ -103,7 +103,7 @@ def format_colours(order: Sequence[str]) -> dict[str, str]:
 
 
 def shades(names: Sequence[str]) -> dict[str, str]:
-    """One colour a name along viridis, without its ends, which vanish on black and on white."""
+    """One colour per name along viridis, without its ends, which vanish on black or on white."""
     colours = mpl.colormaps["viridis"](np.linspace(0.3, 0.86, len(names)))
     return dict(zip(names, map(to_hex, colours), strict=True))
 
@@ -114,12 +114,12 @@ def panel(figure: Figure, name: str, title: str) -> Panel:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of that many inches, which makes room for what stands outside its axes."""
+    """An empty figure of this size in inches, with room for what stands outside its axes."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def _legend_columns(labels: Sequence[str]) -> int:
-    """As many as fit a panel's width, four at most."""
+    """The number of columns that fit a panel's width, at most four."""
     longest = max(len(label) for label in labels)
     return min(max(44 // (longest + 3), 1), 4)
 
@@ -130,7 +130,7 @@ def legend_inches(labels: Sequence[str]) -> float:
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """Below the axes, where it hides nothing; nothing for a single label."""
+    """Put the legend below the axes, where it hides nothing; none for a single label."""
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) > 1:
         columns = _legend_columns(labels)
@@ -147,10 +147,10 @@ def span(axis: Axis, low: float, high: float, noise: float) -> None:
 
     Args:
         axis: An axis of matplotlib.
-        low: The smallest of what it must show, with its bars.
+        low: The smallest value that it must show, bars included.
         high: The largest.
-        noise: What another seed changes; where differences do not far exceed it, or it is NaN, the
-            axis is linear.
+        noise: How much another seed changes; where differences do not far exceed it, or where it
+            is NaN, the axis is linear.
     """
     horizontal = isinstance(axis, XAxis)
     limit = axis.axes.set_xlim if horizontal else axis.axes.set_ylim

@@ -1,8 +1,8 @@
 """A matplotlib figure as SVG for a page and a paper: short, of stable bytes, its marks named.
 
-What marks stand for is said in data attributes (`tag`), which page.js reads: a pointer near a mark
-shows its words, a click on an entry of a legend hides its series.  A viewer that knows nothing of
-them shows the same picture.
+Data attributes (`tag`), which page.js reads, say what marks stand for: a pointer near a mark shows
+its words, a click on an entry of a legend hides its series.  A viewer that does not know them shows
+the same picture.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ _TICK = "fill: currentColor; stroke: currentColor; stroke-width: 0.8"
 
 
 def tag(artist: Artist, series: str = "", tips: Sequence[str] = ()) -> None:
-    """Say what an artist stands for.
+    """Attach to an artist the words that it stands for.
 
     Args:
         artist: A line, a patch, a collection or a text.
-        series: What it belongs to, as a legend names it; "" for nothing that could be hidden.
-        tips: What a pointer over it shows, lines parted by a newline: one for the whole artist, or
-            one per mark of a line.
+        series: The entry of a legend that it belongs to; "" if it cannot be hidden.
+        tips: The words shown under a pointer, lines separated by newlines: one for the whole
+            artist, or one per mark of a line.
     """
     artist.set_gid(_gid("series", series, tips))
 
 
 def tag_entry(artists: Iterable[Artist | None], series: str) -> None:
-    """Make artists an entry of a legend: a click on them hides what is tagged with the series."""
+    """Make artists an entry of a legend: a click on them hides all marks tagged with the series."""
     for artist in filter(None, artists):
         artist.set_gid(_gid("entry", series, ()))
 
 
 def _gid(kind: str, series: str, tips: Sequence[str]) -> str:
-    """A tag in letters that XML leaves as they are."""
+    """A tag in letters that XML does not change."""
     return "tag" + json.dumps([kind, series, list(tips)]).encode().hex()
 
 
 def to_svg(figure: Figure, name: str, ink: str) -> str:
-    """A stand-alone SVG with stable bytes, transparent, the same picture in a third of them.
+    """A stand-alone, transparent SVG with stable bytes: the same picture in a third of the size.
 
     Args:
         figure: Drawn under `fitting.figures.style.STYLE`.  Its layout is fixed from here on.
         name: Salts the ids, which are hashes, so that several figures can share one HTML page.
-        ink: The colour that becomes `currentColor`; of nothing that carries data.
+        ink: The colour that becomes `currentColor`; nothing that carries data may have it.
     """
     FigureCanvasSVG(figure)
     buffer = io.StringIO()
@@ -78,7 +78,7 @@ def to_svg(figure: Figure, name: str, ink: str) -> str:
 
 
 def untagged(svg: str) -> str:
-    """The same picture for a viewer that does not read tags."""
+    """The same picture without tags, for other viewers."""
     return re.sub(r' data-(?:tip|series|entry)="[^"]*"', "", svg)
 
 
@@ -92,7 +92,7 @@ def _parsed(svg: str) -> Element:
 
 
 def _written(element: Element) -> str:
-    """A line for each element, or two around those that it holds."""
+    """The lines of an element: one, or two around those of its children."""
     said = "".join(f' {name}="{_escaped(name, value)}"' for name, value in element.items())
     start, end = f"<{element.tag}{said}", f"</{element.tag}>\n"
     if len(element):
@@ -107,7 +107,7 @@ def _escaped(name: str, value: str) -> str:
 
 
 def _shorten(element: Element, ink: str) -> None:
-    """Leave out what an element's attributes need not say."""
+    """Leave out the redundant parts of an element's attributes."""
     said = element.attrib
     if element.tag == "g" and not said.get("id", "").startswith("tag"):
         said.pop("id", None)
@@ -127,12 +127,12 @@ def _shorten(element: Element, ink: str) -> None:
         said.pop("clip-path", None)
     if style:
         said["style"] = style
-    if element.tag == "style":  # what is the same of all text is said once
+    if element.tag == "style":  # properties that all texts share are stated once
         element.text = f"text{{font-family: sans-serif; fill: currentColor}}{element.text}"
 
 
 def _drop_idle(element: Element) -> None:
-    """Drop what draws nothing, and groups that say nothing of what they hold."""
+    """Drop elements that draw nothing, and groups that add nothing to what they hold."""
     kept: list[Element] = []
     for child in element:
         holds = len(child)
@@ -146,7 +146,7 @@ def _drop_idle(element: Element) -> None:
 
 
 def _lift_style(group: Element) -> None:
-    """Have a group of marks say the style which they share."""
+    """Move the style that all marks of a group share to the group."""
     styles = {(mark.tag, mark.get("style")) for mark in group}
     if len(group) > 1 and len(styles) == 1:
         [(kind, style)] = styles
@@ -174,9 +174,9 @@ def _share_marks(root: Element) -> None:
 
 
 def _share_styles(root: Element) -> None:
-    """Say each style that several elements have once, as a class.
+    """State each style that several elements have once, as a class.
 
-    A class is named by what it says, so figures on one page may share it.
+    A class is named by its content, so that figures on one page can share it.
     """
     times = Counter(element.attrib["style"] for element in root.iter() if "style" in element.attrib)
     names = {

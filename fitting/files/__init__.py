@@ -1,1 +1,1 @@
-"""Files on disk: written whole or not at all, read without trust."""
+"""Files on disk: written whole or not at all, and never trusted when read."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whoever else writes and whenever the power fails."""
+"""Files that appear whole or not at all, whatever else is writing and whenever power fails."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def create_exclusive(content: str, target: Path) -> bool:
         True if this call created it, False if it was already there (and was left alone).
 
     Raises:
-        OSError: It cannot be written, e.g. for want of space; nothing is left behind.
+        OSError: It cannot be written, e.g. for lack of space; nothing is left behind.
     """
     temporary = _written_aside(content.encode(), target)
     try:
@@ -35,7 +35,7 @@ def write_atomic(content: str | bytes, target: Path) -> None:
     """Replace `target` by `content` so that readers see the old file or the new one.
 
     Raises:
-        OSError: It cannot be written, e.g. for want of space; the old file stays.
+        OSError: It cannot be written, e.g. for lack of space; the old file stays.
     """
     temporary = _written_aside(content.encode() if isinstance(content, str) else content, target)
     try:
@@ -58,7 +58,7 @@ def _written_aside(content: bytes, target: Path) -> Path:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        # A full disk is noticed where no name is known any more, and the name aside helps nobody.
+        # The error of a full disk names no file, and the name of the temporary one helps nobody.
         raise OSError(error.errno, error.strerror, str(target)) from error
     return temporary
 

@@ -1,6 +1,6 @@
-"""Small JSON files of our own, read without trust: damage is answered with a path and a remedy.
+"""Small JSON files of our own, never trusted: damage is answered with a path and a remedy.
 
-A machine that loses power leaves files empty, zeroed or cut, and people copy and edit them.
+A machine that loses power leaves files empty, zeroed or cut short, and people copy and edit them.
 Python's own reader takes NaN for a number and the last of two equal keys for the only one; this one
 does not.
 """
@@ -37,14 +37,14 @@ def read_object(path: Path, remedy: str) -> JsonObject:
 
     Args:
         path: The file.
-        remedy: What its owner is to do where it is damaged.
+        remedy: What its owner is to do if it is damaged.
 
     Raises:
         FileNotFoundError: There is none.
         DamagedError: It is no regular file, cannot be read, or is no strict JSON object.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait forever
             raise DamagedError(path, "not a regular file", remedy)
         data = strict(path.read_bytes().decode("utf-8"))
     except FileNotFoundError as error:
@@ -68,7 +68,7 @@ def strict(text: str) -> Json:
     """The value of a JSON text that every reader would read alike.
 
     Raises:
-        ValueError: It is none: a key twice, NaN or an infinity, half of a surrogate pair.
+        ValueError: It is not such a text: a key twice, NaN or infinity, half a surrogate pair.
         RecursionError: It is nested too deep.
     """
     if not text.strip("\0 \t\r\n"):

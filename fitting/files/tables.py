@@ -1,4 +1,4 @@
-"""Reading a table from a file: what separates, what is a comment, and counts such as 7B.
+"""Reading a table from a file: separators, comments, and counts such as 7B.
 
 CSV with commas, semicolons or tabs, JSON lines and parquet; the text ones compressed too.
 """
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Field: TypeAlias = Any
-"""What a file has in a place of its table, or a column of such."""
+"""A value in a file's table, or a column of them."""
 
 
 class CommentWarning(UserWarning):
-    """A table has lines among its rows that are taken for comments."""
+    """A table has lines among its rows that are read as comments."""
 
 
 TEXT = (".csv", ".tsv")
@@ -51,8 +51,8 @@ def read_file(path: Path) -> pd.DataFrame:
 
     Raises:
         OSError: It cannot be read.
-        ImportError: What reads such files is not installed.
-        ValueError: It is no such table; the first line says what is wrong.
+        ImportError: The package that reads such files is not installed.
+        ValueError: It is not such a table; the message's first line says what is wrong.
     """
     import pandas as pd
 
@@ -112,7 +112,7 @@ def _separated(text: str, kind: str) -> pd.DataFrame:
     # Pandas would call the second one NAME.1.
     _refuse_twins([name.strip() for name in names if name.strip()])
     if len(row) > len(names):
-        # Pandas would take the first field for a row's label, and every name for its neighbour's.
+        # Pandas would read the first field as a row's label and shift every name by one column.
         raise ValueError(f"its rows have {len(row)} fields, its first line names {len(names)}")
     return pd.read_csv(io.StringIO(body), sep=separator, decimal=decimal, skipinitialspace=True)
 
@@ -141,7 +141,7 @@ def _rows(text: str, separator: str) -> Iterator[list[str]]:
 
 
 def _names_in_comment(lines: Sequence[str], first: str, separator: str) -> str:
-    """The line of names above a first row of numbers, which is a comment as NumPy writes it."""
+    """The line of names above a first row of numbers, written as a comment by NumPy."""
     above = lines[lines.index(first) - 1] if lines.index(first) else ""
     names = above.lstrip().removeprefix("#")
     if above.lstrip().startswith("#") and len(_fields(names, separator)) == len(
@@ -164,7 +164,7 @@ def _is_number(field: str) -> bool:
 
 
 def _separator(header: str) -> str:
-    """What separates a header's names: whatever of the four cuts it into the most."""
+    """The separator of a header's names: the one of four that cuts it into the most parts."""
     return max(SEPARATORS, key=lambda s: len(_fields(header, s)))
 
 
@@ -180,7 +180,7 @@ def _json_lines(text: str) -> pd.DataFrame:
         except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise ValueError(f"line {number} is no JSON object")
+            raise ValueError(f"line {number} is not a JSON object")
         try:
             json.dumps(row, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -190,7 +190,7 @@ def _json_lines(text: str) -> pd.DataFrame:
 
 
 def _as_text(value: Field) -> Field:
-    """Lists, objects and bytes as text: these cannot be compared, nor be written as CSV."""
+    """Lists, objects and bytes as text, since they can neither be compared nor written as CSV."""
     if hasattr(value, "tolist") and hasattr(value, "ndim"):
         value = value.tolist()
     if isinstance(value, dict | list | tuple | set):

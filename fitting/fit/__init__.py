@@ -1,4 +1,4 @@
-"""Fits: the search for an optimum, how sure it is, and whether the law is right."""
+"""Fits: the search for an optimum, its uncertainty, and whether the law is right."""
 
 from fitting.fit.bootstrap import bootstrap, intervals, standard_errors
 from fitting.fit.result import Fit, Objective, Rows, Starts

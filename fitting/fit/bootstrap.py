@@ -1,4 +1,4 @@
-"""How sure a fit is: bootstrap over runs, intervals and standard errors from its draws."""
+"""The uncertainty of a fit: bootstrap over runs, intervals and standard errors from its draws."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ MEMORY = 10_000_000
 """Doubles in the weights of the draws that are solved at a time: 80 MB."""
 
 WIDE = math.exp(2 * 1.96)
-"""Ratio of an interval's ends from which the data do not hold the parameter."""
+"""Ratio of an interval's ends beyond which the data do not determine the parameter."""
 
 
 def bootstrap(
     table: pd.DataFrame, fit: Fit, draws: int = 1000, seed: int = 0, cluster: str | None = None
 ) -> pd.DataFrame:
-    """Refit on resampled runs: how far the parameters move when other runs had been made.
+    """Refit on resampled runs: how far the parameters would move if other runs had been made.
 
     Each draw takes as many runs as there are, with replacement, and not within cells: which cells
     were repeated is part of what is resampled.  Every draw is solved from the fit's optimum, then
@@ -54,7 +54,7 @@ def bootstrap(
     Args:
         table: The table that `fit` was fitted to.
         fit: Its law, objective, weights, bounds and frozen parameters are kept.
-        draws: How many.
+        draws: Number of refits.
         seed: Seed of the resampling.
         cluster: A column whose values are resampled whole, e.g. "seed" where runs that share a
             seed share their data order; None resamples runs.
@@ -121,7 +121,7 @@ def bootstrap(
 def resample(rng: np.random.Generator, draws: int, groups: int) -> Array:
     """How often each group is in each draw of `groups` of them with replacement, [draws, groups].
 
-    Drawn draw by draw, so that the first draws do not depend on how many there are.
+    They are drawn one by one, so that the first draws do not depend on how many follow.
     """
     chosen = rng.integers(groups, size=(draws, groups))
     chosen += np.arange(draws)[:, None] * groups
@@ -130,16 +130,16 @@ def resample(rng: np.random.Generator, draws: int, groups: int) -> Array:
 
 
 def warm_thresholds(fit: Fit) -> list[float]:
-    """Huber thresholds on the way from the fit's optimum to a draw's."""
+    """Huber thresholds on the way from the fit's optimum to that of a draw."""
     path = thresholds(fit.objective.name, fit.objective.delta)
     return warm_path(path, float(fit.residuals.abs().mean()))
 
 
 def other_places(fit: Fit, centred: Centred, weight: Array, point: Array) -> list[Array]:
-    """Where else than at its optimum `point` a fit's neighbours may have theirs.
+    """Points besides a fit's optimum `point` at which draws may have their optimum.
 
-    The second best place that its starts found, and for each coefficient whose term has all but
-    vanished the best place with that term large.
+    The second best place that its starts found and, for each coefficient whose term has all but
+    vanished, the best place with that term large.
     """
     places = [] if fit.rival is None else [centred.encode(fit.rival)]
     path = thresholds(fit.objective.name, fit.objective.delta)
@@ -183,7 +183,7 @@ def _solve(
         which: slice | npt.NDArray[np.intp] = slice(None),
         path: Sequence[float] = path,
     ) -> None:
-        """Solve some once more, and keep what is lower, or as low and ended."""
+        """Solve some again; keep the lower objectives, and equal ones whose search ended."""
         w = weights[which]
         starts = np.broadcast_to(start, (len(w), theta.shape[1]))
         point, found, ended = minimise(problem, starts, w, path, TOLERANCE)
@@ -226,7 +226,7 @@ def intervals(draws: pd.DataFrame, level: float = 0.95) -> dict[str, tuple[float
 
 
 def standard_errors(draws: pd.DataFrame) -> dict[str, float]:
-    """Half of what the central 68.3 % of `bootstrap`'s draws span, one per column.
+    """Half the span of the central 68.3 % of `bootstrap`'s draws, one per column.
 
     The standard deviation where draws are normal; unlike it, finite where a few of them ran away.
     """
@@ -253,10 +253,10 @@ def _quantiles(draws: pd.DataFrame, tail: float, method: Literal["weibull", "lin
 
 
 def vague(draws: pd.DataFrame) -> tuple[str, ...]:
-    """Parameters that `bootstrap` leaves open: a 95 % interval that spans a factor 50 or zero.
+    """Parameters that `bootstrap` leaves open: their 95 % interval spans a factor of 50 or zero.
 
-    That is 1.96 standard errors of a factor e either way, as `fitting.fit.search` asks of its
-    curvature; draws see what curvature cannot, such as a term that vanishes in some of them.
+    That is 1.96 standard errors of a factor of e each way, the limit that `fitting.fit.search` sets
+    by curvature; draws see what curvature cannot, such as a term that vanishes in some of them.
     """
     return tuple(
         n for n, (low, high) in intervals(draws).items() if not high <= WIDE * max(low, 0.0)

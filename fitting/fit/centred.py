@@ -151,8 +151,8 @@ class Centred:
     def encode(self, parameters: Mapping[str, float]) -> Array:
         """The solver's point for the law's parameters, moved into the bounds.
 
-        A search may have ended where a parameter is beyond what float64 holds, or, under a parent
-        of zero, has no value: the nearest that there is, or any.
+        A search may have ended where a parameter exceeds float64, or has no value because its
+        parent is zero: then the nearest possible value, or any.
         """
         in_units = {n: parameters[n] * math.exp(-unit) for n, unit in self.units.items()}
         held = representable(self.law, {**parameters, **in_units})
@@ -161,14 +161,14 @@ class Centred:
         return np.clip(theta, self.problem.lower, self.problem.upper)
 
     def large(self, j: int) -> float:
-        """Where the term of the coefficient at position `j` is as large as it may well be.
+        """The point with the term of the coefficient at position `j` as large as is plausible.
 
         Half the smallest loss, or where the coefficient's blind starts end if that is less.
         """
         return min(float(self.problem.log_loss.min()) - math.log(2), float(self.high[j]))
 
     def doubtful(self) -> Array:
-        """What a term must be above, or its coefficient may belong elsewhere: `Problem.vanishing`.
+        """The size below which a term's coefficient may belong elsewhere: `Problem.vanishing`.
 
         Twice where its blind starts begin: 10 % of the loss, of a penalty 0.6 %.
         """
@@ -207,7 +207,7 @@ class Centred:
 def _check_bounds(
     law: Law, bounds: Mapping[str, tuple[float, float]], freeze: Mapping[str, float]
 ) -> None:
-    """Refuse bounds that are none, or of parameters that can have none."""
+    """Refuse impossible bounds, and bounds of parameters that cannot have any."""
     for name, (low, high) in bounds.items():
         given = f"bounds.{name}={low:g}..{high:g}"
         law.check({name: 1.0}, "bounds.")
@@ -235,7 +235,7 @@ def _encoded_bounds(law: Law, name: str, bounds: tuple[float, float]) -> tuple[f
 
 
 def representable(law: Law, parameters: Mapping[str, float]) -> dict[str, float]:
-    """Values that the law can take: the nearest ones, and for NaN, which has no effect, one."""
+    """The nearest values that the law can take; one for NaN, which has no effect."""
     least = {n: SMALLEST_VALUE if law.parameters[n].positive else -math.inf for n in parameters}
     return {
         n: 1.0 if math.isnan(v) else min(max(v, least[n]), 1 / SMALLEST_VALUE)
@@ -244,7 +244,7 @@ def representable(law: Law, parameters: Mapping[str, float]) -> dict[str, float]
 
 
 def _largest(values: Array) -> Mask:
-    """Where the largest value first is, same shape."""
+    """Mask of the first largest value, same shape."""
     where = np.zeros(values.shape, dtype=bool)
     where[values.argmax()] = True
     return where

@@ -15,7 +15,7 @@ from fitting.law.terms import FitError, Law
 from fitting.results.table import select_rows
 
 IDENTIFIED = "identified"
-"""The key of what is known of every parameter; the others are those of conclusions."""
+"""The key for what is known of every parameter; the other keys are those of conclusions."""
 
 
 def basis_of(
@@ -25,14 +25,14 @@ def basis_of(
     every: pd.DataFrame | None = None,
     assumed: Assumptions | None = None,
 ) -> Basis:
-    """What a fit's conclusions are drawn from.
+    """The basis of a fit's conclusions.
 
     Args:
         fit: A fit of any law.
         draws: From `fitting.fit.bootstrap.bootstrap`; None leaves out the intervals.
         table: The fitted table.
-        every: The table that it was selected from; None for the same.
-        assumed: What conclusions take for granted.
+        every: The table from which that one was selected; None if it is the same.
+        assumed: The assumptions of the conclusions.
     """
     drawn = None
     if draws is not None:
@@ -57,7 +57,7 @@ def identified(fit: Fit, draws: pd.DataFrame | None) -> dict[str, bool]:
 def derived(fit: Fit, basis: Basis, known: dict[str, bool]) -> Derived:
     """What follows from a fit, by its law's conclusions.
 
-    Nothing does from values that are all arbitrary, unless all are held.
+    Nothing follows if all values are arbitrary, unless all are frozen.
 
     Args:
         fit: The fit.
@@ -77,7 +77,7 @@ def derived(fit: Fit, basis: Basis, known: dict[str, bool]) -> Derived:
 
 
 def _found(conclusion: Conclusion[Value], basis: Basis, law: Law) -> Value | None:
-    """What is concluded; a mistake in a law of the user's own is theirs to mend, and says so."""
+    """The result of a conclusion; a mistake in the user's own law becomes a line that says so."""
     try:
         return conclusion.found(basis)
     except Exception as error:
@@ -88,7 +88,7 @@ def _found(conclusion: Conclusion[Value], basis: Basis, law: Law) -> Value | Non
 
 
 def doubts(law: Law, concluded: Derived, known: Mapping[str, bool]) -> list[str]:
-    """What a law's conclusions leave in doubt, as warnings."""
+    """Warnings about what a law's conclusions leave in doubt."""
     return [
         warning
         for conclusion in law.conclusions

@@ -1,4 +1,4 @@
-"""What a design cannot tell: columns that do not vary, or move together, or mix what differs.
+"""The limits of a design: columns that do not vary, move together, or mix different things.
 
 None of this needs a loss: it could have been known before the first run.
 """
@@ -13,16 +13,16 @@ import pandas as pd
 from fitting.law.terms import Law
 
 COLLINEAR = 0.99
-"""Correlation of log params and log tokens from which they move together."""
+"""Correlation of log params and log tokens beyond which they move together."""
 
 
 def doubts_of_design(law: Law, rows: pd.DataFrame, freeze: Mapping[str, float]) -> list[str]:
-    """What no fit could learn from these rows, whatever their losses: one sentence each.
+    """Sentences on what no fit could learn from these rows, whatever their losses.
 
     Args:
         law: The law.
-        rows: The runs that are fitted, with the law's columns, and where there are such columns
-            `operands`, `recipe` and `run_id`.
+        rows: The fitted runs, with the law's columns and, if there are such columns, `operands`,
+            `recipe` and `run_id`.
         freeze: Parameters held at a value.
     """
     warnings = []

@@ -1,4 +1,4 @@
-"""What a fit is worth beyond its own residuals: the part of fit.json that judges it.
+"""The worth of a fit beyond its own residuals: the part of fit.json that judges it.
 
 Profile intervals stand beside the bootstrap's, information criteria beside the objective, and
 errors on runs that the law was not fitted to beside the noise floor.
@@ -21,14 +21,14 @@ from fitting.results.table import select_rows
 from fitting.words import count_label
 
 MOST_ROWS = 5_000
-"""More are neither profiled nor held out: each takes as long as tens of fits."""
+"""Rows beyond which nothing is profiled or held out: each takes as long as tens of fits."""
 MOST_SIZES = 24
-"""More are not left out one by one."""
+"""Sizes beyond which they are not left out one by one."""
 
 
 @dataclass(frozen=True)
 class HeldOutRows:
-    """How well rows are predicted that the fit did not see; errors are of log L - log Lhat."""
+    """Quality of predictions for rows that the fit did not see; errors are log L - log Lhat."""
 
     rows: Count
     trained: Count
@@ -38,7 +38,7 @@ class HeldOutRows:
     extrapolation: Number
     """Largest held-out compute over the largest trained."""
     extrapolated: bool
-    """Whether that is above one."""
+    """Whether this ratio is above one."""
     warnings: list[str]
     params: float | None = None
     """The size that was left out."""
@@ -50,11 +50,11 @@ class HeldOut:
 
     residual_rms: Number
     sizes: list[HeldOutRows] | None = None
-    """Each size predicted by the others."""
+    """Each size predicted from the others."""
     sizes_rms: Number = None
-    """Over all of these."""
+    """Rms error over all of these."""
     largest: HeldOutRows | None = None
-    """The runs of the largest compute predicted by the rest."""
+    """The runs of the largest compute predicted from the rest."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ class Information:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a fit is worth beyond its own residuals."""
+    """The worth of a fit beyond its own residuals."""
 
     profile_intervals: dict[str, Interval] = field(default_factory=dict)
     """Parameter -> 95 % ends, of which a missing one is infinite."""
     information: Information | None = None
     held_out: HeldOut | None = None
     not_computed: dict[str, str] = field(default_factory=dict)
-    """What there is none of, with the reason."""
+    """What was not computed, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def evidence(table: pd.DataFrame, fitted: Fit, wanted: bool = True) -> Evidence:
 
 
 def _held_out(table: pd.DataFrame, fitted: Fit, missing: dict[str, str]) -> HeldOut:
-    """Each size predicted by the others and the largest compute by the rest, as far as can be."""
+    """Each size predicted from the others, the largest compute from the rest, if possible."""
     own = _rms(fitted.residuals)
     rows, _ = select_rows(table)
     if not {"params", "tokens"} <= set(rows):
@@ -130,7 +130,7 @@ def _held_out(table: pd.DataFrame, fitted: Fit, missing: dict[str, str]) -> Held
     sizes = sorted(map(float, rows["params"].unique()))
     if not 1 < len(sizes) <= MOST_SIZES:
         many = f"{len(sizes):,} sizes are more than {MOST_SIZES}"
-        missing["sizes left out"] = many if len(sizes) > 1 else "there is one size only"
+        missing["sizes left out"] = many if len(sizes) > 1 else "there is only one size"
         sizes = []
     predicted = {}
     for size in sizes:
@@ -161,7 +161,7 @@ def comparison(
     """The rows of `fitting.fit.validation.compare_laws`.
 
     Raises:
-        FitError: A law cannot be fitted, or there is one size only.
+        FitError: A law cannot be fitted, or there is only one size.
         ResultsError: The table lacks a column of a law.
     """
     compared = compare_laws(table, laws, objective=objective, delta=delta, weights=weights)

@@ -1,8 +1,8 @@
-"""What fit.json holds, as types, and the reader that trusts none of them.
+"""The content of fit.json as types, and a reader that trusts none of it.
 
-`fitting.command.describe` writes it; a page, a comparison and a publication are made of it, by then
-maybe edited, merged by hand or written by another version.  None stands for what the data do not
-say.
+`fitting.command.describe` writes the file; pages, comparisons and publications are made from it,
+and by then it may have been edited, merged by hand or written by another version.  None stands for
+what the data do not tell.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Shape = TypeVar("Shape")
 
 @dataclass(frozen=True)
 class SavedObjective:
-    """What was minimised; no value where it overflowed."""
+    """The minimised objective; no value if it overflowed."""
 
     name: str
     delta: Number
@@ -58,7 +58,7 @@ class NoiseFloor:
 
 @dataclass(frozen=True)
 class _Content:
-    """A whole fit.json; older ones lack what has a default."""
+    """A whole fit.json; older files lack the keys that have a default."""
 
     law: str
     objective: SavedObjective
@@ -90,7 +90,7 @@ class _Content:
 
 @dataclass(frozen=True, kw_only=True)
 class SavedFit(_Content):
-    """A fit.json as read, with its law, and with conclusions as that law draws them."""
+    """A fit.json as read, with its law and the conclusions of that law."""
 
     model: Law
     identified: Mapping[str, bool]
@@ -104,7 +104,7 @@ class SavedFit(_Content):
 
     @property
     def values(self) -> dict[str, float]:
-        """The parameters as numbers; NaN where one has none."""
+        """The parameters as numbers; NaN for one without a value."""
         return numbers(self.parameters)
 
     def tables(self) -> Iterator[tuple[AnyTable, TableRows]]:
@@ -121,7 +121,7 @@ class SavedFit(_Content):
 
 @dataclass(frozen=True)
 class Pilot:
-    """As much of a fit.json as a design can be judged by."""
+    """The parts of a fit.json that are needed to judge a design."""
 
     parameters: dict[str, Number]
     law: str = ""
@@ -129,15 +129,15 @@ class Pilot:
 
 
 def read_fit(path: Path, law: Law | None = None) -> SavedFit | None:
-    """What a fit.json holds, its parameters in the law's order; None where there is none.
+    """The content of a fit.json, its parameters in the law's order; None if there is no file.
 
     Args:
         path: The file.
-        law: A law of the user's own that the file may be a fit of; ours need not be named.
+        law: A law of the user's own, in case the file is a fit of it; ours need not be named.
 
     Raises:
         DamagedError: It cannot be read, or a value of it is of another type.
-        ResultsError: It lacks a key, or is of no law that there is, or of other parameters.
+        ResultsError: It lacks a key, or is of an unknown law, or has other parameters.
     """
     try:
         return saved_fit(read_object(path, REMEDY), path, law)
@@ -151,7 +151,7 @@ def saved_fit(data: Mapping[str, object], path: Path, own: Law | None = None) ->
     law = own if own is not None and own.name == content.law else LAWS.get(content.law)
     if law is None:
         raise ResultsError(
-            f"{path}: law={content.law} is none of {', '.join(LAWS)}; if it is yours, name its "
+            f"{path}: law={content.law} is not one of {', '.join(LAWS)}; if it is yours, name its "
             "file and variable: law=FILE.py:NAME"
         )
     law = law.with_schemes(content.parameters)
@@ -173,12 +173,12 @@ def saved_fit(data: Mapping[str, object], path: Path, own: Law | None = None) ->
 
 
 def numbers(parameters: Mapping[str, Number]) -> dict[str, float]:
-    """Parameters as numbers; NaN where a file has none."""
+    """Parameters as numbers; NaN where the file has no value."""
     return {name: math.nan if value is None else value for name, value in parameters.items()}
 
 
 def read_pilot(path: Path) -> Pilot:
-    """The same of a pilot's fit.json, or of one that a paper's constants were typed into.
+    """The content of a pilot's fit.json, or of one into which a paper's constants were typed.
 
     Raises:
         FileNotFoundError: There is none.
@@ -189,7 +189,7 @@ def read_pilot(path: Path) -> Pilot:
 
 
 def _checked(data: Mapping[str, object], kind: type[Shape], path: Path) -> Shape:
-    """A JSON object that holds what is needed, each value of its type."""
+    """A JSON object with all that is needed, each value of the right type."""
     needed = [f.name for f in fields(kind) if f.default is f.default_factory is MISSING]  # type: ignore[arg-type]
     if missing := [key for key in sorted(needed) if key not in data]:
         raise ResultsError(f"{path}: lacks {', '.join(missing)}; {REMEDY}")

@@ -34,14 +34,14 @@ COARSE_DECREMENT = 1e-6
 ROUNDING = 1e-25
 """The same per row, absolute: squared residuals of exact data stop here."""
 RIDGE = 1e-12
-"""Share of the curvature's trace that keeps directions the data say nothing about in place."""
+"""Share of the curvature's trace that keeps directions in place of which the data say nothing."""
 LONGEST_STEP = 0.5
 """In any parameter, a coefficient's being its log: far starts overshoot into a vanished term."""
 FURTHEST_DOWN = 0.9
 """Share of itself that a vanishing term loses in one step, unless it is to go all the way."""
 FIRST_DAMPING = 0.03
 LIGHT_DAMPING = 0.1
-"""Up to here a damped Newton step promises about what the whole one does."""
+"""Damping up to which a Newton step promises about as much as the undamped one."""
 CHUNK = 25_000
 """Doubles in one [batch, rows] array, 200 kB: the dozen that are in use fit into 2 MB of cache."""
 
@@ -119,7 +119,7 @@ class Problem:
         return np.asarray(finite.all(axis=1))
 
     def vanishing(self, theta: Array, limits: Array | None = None) -> Mask:
-        """Coefficients whose term is nowhere above a limit, same shape as `theta`.
+        """Mask of coefficients whose term is nowhere above a limit, same shape as `theta`.
 
         Args:
             theta: [batch, parameters].
@@ -140,7 +140,7 @@ class Problem:
         return found
 
     def unvarying(self, theta: Array, limits: Array) -> Mask:
-        """Coefficients whose term varies over the rows by less than a limit, same shape as `theta`.
+        """Mask of coefficients whose term varies by less than a limit over the rows, same shape.
 
         Args:
             theta: [batch, parameters].
@@ -194,7 +194,7 @@ class Problem:
                 continue
             point = theta.copy()
             level = self._logs(theta, form).min(axis=1)
-            for constant in constants:  # what all rows have of the term is a constant
+            for constant in constants:  # the part of the term that all rows share is a constant
                 point[:, constant] = np.logaddexp(point[:, constant], level)
             point[:, powers[0]] = self.upper[powers[0]]
             point[:, j] += self.small - self._logs(point, form).max(axis=1)
@@ -347,7 +347,7 @@ def minimise(
 
 
 def at_bounds(problem: Problem, theta: Array) -> Mask:
-    """Which parameters sit on a bound, same shape as `theta`."""
+    """Mask of parameters that sit on a bound, same shape as `theta`."""
     reached: Mask = (theta <= problem.lower) | (theta >= problem.upper)
     return reached
 
@@ -384,7 +384,7 @@ def _descend(
         # A gain small under heavy damping proves nothing, unless no step is short enough.
         ended = small & (lam <= LIGHT_DAMPING)
         converged[live[ended]] = True
-        # What is about to vanish is gone: the last steps towards that would gain nothing.
+        # A term about to vanish counts as gone: the last steps to zero would gain nothing.
         at_zero = step[ended] == problem.lower - theta[live[ended]]
         theta[live[ended]] = np.where(at_zero, problem.lower, theta[live[ended]])
         live, step, decrement, small = (x[~ended] for x in (live, step, decrement, small))

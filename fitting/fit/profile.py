@@ -31,16 +31,16 @@ from fitting.law.terms import FitError
 from fitting.results.table import select_rows
 
 PRECISION = 1e-3
-"""Share of an interval's half width, at most of a factor e, to which its ends are found."""
+"""Share of an interval's half width (at most a factor of e) to which its ends are found."""
 DOUBLINGS = 4
-"""Steps out in which the distance doubles; then it grows by `LEAP` at a time."""
+"""Outward steps in which the distance doubles; then it grows by `LEAP` at a time."""
 LEAP = 8.0
 FAR_BEYOND = 1e3
 """Times the rise that is looked for: higher objectives, and where there is none, count as this."""
 NORMAL_MEDIAN = 0.6745
 """Median size of a standard normal deviate."""
 OPEN = 50.0
-"""Distance in log(parameter), or in an exponent, from which an interval is open."""
+"""Distance in log(parameter), or in an exponent, beyond which an interval is open."""
 LEAST_STEP = 1e-12
 """Share of `OPEN` that the first step out is at least: a direction may seem to have no width."""
 
@@ -83,7 +83,7 @@ def profile_intervals(
     others = [centred.decode(theta) for theta in other_places(fitted, centred, weight, point)]
 
     def excess(name: str) -> Callable[[float], float]:
-        """How far the objective is above its limit where a parameter has a value."""
+        """The objective's excess over its limit where a parameter is held at a value."""
         solved = {fitted.parameters[name]: fitted.parameters}
 
         def at(value: float) -> float:
@@ -112,7 +112,7 @@ def profile_intervals(
 
 
 def _reach(centred: Centred, curvature: Array, rise: float) -> Array:
-    """How far each coordinate moves before a parabola has risen so much, the others following.
+    """How far each coordinate moves, the others following, until a parabola has risen this much.
 
     The curvature is scaled to a diagonal of one: along the logarithm of a coefficient that has all
     but vanished it is tiny, and no less known for that.
@@ -132,7 +132,7 @@ def _ends(
     rise: float,
     excess: Callable[[str], Callable[[float], float]],
 ) -> tuple[float, float]:
-    """Where the objective reaches its limit below and above a parameter's optimum."""
+    """The values below and above a parameter's optimum at which the objective reaches its limit."""
     kind = fitted.law.parameters[name]
     best = fitted.parameters[name]
     # A shift's bounds are those of the form that it is in, and a child's those of a product.
@@ -167,7 +167,7 @@ def _ends(
 
 
 def _scale(residual: Array, weights: Array, delta: float, dof: int) -> float:
-    """What the rise of the objective is measured in: mean psi^2 / mean psi', psi = clip(r, delta).
+    """The unit of the objective's rise: mean psi^2 / mean psi', with psi = clip(r, delta).
 
     psi' is the share of residuals within `delta`.  Where these are few it is estimated from those
     within a wider band, as if their density were level there.

@@ -1,4 +1,4 @@
-"""A fit: the optimum that was found, with everything that qualifies it."""
+"""A fit: the optimum that was found, with everything that limits its meaning."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fitting.law.terms import Law
 
 @dataclass(frozen=True)
 class Objective:
-    """What was minimised, and how low it came."""
+    """The minimised function, and its value at the optimum."""
 
     name: str
     delta: float | None
@@ -40,7 +40,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted law with everything that qualifies it."""
+    """A fitted law with everything that limits its meaning."""
 
     law: Law
     parameters: dict[str, float]
@@ -54,13 +54,13 @@ class Fit:
     flat: tuple[str, ...]
     """Parameters in a direction along which the fit does not change: their values are arbitrary."""
     identified: dict[str, bool]
-    """False: flat, at a bound, or a standard error above a factor e.  Frozen counts as True."""
+    """False: flat, at a bound, or a standard error above a factor of e.  Frozen counts as True."""
     residuals: pd.Series
     """log L - log Lhat of the used rows, with the table's index."""
     warnings: tuple[str, ...]
     weights: str | None = None
     """The column that weighted the rows."""
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Parameters with bounds that were asked for."""
+    """Parameters with the bounds that were asked for."""
     rival: Mapping[str, float] | None = None
-    """The lowest of the optima that starts ended in and that are not the fit's, if there is one."""
+    """The lowest optimum in which a start ended and that is not the fit's, if there is one."""

@@ -1,11 +1,11 @@
-"""Fit a law to a results table, and say what the table cannot tell.
+"""Fits of a law to a results table, with warnings about what the table cannot tell.
 
     fit(table, "floating_point").parameters
 
 Objective: the sum over rows of Huber's function of log L - log Lhat (delta as given), of its
-absolute value (`lad`) or of half its square (`least_squares`).  The optimum is looked for from
-starts spread over the parameters' ranges, none of which knows the data beyond its median loss, by
-Newton steps with exact derivatives (`fitting.fit.minimise`).
+absolute value (`lad`) or of half its square (`least_squares`).  The search for the optimum begins
+at points spread over the parameters' ranges, which know nothing of the data but its median loss,
+and takes Newton steps with exact derivatives (`fitting.fit.minimise`).
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ DELTA_FACTOR = 0.3
 AGREE = 1e-6
 """Starts agree where their objectives differ by less than this share."""
 EXACT_RESIDUAL = 1e-10
-"""Objectives of residuals below this differ by rounding only."""
+"""Residuals below which objectives differ by rounding only."""
 SAME = 1e-9
 """Objectives that differ by less than this share are the same."""
 ENOUGH_AGREEING = 0.95
 ENOUGH_ROWS = 2
-"""Rows for each free parameter, below which intervals are not to be trusted."""
+"""Rows per free parameter below which intervals are not to be trusted."""
 FLAT = 1e-9
 """Singular values of the Jacobian below this share of the largest are flat directions."""
 SMOOTH = 0.1
-"""Share of the mean residual where a warm start begins if its threshold lies far below."""
+"""Share of the mean residual at which a warm start begins if its threshold lies far below."""
 LONG = 4_000
-"""Rows from which on blind starts come down on part of them."""
+"""Rows beyond which blind starts come down on part of them."""
 VAGUE = 1.0
-"""A standard error of log(parameter) from which the parameter is not identified: a factor e."""
+"""Standard error of log(parameter) beyond which it is not identified: a factor of e."""
 
 
 def thresholds(objective: str, delta: float | None) -> list[float]:
@@ -78,9 +78,9 @@ def fit(
 
     Args:
         table: One row per run: `loss` in nats per token, the law's columns, `status` if there is
-            one (rows that are not finished do not count), and where there are such columns
-            `corpus`, `compute_dtype`, `operand_values`, `operands` and `recipe`, which decide what
-            may be pooled.
+            one (rows that are not finished do not count) and, if there are such columns, `corpus`,
+            `compute_dtype`, `operand_values`, `operands` and `recipe`, which decide what may be
+            pooled.
         law: A law, or the name of one of `fitting.laws.catalogue.LAWS`.
         objective: huber, lad (solved as Huber with a threshold of 1e-7) or least_squares, of
             log L - log Lhat, summed over rows.
@@ -89,16 +89,16 @@ def fit(
         bounds: Parameters held between two values, either of which may be infinite.
         weights: A column of non-negative weights, e.g. how many seeds a row averages; None weighs
             all rows alike.
-        starts: How many points the search begins from.
+        starts: Number of points from which the search begins.
         seed: Shifts the lattice of starts; the optimum should not depend on it.
-        near: Parameters that the optimum is likely to be near, such as those of a fit to most of
-            the same rows: begun at besides the blind starts.
+        near: Parameters likely to be near the optimum, such as those of a fit to most of the same
+            rows: a start besides the blind ones.
 
     Returns:
         The best optimum found, with status, warnings, and which parameters the table identifies.
 
     Raises:
-        FitError: An unknown law, objective or parameter, bounds that are none, too few rows,
+        FitError: An unknown law, objective or parameter, impossible bounds, too few rows,
             values that the law is not defined for, or rows that cannot be pooled.
         ResultsError: A column is missing.
     """
@@ -188,7 +188,7 @@ def _check_enough(law: Law, rows: int, frozen: int, excluded: Mapping[str, int])
 
 @dataclass(frozen=True)
 class _Ends:
-    """Where starts ended."""
+    """The places where starts ended."""
 
     points: Array
     """[starts, free]"""
@@ -218,7 +218,7 @@ class _Ends:
 def _search(
     centred: Centred, rows: pd.DataFrame, weight: Array, path: list[float], count: int, seed: int
 ) -> tuple[Array, Array, Mask]:
-    """Where `count` blind starts end: points, objectives, and whether steps sufficed.
+    """The ends of `count` blind starts: points, objectives, and whether steps sufficed.
 
     In a long table they come down on some of its rows, drawn by chance, and go on from there on all
     of them: the way down takes ten times as many steps as the end.
@@ -235,7 +235,7 @@ def _search(
 def _search_near(
     centred: Centred, weight: Array, path: list[float], parameters: Mapping[str, float]
 ) -> tuple[Array, Array, Mask]:
-    """The same for one start at parameters of a law that has all of this law's, and maybe more."""
+    """The end of one start at given parameters, which may be more than this law has."""
     own = {name: parameters[name] for name in centred.law.parameters}
     start = centred.encode(own | dict(centred.frozen))
     residual = centred.problem.log_loss - centred.problem.predict(start)[0]
@@ -301,10 +301,10 @@ def in_coordinates(
 
 
 def _refuse_pooling(rows: pd.DataFrame) -> None:
-    """Losses on different texts, or trained in different dtypes, do not follow one law.
+    """Refuse to pool losses on different texts or from different dtypes: no one law holds for them.
 
-    Nor do those of operands that were multiplied as they were quantized and of others that were
-    rounded again; runs without any go with both.
+    Nor does one hold for operands that were multiplied as quantized together with operands that
+    were rounded again; runs without quantized operands go with both.
     """
     for column in ("corpus", "compute_dtype", "operand_values"):
         if column in rows:
@@ -321,10 +321,10 @@ def _refuse_pooling(rows: pd.DataFrame) -> None:
 def _unidentified(
     centred: Centred, parameters: Mapping[str, float], jacobian: Array, residual: Array, held: Mask
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Parameters in flat directions, and those with a standard error above a factor e.
+    """Parameters in flat directions, and those with a standard error above a factor of e.
 
-    The standard errors are least squares' own, residual variance times (J'J)^-1: rough, but all
-    that is asked here is whether the data hold a parameter at all.  Parameters held at a bound
+    The standard errors are those of least squares, residual variance times (J'J)^-1: rough, but the
+    only question here is whether the data determine a parameter at all.  Parameters held at a bound
     count as known.
     """
     moving = ~held
@@ -361,7 +361,7 @@ def _warn_fit(
     flat: tuple[str, ...],
     vague: tuple[str, ...],
 ) -> list[str]:
-    """What the search itself found wanting."""
+    """Warnings about the search itself."""
     warnings = []
     if status == "max_steps":
         warnings.append("the search ran out of steps: the parameters are not an optimum")
@@ -378,10 +378,12 @@ def _warn_fit(
     if flat:
         warnings.append(
             f"{_are(flat)} not identified: the fit stays the same when "
-            f"{'they move' if len(flat) > 1 else 'it moves'} together, the values are arbitrary"
+            f"{'they move' if len(flat) > 1 else 'it moves'} together, so the values are arbitrary"
         )
     if vague:
-        warnings.append(f"{_are(vague)} hardly identified: the standard error exceeds a factor e")
+        warnings.append(
+            f"{_are(vague)} hardly identified: the standard error exceeds a factor of e"
+        )
     return warnings
 
 

@@ -1,8 +1,8 @@
-"""Is the law right: what it predicts for runs it has not seen, and whether another does better.
+"""Tests of a law: its predictions for runs it has not seen, and whether another law does better.
 
 A law with more parameters always comes closer to the rows that it was fitted to.  What counts is
-the error on rows that were held out: a whole model size, or the largest runs, which is what a
-scaling law is for.  Where nothing can be held out, AIC and BIC charge for each parameter.
+the error on rows that were held out: a whole model size, or the largest runs, whose prediction is
+the purpose of a scaling law.  If nothing can be held out, AIC and BIC charge for each parameter.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fitting.results.table import require_columns, select_rows
 BLIND_STARTS = 8
 """Blind starts of a fit without some rows, which also begins at the optima found with them."""
 LARGEST = 0.2
-"""Share of the rows, by compute, that the largest runs are."""
+"""Share of the rows, by compute, that counts as the largest runs."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,18 @@ class Prediction:
 
     @property
     def bias(self) -> float:
-        """Mean of the errors; positive where the law promises too low a loss."""
+        """Mean of the errors; positive where the law predicts too low a loss."""
         return float(self.errors.mean())
 
 
 def hold_out(table: pd.DataFrame, fitted: Fit, held: pd.Series, name: str) -> Prediction:
-    """Fit to the rows that are not held out, the same way as `fitted`, and predict the others.
+    """Fit the rows that are not held out in the same way as `fitted`, and predict the others.
 
     Args:
         table: The table that `fitted` was fitted to.
         fitted: Its law, objective, weights, bounds and frozen parameters are kept.
         held: True for the rows to hold out, with the table's index.
-        name: What to call them.
+        name: Name of the held-out rows.
 
     Raises:
         FitError: Nothing is held out, too few rows are left, or the law cannot predict the
@@ -79,7 +79,7 @@ def hold_out(table: pd.DataFrame, fitted: Fit, held: pd.Series, name: str) -> Pr
         trained,
         law,
         objective=fitted.objective.name,
-        delta=fitted.objective.delta or 1.0,  # of no effect but in Huber's objective
+        delta=fitted.objective.delta or 1.0,  # has an effect in Huber's objective only
         freeze={n: v for n, v in frozen.items() if n in has},
         bounds=fitted.bounds,
         weights=fitted.weights,
@@ -101,7 +101,7 @@ def leave_one_out(table: pd.DataFrame, fitted: Fit, column: str = "params") -> l
     """Each value of a column predicted from all others: with `params`, leave one size out.
 
     Raises:
-        FitError: The column has one value only, or see `hold_out`.
+        FitError: The column has only one value, or as for `hold_out`.
         ResultsError: There is no such column.
     """
     require_columns(table, (column,), "leaving one out")
@@ -139,7 +139,7 @@ def _largest(table: pd.DataFrame, share: float) -> pd.Series:
     rows, _ = select_rows(table)
     compute = rows["params"].astype(np.float64) * rows["tokens"]
     least = compute.nlargest(math.ceil(share * len(rows))).min()
-    if least == compute.min():  # most runs are of the least compute there is
+    if least == compute.min():  # most runs have the least compute of all
         least = compute[compute > least].min()
     held: pd.Series = (compute >= least).reindex(table.index, fill_value=False)
     return held
@@ -254,5 +254,5 @@ def _mean_log_likelihood(fitted: Fit, mean: float) -> float:
 
 
 def _rms(errors: pd.Series) -> float:
-    """NaN for none."""
+    """The number, or NaN for None."""
     return math.sqrt(float((errors**2).mean()))

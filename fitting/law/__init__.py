@@ -1,4 +1,4 @@
-"""What a law is: terms and parameters for the solver, and the conclusions that it brings along."""
+"""The parts of a law: terms and parameters for the solver, and the conclusions it brings along."""
 
 from fitting.law.conclusion import (
     Assumptions,

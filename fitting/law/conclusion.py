@@ -1,7 +1,7 @@
-"""What follows from a fitted law: conclusions that know their numbers and their words.
+"""Conclusions from a fitted law, which know their numbers and their words.
 
 A law brings its conclusions along.  Each is computed from a `Basis`, is kept in fit.json under its
-key, and says as what table, and maybe as what chart, a person reads it:
+key, and defines the table, and possibly the chart, in which a person reads it:
 
     @dataclass(frozen=True)
     class Doubling:
@@ -21,8 +21,8 @@ key, and says as what table, and maybe as what chart, a person reads it:
         ), chart=Chart("params", "loss")),
     ))
 
-Numbers are plain data, so that fit.json can be read without trust; None stands for what is unknown
-or, as an end of an interval, infinite.
+Numbers are plain data, so that fit.json can be checked as it is read; None stands for an unknown
+number or, as an end of an interval, for infinity.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ UNKNOWN: Interval = (None, None)
 LEVEL = 0.95
 """The level of intervals that are derived from draws."""
 ENOUGH_KNOWN = 0.95
-"""Share of the draws that must have a value of something derived, else it has no interval."""
+"""Share of the draws in which a derived quantity must have a value, else it has no interval."""
 COST = 6 / 16
 """k of a run's cost C = k P N D: with it, 16 bits cost the usual 6 N D."""
 FASTER = 2.0
@@ -63,7 +63,7 @@ FASTER = 2.0
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What conclusions take for granted, and a user may set."""
+    """Assumptions of conclusions, which a user may set."""
 
     cost_k: float = COST
     """k of a run's cost C = k P N D."""
@@ -73,7 +73,7 @@ class Assumptions:
     """Speed of the FP4 backward pass over FP8."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no positive number."""
+        """Refuse anything but positive numbers."""
         for option, value in (
             ("cost.k", self.cost_k),
             ("speedup.forward", self.speedup_forward),
@@ -90,7 +90,7 @@ class Estimate:
     value: Number
     interval: Interval
     extrapolated: bool | None = None
-    """Whether it goes beyond the data; None where that is no question."""
+    """Whether it goes beyond the data; None if it cannot."""
 
     @property
     def pair(self) -> tuple[Number, Interval]:
@@ -100,7 +100,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Basis:
-    """What conclusions are drawn from: a fit, its bootstrap and its runs."""
+    """The basis of conclusions: a fit, its bootstrap and its runs."""
 
     parameters: Mapping[str, float]
     draws: Mapping[str, Array] | None
@@ -108,14 +108,14 @@ class Basis:
     rows: pd.DataFrame
     """The fitted runs that have a loss."""
     every: pd.DataFrame
-    """The runs with a loss of the table that the fitted ones were selected from."""
+    """The runs with a loss in the table from which the fitted ones were selected."""
     arbitrary: Collection[str] = ()
     """Parameters about which the runs say nothing."""
     assumed: Assumptions = field(default_factory=Assumptions)
 
     @property
     def samples(self) -> list[Sample]:
-        """The parameters, and where there are draws theirs: what formulas are applied to."""
+        """Arguments for formulas: the parameters and, if there are draws, those of the draws."""
         return [self.parameters] if self.draws is None else [self.parameters, self.draws]
 
     @property
@@ -134,7 +134,7 @@ class Basis:
 
 
 def estimate(values: Sequence[Values]) -> Estimate:
-    """A formula's value and interval from what it gives at `Basis.samples`."""
+    """A formula's value and interval, from its results at `Basis.samples`."""
     low, high = percentiles(values[1]) if len(values) > 1 else (math.nan, math.nan)
     return Estimate(json_number(float(values[0])), (json_number(low), json_number(high)))
 
@@ -164,9 +164,9 @@ class Column(Generic[Row]):
 
     title: str
     words: Callable[[Row], str | None]
-    """A row's cell; a column without any is left out."""
+    """A row's cell; a column without cells is left out."""
     number: bool = True
-    """Whether its cells are numbers, which stand to the right."""
+    """Whether its cells are numbers, which are right-aligned."""
 
 
 @dataclass(frozen=True)
@@ -178,21 +178,21 @@ class Chart:
     y: str
     """Field of a row; its interval is the field of that name and `_interval`, if there is one."""
     by: str = ""
-    """Field that tells lines apart."""
+    """Field whose values separate the lines."""
     logarithmic: bool = True
-    """Whether both axes are."""
+    """Whether both axes are logarithmic."""
 
 
 @dataclass(frozen=True)
 class Table(Generic[Row]):
-    """How a person reads rows of a conclusion."""
+    """A table in which a person reads the rows of a conclusion."""
 
     name: str
     """Name of its CSV file and of the figure beside it."""
     title: str
     columns: Sequence[Column[Row]]
     note: str | Callable[[Sequence[Row], Derived], str] = ""
-    """What its columns mean, in a sentence or two."""
+    """The meaning of its columns, in a sentence or two."""
     group: Callable[[Row], str] | None = None
     """The heading of a row, which stands before the first of those that share it."""
     chart: Chart | None = None
@@ -217,15 +217,15 @@ class Conclusion(Generic[Value]):
     shape: type[Value]
     """`Estimate`, a number, a text, a frozen dataclass, or a list of such."""
     found: Callable[[Basis], Value | None]
-    """None where nothing follows."""
+    """Computes the value; None if nothing follows."""
     tables: Sequence[AnyTable] = ()
-    """How a person reads the value, if it holds rows."""
+    """Tables in which a person reads the value, if it holds rows."""
     title: str = ""
-    """What an `Estimate` is of."""
+    """The name of the quantity, for an `Estimate`."""
     doubts: Callable[[Value, Mapping[str, bool]], Sequence[str]] | None = None
-    """Warnings, given also which parameters are identified."""
+    """Makes warnings from the value and from which parameters are identified."""
     missing: str = ""
-    """What to say where nothing followed, and what it would take."""
+    """A sentence for when nothing follows, with what would be needed."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ class Derived:
     values: Mapping[str, object] = field(default_factory=dict)
 
     def of(self, conclusion: Conclusion[Value]) -> Value | None:
-        """What was concluded; None where nothing was."""
+        """The value of a conclusion; None if nothing was concluded."""
         return cast("Value | None", self.values.get(conclusion.key))
 
 
@@ -267,6 +267,6 @@ def entries(row: object) -> dict[str, object]:
         value = getattr(row, each.name)
         known = value is not None or getattr(row, f"{each.name}_interval", None) is not None
         if known or each.default is not None:
-            # A word of Python's is a field with an underscore behind it.
+            # A keyword of Python's is a field with an underscore after it.
             told[each.name.rstrip("_")] = plain(value)
     return told

@@ -39,7 +39,7 @@ class Curve(ABC):
         """
 
     def holding(self, held: Array) -> Curve:
-        """The same curve with constants [forms, rows] that a curve's own parameter multiplies."""
+        """The curve with other constants [forms, rows], which its own parameter multiplies."""
         if held.any():
             raise TypeError(f"{type(self).__name__} has no parameter that multiplies constants")
         return self

@@ -1,4 +1,4 @@
-"""What a scaling law is to the solver: terms over a table's columns, and parameters.
+"""A scaling law as the solver sees it: terms over a table's columns, and parameters.
 
 A law is a sum of terms, each the exponential of an affine function of the parameters: a coefficient
 counts by its logarithm, an exponent times the logarithm of a column.  So log loss is a log-sum-exp
@@ -35,7 +35,7 @@ Kind: TypeAlias = Literal["coefficient", "exponent", "factor", "rate", "shift"]
 
 POSITIVE = float(np.finfo(np.float64).tiny)
 LARGEST = 1e150
-"""Bound of what a table holds: products of two are finite."""
+"""Bound of a table's values, such that products of two are finite."""
 LOSSLESS = ("BF16", "FP8")
 """Schemes whose efficiency is one by definition."""
 
@@ -46,7 +46,7 @@ class FitError(Refusal):
 
 @dataclass(frozen=True)
 class Parameter:
-    """What a fit must know of one parameter.
+    """The properties of one parameter that a fit must know.
 
     A law is affine in the parameters' coordinates.  That of a `coefficient` or a `factor`, which
     are positive, is the logarithm; of an `exponent` or a `shift` the value itself; of a `rate`,
@@ -115,7 +115,7 @@ class Design:
     """[forms, rows]: what frozen parameters add to a form and the form's own power multiplies."""
 
     def holding(self, held: Array) -> Design:
-        """The same design with other constants [forms, rows] in its curves."""
+        """The design with other constants [forms, rows] in its curves."""
         first, curves = 0, []
         for curve in self.curves:
             curves.append(curve.holding(held[first : first + curve.forms]))
@@ -159,20 +159,20 @@ class Law:
     parameters: Mapping[str, Parameter]
     """In the order in which they are reported."""
     below: Mapping[str, float] = field(default_factory=dict)
-    """Column -> what its values must be less than."""
+    """Column -> the value below which its values must be."""
     schemes: Mapping[str, tuple[str, Parameter]] = field(default_factory=dict)
     """Column of names -> its efficiency: eff_N makes one parameter eff_N[name] for each name.
 
     `terms` finds a column of that name, 1 in the scheme's rows and 0 elsewhere.
     """
     domain: str = ""
-    """What makes the law undefined for some parameters, in words."""
+    """The condition without which the law is undefined, in words."""
     conclusions: Sequence[Conclusion[Any]] = ()
-    """What follows from a fit of it, in the order in which it is reported."""
+    """Conclusions from its fits, in the order in which they are reported."""
     published: Published | None = None
     """Constants to compare a fit's with."""
     typed: str = ""
-    """How a user names a law of their own, `FILE.py:NAME`."""
+    """The name under which a user gave a law of their own, `FILE.py:NAME`."""
 
     def with_schemes(self, names: Iterable[str]) -> Law:
         """This law with those efficiencies eff_N[name] of `names` that it can have.
@@ -234,7 +234,7 @@ class Law:
         for k, form in enumerate(forms):
             offsets[k] += form.offset
             for name, regressor in form.factors.items():
-                # What a frozen parameter contributes its parent multiplies, if it has one.
+                # The contribution of a frozen parameter is multiplied by its parent, if it has one.
                 value = np.asarray(regressor)
                 while name in freeze:
                     kind = self.parameters[name]
@@ -324,7 +324,7 @@ class Law:
         return {name: solve(name) for name in self.parameters}
 
     def multiplier(self, name: str, parameters: Mapping[str, float]) -> float:
-        """What a parameter's coordinate is multiplied by: its parent and all that one is under."""
+        """The factors of a parameter's coordinate: its parent and the parent's parents."""
         parent = self.parameters[name].parent
         return 1.0 if parent is None else parameters[parent] * self.multiplier(parent, parameters)
 

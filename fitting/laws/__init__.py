@@ -1,4 +1,4 @@
-"""Scaling laws: what they are to the solver, those of the field, and their published constants."""
+"""Scaling laws: those of the field, with their published constants, and the user's own."""
 
 from fitting.law.curves import Array
 from fitting.law.terms import (

@@ -1,4 +1,4 @@
-"""The scaling laws: what loss to expect from a run's size, data and number format.
+"""The scaling laws: the loss to expect from a run's size, data and number format.
 
 Each law is one function that lists its terms (`fitting.law.terms`), with the paper's equation and,
 where the paper printed them, its constants.  Parameter names are the papers' letters.
@@ -154,7 +154,7 @@ _POWER = Parameter("factor", bounds=(0.02, 5.0), start=(0.15, 1.0))
 _UNDER_POWER = Parameter("coefficient", COEFFICIENT.bounds, COEFFICIENT.start, parent="gamma")
 _EXPONENT_UNDER_POWER = Parameter("exponent", bounds=(1e-4, 5.0), start=(0.05, 0.4), parent="gamma")
 _BITS_SCALE = Parameter("rate", bounds=(1e-3, 10.0), start=(0.3, 1.2))
-"""One over the bits that divide what is lost by e."""
+"""The inverse of the number of bits that divide the loss of capacity by e."""
 
 
 def _arxiv(number: str) -> tuple[str, str]:
@@ -288,15 +288,15 @@ LAWS: dict[str, Law] = {
 
 
 def get(name: str) -> Law:
-    """The law of a name, or one of a user's own as `FILE.py:NAME` or `package.module:NAME`.
+    """The law of a name, or one of the user's own as `FILE.py:NAME` or `package.module:NAME`.
 
     Raises:
-        FitError: There is none.
+        FitError: There is no such law.
     """
     if ":" in name:
         law = own_law(name)
         if law.name in LAWS:
-            raise FitError(f"law={name}: is called {law.name}, as a law of ours; rename it")
+            raise FitError(f"law={name}: is called {law.name}, like a law of ours; rename it")
         return law
     if name not in LAWS:
         ours = ", ".join(LAWS)

@@ -1,4 +1,4 @@
-"""A law of a user's own: read from a file or a module that they name."""
+"""A law of the user's own: read from a file or a module that they name."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fitting.law.terms import FitError, Law
 
 
 def own_law(typed: str) -> Law:
-    """The law that `FILE.py:NAME` or `package.module:NAME` is.
+    """The law named by `FILE.py:NAME` or `package.module:NAME`.
 
-    The file is run, as Python runs whatever it imports: name none that you would not run.
+    The file is run, as Python runs whatever it imports: do not name one that you would not run.
 
     Raises:
-        FitError: There is no such file, module or name, it cannot be run, or it is no law.
+        FitError: There is no such file, module or name, it cannot be run, or it is not a law.
     """
     place, _, name = typed.rpartition(":")
     if not place or not name:
@@ -41,7 +41,7 @@ def _module(typed: str, place: str) -> ModuleType:
     try:
         if path.suffix != ".py":
             return importlib.import_module(place)
-        # A name of its own for each path: dataclasses look their module up by it.
+        # Each path has a name of its own, by which dataclasses look up their module.
         known = f"own_law_{path.resolve().as_posix().replace('/', '_').removesuffix('.py')}"
         spec = importlib.util.spec_from_file_location(known, path)
         assert spec is not None

@@ -63,7 +63,7 @@ KUMAR_2024_PTQ: dict[str, float] = {
 }
 """Constants of `ptq`, from the same place.
 
-Its offset b_post = 1.1277 multiplies C_T by e^1.1277, from which no data could tell it.
+Its offset b_post = 1.1277 multiplies C_T by e^1.1277; no data could separate the two.
 """
 
 
@@ -78,4 +78,4 @@ QAT_2025: dict[str, dict[str, float]] = {
         "W16A4": (0.1004, 0.1816, 0.0331, 0.9812),
     }.items()
 }
-"""Constants of `qat` by what is quantized to how many bits: Chen et al. 2505.14302."""
+"""Constants of `qat` by the bits of weights and activations: Chen et al. 2505.14302."""

@@ -67,7 +67,7 @@ def make_table(
     noise: float,
     seed: int,
 ) -> pd.DataFrame:
-    """A results table in which a law holds exactly, up to noise.
+    """A results table in which a law holds exactly, apart from noise.
 
     Args:
         law: One of `fitting.laws.catalogue.LAWS`, or its name.

@@ -1,8 +1,8 @@
 """Two studies side by side: what they found, their laws, and the runs that they have in common.
 
-A difference between studies is judged like one inside a study: by the spread between seeds of
-either.  On different corpora losses say nothing about each other, so there the losses above `none`
-are compared.
+A difference between studies is judged like one inside a study: by the spread between the seeds of
+each.  Losses on different corpora cannot be compared, so there the losses above `none` (the
+unquantized run) are.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from fitting.law.terms import Law
 from fitting.naming import TableRow, format_names, format_order, records
 from fitting.page import files, outcomes
 from fitting.page.report import headline_words, name_of
+from fitting.page.sentences import with_none_defined
 from fitting.page.study import FORMAT_COLUMNS, Study, load_study
 from fitting.page.tables import View
 from fitting.results.swept import is_key
@@ -36,18 +37,18 @@ DESIGN = (
     *("params", "tokens", "exponent", "mantissa", "block_size"),
     *("granularity", "scale", "recipe", "operands"),
 )
-"""Runs of two studies that agree in these columns, as far as both have them, are of one cell."""
+"""Runs of two studies that agree in these columns, as far as both have them, belong to one cell."""
 PARTING = ("corpus", "params_head", "params_embedding", "numerics_version", "operand_values")
-"""Those that differ here, or in a swept key, are not: another text is another validation stream."""
+"""Runs that differ here, or in a swept key, do not: another text is another validation stream."""
 VERSIONS = ("numerics_version", "operand_values")
-"""In these the studies may differ, each of one version: that is what one wants to compare."""
+"""Columns in which two studies, each of one version, may differ: versions are there to compare."""
 SAME = "the same runs"
 _NAMED = 4
 """Keys that a sentence names before it says that there are more."""
 
 
 class UnseenWarning(UserWarning):
-    """Studies are compared that may differ in what one of them does not record."""
+    """The compared studies may differ in something that one of them does not record."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,14 @@ def write_comparison(
         first: The study that the other is set against.
         second: The other.
         out: Folder to write into, as `fitting.page.report.write_report` does.
-        figure_files: As what each figure is written beside the page: svg, pdf.
-        law: A law of a user's own, which the fits may be of.
+        figure_files: File types in which each figure is written beside the page: svg, pdf.
+        law: A law of the user's own, in case the fits are of that law.
 
     Returns:
         The path of `index.html`.
 
     Raises:
-        ResultsError: The results or a JSON file of either cannot be used.
+        ResultsError: The results or a JSON file of either study cannot be used.
     """
     places = first, second
     a, b = (load_study(place.results, place.fit_dir, law) for place in places)
@@ -119,7 +120,7 @@ def write_comparison(
 
 
 def _names(places: Sequence[Place], studies: Sequence[Study]) -> list[str]:
-    """What the page calls the two: short, and never the same."""
+    """The names of the two studies on the page: short, and never the same."""
     names = [Path(place.name).name or place.name for place in places]
     if names[0] == names[1]:
         names = [place.name for place in places]
@@ -150,14 +151,14 @@ def common_cells(a: Study, b: Study) -> tuple[pd.DataFrame, list[str], str]:
     Returns:
         One row per cell: `format`, `params`, `tokens`; `loss_a`, `loss_b` (means over seeds),
         `above_none`, whether these are losses above none, since the corpora differ; `difference`
-        (b less a), `standard_error`, `dof`, `z` and `verdict` on b: "worse", "better", "cannot
-        tell" or `SAME`.  Then their formats in order, and why there is no cell if there is none.
+        (b minus a), `standard_error`, `dof`, `z` and `verdict` on b: "worse", "better", "cannot
+        tell" or `SAME`.  Then their formats in order, and the reason if there is no cell.
     """
     corpora = [set(s.table.get("corpus", pd.Series(dtype=str)).dropna()) for s in (a, b)]
     above_none = all(len(corpus) == 1 for corpus in corpora) and corpora[0] != corpora[1]
     if above_none and (a.cells is None or b.cells is None):
         reason = "The studies' corpora differ, so only losses above none can be compared; "
-        return _no_cell(), [], f"{reason}at least one of them has none."
+        return _no_cell(), [], f"{reason}at least one of them has no such losses."
     sides = [_side(study, above_none) for study in (a, b)]
     formats = all("format" not in side for side in sides)
     keys = [key for key in DESIGN if all(key in side for side in sides)]
@@ -176,7 +177,7 @@ def common_cells(a: Study, b: Study) -> tuple[pd.DataFrame, list[str], str]:
     both["above_none"] = above_none
     both["difference"] = both["loss_b"] - both["loss_a"]
     both["standard_error"] = np.hypot(both["error_a"], both["error_b"])
-    both["dof"] = both[["dof_a", "dof_b"]].min(axis=1)  # no more than the poorer of the two has
+    both["dof"] = both[["dof_a", "dof_b"]].min(axis=1)  # no more than the smaller of the two
     both["z"] = both["difference"] / both["standard_error"]
     same = (both["runs_a"] == both["runs_b"]) & (both["runs_a"] != "")
     both.loc[same, "standard_error"] = 0.0
@@ -187,9 +188,9 @@ def common_cells(a: Study, b: Study) -> tuple[pd.DataFrame, list[str], str]:
 
 
 def unseen(studies: Sequence[Study], names: Sequence[str]) -> str:
-    """What cannot be seen of two studies, in a sentence for each; "" where all is recorded.
+    """What is not known of two studies, one sentence for each; "" where everything is recorded.
 
-    A table without study.json, or with one that is older than its `config`, tells only of the keys
+    A table without study.json, or with one from before `config` was in it, knows only the keys
     that its own runs swept.
     """
     sentences = []
@@ -200,8 +201,9 @@ def unseen(studies: Sequence[Study], names: Sequence[str]) -> str:
         keys = sorted({*filter(is_key, other.done), *other.about.get("config", {})} - told)
         which = f" ({', '.join(keys[:_NAMED])}{', ...' if len(keys) > _NAMED else ''})"
         sentences.append(
-            f"What all runs of {name} have in common is not recorded{which if keys else ''}: a "
-            "difference in that would not be seen. A page made again from its runs records it."
+            f"The settings that all runs of {name} share are not recorded"
+            f"{which if keys else ''}: a difference in them would go unnoticed. A page made again "
+            "from its runs records them."
         )
     return " ".join(sentences)
 
@@ -211,7 +213,7 @@ def _no_cell() -> pd.DataFrame:
 
 
 def _conditions(sides: Sequence[pd.DataFrame], above_none: bool) -> list[str]:
-    """Columns besides `DESIGN` that both sides know and that part their runs.
+    """Columns besides `DESIGN` that both sides know and that separate their runs.
 
     Where only losses above none are compared the corpora differ anyway.
     """
@@ -222,7 +224,7 @@ def _conditions(sides: Sequence[pd.DataFrame], above_none: bool) -> list[str]:
 
 
 def _why_none(sides: Sequence[pd.DataFrame], keys: Sequence[str]) -> str:
-    """Why two studies have no cell in common, with the keys in which no run agrees."""
+    """The reason why two studies share no cell, with the keys in which no run agrees."""
     apart = []
     for key in keys:
         if key not in DESIGN:
@@ -278,7 +280,7 @@ def _lead(cells: pd.DataFrame, names: Sequence[str], no_cells: str) -> str:
     sentence = f"{start} in both studies: {'; '.join(judged)}."
     if cells["above_none"].iloc[0]:
         sentence += " Their corpora differ, so losses above none are compared."
-    return sentence
+    return with_none_defined([sentence])[0]
 
 
 # --- tables ------------------------------------------------------------------------------------
@@ -332,16 +334,16 @@ def _cells(cells: pd.DataFrame, names: Sequence[str]) -> View | None:
               (f"{b} is", "verdict"), ("seeds", "num")]  # fmt: skip
     what = "Losses above none" if cells["above_none"].iloc[0] else "Mean losses"
     note = (
-        f"{what} in nats per token, and {b} less {a} ± one standard error from the spread between "
-        "the seeds of either study. Higher or lower only from where a false alarm is as rare, "
-        "0.27 %, as at three standard errors that are known exactly."
+        f"{what} in nats per token, and {b} minus {a} ± one standard error from the spread between "
+        "the seeds of both studies. It is called higher or lower only where a false alarm is as "
+        "rare (0.27 %) as at three standard errors if these were known exactly."
     )
     data = cells.drop(columns=["rank"])
     return View("cells", header, rows, data, "Cells in both studies", note)
 
 
 def _parameters(a: SavedFit | None, b: SavedFit | None, names: Sequence[str]) -> View | None:
-    """Either fit's parameters with intervals, and whether these overlap."""
+    """The parameters of both fits with their intervals, and whether these overlap."""
     if a is None or b is None:
         return None
     rows, data = [], []
@@ -357,8 +359,8 @@ def _parameters(a: SavedFit | None, b: SavedFit | None, names: Sequence[str]) ->
     header = [("parameter", ""), *((name, "num") for name in names), ("overlap", "verdict")]
     columns = ["parameter", "a", "a_low", "a_high", "b", "b_low", "b_high", "overlap"]
     note = (
-        "With 95 % intervals from the bootstrap. Intervals that do not overlap are a difference; "
-        "such as do may be one, too."
+        "With 95 % intervals from the bootstrap. Where these do not overlap, the parameters "
+        "differ; where they do, the parameters may still differ."
     )
     frame = pd.DataFrame(data, columns=columns)
     return View("parameters", header, rows, frame, "Parameters of the laws", note)
@@ -386,7 +388,7 @@ def _parameters_lead(
 ) -> str:
     if a is None or b is None:
         missing = " and ".join(n for n, fit in zip(names, (a, b), strict=True) if fit is None)
-        return f"There is no fit of {missing} (no fit.json): no parameters to compare."
+        return f"There is no fit of {missing} (no fit.json), so no parameters can be compared."
     if a.law != b.law:
         return (
             f"{names[0]} is fitted with the law {a.law}, {names[1]} with {b.law}: "
@@ -402,7 +404,7 @@ def _parameters_lead(
 
 
 def _layouts(a: SavedFit | None, b: SavedFit | None, names: Sequence[str]) -> View | None:
-    """The best split by bits according to either fit."""
+    """The best split by bits according to each fit."""
     found = [
         {} if fit is None else {row.bits: row for row in fit.concluded.of(LAYOUTS) or []}
         for fit in (a, b)

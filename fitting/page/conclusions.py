@@ -17,13 +17,13 @@ BEYOND_COLUMN = ("beyond data?", "")
 
 
 def views(fit: SavedFit) -> list[View]:
-    """All conclusions of a fit that there are, in the order in which its law reports them."""
+    """All conclusions that a fit has, in the order in which its law reports them."""
     made = [view(table, rows, fit.concluded) for table, rows in fit.tables() if rows]
     return made + _single_values(fit)
 
 
 def view(table: AnyTable, rows: TableRows, derived: Derived) -> View:
-    """A table of rows, one line each, columns without a word left out."""
+    """A table of rows, one line each, without the columns that are empty in all of them."""
     told = [(column, [column.words(row) for row in rows]) for column in table.columns]
     shown = [(c, words) for c, words in told if any(word is not None for word in words)]
     header = [(column.title, "num" * column.number) for column, _ in shown]
@@ -39,7 +39,7 @@ def view(table: AnyTable, rows: TableRows, derived: Derived) -> View:
 
 
 def _single_values(fit: SavedFit) -> list[View]:
-    """Conclusions that are one number, in one table."""
+    """The conclusions that are single numbers, in one table."""
     found = [(c.title, fit.concluded.of(c)) for c in fit.model.conclusions if c.title]
     values = {title: value for title, value in found if isinstance(value, Estimate)}
     if not values:

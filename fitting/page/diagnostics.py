@@ -1,7 +1,7 @@
 """Quantization diagnostics on the page: QSNR per layer and operand over training.
 
 A run leaves them in its `metrics.jsonl`: rows with the keys "qsnr_<operand>/<layer>", in dB.  A
-results file may have a `diagnostics.csv` beside it with the same, a column for each layer.  As
+results file may have a `diagnostics.csv` beside it with the same values, one column per layer.  As
 a table they have the columns `COLUMNS`; everything here takes that table.
 """
 
@@ -48,7 +48,7 @@ MOST_FORMATS = 7
 
 
 def read(results: Path) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The diagnostics of a folder of runs, or those beside a results file; maybe no row.
+    """The diagnostics of a folder of runs, or those beside a results file; possibly without rows.
 
     Returns:
         The table, and the SHA-256 of each file with a row in it.
@@ -70,7 +70,7 @@ def read(results: Path) -> tuple[pd.DataFrame, dict[str, str]]:
     sums: dict[str, str] = {}
     rows: list[tuple[str, int, str, str, float]] = []
     for path in sorted(results.glob(f"*/{METRICS}")):
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # reading a pipe would wait forever
             continue
         try:
             own = list(_of_run(path))
@@ -85,7 +85,7 @@ def read(results: Path) -> tuple[pd.DataFrame, dict[str, str]]:
 
 
 def _of_run(path: Path) -> Iterator[tuple[str, int, str, str, float]]:
-    """The diagnostics in a run's metrics, a row for each value."""
+    """The diagnostics in a run's metrics, one row per value."""
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if "qsnr_" not in line:
             continue
@@ -108,7 +108,7 @@ def to_file(table: pd.DataFrame) -> str:
 
 
 def of_study(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """One run a format: of the largest size, then the most tokens, then the lowest seed.
+    """One run per format: of the largest size, then the most tokens, then the lowest seed.
 
     Args:
         table: `COLUMNS`.
@@ -173,7 +173,7 @@ def _worst(rows: pd.DataFrame, step: TableRow) -> str:
 
 
 def by_layer(rows: pd.DataFrame, order: Sequence[str]) -> list[Panel]:
-    """QSNR of the first format, of the fewest bits: one panel per operand, one line per layer."""
+    """QSNR of the format with the fewest bits: one panel per operand, one line per layer."""
     shown = [name for name in order if name in set(rows["format"])]
     panels: list[Panel] = []
     if not shown:
@@ -230,9 +230,9 @@ def summary(rows: pd.DataFrame, order: Sequence[str]) -> View | None:
     header = [("format", ""), ("operand", ""), ("layers", "num"), ("QSNR at the start", "num"),
               ("at the end", "num"), ("worst layer", ""), ("its QSNR", "num")]  # fmt: skip
     note = (
-        "QSNR: energy of an operand over that of its quantization error, in dB; 6 dB are a bit. "
-        "Of one run a format, the largest; means over layers, the worst layer by its mean over "
-        "training."
+        "QSNR: energy of an operand over that of its quantization error, in dB; 6 dB are one bit. "
+        "One run per format, the largest; means over layers; the worst layer has the lowest mean "
+        "over training."
     )
     data = pd.DataFrame(entries, columns=names)
     return View("diagnostics", header, text, data, "QSNR by operand", note)

@@ -28,17 +28,17 @@ from fitting.words import number
 PAGE = "index.html"
 HEADLINE = "headline.png"
 TIPS = "[/* tips */]"
-"""Where page.html takes the words of all marks."""
+"""Where page.html has room for the words of all marks."""
 MANIFEST = "MANIFEST.json"
 PACKAGES = ("lowbit-scaling", "numpy", "scipy", "pandas", "matplotlib", "jinja2")
 
 
 def render(template: str, **values: object) -> str:
-    """A template of this package, filled in; whatever a study says in it is escaped.
+    """A template of this package, filled in; all text from a study is escaped.
 
     Args:
         template: Its file, which finds others, style and script among them, by their names.
-        values: What it names; a name without a value is an error.
+        values: Values of the names in it; a name without a value is an error.
     """
     folder = resources.files("fitting.page")
     environment = jinja2.Environment(
@@ -55,7 +55,7 @@ def render(template: str, **values: object) -> str:
 
 
 def _share_tips(text: str) -> str:
-    """What marks stand for, said once per page: the same run or cell is drawn in many figures."""
+    """The words of each mark, stored once per page: the same run is drawn in many figures."""
     tips: dict[str, int] = {}
 
     def numbered(match: re.Match[str]) -> str:
@@ -67,14 +67,14 @@ def _share_tips(text: str) -> str:
 
 
 def _tied(text: str) -> str:
-    """No line break inside a number with its sign or unit."""
+    """The text without line breaks between a number and its sign or unit."""
     for mark in (" = ", " ± "):
         text = text.replace(mark, mark.replace(" ", "\u00a0"))
     return text.replace(" %", "\u00a0%")
 
 
 def versions() -> list[str]:
-    """What made this page, which its bytes depend on."""
+    """The versions that made this page; its bytes depend on them."""
     versions = [f"python {platform.python_version()}"]
     for name in PACKAGES:
         try:
@@ -98,15 +98,15 @@ def write(
     figure_files: Sequence[str],
     headline: bytes | None = None,
 ) -> Path:
-    """Write a page with all that stands beside it, and MANIFEST.json with their SHA-256 sums.
+    """Write a page with all files beside it, and MANIFEST.json with their SHA-256 sums.
 
     Args:
-        out: Folder, made if absent.  Files that an earlier page left there, unchanged since, go.
+        out: Folder, made if absent.  Files of an earlier page, if unchanged since, are removed.
         page: The text of index.html.
-        drawn: Figures, each of them some panels.
+        drawn: Figures by name, each a list of panels.
         views: Tables by name.
         inputs: Input file -> SHA-256.
-        figure_files: Which of `FIGURE_FILES` to write of each panel.
+        figure_files: The file types among `FIGURE_FILES` to write for each panel.
         headline: A PNG file's bytes.
 
     Returns:
@@ -135,7 +135,7 @@ def write(
 
 
 def _remove_stale(out: Path, keep: Iterable[str]) -> None:
-    """Remove figures and tables of the previous page, if they are as it wrote them."""
+    """Remove figures and tables of the previous page that have not changed since."""
     previous = (read_json(out / MANIFEST) or {}).get("files", {})
     for name in sorted(set(previous) - set(keep)):
         path = out / name

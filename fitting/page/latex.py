@@ -1,8 +1,8 @@
 r"""A table of the report as LaTeX, for a paper: booktabs, numbers in columns that align right.
 
 `\input` it; the preamble needs `\usepackage{booktabs}`, and `longtable` for a table of more than
-`ROWS_OF_A_PAGE` rows.  Not by pandas' Styler: it has no rows across all columns between others,
-breaks long tables by words of its own, and leaves most characters to us all the same.
+`ROWS_OF_A_PAGE` rows.  Not by pandas' Styler, which has no rows that span all columns, breaks long
+tables with words of its own, and leaves the escaping of most characters to us anyway.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SUPERSCRIPT = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
 
 
 def to_latex(view: View) -> str:
-    """The whole table, also the rows that the page leaves to the CSV file."""
+    """The whole table, including the rows that the page leaves to the CSV file."""
     width = len(view.header)
     columns = "".join("r" if kind == "num" else "l" for _, kind in view.header)
     head = _row([title for title, _ in view.header])
@@ -52,7 +52,7 @@ def _row(cells: list[str]) -> str:
 
 
 def escape(text: str) -> str:
-    r"""Text as LaTeX says it.
+    r"""Text escaped for LaTeX.
 
     >>> print(escape("eff_N: 2.5×10⁻⁷ ± 3 %"))
     eff\_N: 2.5$\times$10$^{-7}$ $\pm$ 3 \%

@@ -24,7 +24,7 @@ from fitting.results.table import SUPERSEDED
 from fitting.words import at, count_label, duration, number, plural
 
 LISTED = 24
-"""Values that are listed one by one; of more the page says how many and the range."""
+"""Values that are listed one by one; of more, the page gives the count and the range."""
 MOST_COLUMNS = 24
 """Combinations of size and tokens drawn; more cannot be told apart in a panel."""
 ROOM = 0.3
@@ -70,7 +70,7 @@ def facts(study: Study) -> list[tuple[str, str]]:
 
 
 def counts(study: Study) -> list[tuple[str, int]]:
-    """Runs by outcome; missing = planned, but neither result nor failure is there."""
+    """Runs by outcome; missing = planned, but with neither a result nor a failure."""
     status = study.table["status"].value_counts()
     found = [(name, int(status.get(name, 0))) for name in STATUSES]
     found += [(str(name), int(n)) for name, n in sorted(status.items()) if name not in STATUSES]
@@ -82,7 +82,7 @@ def counts(study: Study) -> list[tuple[str, int]]:
 
 
 def outcomes(table: pd.DataFrame) -> View | None:
-    """Runs, device time and FLOPs by outcome and its reason; None where only runs were to count.
+    """Runs, device time and FLOPs by outcome and its reason; None if only runs could be counted.
 
     Args:
         table: A results table; `wall_seconds`, `flops`, `reason`, `format` as far as there are
@@ -122,14 +122,14 @@ def outcomes(table: pd.DataFrame) -> View | None:
               ("reason", "wide"), ("formats", "wide")]  # fmt: skip
     if {e["status"] for e in entries} == {"finished"}:  # nothing that needs a reason
         header, rows = header[:4], [(kind, cells[:4]) for kind, cells in rows]
-    note = "Device time: wall time over all attempts, of the one device or process a run has."
+    note = "Device time: wall time over all attempts, on the one device or process that a run has."
     if len(entries) > len(shown):
-        note += f" {plural(len(entries) - len(shown), 'rarer reason')} only in the CSV file."
+        note += f" The CSV file also has {plural(len(entries) - len(shown), 'rarer reason')}."
     return View("outcomes", header, rows, data, "Outcomes and cost", note)
 
 
 def _place(status: str) -> tuple[int, str]:
-    """Where an outcome is listed: ours in their order, then a foreign table's."""
+    """Place of an outcome in a list: ours in their order, then a foreign table's."""
     return (STATUSES.index(status) if status in STATUSES else len(STATUSES)), status
 
 
@@ -189,7 +189,7 @@ def grid(table: pd.DataFrame, order: Sequence[str]) -> list[Panel]:
 
 
 def _size_headings(axes: Axes, sizes: Sequence[float]) -> None:
-    """The size above its columns, parted from the next by a line."""
+    """The size above its columns, separated from the next by a line."""
     each = [sizes.count(size) for size in sorted(set(sizes))]
     words = " parameters" if min(each) / len(sizes) >= ROOM else ""
     for size in sorted(set(sizes)):

@@ -1,7 +1,7 @@
-"""What a page is made of, beside it: results.csv, study.json, diagnostics.csv.
+"""The files beside a page that it is made from: results.csv, study.json, diagnostics.csv.
 
-With fit.json they are all that a page needs.  A page of a folder of runs is made of them too, so
-that it comes back to the same bytes where the runs themselves, a thousand times larger, are not.
+With fit.json they are all that a page needs.  A page of a folder of runs is made from them too, so
+that it can be rebuilt to the same bytes without the runs, which are a thousand times larger.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ RESULTS = "results.csv"
 
 
 def publish(runs: Path, fit_dir: Path, out: Path, law: Law | None = None) -> Path:
-    """Write what the page of a folder of runs is made of.
+    """Write the files that the page of a folder of runs is made from.
 
     Args:
         runs: `runs/<study>`.
         fit_dir: Where `fit.json` lies, if there is one.
         out: Folder for `results.csv`, `study.json` and, where runs were measured while they
-            trained, `diagnostics.csv` with one run a format; made if absent.
-        law: A law of a user's own, which the fit may be of.
+            trained, `diagnostics.csv` with one run per format; made if absent.
+        law: A law of the user's own, in case the fit is of that law.
 
     Returns:
         The path of `results.csv`.

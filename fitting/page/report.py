@@ -42,7 +42,7 @@ from fitting.seeds.verdicts import BETTER
 from fitting.words import BEYOND, number, plural, series
 
 PANELS_ON_PAGE = 6
-"""Model sizes drawn; a study of more has them all in its tables."""
+"""Model sizes drawn; the tables hold all of them."""
 CURVE = 24
 """Points of a fitted curve."""
 
@@ -98,7 +98,7 @@ def _figures(study: Study, measured: pd.DataFrame) -> dict[str, list[Panel]]:
 
 
 def _judged(study: Study) -> pd.DataFrame | None:
-    """The cells with a difference to none; None where there are none."""
+    """The cells with a difference from `none`; None where there are no such cells."""
     if study.cells is None:
         return None
     return study.cells[np.isfinite(study.cells["difference"].astype(float))]
@@ -113,7 +113,7 @@ def _spaced(values: list[float]) -> list[float]:
 
 
 def _curves(study: Study, means: pd.DataFrame) -> pd.DataFrame:
-    """The law along tokens, as far as a size was trained, for each of its formats."""
+    """The law along tokens, for each format of a size, as far as that size was trained."""
     assert study.fit is not None
     rows = study.done.drop_duplicates(["format", "params"])
     rows = rows[rows["params"].isin(means["params"])]
@@ -126,10 +126,10 @@ def _curves(study: Study, means: pd.DataFrame) -> pd.DataFrame:
 
 
 def _split_curves(study: Study, cells: pd.DataFrame) -> pd.DataFrame | None:
-    """The law's difference to none along exponent and along mantissa, each for each of the other.
+    """The law's difference from `none` along either width, one curve per value of the other.
 
     Args:
-        study: With a fit of a law of exponent and mantissa, else there are no curves.
+        study: Without a fit of a law of exponent and mantissa there are no curves.
         cells: `layout_figures.of_one_kind`.
     """
     if study.fit is None or not {"exponent", "mantissa"} <= set(study.fit.model.columns):
@@ -172,7 +172,7 @@ def headline_words(study: Study) -> tuple[str, list[str]]:
         assert cells is not None
         means, details = sentences.lowest_bits(cells)
         if not study.layouts.empty and (study.layouts["verdict"] == BETTER).any():
-            # What such a study is made for comes first.
+            # What such a study is made to find comes first.
             lead, splits = " ".join(splits), []
             points += means
         else:
@@ -193,6 +193,7 @@ def headline_words(study: Study) -> tuple[str, list[str]]:
             sentences.cost_of_fewest_bits(study.fit),
         )
         points += [sentence for sentence in optional if sentence]
+    lead, *points = sentences.with_none_defined([lead, *points])
     return lead, points
 
 
@@ -210,7 +211,7 @@ def _noise_words(noise: NoiseFloor, cells: pd.DataFrame | None) -> str:
     if cells is not None and (cells["pairs"] > 0).any():
         dof = cells.loc[cells["pairs"] > 0, "dof"].iloc[0]
         words += (
-            " Differences to none are paired by seed, which cancels what both runs share; their "
+            " Differences from none are paired by seed, which cancels what both runs share; their "
             f"standard errors rest on {dof:.0f} degrees of freedom."
         )
     return words
@@ -229,7 +230,7 @@ def _scale_words(order: Iterable[str]) -> str:
 
 
 def _commands(study: Study) -> list[str]:
-    """What to type to get this page again."""
+    """The commands that make this page again."""
     name = study.about.get("name")
     fit_where = f"study={name}" if name else f"results={study.results.name} out=."
     report_where = f"study={name}" if name else f"results={study.results.name} fit=."
@@ -284,11 +285,11 @@ def write_report(
         results: A folder of runs, which is published into `out` first (`fitting.page.publish`), a
             CSV or a parquet file, with `study.json` and `diagnostics.csv` beside it if it has them.
         fit_dir: Where `fit.json` lies; without one the page says that there is no fit.
-        out: Folder to write `index.html`, `headline.png` (the difference to `none` by format,
-            where there is one), `figures/*`, `tables/*.csv` and `*.tex`, `MANIFEST.json` into;
+        out: Folder for `index.html`, `headline.png` (the difference from `none` by format,
+            where there is one), `figures/*`, `tables/*.csv` and `*.tex`, and `MANIFEST.json`;
             made if absent.  Files that an earlier report left there, unchanged since, are removed.
-        figure_files: As what each figure is written beside the page: svg, pdf.
-        law: A law of a user's own, which the fit may be of.
+        figure_files: File types in which each figure is written beside the page: svg, pdf.
+        law: A law of the user's own, in case the fit is of that law.
 
     Returns:
         The path of `index.html`.
@@ -381,7 +382,7 @@ def _beyond(follows: Iterable[View]) -> list[str]:
 
 
 def name_of(study: Study) -> str:
-    """A study's title; else it is called as its table, or as its fit for lowbit-fit's table."""
+    """A study's title, else the name of its table, or of its fit if lowbit-fit wrote the table."""
     told = study.about.get("title") or study.about.get("name")
     if told:
         return str(told)

@@ -1,12 +1,14 @@
 """What a study found, in sentences made from its numbers.
 
-No sentence here calls a difference real unless `fitting.seeds.verdicts` does; what cannot be told,
-and which parameter cannot be pinned, is said as plainly as what can. Differences are losses above
-`none` in nats per token; ± is one standard error from the spread between seeds.
+No sentence here calls a difference real unless `fitting.seeds.verdicts` does.  Differences that
+cannot be told, and parameters that cannot be pinned, are named as plainly as the others.
+Differences are losses above `none`, the unquantized run, in nats per token; ± is one standard error
+from the spread between seeds.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,6 +31,7 @@ PINNED, ROUGHLY = 2.0, 10.0
 NEAR_CERTAIN = 0.95
 FEW = 4
 """Conditions that are listed one by one; more are summed up."""
+_NONE = re.compile(r"\b(?:than|from|above) none\b")
 
 
 def pooled(cells: pd.DataFrame) -> tuple[float, float, float]:
@@ -39,12 +42,12 @@ def pooled(cells: pd.DataFrame) -> tuple[float, float, float]:
 
 
 def needed(cells: pd.DataFrame) -> float:
-    """|z| from which the mean of these cells' differences is called one."""
+    """|z| from which the mean of these cells' differences counts as a difference."""
     return float(enough(cells["dof"].min()))
 
 
 def verdict_words(cells: pd.DataFrame) -> str:
-    """What a verdict on these cells asks for.
+    """How large a difference must be for a verdict on these cells.
 
     >>> verdict_words(pd.DataFrame({"dof": [16, 16, 9]}))[:54]
     'A verdict needs 3.54 standard errors (16 degrees of fr'
@@ -54,22 +57,22 @@ def verdict_words(cells: pd.DataFrame) -> str:
         return "No verdict is possible without repeated seeds."
     listed = series(f"{enough(dof):.3g} standard errors ({dof} degrees of freedom)" for dof in each)
     return (
-        f"A verdict needs {listed}, by Student's t: a false alarm is then as rare, 0.27 %, as at "
-        "three standard errors that are known exactly. The standard errors come from the spread "
-        "between seeds, pooled over all repeated cells."
+        f"A verdict needs {listed}, by Student's t: a false alarm is then as rare (0.27 %) as at "
+        "three standard errors if these were known exactly. The standard errors come from the "
+        "spread between seeds, pooled over all repeated cells."
     )
 
 
 def lowest_bits(cells: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """How much worse than none each lowest-bit format is.
+    """How much worse than `none` each lowest-bit format is.
 
     Args:
         cells: Quantized cells: `format`, `bits`, `params`, `tokens`, `difference`,
             `standard_error`, `dof`, `z`, `verdict`.
 
     Returns:
-        One sentence a format on its mean over sizes and tokens, then, where these are several but
-        not many, one sentence per format that lists them.
+        One sentence per format on its mean over sizes and tokens; then, where these are several
+        but not many, one sentence per format that lists them.
     """
     means: list[str] = []
     details: list[str] = []
@@ -82,11 +85,11 @@ def lowest_bits(cells: pd.DataFrame) -> tuple[list[str], list[str]]:
         mean, error, z = pooled(group)
         over = f" at {where(group.iloc[0])}"
         if len(group) > 1:
-            over = f", averaged over {len(group)} combinations of size and tokens"
+            over = f", averaged over {len(group)} combinations of size and token count"
         if not np.isfinite(z):
             means.append(
-                f"{what} ends {signed(mean)} nats per token from none{over}; without repeated "
-                "seeds this study cannot say whether that is real."
+                f"{what} differs from none by {signed(mean)} nats per token{over}; without "
+                "repeated seeds this study cannot say whether that is real."
             )
             continue
         amount = (
@@ -99,7 +102,7 @@ def lowest_bits(cells: pd.DataFrame) -> tuple[list[str], list[str]]:
             sentence = f"{what} cannot be told from none: it ends {side} it by {amount}"
         if len(group) > 1:
             told = int((group["verdict"] == WORSE).sum())
-            sentence += f"; taken one by one it is worse in {told} of {len(group)}"
+            sentence += f"; taken one by one, it is worse in {told} of {len(group)}"
         means.append(sentence + ".")
         if 1 < len(group) <= FEW and lowest["format"].nunique() <= 2:
             each = [
@@ -112,25 +115,25 @@ def lowest_bits(cells: pd.DataFrame) -> tuple[list[str], list[str]]:
 
 
 def _many_lowest(lowest: pd.DataFrame) -> str:
-    """The same for more formats than one wants to read about one by one."""
+    """One sentence on all lowest-bit formats, where they are too many to list one by one."""
     each = {name: pooled(group) for name, group in lowest.groupby("format", sort=True)}
     means = [mean for mean, _, _ in each.values()]
     start = (
-        f"The {len(each)} formats of {lowest['bits'].min():.0f} bits, the fewest, end "
-        f"{signed(min(means), 3)} to {signed(max(means), 3)} nats per token from none, averaged "
-        "over sizes and tokens; "
+        f"The {len(each)} formats of {lowest['bits'].min():.0f} bits, the fewest, differ from none "
+        f"by {signed(min(means), 3)} to {signed(max(means), 3)} nats per token, averaged over "
+        "sizes and tokens; "
     )
     if not np.isfinite([z for _, _, z in each.values()]).any():
         return f"{start}without repeated seeds this study cannot say whether that is real."
     limit = needed(lowest)
     worse = [str(name) for name, (_, _, z) in each.items() if z >= limit]
     if not worse:
-        return f"{start}none of them can be told from it."
+        return f"{start}not one of them can be told from it."
     return f"{start}worse by more than {limit:.1f} standard errors: {series(worse)}."
 
 
 def not_told_apart(cells: pd.DataFrame, order: Sequence[str]) -> str:
-    """Which formats cannot be told from none, by name; columns as in `lowest_bits`."""
+    """Which formats cannot be told from `none`, by name; columns as in `lowest_bits`."""
     if not np.isfinite(cells["z"].astype(float)).any():
         return "Without repeated seeds no format at all can be told from none."
     everywhere, partly = [], []
@@ -142,12 +145,14 @@ def not_told_apart(cells: pd.DataFrame, order: Sequence[str]) -> str:
         elif len(open_):
             partly.append(f"{name} ({len(open_)} of {len(group)})")
     if not everywhere and not partly:
-        return "Every format can be told from none in every combination of size and tokens."
+        return "Every format can be told from none in every combination of size and token count."
     sentences = []
     if everywhere:
-        sentences.append(f"Cannot be told from none at any size or tokens: {series(everywhere)}.")
+        listed = series(everywhere)
+        sentences.append(f"Cannot be told from none at any size or token count: {listed}.")
     if partly:
-        sentences.append(f"Cannot be told from none at some sizes and tokens: {series(partly)}.")
+        listed = series(partly)
+        sentences.append(f"Cannot be told from none at some sizes and token counts: {listed}.")
     return " ".join(sentences)
 
 
@@ -164,8 +169,8 @@ def order_by_bits(cells: pd.DataFrame) -> str | None:
     verdict = "falls at every step" if (steps < 0).all() else "does not fall at every step"
     listed = series(f"{signed(v, 3)} at {b:.0f} bits" for b, v in by_bits.items())
     return (
-        f"By bits, the mean difference to none {verdict}: {listed} "
-        "(means over formats, sizes and tokens; neighbours may lie within the noise)."
+        f"With more bits, the mean difference from none {verdict}: {listed} "
+        "(means over formats, sizes and tokens; neighbours may differ by no more than the noise)."
     )
 
 
@@ -208,8 +213,8 @@ def parameters_pinned(fit: SavedFit) -> list[str]:
     sentences = []
     if "yes" in kinds:
         sentences.append(
-            f"Pinned by this study, with 95 % intervals that span at most a factor {PINNED:.0f}: "
-            f"{listed('yes')}."
+            "Pinned by this study, with 95 % intervals that span at most a factor of "
+            f"{PINNED:.0f}: {listed('yes')}."
         )
     if "roughly" in kinds:
         sentences.append(f"Known only roughly, with 95 % intervals: {listed('roughly')}.")
@@ -248,21 +253,21 @@ def best_layouts(fit: SavedFit) -> str | None:
     unknown = [name for name in ("delta", "nu") if fit.identified.get(name) is False]
     shares = [row.shares.get(row.layout) for row in inside]
     listed = series(
-        f"{row.bits} bits {row.layout}" + (f" ({100 * s:.0f} % of draws)" if s else "")
+        f"{row.layout} at {row.bits} bits" + (f" ({100 * s:.0f} % of draws)" if s else "")
         for row, s in zip(inside, shares, strict=True)
     )
     sure = all(share is not None and share >= NEAR_CERTAIN for share in shares)
     sentence = f"Best split of the bits according to the fit: {listed}."
     if unknown:
         pin = f"the study cannot pin {series(unknown)}"
-        return f"{sentence} {pin[0].upper()}{pin[1:]}, so this is no finding about layouts yet."
+        return f"{sentence} {pin[0].upper()}{pin[1:]}, so this is not yet a finding about layouts."
     if not sure:
         sentence += f" Where the share is below {100 * NEAR_CERTAIN:.0f} %, the split is open."
     return sentence
 
 
 def cost_of_fewest_bits(fit: SavedFit) -> str | None:
-    """What the fewest bits that were trained cost at equal loss, in parameters and in tokens."""
+    """The cost of the fewest trained bits at equal loss, in parameters and in tokens."""
     inside = [
         row
         for row in fit.concluded.of(COST_OF_BITS) or []
@@ -278,7 +283,7 @@ def cost_of_fewest_bits(fit: SavedFit) -> str | None:
         return f"{number(factor, 3)} times{between} the {what}"
 
     return (
-        f"By the fit, what {row.bits} bits ({row.format}) lose at "
+        f"By the fit, the loss from {row.bits} bits ({row.format}) at "
         f"{at(row.params, row.tokens)} is made up for by "
         f"{more(row.params_factor, row.params_factor_interval, 'parameters')} or "
         f"{more(row.tokens_factor, row.tokens_factor_interval, 'tokens')}."
@@ -286,7 +291,7 @@ def cost_of_fewest_bits(fit: SavedFit) -> str | None:
 
 
 def not_concluded(fit: SavedFit | None) -> list[str]:
-    """What the page cannot say, and what it would take."""
+    """What the page cannot say, and what would be needed to say it."""
     law = LAWS["floating_point"] if fit is None else fit.model
     concluded = Derived() if fit is None else fit.concluded
     missing = [c.missing for c in law.conclusions if c.missing and not concluded.of(c)]
@@ -296,7 +301,7 @@ def not_concluded(fit: SavedFit | None) -> list[str]:
 
 
 def measured_layouts(layouts: pd.DataFrame) -> str | None:
-    """Splits of one width as measured (`seeds.compare_layouts`), beside what a fit says."""
+    """Splits of one width as measured (`seeds.compare_layouts`), to set beside those of a fit."""
     if layouts.empty:
         return None
     told = layouts[layouts["verdict"] == "better"]
@@ -304,7 +309,7 @@ def measured_layouts(layouts: pd.DataFrame) -> str | None:
     sentences = []
     if len(told):
         listed = series(
-            f"{row.better} before {row.other} by {_give_or_take(row)}" for row in told.itertuples()
+            f"{row.better} beats {row.other} by {_give_or_take(row)}" for row in told.itertuples()
         )
         sentences.append(f"Measured at equal bits and seeds: {listed} nats per token.")
     if len(open_):
@@ -313,15 +318,30 @@ def measured_layouts(layouts: pd.DataFrame) -> str | None:
         )
         sentences.append(
             f"At equal bits and seeds the runs themselves cannot tell apart {listed}; "
-            "a fit that prefers one of them does so by the law's form."
+            "a fit that prefers one of them does so because of the law's form."
         )
     return " ".join(sentences)
 
 
 def _give_or_take(pair: TableRow) -> str:
-    """A difference with its standard error, if there are repeats to have one from."""
+    """A difference with its standard error, if there are repeats to compute it from."""
     error = f" ± {pair.standard_error:.3f}" if np.isfinite(pair.standard_error) else ""
     return f"{pair.difference:.3f}{error}"
+
+
+def with_none_defined(sentences: Sequence[str]) -> list[str]:
+    """The sentences, with the word none explained where they first use it.
+
+    >>> with_none_defined(["E1M0 is worse than none by 0.5.", "E2M1 cannot be told from none."])
+    ['E1M0 is worse than none (the unquantized run) by 0.5.', 'E2M1 cannot be told from none.']
+    """
+    result = list(sentences)
+    for i, sentence in enumerate(result):
+        if match := _NONE.search(sentence):
+            end = match.end()
+            result[i] = f"{sentence[:end]} (the unquantized run){sentence[end:]}"
+            break
+    return result
 
 
 def small_model(table: pd.DataFrame) -> str | None:
@@ -331,5 +351,5 @@ def small_model(table: pd.DataFrame) -> str | None:
         return None
     return (
         f"The largest model has {count_label(largest)} parameters: absolute losses and constants "
-        "of this page must not be compared with papers on models a thousand times larger."
+        "on this page must not be compared with those in papers on models a thousand times larger."
     )

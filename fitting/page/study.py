@@ -1,7 +1,7 @@
 """What a page is made of: a study's runs, its `study.json`, its `fit.json`, read and checked.
 
-A broken file, or a fit that does not suit the results, is a `ResultsError` of one line.  What is
-merely missing (no fit, no repeated seed, nothing to compare) is None, with the reason in words.
+A broken file, or a fit that does not suit the results, raises a `ResultsError` of one line.  What
+is merely missing (no fit, no repeated seed, nothing to compare) is None, with the reason in words.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Study:
     order: list[str]
     colours: dict[str, str]
     scored: pd.DataFrame
-    """`table`, and where the fit is of losses after post-training quantization those rows too."""
+    """`table`, with the rows after post-training quantization too if the fit is to their losses."""
     inputs: dict[str, str] = field(default_factory=dict)
     """Input file -> SHA-256."""
 
@@ -65,13 +65,13 @@ def load_study(results: Path, fit_dir: Path, law: Law | None = None) -> Study:
     """Read results, fit and description.
 
     Rows of runs whose weights were quantized after training (`format_post`) are for the fit alone:
-    whatever else a page says is of the runs as they were trained.
+    everything else on a page is about the runs as they were trained.
 
     Args:
-        results: A folder of runs, a CSV or a parquet file (`fitting.results.table.load`), these
-            with `study.json` beside them if they have one.
+        results: A folder of runs, or a CSV or parquet file (`fitting.results.table.load`) with its
+            `study.json`, if it has one, beside it.
         fit_dir: Where `fit.json` lies, if there is one.
-        law: A law of a user's own, which that fit may be of.
+        law: A law of the user's own, in case the fit is of that law.
 
     Raises:
         ResultsError: Nothing at `results`, a broken file, or a table without loss, params, tokens.
@@ -93,16 +93,16 @@ def load_study(results: Path, fit_dir: Path, law: Law | None = None) -> Study:
 
 
 def read_runs(folder: Path, ptq: bool = False) -> tuple[pd.DataFrame, JsonObject]:
-    """The results table of a folder of runs, maybe without a row, and what else its page says.
+    """The results table of a folder of runs, possibly without rows, and what else its page says.
 
     Args:
         folder: `runs/<study>`.
         ptq: As `fitting.results.table.load` takes it.
 
     Returns:
-        The table, and what study.json holds but the planned runs' work, with `name`, with `config`:
-        the keys in which all runs agree (`fitting.results.swept`), and with `provenance`: of what
-        the runs' records know of commit and device, the different values.
+        The table, and the content of study.json without the planned runs' work, with `name`,
+        `config` (the keys in which all runs agree, `fitting.results.swept`) and `provenance` (the
+        distinct values of commit, device and the like in the runs' records).
     """
     about: JsonObject = {"name": folder.name} | _about(folder)
     about.pop("work", None)
@@ -121,7 +121,7 @@ def read_runs(folder: Path, ptq: bool = False) -> tuple[pd.DataFrame, JsonObject
 
 
 def _about(folder: Path) -> JsonObject:
-    """What study.json says; nothing where there is none."""
+    """The content of study.json; empty where there is none."""
     try:
         return read_about(folder)
     except FileNotFoundError:
@@ -160,7 +160,7 @@ def _study(
         no_cells = "No run ended with a loss: there is nothing to compare."
     else:
         compared = compare_cells(table)
-        compared["params"] = compared.pop("params")  # behind what it was compared by
+        compared["params"] = compared.pop("params")  # after the columns it was compared by
         plain = table.assign(format=format_names(table, among=table))
         compared["format"] = with_conditions(
             format_names(compared, among=table), compared, among=plain
@@ -169,8 +169,8 @@ def _study(
         judged = compared[np.isfinite(compared["difference"].astype(float))]
         if judged.empty:
             no_cells = (
-                "No quantized cell has an unquantized run (none) of the same model and tokens, and "
-                "equal in all else, beside it: nothing can be compared."
+                "No quantized cell has an unquantized counterpart (none), a run of the same model "
+                "and tokens that is equal in all else: nothing can be compared."
             )
         else:
             cells = compared
@@ -182,12 +182,12 @@ def _study(
 
 
 def _numbers(table: pd.DataFrame) -> set[str]:
-    """The columns that hold numbers; of a table without a row any may."""
+    """The columns that hold numbers; in a table without rows, any may."""
     return {str(c) for c in table if table.empty or pd.api.types.is_numeric_dtype(table[c])}
 
 
 def _kinds(table: pd.DataFrame, fit: SavedFit | None) -> pd.Series:
-    """What tells runs without a number format apart: the law's other columns, "QuEST:BF16"."""
+    """What tells runs without a number format apart: the law's other columns, as "QuEST:BF16"."""
     columns = [] if fit is None else [*fit.model.columns, *fit.model.schemes]
     columns = [c for c in columns if c not in ("params", "tokens") and c in table]
     if not columns:

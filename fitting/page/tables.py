@@ -25,7 +25,8 @@ from fitting.words import (
 )
 
 ROWS_ON_PAGE = 600
-"""A table longer than this goes on in its CSV file only: the page stays below 1 MB."""
+"""Rows of a table that the page holds; the rest is in its CSV file only, which keeps the page
+below 1 MB."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class View:
 
 
 def losses(cells: pd.DataFrame, done: pd.DataFrame) -> View:
-    """Losses by size, tokens and format, each against `none`.
+    """Losses by size, tokens and format, each against `none` (the unquantized run).
 
     Args:
         cells: `fitting.seeds.compare.compare_cells` with `format` and `params`.
@@ -110,7 +111,7 @@ def parameters(fit: SavedFit) -> View:
 
 
 def held_out(fit: SavedFit) -> View | None:
-    """What the law says of runs that it was not fitted to; None where nothing was held out."""
+    """Predictions for runs that the law was not fitted to; None where nothing was held out."""
     held = fit.held_out
     if held is None or not (held.sizes or held.largest):
         return None
@@ -137,9 +138,9 @@ def held_out(fit: SavedFit) -> View | None:
     floor = fit.noise_floor.std_log
     noise = "unknown" if floor is None else percent(floor)
     note = (
-        "Fitted without these runs, then asked for their losses; errors in percent of the loss, "
-        "bias positive where the law promises too low a loss. Compute: the largest of the held-out "
-        "runs over that of the others. "
+        "The law was fitted without these runs and then predicted their losses. Errors are in "
+        "percent of the loss; the bias is positive where the law predicts too low a loss. Compute: "
+        "the largest among the held-out runs over the largest among the others. "
     )
     if held.sizes is not None:
         note += f"All left-out sizes together: {percent(held.sizes_rms)}. "
@@ -149,7 +150,7 @@ def held_out(fit: SavedFit) -> View | None:
 
 
 def comparison(fit: SavedFit) -> View | None:
-    """Rival laws on the same rows, the best predictor of left-out sizes first; None without."""
+    """Rival laws on the same rows, the best predictor of left-out sizes first; None without any."""
     rivals = fit.comparison
     if not rivals:
         return None
@@ -174,10 +175,11 @@ def comparison(fit: SavedFit) -> View | None:
               ("left-out sizes", "num"), ("largest compute", "num"), ("sizes won", "num"),
               ("ΔAIC", "num"), ("ΔBIC", "num")]  # fmt: skip
     note = (
-        "Each fitted to the same rows with all its parameters free. Rms errors in percent of the "
-        "loss: of the fit's own residuals, of each size as predicted by the others, of the runs of "
-        "the largest compute as predicted by the rest. Sizes won: predicted better than by any "
-        "other law here, of those that all of them can predict. ΔAIC and ΔBIC: above the lowest."
+        "Each law is fitted to the same rows with all its parameters free. Rms errors, in percent "
+        "of the loss: of the fit's own residuals; of each size as predicted from the others; of "
+        "the runs of the largest compute as predicted from the rest. Sizes won: those that this "
+        "law predicts better than any other law here, out of those that all of them can predict. "
+        "ΔAIC and ΔBIC: difference from the lowest."
     )
     data = flat([entries(rival) for rival in rivals])
     return View("comparison", header, rows, data, "Laws compared", note)

@@ -1,4 +1,4 @@
-"""The run record: what one training run leaves behind, and the table that fits read.
+"""The run record: the result of one training run, and the table that fits read.
 
 A run writes `runs/<study>/<run_id>/result.json` once, atomically and exclusively, when it finished
 or diverged; a failed attempt leaves `failure.json` of the same shape beside it.  This module is the
@@ -30,11 +30,11 @@ FAILURE = "failure.json"
 STATUSES = ("finished", "diverged", "failed")
 OPERAND_VALUES = ("exact", "rounded")
 REMEDY = "delete it and run the command again; the run is made anew"
-"""Where a run's result or failure is damaged."""
+"""What to do about a damaged result or failure of a run."""
 
 
 class DamagedWarning(UserWarning):
-    """A run is left out, for its record is damaged."""
+    """A run is left out because its record is damaged."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class RunRecord:
     operands: str
     """The quantized ones of P1..P6 (Sun et al.), e.g. "P2 P4 P6"; empty for none."""
     operand_values: str = field(default="exact", kw_only=True)
-    """exact: what was multiplied are numbers of the operands' formats; rounded: the compute dtype
+    """exact: the multiplied values are numbers of the operands' formats; rounded: the compute dtype
     rounded them again (runs in bfloat16 of a version before 0.2)."""
     params: int
     """Matrices inside the blocks: the papers' N.  No embedding, head or norm."""
@@ -80,7 +80,7 @@ class RunRecord:
     flops: float
     seed: int
     loss: float | None
-    """Validation loss, nats per token; None where the run has none."""
+    """Validation loss, nats per token; None if the run has none."""
     train_loss: float | None
     """Mean training loss of the last tenth of the run, nats per token."""
     bits_per_byte: float | None
@@ -92,16 +92,16 @@ class RunRecord:
     quantize_backend: str
     numerics_version: int
     reason: str = ""
-    """Why it diverged or failed, one line."""
+    """The reason why it diverged or failed, one line."""
     metrics_sha256: str = ""
     weights_sha256: str = ""
     """Hash of the trained weights, in the order of their names: equal where all bits are."""
     diagnostics: JsonObject = field(default_factory=dict)
-    """What was measured in training, summarised: by operand P1..P6 and measure the `mean` over
+    """Summary of the measurements in training: by operand P1..P6 and measure the `mean` over
     layers and time and the `worst`, with its `layer`; `gradient`, by start, middle and end."""
     ptq: JsonObject = field(default_factory=dict)
     """By the name of a format to which the trained weights were quantized: `loss` (validation,
-    nats per token; None where it is not finite), `bits` of an element, `operands` (weights or
+    nats per token; None if it is not finite), `bits` of an element, `operands` (weights or
     weights_and_inputs)."""
     provenance: JsonObject = field(default_factory=dict)
     """git_sha, git_dirty, versions, host, device, threads, compute_dtype, started, finished."""
@@ -123,7 +123,7 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, text: str) -> RunRecord:
-        """Read one record; keys that a newer version may have added are an error, not a guess."""
+        """Read one record; unknown keys, perhaps of a newer version, are an error, not a guess."""
         data = strict(text)
         if not isinstance(data, dict):
             raise ResultsError(f"holds a {type(data).__name__}, not an object")
@@ -131,10 +131,10 @@ class RunRecord:
 
     @classmethod
     def from_dict(cls, data: JsonObject) -> RunRecord:
-        """Check what was read by type and range.
+        """Check the types and ranges of what was read.
 
         Raises:
-            ResultsError: Names the key, its value and what would be right.
+            ResultsError: A key has a wrong value; gives both and what would be right.
         """
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(data) - known)
@@ -150,7 +150,7 @@ class RunRecord:
         return cls(**data)
 
     def to_json(self) -> str:
-        """Strict JSON: a NaN or an infinity is an error here, not a surprise for the reader."""
+        """The record as strict JSON: NaN and infinity are errors here, not surprises later."""
         return json.dumps(asdict(self), indent=1, sort_keys=False, allow_nan=False) + "\n"
 
 
@@ -194,7 +194,7 @@ def read_record(folder: Path) -> RunRecord | None:
 
 
 def look_at(folder: Path) -> tuple[RunRecord | None, str]:
-    """A run's record as `read_record` has it, or the line that says what is wrong with it."""
+    """A run's record from `read_record`, or the line that says what is wrong with it."""
     try:
         return read_record(folder), ""
     except DamagedError as error:

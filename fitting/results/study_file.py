@@ -1,6 +1,6 @@
-"""study.json, beside a study's runs or its published table: what it is, what was planned.
+"""study.json, beside a study's runs or its published table: its description and its plan.
 
-Read without trust, as all of our own files; whatever it says is checked by type.
+Never trusted, like all files of our own: every value is checked by type.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ _KEYS: dict[str, tuple[Callable[[object], bool], str]] = {
 
 
 def read_about(folder: Path) -> JsonObject:
-    """What a folder's study.json says, as far as it does.
+    """The content of a folder's study.json, with whichever keys it has.
 
     Raises:
         FileNotFoundError: There is none.
-        DamagedError: It cannot be read, or a value of it cannot be used.
+        DamagedError: It cannot be read, or one of its values cannot be used.
     """
     path = folder / STUDY
     about = read_object(path, REMEDY)

@@ -1,8 +1,8 @@
-"""What a study swept: the keys of its runs' configurations that tell runs apart, as columns.
+"""The swept keys of a study, those of its runs' configurations that tell runs apart, as columns.
 
 A run's record has columns of its own for what most studies vary (`fitting.results.record.COLUMNS`).
-Whatever else was varied, say the learning rate, becomes a column with the name of its key, so that
-runs that differ in it are told apart, and the table of results says by what.
+Anything else that was varied, say the learning rate, becomes a column named after its key, so that
+runs that differ in it are told apart and the table of results shows how.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 Value: TypeAlias = Any
-"""What a key of a configuration may hold."""
+"""The value of a configuration's key."""
 Config: TypeAlias = Mapping[str, Value]
 
 KEY = re.compile(r"(model|data|optim|precision|recipe|ptq)\.[\w.]+|batch_size|compute_dtype")
-"""A key that a run's result depends on; the seed and the training tokens have columns already."""
+"""Keys that a run's result depends on; the seed and the training tokens have columns already."""
 _BESIDE = {"model.name", "data.name", "data.path", "data.max_epochs", "recipe.name"}
-"""Names, where the data lie, and what is allowed: no part of what was computed."""
+"""Keys of names, of the data's place and of what is allowed: they do not change the computation."""
 _SLOTS = (
     *("output.input", "output.weight", "grad_input.grad_output", "grad_input.weight"),
     *("grad_weight.grad_output", "grad_weight.input"),
@@ -50,7 +50,7 @@ ABSENT: Mapping[str, Value] = {
     **{f"recipe.{slot}.forward": False for slot in _SLOTS},
     **{f"recipe.{slot}.gradient": "straight_through" for slot in _SLOTS},
 }
-"""What runs did before there was the key: their records lack it."""
+"""The behaviour of runs from before a key existed, whose records lack it."""
 _TOLD: Mapping[str, tuple[str, ...]] = {
     "model": ("model", "params"),
     "recipe": ("recipe", "operands"),
@@ -58,7 +58,7 @@ _TOLD: Mapping[str, tuple[str, ...]] = {
         *("recipe", "operands", "exponent", "mantissa", "granularity", "scale", "block_size"),
     ),
 }
-"""By a key's first part the columns of a record that may say the same."""
+"""Columns of a record that may say the same as a key, by the key's first part."""
 
 
 def is_key(column: object) -> bool:
@@ -67,17 +67,17 @@ def is_key(column: object) -> bool:
 
 
 def is_quantization(column: str) -> bool:
-    """Whether a key says how operands are quantized, and nothing of what runs without have too.
+    """Whether a key concerns the quantization of operands only, which unquantized runs lack.
 
-    What the weights were quantized to after training does not change how the run was trained.
+    The formats to which weights were quantized after training do not change how it was trained.
     """
     return column.partition(".")[0] in ("precision", "recipe", "ptq")
 
 
 def science(config: Config) -> dict[str, Value]:
-    """What a run's result depends on but its seed, tokens and corpus, by its keys' dotted names.
+    """The keys, dotted, that a run's result depends on, except its seed, tokens and corpus.
 
-    A key without an effect is not there: the precision of a run that quantizes nothing to it, or
+    A key without an effect is left out: the precision of a run that quantizes nothing to it, or
     the rounding of weights that are not stored in a format.  Lists are JSON, "" is None.
 
     >>> science({"seed": 3, "optim": {"lr": 0.016}, "batch_size": 8, "tracking": {"mode": "none"}})
@@ -107,14 +107,14 @@ def _flat(config: Config, above: str = "") -> Iterator[tuple[str, Value]]:
 
 
 def plain(value: Value) -> Value:
-    """A key's value as `science` has it."""
+    """A key's value in the form of `science`."""
     if isinstance(value, list):
         return json.dumps(value)
     return None if value == "" else value
 
 
 def _without_effect(flat: dict[str, Value]) -> None:
-    """Take out what a recipe makes no use of."""
+    """Remove the keys that a recipe does not use."""
     rounding = {
         slot: flat.get(f"recipe.{slot}.rounding")
         for slot in _SLOTS
@@ -155,7 +155,7 @@ def swept(
 
 
 def constant(configs: Sequence[Config]) -> dict[str, Value]:
-    """The keys that all runs have and agree in, and their value."""
+    """The keys that all runs have and in which they agree, with their values."""
     each = complete(configs)
     first = each[0] if each else {}
     return {
@@ -166,14 +166,14 @@ def constant(configs: Sequence[Config]) -> dict[str, Value]:
 
 
 def complete(configs: Sequence[Config]) -> list[dict[str, Value]]:
-    """Each run's `science`, with the keys that are younger than its record."""
+    """Each run's `science`, with keys that are newer than its record filled in."""
     every = {key for config in configs for key, _ in _flat(config)}
     missing = {key: value for key, value in ABSENT.items() if key in every}
     return [science(_with(config, missing)) for config in configs]
 
 
 def _with(config: Config, missing: Mapping[str, Value]) -> Config:
-    """A configuration with the keys and sections that it lacks, but no operand that is missing."""
+    """A configuration with missing keys and sections filled in, but not missing operands."""
     filled = dict(config)
     for name, value in missing.items():
         *above, key = name.split(".")
@@ -190,7 +190,7 @@ def _with(config: Config, missing: Mapping[str, Value]) -> Config:
 
 
 def _told(key: str, values: Sequence[Value], columns: Mapping[str, Sequence[Value]]) -> bool:
-    """Whether columns of the record say as much as a key."""
+    """Whether columns of the record tell as much as a key."""
     told = [columns[name] for name in _TOLD.get(key.partition(".")[0], ()) if name in columns]
     if not told:
         return False

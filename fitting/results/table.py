@@ -1,4 +1,4 @@
-"""The table of runs that fits and reports read: from records, or from anybody's file."""
+"""The table of runs that fits and reports read: from records, or from a file of any origin."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from fitting.results.record import (
 )
 from fitting.results.swept import complete, is_key, swept
 
-if TYPE_CHECKING:  # help does not wait for it
+if TYPE_CHECKING:  # so that help does not wait for it
     import pandas as pd
 
 SUPERSEDED = "superseded"
-"""The status of a run that a newer version has made again (`superseded`)."""
+"""The status of a run that a newer version has repeated (`superseded`)."""
 
 
 WANDB_STATES = ("finished", "crashed", "failed", "killed", "running", "preempted", "preempting")
-"""What W&B calls the state of a run; only a finished one has a result."""
+"""W&B's names for the state of a run; only a finished one has a result."""
 
 
 _NEEDED = ("loss", "params", "tokens")
-"""Columns that must be numbers; of others only a law's own (`fitting.command.describe`)."""
+"""Columns that must be numbers, besides those of the law (`fitting.command.describe`)."""
 
 
 _COUNTS = ("params", "tokens", "params_total", "unique_tokens")
@@ -57,7 +57,7 @@ NUMERIC_COLUMNS = (
 
 
 def read_records(folder: Path) -> tuple[list[RunRecord], list[str]]:
-    """The records of all runs in a study's folder, and a line for each that is damaged."""
+    """The records of all runs in a study's folder, and a line for each damaged one."""
     seen = [look_at(run) for run in sorted(folder.iterdir()) if run.is_dir()]
     return [record for record, _ in seen if record], [damaged for _, damaged in seen if damaged]
 
@@ -71,15 +71,15 @@ def load(
         path: `runs/<study>` (each `*/result.json` or `*/failure.json`), `*.csv`, `*.parquet`, ...
         columns: Our name -> the table's name or a formula of these, e.g. {"params": "N",
             "tokens": "D*1e9"}.
-        ptq: For a folder in which runs were scored with quantized weights: behind each of these
-            runs a row for each format, with that loss.  All rows then have `bits_post`, bits of an
-            element, and `format_post` and `operands_post`; of a run as it was trained these are
-            its compute dtype's, 32 or 16, and "none" twice.
+        ptq: For a folder in which runs were scored with quantized weights: after each of these
+            runs, add one row per format, with that loss.  All rows then have `bits_post`, bits of
+            an element, and `format_post` and `operands_post`; for a run as it was trained these
+            are those of its compute dtype, 32 or 16, and "none" twice.
 
     Returns:
-        One row per run, sorted by `run_id` where there is one, with a column for each key of the
-        configuration in which runs of a folder differ, e.g. `optim.lr`, as far as the others do
-        not tell.  A foreign table keeps its other columns and gets `status` = "finished" where it
+        One row per run, sorted by `run_id` if there is one, with a column for each key of the
+        configuration in which runs of a folder differ, e.g. `optim.lr`, unless other columns tell
+        the same.  A foreign table keeps its other columns and gets `status` = "finished" if it
         has no status of its own (nor W&B's `State`).
 
     Raises:
@@ -133,7 +133,7 @@ def load(
 
 
 def table_of(records: Sequence[RunRecord], ptq: bool = False) -> pd.DataFrame:
-    """The rows of runs' records, with whatever else they swept as columns."""
+    """The rows of runs' records, with all other swept keys as columns."""
     import pandas as pd
 
     rows = _with_ptq if ptq and any(r.ptq for r in records) else _alone
@@ -150,9 +150,9 @@ def table_of(records: Sequence[RunRecord], ptq: bool = False) -> pd.DataFrame:
 
 
 def superseded(records: Sequence[RunRecord]) -> dict[str, str]:
-    """Runs whose configuration a newer version of the numerics has run, too: by whose `run_id`.
+    """Runs that a newer version of the numerics has repeated -> the `run_id` of the new one.
 
-    The two lie side by side in a study's folder.  They are no repetitions of each other.
+    The two lie side by side in a study's folder.  They are not repetitions of each other.
     """
     newest: dict[str, RunRecord] = {}
     computed = complete([record.config for record in records])
@@ -174,7 +174,7 @@ def superseded(records: Sequence[RunRecord]) -> dict[str, str]:
 
 
 def _mapped(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
-    """The table with our names for columns of its own, each read from the table as it is."""
+    """The table with its columns under our names, each read from the original table."""
     from fitting.results.where import ExpressionError, evaluate  # pandas
 
     found = {}
@@ -194,7 +194,7 @@ def _mapped(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
 
 
 def _status(table: pd.DataFrame) -> pd.Series:
-    """How each run ended; a blank says nothing, so that its loss counts if there is one."""
+    """The status of each run; a blank means nothing, so that a loss counts if there is one."""
     import pandas as pd
 
     given = table.get("status")
@@ -218,7 +218,7 @@ def _word(column: pd.Series) -> pd.Series:
 
 
 def _settled(column: pd.Series) -> pd.Series:
-    """A swept column as it comes back from a CSV file: numbers as numbers, nothing as missing."""
+    """A swept column as read back from a CSV file: numbers as numbers, blanks as missing."""
     import pandas as pd
 
     if pd.api.types.is_bool_dtype(column) or pd.api.types.is_numeric_dtype(column):
@@ -237,7 +237,7 @@ def _alone(record: RunRecord) -> list[JsonObject]:
 
 
 def _with_ptq(record: RunRecord) -> list[JsonObject]:
-    """A run's row as it was trained, then one for each format of its weights after training."""
+    """A run's row as it was trained, then one per format of its weights after training."""
     [row] = _alone(record)
     bits = 16 if record.config.get("compute_dtype") == "bfloat16" else 32
     rows = [row | {"bits_post": bits, "format_post": "none", "operands_post": "none"}]
@@ -259,7 +259,7 @@ def require_columns(table: pd.DataFrame, names: tuple[str, ...], source: str) ->
 
 
 def select_rows(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The rows that have a loss to fit, and how many have none, by reason."""
+    """The rows that have a loss to fit, and the number of the others, by reason."""
     import numpy as np
 
     require_columns(table, ("loss",), "a fit")

@@ -1,4 +1,4 @@
-"""What a run record may hold: types, ranges, and what older records do not say."""
+"""The values of a run record: types, ranges, and defaults for what older records lack."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ANY_SIGN = ("loss", "train_loss", "bits_per_byte")
 
 
 def check(name: str, kind: str, value: Json) -> None:
-    """Refuse a value of another type than the key's, or out of its range."""
+    """Refuse a value of a type other than the key's, or out of its range."""
     if isinstance(value, bool) or not isinstance(value, _TYPES[kind]):
         raise ResultsError(f"{name}={short(value)}: must be {kind}")
     if name == "run_id" and not value:
@@ -35,7 +35,7 @@ def check(name: str, kind: str, value: Json) -> None:
             check(f"ptq.{form}.operands", "str", scored["operands"])
     if not isinstance(value, (int, float)):
         return
-    if not abs(value) < 1e300:  # beyond, and NaN, no table holds it
+    if not abs(value) < 1e300:  # no table holds more, nor NaN
         raise ResultsError(f"{name}={short(value)}: must be finite")
     least = 1 if name in _AT_LEAST_ONE else 0
     if value < least and name not in _ANY_SIGN and not name.startswith("ptq."):
@@ -53,11 +53,11 @@ def short(value: Json) -> str:
 
 
 _POWERS_OF_TWO = ("e8m0", "e8m0_log2", "e8m0_ceil", "e8m0_nearest", "quest", "quest_floor")
-"""Scales that bfloat16 holds beside any element of at most 7 mantissa bits."""
+"""Scales that bfloat16 holds together with any element of at most 7 mantissa bits."""
 
 
 def operand_values(data: Mapping[str, Json]) -> str:
-    """The column of a record that is older than it: bfloat16 then rounded what it did not hold."""
+    """The column for a record that is older than it: bfloat16 then rounded what it cannot hold."""
     config = data.get("config") or {}
     dtype = config.get("compute_dtype") or (data.get("provenance") or {}).get("compute_dtype")
     if dtype != "bfloat16" or not data.get("operands"):
@@ -71,7 +71,7 @@ def operand_values(data: Mapping[str, Json]) -> str:
 
 
 def _held_by_bfloat16(name: str) -> bool:
-    """Whether a format's values are bfloat16's, by its name: mxfp4, E2M1-block32-e8m0, ..."""
+    """Whether bfloat16 holds a format's values, by its name: mxfp4, E2M1-block32-e8m0, ..."""
     mantissa = re.match(r"e\d+m(\d+)", name)
     microscaling = name.startswith("mx") and not name.endswith("4_3")
     return (microscaling or re.split("[-_](?=e8m0|quest)", name)[-1] in _POWERS_OF_TWO) and not (

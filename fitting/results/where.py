@@ -1,8 +1,8 @@
 """Expressions on a table's columns, as `where=` takes them: comparisons and arithmetic, no more.
 
 Commands are pasted from papers and pages, so nothing that is typed here is run: an expression is
-parsed, and only what stands in `_KINDS` means anything.  No call, no attribute, no name that is no
-column.
+parsed, and only the constructs in `_KINDS` are accepted.  There are no calls, no attributes and no
+names other than columns.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def evaluate(expression: str, table: pd.DataFrame) -> Operand:
         table: Its columns are what names mean.
 
     Raises:
-        ExpressionError: Anything else, or values that do not go together.
+        ExpressionError: Anything else, or values that cannot be combined.
     """
     quoted: dict[str, str] = {}
 
@@ -126,7 +126,7 @@ class _Evaluator:
                 raise ExpressionError(f"{_said(node)} is not allowed; there are {_KINDS}")
             close = difflib.get_close_matches(name, by_name, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(by_name)}"
-            raise ExpressionError(f"name {name!r} is no column; {hint}")
+            raise ExpressionError(f"name {name!r} is not a column; {hint}")
         found = self.table[by_name[name]]
         if isinstance(found, pd.DataFrame):
             raise ExpressionError(f"the table has several columns {name!r}")

@@ -1,1 +1,1 @@
-"""What repeated seeds tell without a fit: which runs repeat each other, noise, comparisons."""
+"""Information from repeated seeds alone: which runs repeat each other, noise, comparisons."""

@@ -1,7 +1,8 @@
-"""What repeats what: the columns by which runs are parted into cells, and what goes with a cell.
+"""Cells of repeated runs: the columns that define them, and how a cell is named.
 
-A cell is everything but the seed.  Whatever column of a table is neither an outcome nor a label
-parts its runs; only runs that agree in all of them are repeats, and only these tell what noise is.
+Runs of one cell agree in everything but the seed.  Every column of a table that is neither an
+outcome nor a label separates its runs; only runs that agree in all such columns are repeats, and
+only repeats show how large the noise is.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from fitting.results.swept import is_key, is_quantization
 CELL = ("model", "recipe", "exponent", "mantissa", "block_size", "granularity", "scale", "tokens")
 """Columns without which cells cannot be compared."""
 OWN_CELL = "cell"
-"""A column that says itself which runs are repeats, in place of columns that are not ours."""
+"""A column that says directly which runs are repeats, in place of columns that are not ours."""
 OUTCOMES = frozenset(
     "run_id study status seed loss train_loss bits_per_byte wall_seconds tokens_per_second "
     "attempts quantize_backend reason metrics_sha256 weights_sha256 schema_version "
     "bits format predicted".split()
 )
-"""Columns of ours that part nothing: labels, what came out, and what others say already."""
+"""Columns of ours that separate nothing: labels, outcomes, and what other columns already say."""
 _ALWAYS = (*CELL, "params", "corpus")
 _CONDITIONS = (
     *("numerics_version", "params_head", "params_embedding", "params_total", "unique_tokens"),
@@ -35,7 +36,7 @@ _FORMATS = (
 )
 _QUANTIZED = frozenset((*CELL, *_FORMATS)) - {"model", "tokens"}
 MOST_VALUES = 24
-"""Values of a column that is not ours; with more it is none that a cell is named by."""
+"""Values of a foreign column beyond which cells are not named by it."""
 
 
 def is_of_format(column: str) -> bool:
@@ -46,8 +47,8 @@ def is_of_format(column: str) -> bool:
 def condition_keys(table: pd.DataFrame) -> list[str]:
     """The fewest columns such that runs agree in all conditions if they agree in these.
 
-    Model, tokens, size and corpus always, where they are there; then whatever else parts runs and
-    is no matter of formats.  A quantized cell is compared with the unquantized one that agrees in
+    Always model, tokens, size and corpus, if present; then all other columns that separate runs and
+    do not concern formats.  A quantized cell is compared with the unquantized one that agrees in
     them.
     """
     first = [c for c in _ALWAYS if c in table and not is_of_format(c)]
@@ -57,8 +58,8 @@ def condition_keys(table: pd.DataFrame) -> list[str]:
 def cell_keys(table: pd.DataFrame) -> list[str]:
     """The fewest columns such that runs which agree in them differ in nothing but their seed.
 
-    Those of `CELL`, the size and the corpus always, where they are there, then the other conditions
-    and what else parts runs.
+    Always those of `CELL`, the size and the corpus, if present; then the other conditions and all
+    other columns that separate runs.
     """
     first = [c for c in _ALWAYS if c in table]
     first += [c for c in condition_keys(table) if c not in first]
@@ -66,25 +67,25 @@ def cell_keys(table: pd.DataFrame) -> list[str]:
 
 
 def extra_keys(table: pd.DataFrame) -> list[str]:
-    """The columns of `cell_keys` that part runs beyond what every study varies."""
+    """The columns of `cell_keys` that separate runs beyond what every study varies."""
     return [c for c in cell_keys(table) if c not in _ALWAYS]
 
 
 def _others(table: pd.DataFrame) -> list[str]:
-    """Columns that may part runs, in the order in which they are asked: swept keys first."""
+    """Columns that may separate runs, in the order in which they are tried: swept keys first."""
     outcomes = [table[c] for c in ("loss", "train_loss", "seed", "run_id") if c in table]
     columns = [c for c in table.columns if c not in OUTCOMES and c not in _ALWAYS]
     foreign = [c for c in columns if not (is_key(c) or c in _CONDITIONS or c in _FORMATS)]
     if OWN_CELL in columns:
         foreign = [OWN_CELL]
-    # What was mapped onto an outcome is still there under its own name.
+    # A column mapped onto an outcome is still present under its own name.
     foreign = [c for c in foreign if not any(table[c].equals(outcome) for outcome in outcomes)]
     swept = sorted(c for c in columns if is_key(c))
     return [*swept, *foreign, *(c for c in (*_CONDITIONS, *_FORMATS) if c in columns)]
 
 
 def _parting(table: pd.DataFrame, first: Sequence[str], others: Iterable[str]) -> list[str]:
-    """Those of `others`, in turn, that part runs which agree in `first` and the ones before."""
+    """Those of `others`, in turn, that separate runs which agree in `first` and in those before."""
     groups = _numbered(table, first)
     count = len(np.unique(groups))
     found = []
@@ -104,7 +105,7 @@ def _numbered(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
 
 
 def with_conditions(names: pd.Series, table: pd.DataFrame, among: pd.DataFrame) -> pd.Series:
-    """Names of formats with as much more as tells cells of one size and token count apart.
+    """Names of formats, extended until they tell cells of one size and token count apart.
 
     Args:
         names: One for each row of `table`, on its index.

@@ -1,4 +1,4 @@
-"""Cells and layouts against each other, as measured, without any law."""
+"""Comparisons of cells and of layouts as measured, without any law."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPLIT = (
     *("exponent", "mantissa", "bits_with_scales", "format"),
     *("precision.exponent", "precision.mantissa", "precision.kind", "precision.specials"),
 )
-"""Columns in which the splits of one width differ by themselves."""
+"""Columns in which splits of one width differ by definition."""
 
 
 def compare_cells(table: pd.DataFrame) -> pd.DataFrame:
@@ -42,7 +42,7 @@ def compare_cells(table: pd.DataFrame) -> pd.DataFrame:
         `difference` (nats per token, positive = worse); `standard_error` and its degrees of freedom
         `dof`; `z` = difference / standard_error; `verdict`: "worse" or "better" from |z| >=
         `fitting.seeds.verdicts.enough` on, "cannot tell" below, or without repeated seeds, or with
-        nothing to compare with; "diverged" where no run of the cell has a loss.
+        nothing to compare with; "diverged" if no run of the cell has a loss.
 
     Raises:
         ResultsError: A column is missing.
@@ -88,12 +88,12 @@ def _unquantized(done: pd.DataFrame, within: list[str]) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Spread:
-    """How much values scatter within groups, pooled over these."""
+    """The scatter of values within groups, pooled over the groups."""
 
     groups: pd.DataFrame
     """`size`, `mean` and `var` of each group."""
     std: float
-    """NaN without two values in a group."""
+    """Standard deviation; NaN unless some group has two values."""
     dof: int
 
     @classmethod
@@ -105,12 +105,12 @@ class _Spread:
 
 
 def _judged(cells: pd.DataFrame, spread: _Spread, floor: NoiseFloor) -> pd.DataFrame:
-    """Cells with their difference to `none`, its standard error, z and verdict.
+    """Cells with their difference from `none`, its standard error, z and verdict.
 
     Args:
         cells: Quantized cells beside the unquantized runs of their conditions.
         spread: Differences of runs that share a seed.
-        floor: What another seed changes, for cells without such pairs.
+        floor: How much another seed changes, for cells without such pairs.
     """
     paired = (cells["pairs"] > 0).to_numpy()
     difference = np.where(paired, cells["paired"], cells["loss"] - cells["loss_none"])

@@ -1,7 +1,7 @@
-"""What repeated seeds tell without a fit: the noise floor, cells and layouts compared.
+"""The noise floor: the spread between repeated seeds, measured without a fit.
 
-A difference between two formats means nothing until it is larger than what another seed would
-have changed.  `noise_floor` measures that, `compare_cells` judges by it.
+A difference between two formats means nothing unless it is larger than the change that another seed
+would have made.  `noise_floor` measures that change; `compare_cells` judges by it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fitting.seeds.cells import cell_keys
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """What another seed changes, pooled over all cells that were run with several seeds."""
+    """The effect of another seed, pooled over all cells that were run with several seeds."""
 
     std_log: float
     """Standard deviation of log loss, roughly the relative one of loss; NaN without repeats."""
@@ -36,10 +36,9 @@ def noise_floor(table: pd.DataFrame) -> NoiseFloor:
 
     Args:
         table: Results (see `fitting.results.record`); `fitting.seeds.cells.cell_keys` says which
-            runs are repeats.  Rows without a loss do not count; of two rows with the same cell and
-            seed
-            only the first does: they are one run.  Without a column `seed` nothing is known to be
-            a repeat.
+            runs are repeats.  Rows without a loss do not count; of several rows with the same cell
+            and seed only the first counts, since they are one run.  Without a column `seed` no run
+            is known to be a repeat.
 
     Returns:
         Within-cell standard deviations, sqrt(sum of squares / degrees of freedom).

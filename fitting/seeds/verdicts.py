@@ -1,8 +1,8 @@
-"""When a difference counts as one: Student's t at the false-alarm rate of three standard errors.
+"""The threshold of a verdict: Student's t at the false-alarm rate of three standard errors.
 
-A standard error from few repeated seeds is itself uncertain, and chance differences over it are
-larger than a normal's.  So what is asked of |difference / standard error| depends on the degrees
-of freedom behind it.
+A standard error from few repeated seeds is itself uncertain, and chance differences divided by it
+scatter more widely than normal deviates.  So the threshold for |difference / standard error|
+depends on the degrees of freedom behind it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy.typing as npt
 from scipy import special
 
 SIGMAS = 3.0
-"""Standard errors of a normal distribution whose false-alarm rate, 0.27 %, every verdict has."""
+"""Standard errors of a normal distribution; their false-alarm rate, 0.27 %, holds for verdicts."""
 WORSE, BETTER, CANNOT_TELL = "worse", "better", "cannot tell"
 
 
 def enough(dof: Any) -> Any:
-    """|difference / standard error| from which a difference is called one.
+    """|difference / standard error| from which a difference counts as real.
 
     Args:
         dof: Degrees of freedom of the standard error: a number or an array.

@@ -87,7 +87,7 @@ WORDS = {
     "runs=~/x": "runs=~/x: cannot be read as key=value; put the value in quotes: \"runs='~/x'\"",
     "study.title=a=b": "study.title=a=b: cannot be read as key=value; put the value in quotes",
     "data.path=a(b": "data.path=a(b: cannot be read as key=value; put the value in quotes",
-    "seed=0,1": "seed=0,1: is several values; add -m",
+    "seed=0,1": "seed=0,1: has several values; add -m",
     "study=./study/ok.yaml": "study=./study/ok.yaml: must be a choice, not a file; with ok.yaml",
     "precision=4": "precision=4: must be the name of a choice",
     "recipe=null": "recipe=null: must be the name of a choice",

@@ -214,7 +214,7 @@ def test_the_slurm_file_is_a_shell_file_without_slips() -> None:
 
 
 def free_ports(number: int) -> list[int]:
-    """Of the loopback device, free a moment ago."""
+    """Ports of the loopback device that were free a moment ago."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
         for each in sockets:

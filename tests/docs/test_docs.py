@@ -22,7 +22,7 @@ PAGE = (ROOT / "docs" / "recipes.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 SMALL = ("model=ladder/a", "data=tokens", "data.seq_len=64", "batch_size=4", "tokens=1024")
 SMALLER = (*SMALL, "data.max_epochs=100", "tracking=none")
-"""Of the models and texts that the page's commands train; what a command says itself stays."""
+"""Words that make the page's commands small; a key that a command sets itself stays."""
 
 ALL_COMMANDS = """
 import json, sys

@@ -24,7 +24,7 @@ class Step:
     command: str
     code: int
     block: int
-    """Of the commands between two texts."""
+    """Number of the `sh` block that holds it."""
 
 
 def blocks(kind: str) -> list[tuple[int, str]]:

@@ -1,6 +1,6 @@
 """Hydra plugins, a thin shell over `experiments.sweep`: which runs, and where they run.
 
-How Hydra finds them: `lowbit_files`, beside this.
+`lowbit_files`, beside this module, says how Hydra finds them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class GridSweeper(BasicSweeper):
 
 
 def _written(value: object) -> str:
-    """A value of a grid as the command line has it."""
+    """A value of a grid as it is written on the command line."""
     if isinstance(value, str) and not re.fullmatch(r"[\w./+-]+", value):
         text = value.replace("\\", "\\\\").replace("'", "\\'")
         return f"'{text}'"
@@ -69,7 +69,7 @@ def _written(value: object) -> str:
 
 
 def _choices(parser: OverridesParser, arguments: Sequence[str]) -> dict[str, list[str]]:
-    """Key -> the overrides it may take, one of which a run gets; of a key typed twice, the last."""
+    """Key -> the overrides from which a run gets one; for a key typed twice, the last."""
     found: dict[str, list[str]] = {}
     for word in parser.parse_overrides(list(arguments)):
         try:
@@ -85,7 +85,7 @@ def _choices(parser: OverridesParser, arguments: Sequence[str]) -> dict[str, lis
 
 
 class RayLauncher(Launcher):
-    """Plan, show the plan, run what is not yet done, show the results."""
+    """Plan, show the plan, run whatever is not yet done, show the results."""
 
     def __init__(
         self, address: str = "local", max_parallel: int | None = None, dashboard: bool = False
@@ -95,7 +95,7 @@ class RayLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Hydra's hand-over."""
+        """Take over from Hydra."""
         self.hydra_context, self.config = hydra_context, config
 
     def launch(

@@ -1,4 +1,4 @@
-"""Where Hydra finds configurations besides conf/: the user's own files, and formats by their names.
+"""Sources of configurations for Hydra besides conf/: the user's own files, and formats by name.
 
 Hydra finds plugins only in packages called `hydra_plugins` on sys.path; `experiments.command.train`
 and `experiments.configure` put this one's folder there.
@@ -37,19 +37,19 @@ class Formats(ConfigSource):
 
     @staticmethod
     def scheme() -> str:
-        """What the search path calls this source."""
+        """The name of this source in the search path."""
         return "format"
 
     def available(self) -> bool:
-        """Always: it is no place on a disk."""
+        """Always true: it is not a place on disk."""
         return True
 
     def is_group(self, config_path: str) -> bool:
-        """Whether it is the one group."""
+        """Whether the path is the one group."""
         return config_path.strip("/") in ("", GROUP)
 
     def is_config(self, config_path: str) -> bool:
-        """Whether it names a format in that group."""
+        """Whether the path names a format in that group."""
         group, _, name = config_path.partition("/")
         try:
             return group == GROUP and bool(PrecisionConfig.parse(name.removesuffix(".yaml")))
@@ -63,7 +63,7 @@ class Formats(ConfigSource):
         return ConfigResult(self.provider, "format://", config, {"package": None})
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        """The names that help and errors list; there is no end to the others."""
+        """The names that help and errors list; the others have no end."""
         if config_path.strip("/") == GROUP:
             return [] if results_filter is ObjectType.GROUP else sorted(PRESETS)
         return [] if results_filter is ObjectType.CONFIG else [GROUP]

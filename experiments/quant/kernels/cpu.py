@@ -1,8 +1,9 @@
 """The compiled way to quantize on a CPU: the same bits as `experiments.quant.block`, faster.
 
 The C sources here are built with the package as a plain shared library and called through ctypes
-on raw pointers, so it depends on neither torch's nor Python's ABI.  Where it could not be built,
-`NAME` is None and nothing here can be used; the dispatcher decides and records what ran.
+on raw pointers, so it depends on neither torch's nor Python's ABI.  If it could not be built,
+`NAME` is None and nothing here can be used; the dispatcher decides which backend runs and records
+it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _DIRECTED = 4
 _TWO_LEVEL = 5
 _UNSCALED = 7
 _BY_ALL_VALUES = (ScaleFormat.E4M3_4_6, ScaleFormat.QUEST, ScaleFormat.QUEST_FLOOR)
-"""Rules that go by more than amax; the kernel knows them for contiguous blocks of at most 256."""
+"""Rules that need more than amax; the kernel knows them for contiguous blocks of at most 256."""
 _MOST_VALUES = 256
 ROTATIONS = (16, 32, 64, 128, 256, 512, 1024)
 SCALES = {  # rules it knows; the enum in format.h
@@ -129,14 +130,14 @@ def select(instructions: str = "") -> str | None:
     """Choose the code for "avx512", "avx2" or "plain"; "" is the best this processor has.
 
     Returns:
-        What is now in use; None, and nothing changed, if the processor or the library lacks it.
+        The code now in use; None, and nothing changed, if the processor or the library lacks it.
     """
     name = None if _library is None else _library.lowbit_select(instructions.encode())
     return None if name is None else str(name.decode())
 
 
 NAME: str | None = None if (_chosen := select()) is None else f"c-{_chosen}"
-"""What a run record calls this backend; None where the library was not built."""
+"""The name of this backend in a run record; None if the library was not built."""
 
 
 def supports(x: Tensor, precision: Precision, hadamard: int = 0) -> bool:
@@ -291,7 +292,7 @@ def rotate(x: Tensor, size: int, signs: Tensor | None = None, out: Tensor | None
 
 
 def _readable(signs: Tensor | None, x: Tensor) -> bool:
-    """Whether the kernel can take these signs of x's columns as they lie."""
+    """Whether the kernel can read these signs of x's columns from memory as they are."""
     return signs is None or (
         signs.shape == x.shape[-1:]
         and signs.dtype is torch.float32
@@ -301,7 +302,7 @@ def _readable(signs: Tensor | None, x: Tensor) -> bool:
 
 
 def makes_signs(device: torch.device | str) -> bool:
-    """Whether `random_signs` makes them where they are wanted."""
+    """Whether `random_signs` can make signs on the wanted device."""
     return _library is not None and torch.device(device).type == "cpu" and tracing_nothing()
 
 
@@ -337,7 +338,7 @@ def _address(draws: Tensor | None) -> int | None:
 
 
 def _rotation(x: Tensor, size: int, signs: Tensor | None) -> tuple[int | None, int, float, int]:
-    """The kernel's words for it: signs, columns, factor and size, or size 0."""
+    """A rotation as the kernel takes it: signs, columns, factor and size, or size 0."""
     if not size:
         return None, 1, 1.0, 0
     columns = x.shape[-1]

@@ -1,8 +1,8 @@
-"""Which tensors a kernel may read by their address.
+"""The tensors that a kernel may read by their address.
 
 Not those that stand for something else: fake and meta tensors, wrappers, lazily negated or zero
-views, sparse ones, and whatever a transform of torch.func or a tracing mode has its hand on.  Their
-address is null, or what lies there is not their value.
+views, sparse ones, and all that a transform of torch.func or a tracing mode handles.  Their address
+is null, or what lies there is not their value.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _REFUSED = {
     "MaskedTensor": "has values that are not there: fill them, x.to_tensor(0)",
     "NestedTensor": "has rows of unequal length: give one after the other, x.unbind()",
 }
-"""Wrappers by class, and why they have no values that can be taken."""
+"""Wrappers by class, and why they have no values that can be read."""
 
 
 def of_one_process(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Let a function refuse tensors whose values are not all there, before it touches them.
+    """Make a function refuse tensors whose values are not all present, before it touches them.
 
     Raises:
         ValueError: One of the tensors is spread over processes, masked, without memory, or not
@@ -73,7 +73,7 @@ def refuse_dtype(what: str, x: Tensor) -> None:
 
 
 def _not_dense(x: Tensor) -> str:
-    """Why its values do not lie in rows, and what would; "" where they do."""
+    """The reason why a tensor's values do not lie in rows, and the remedy; "" if they do."""
     if x.is_nested:
         return _REFUSED["NestedTensor"]
     if x.is_quantized:
@@ -107,7 +107,7 @@ def dense(x: Tensor) -> bool:
 
 
 def on_device(x: Tensor) -> bool:
-    """The same of a tensor in an accelerator's memory, by name of what it must not be."""
+    """Whether `x` is an ordinary tensor in an accelerator's memory, by what it must not be."""
     lazy = x.is_neg() or x.is_conj() or x._is_zerotensor() or torch._is_functional_tensor(x)
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
     return (
@@ -125,10 +125,10 @@ def tracing_nothing() -> bool:
 
 
 def address(x: Tensor) -> int:
-    """Where the values of `x` lie.
+    """The address of the values of `x`.
 
     Raises:
-        TypeError: It is no `dense` tensor.
+        TypeError: It is not a `dense` tensor.
     """
     if not dense(x):
         raise TypeError(f"the compiled kernel takes dense CPU tensors, got {describe(x)}")

@@ -1,4 +1,4 @@
-"""What the compiled and the GPU kernels have in common: what they take, and what they read."""
+"""Facts shared by the compiled and the GPU kernels: which precisions they take, and constants."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def takes(
     """Whether kernels do what `precision` says after a rotation in the same pass.
 
     Args:
-        precision: To what they round.  Of 8 exponent bits under two rules alone.
+        precision: The format to which they round; with 8 exponent bits, under two rules only.
         hadamard: Block length of the rotation; 0 for none.  Tiles fuse with none, blocks where one
             length divides the other.
         scales: The rules that the kernels know.
@@ -79,7 +79,7 @@ class Grid:
 
     @classmethod
     def of(cls, element: ElementFormat, scaled: bool) -> Grid:
-        """The numbers of a format, as far as float32 reaches; or as far as scales make use of."""
+        """The numbers of a format, as far as float32 reaches or as far as scales use them."""
         emin = element.emin if isinstance(element, FloatFormat) else element.mantissa
         lowest, limit = saturation(element, scaled)
         return cls(
@@ -99,7 +99,7 @@ class Rule:
     name: str  # ScaleFormat's, or "none"
     two_level: bool
     exact_inverse: bool  # of every scale
-    reached: float  # what the largest magnitude is mapped to
+    reached: float  # the value of the largest magnitude
     emax: int
     top: float  # two levels: what the tensor's is mapped to
     most: float  # the largest scale

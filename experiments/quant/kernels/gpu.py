@@ -1,8 +1,9 @@
 """The Triton way to quantize on a GPU: the same bits as `experiments.quant.block`, in one pass.
 
-What is launched, and with which constants; the kernels are in triton_quantize.py, imported at the
-first launch, for importing Triton takes half a second.  Without Triton `NAME` is None and nothing
-here can be used; the dispatcher decides and records what ran.
+This module decides what is launched, and with which constants; the kernels are in
+triton_quantize.py, imported at the first launch, because importing Triton takes half a second.
+Without Triton `NAME` is None and nothing here can be used; the dispatcher decides which backend
+runs and records it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from experiments.quant.kernels.dense import on_device, tracing_nothing
 from experiments.quant.modes import Direction
 
 NAME: str | None = "triton" if find_spec("triton") else None
-"""What a run record calls this backend; None where Triton is not installed."""
+"""The name of this backend in a run record; None if Triton is not installed."""
 SCALES = (
     ScaleFormat.FP32,
     ScaleFormat.E8M0,
@@ -34,9 +35,9 @@ SCALES = (
 """The rules it knows."""
 ROTATIONS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _VALUES = 4096
-"""That a program takes, unless one group has more."""
+"""Values that a program takes, unless one group has more."""
 _LARGEST_GROUP = 16384
-"""That a program holds in registers: 16 values in each of 1024 threads."""
+"""Values that a program holds in registers: 16 in each of 1024 threads."""
 _VALUES_PER_WARP = 512
 
 

@@ -51,7 +51,7 @@ def _uniform(index: tl.tensor, low: tl.tensor, high: tl.tensor) -> tl.tensor:
 @triton.jit
 def _round(x: tl.tensor, draw: tl.tensor, GRID: tl.constexpr, ROUNDING: tl.constexpr) -> tl.tensor:
     """`rounding.round_to` and `round_stochastic`; a NaN becomes some number."""
-    # In this order, for a NaN has no integer part.
+    # In this order, because a NaN has no integer part.
     x = tl.where(x < GRID.limit, x, GRID.limit)
     x = tl.where(x > GRID.lowest, x, GRID.lowest)
     bits = _bits(x) & _MAGNITUDE
@@ -277,7 +277,7 @@ def largest(
     """
     _, index, exists = _places(groups, size, columns, TILE, 1, WIDTH)
     values = _load(x, signs, columns, factor, index, exists, STAGES)
-    # Of all at once: Triton 3.7 needs minutes to compile a rotation of which only a maximum along
+    # All at once: Triton 3.7 needs minutes to compile a rotation of which only a maximum along
     # one axis is used.
     own = tl.max(_bits(values) & _MAGNITUDE)
     tl.atomic_max(amaxes + tl.program_id(0) // tl.cdiv(size, WIDTH), own, sem="relaxed")
@@ -334,7 +334,7 @@ def quantize(
     """
     group, index, exists = _places(groups, size, columns, TILE, GROUPS, WIDTH)
     values = _load(x, signs, columns, factor, index, exists, STAGES)
-    draw = values  # of no account in the other modes
+    draw = values  # not used in the other modes
     if ROUNDING == "noise":
         draw = tl.load(noise + index, exists, other=0.0)
     elif ROUNDING == "key":

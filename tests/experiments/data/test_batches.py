@@ -31,7 +31,7 @@ def own_cache(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus whose shards of 1,000 tokens are no multiple of the windows."""
+    """A corpus whose shards of 1,000 tokens are not a multiple of the windows."""
     path = tmp_path_factory.mktemp("corpus")
     draw = np.random.default_rng(0)
     texts = {f"doc{i}": bytes(draw.integers(97, 123, 80).tolist()).decode() for i in range(200)}

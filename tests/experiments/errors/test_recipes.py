@@ -150,7 +150,7 @@ def test_wrong_requests_are_one_line_and_exit_2(
 
 
 def commands() -> list[list[str]]:
-    """Of the page and of the help, without the program's name."""
+    """Commands of the page and of the help, without the program's name."""
     blocks = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
     lines += [line for line in HELP.splitlines() if line.startswith("  lowbit-error recipe=")]

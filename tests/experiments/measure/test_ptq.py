@@ -118,7 +118,7 @@ def test_an_error_while_scoring_leaves_the_weights_as_they_were(small: Compose) 
 
 
 def test_inputs_are_quantized_only_where_asked(small: Compose) -> None:
-    """Of one layer against the product of both rounded operands."""
+    """One layer against the product of both rounded operands."""
     [layer, *_] = LanguageModel(small("recipe=none")).quantizable().values()
     int4 = Precision.parse("int4_row")
     x = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(0))

@@ -61,5 +61,5 @@ def test_an_outlier_is_spread_over_its_block() -> None:
 def test_wrong_sizes_are_named() -> None:
     with pytest.raises(ValueError, match="hadamard=24: must be a power of two"):
         rotate(torch.ones(2, 48), 24)
-    with pytest.raises(ValueError, match="hadamard=32: .* no multiple"):
+    with pytest.raises(ValueError, match="hadamard=32: .* not a multiple"):
         rotate(torch.ones(2, 48), 32)

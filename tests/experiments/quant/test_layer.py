@@ -194,7 +194,7 @@ def test_zeros_are_filled_in_and_change_nothing(recipe: str) -> None:
 
 @pytest.mark.parametrize("name", ["mxfp4", "nvfp4", "nvfp4_tile", "int4_row", "INT4-tensor"])
 def test_a_filled_layer_is_near_the_exact_one(name: str) -> None:
-    """Of four bits: an error of a fifth of the signal, and not of another tensor."""
+    """Four bits give an error of a fifth of the signal, and not that of another tensor."""
     ours, plain = pair(Precision.parse(name), into=50, out=70)
     x = torch.randn(3, 11, 50)
     y, wanted = ours(x), plain(x)

@@ -99,7 +99,7 @@ def test_neighbouring_draws_fill_the_cube_evenly(together: int, bits: int, shift
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
-    """Of draws from [0, 1), as a standard normal deviate."""
+    """Correlation of draws from [0, 1), as a standard normal deviate."""
     return float(((a.double() - 0.5) * (b.double() - 0.5)).sum() * 12 / a.numel() ** 0.5)
 
 
@@ -169,9 +169,8 @@ def test_birthday_spacings() -> None:
 
 
 def test_runs_up_and_gaps_between_small_draws_are_those_of_chance() -> None:
-    """Of 2^20 draws (n) the turning points are 2 (n - 2) / 3 with variance (16 n - 29) / 90, and
-    the gaps between draws below 1/16 are geometric: chi-square of 64 lengths.  Limit 5 (6.5 for
-    chi-square): 1e-6.
+    """Turning points of n = 2^20 draws: 2 (n - 2) / 3 with variance (16 n - 29) / 90; gaps between
+    draws below 1/16 are geometric: chi-square of 64 lengths.  Limit 5 (6.5 for chi-square): 1e-6.
     """
     n = 2**20
     draws = uniform(KEYS[11], (n,))

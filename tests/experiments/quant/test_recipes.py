@@ -59,8 +59,8 @@ def straight(case: Case) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("recipe", ["stochastic", "quartet_v1", "tetrajet", "luq"])
 def test_the_gradient_is_unbiased(recipe: str) -> None:
-    """Of n = 400 draws, 14,336 elements: one |z| > 6 by chance in 30,000 (normal).  The mean of z^2
-    is 1 within 5 sqrt(2 / 14,336) = 0.06 for independent elements; these share draws: 0.3.
+    """400 draws, 14,336 elements: one |z| > 6 by chance in 30,000 (normal).  The mean of z^2 is 1
+    within 5 sqrt(2 / 14,336) = 0.06 for independent elements; these share draws: 0.3.
     """
     case, n = Case(recipe), 400
     wanted = torch.cat([g.flatten() for g in straight(case).values()])

@@ -55,8 +55,8 @@ def test_every_backend_has_the_stated_gradient(name: str) -> None:
 
 @every
 def test_second_derivatives_are_those_of_the_stated_gradient(name: str) -> None:
-    """Of sum(q^2) / 2 it is q passed back, and of half its square the same of a linear map: x, for
-    a rotation is orthonormal.
+    """The first derivative of sum(q^2) / 2 is q passed back; that of half the square of this is x,
+    since a rotation is linear and orthonormal.
     """
     x = normal(4, 64).requires_grad_()
     q = ALL[name](x)

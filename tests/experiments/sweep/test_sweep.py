@@ -203,7 +203,7 @@ def test_a_run_that_asks_for_more_than_there_is_is_refused(
         (["trainer.num_workers=4", "resources.cpus=999"], "wants 3996 CPUs; there is no room"),
         (["trainer.num_workers=3"], "trainer.num_workers=3: must be 1 or more and divide"),
         (["model=sun_70b"], "GiB for its weights, gradients and moments alone"),
-        (["budget.flops=1e6"], "budget.flops=1e+06: what is to do needs about "),
+        (["budget.flops=1e6"], "budget.flops=1e+06: the runs to do need about "),
         (["budget.hours=1e-9"], "(speed: measured on a few steps); raise it, or plan less"),
         (["on_failure=explode"], "on_failure=explode: must be one of continue, stop"),
         (["timeout_seconds=-1"], "timeout_seconds=-1.0: must be 0 or more"),

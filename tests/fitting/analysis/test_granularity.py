@@ -17,7 +17,7 @@ from fitting.laws.synthetic import SUN_LOG2_CHANNEL, SUN_PARAMS, SUN_TOKENS, mak
 from tests.support.fits import derived_json
 
 OMEGA, XI, ETA = 0.12, 0.02, 0.14
-"""Of log2 B = N^omega/(xi D^eta): 12 to 23 on the grid."""
+"""Constants of log2 B = N^omega/(xi D^eta), which is 12 to 23 on the grid."""
 OWN = 10.0
 """log2 of the channels' own length, which tables give where no equivalent is known."""
 

@@ -39,7 +39,7 @@ LAW = LAWS["floating_point"]
 
 
 def loss(params: float, tokens: float, bits: float, block_size: float = 128) -> float:
-    """Of the published law at the best split of P bits, from its terms."""
+    """Loss of the published law at the best split of P bits, from its terms."""
     unquantized = pd.DataFrame(
         {"params": [params], "tokens": tokens, "exponent": 8, "mantissa": 7, "block_size": 1}
     )

@@ -125,7 +125,7 @@ def test_an_index_in_parquet_is_columns(index: list[str], tmp_path: Path) -> Non
 BROKEN: dict[str, tuple[bytes, str]] = {
     "surrogate.jsonl": (b'{"loss": 3, "note": "\\ud800"}\n', "line 1 holds half a character"),
     "cut.jsonl": (b'{"loss": 3}\n{"loss"', "line 2 is not JSON"),
-    "list.jsonl": (b"[1, 2]\n", "line 1 is no JSON object"),
+    "list.jsonl": (b"[1, 2]\n", "line 1 is not a JSON object"),
     "cut.csv.gz": (gzip.compress(b"loss\n3\n" * 99)[:-20], "cannot be read ("),
     "no.csv.gz": (b"loss\n3\n", "cannot be read ("),
     # Read with the first field as a label, each name would be its neighbour's.
@@ -196,7 +196,7 @@ def test_every_column_of_ours_may_be_mapped_and_no_other(
     arguments = [f"results={path}", "law=chinchilla", f"out={tmp_path}/o"]
     assert command(monkeypatch, commands.fit, *arguments, "columns.prams=params") == 2
     said = capsys.readouterr().err
-    assert "columns.prams=params: no column of ours; did you mean columns.params?" in said
+    assert "columns.prams=params: not a column of ours; did you mean columns.params?" in said
     assert not (tmp_path / "o").exists()
 
 

@@ -60,7 +60,7 @@ def test_what_cannot_be_held_out_has_its_reason_and_hides_nothing_else() -> None
     found = told(one, fit(one, "chinchilla"))
     assert "sizes" not in found["held_out"]
     assert found["not_computed"] == {
-        "sizes left out": "there is one size only",
+        "sizes left out": "there is only one size",
         "largest compute held out": "law=chinchilla: 4 usable rows, but 5 free parameters need at "
         "least 6; freeze some or add runs",
     }

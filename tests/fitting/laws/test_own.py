@@ -136,7 +136,7 @@ def test_a_law_of_ones_own_goes_from_its_file_to_its_page(
     assert caught.value.code == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "law=mine is none of" in said
+    assert "law=mine is not one of" in said
     assert said.endswith("if it is yours, name its file and variable: law=FILE.py:NAME\n")
 
 
@@ -153,7 +153,7 @@ def test_a_column_that_only_ones_own_law_reads_may_have_another_name(
         run(monkeypatch, "fit", *typed, "columns.widths=w")
     assert caught.value.code == 2
     said = capsys.readouterr().err
-    assert "columns.widths=w: no column of ours; did you mean columns.width?" in said
+    assert "columns.widths=w: not a column of ours; did you mean columns.width?" in said
 
 
 def test_a_law_may_lie_in_a_package_and_be_compared_with_ours(
@@ -178,7 +178,7 @@ def test_a_law_may_lie_in_a_package_and_be_compared_with_ours(
         ("mine.py:DOUBLINGS", "DOUBLINGS is no Law; it has MINE"),
         ("raises.py:MINE", "raises.py cannot be run (ValueError: one line and another)"),
         ("wrong.py:MINE", "wrong.py cannot be run (SyntaxError: "),
-        ("ours.py:MINE", "is called chinchilla, as a law of ours; rename it"),
+        ("ours.py:MINE", "is called chinchilla, like a law of ours; rename it"),
         ("no_such_package.laws:MINE", "no_such_package.laws cannot be run (ModuleNotFoundError: "),
         ("mine.py:", "must be FILE.py:NAME or package.module:NAME"),
         (":MINE", "must be FILE.py:NAME or package.module:NAME"),

@@ -147,7 +147,7 @@ def test_a_pointer_over_a_mark_names_its_run_and_its_numbers(
 
 
 def hidden(browser: Page, name: str) -> list[bool]:
-    """Of each part of a series on the page, whether it is not drawn."""
+    """Whether a part is hidden, for each part of a series on the page."""
     found: list[bool] = browser.run(
         f"[...document.querySelectorAll('[data-series=\"{name}\"]')]"
         ".map(part => getComputedStyle(part).display === 'none')"

@@ -112,7 +112,7 @@ def test_losses_of_other_corpora_are_not_compared_but_what_formats_cost_is(
     other = Place("other", tmp_path / "other", tmp_path)
     page = Page(write_comparison(places[0], other, tmp_path / "out", ("svg",)))
     assert "Their corpora differ, so losses above none are compared" in page.text
-    assert "There is no fit of other (no fit.json): no parameters to compare." in page.text
+    assert "There is no fit of other (no fit.json), so no parameters can be compared." in page.text
 
 
 def test_a_study_beside_itself_holds_the_same_runs(
@@ -248,8 +248,8 @@ def test_what_one_study_does_not_record_is_said(
         warnings.simplefilter("always", UnseenWarning)
         commands.report()
     said = (
-        "What all runs of old have in common is not recorded (batch_size, optim.lr): a difference "
-        "in that would not be seen. A page made again from its runs records it."
+        "The settings that all runs of old share are not recorded (batch_size, optim.lr): a "
+        "difference in them would go unnoticed. A page made again from its runs records them."
     )
     assert capsys.readouterr().err == f"lowbit-report: {said}\n"
     assert said in Page(page).text

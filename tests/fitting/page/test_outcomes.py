@@ -68,7 +68,7 @@ def test_many_reasons_are_left_to_the_file() -> None:
     assert view is not None
     assert len(view.rows) == coverage.MOST_REASONS + 1
     assert len(view.data) == 20
-    assert "8 rarer reasons only in the CSV file" in view.note
+    assert "The CSV file also has 8 rarer reasons." in view.note
     assert view.rows[-1][1][:2] == ["all", "20"], "the sum is over all of them"
 
 

@@ -65,8 +65,8 @@ def test_formats_that_cannot_be_told_from_none_are_named() -> None:
         ("E4M3", 8, 0.001, 0.01),
     )  # fmt: skip
     text = findings.not_told_apart(table, ["E1M1", "E2M1", "E4M3"])
-    assert "at any size or tokens: E4M3." in text
-    assert "at some sizes and tokens: E2M1 (1 of 2)." in text
+    assert "at any size or token count: E4M3." in text
+    assert "at some sizes and token counts: E2M1 (1 of 2)." in text
     assert "E1M1" not in text
 
 
@@ -81,7 +81,7 @@ def test_many_lowest_formats_become_one_sentence_that_names_the_worse_ones() -> 
     means, details = findings.lowest_bits(cells(*rows))
     assert len(means) == 1
     assert not details
-    assert "+0.000 to +0.080 nats" in means[0]
+    assert "differ from none by +0.000 to +0.080 nats" in means[0]
     assert means[0].endswith("worse by more than 3.5 standard errors: E1M1/16, E1M1/4 and E1M1/8.")
 
 
@@ -120,7 +120,7 @@ def test_pinned_rough_unpinned_and_fixed_parameters_are_told_apart() -> None:
         "gamma": "no", "delta": "unknown", "nu": "held fixed",
     }  # fmt: skip
     yes, roughly, no, fixed, unknown = findings.parameters_pinned(FIT)
-    assert yes.endswith("at most a factor 2: alpha = 0.2368 (0.21 to 0.27).")
+    assert yes.endswith("at most a factor of 2: alpha = 0.2368 (0.21 to 0.27).")
     assert roughly.endswith("d = 900 (300 to 2,100).")
     assert no.startswith("This study cannot pin epsilon and gamma:")
     assert fixed == "Held fixed and not fitted: nu = 2.95."
@@ -139,14 +139,14 @@ def test_a_fit_at_a_bound_is_said_to_be() -> None:
 
 def test_the_best_layout_comes_with_its_share_and_without_extrapolations() -> None:
     text = str(findings.best_layouts(FIT))
-    assert "4 bits E2M1 (93 % of draws)" in text
+    assert "E2M1 at 4 bits (93 % of draws)" in text
     assert "E4M3" not in text
     assert "below 95 %, the split is open" in text
 
 
 def test_a_layout_from_unpinned_exponents_is_no_finding() -> None:
     text = str(findings.best_layouts(replace(FIT, identified={"nu": False}, frozen=[])))
-    assert "The study cannot pin nu, so this is no finding" in text
+    assert "The study cannot pin nu, so this is not yet a finding" in text
 
 
 def test_the_price_of_the_fewest_bits_that_were_trained_is_in_the_lead() -> None:
@@ -158,8 +158,8 @@ def test_the_price_of_the_fewest_bits_that_were_trained_is_in_the_lead() -> None
     rows = [row(2, None, True), row(3, 1.1, True), row(4, 1.04, False), row(5, 1.01, False)]
     text = findings.cost_of_fewest_bits(saved(derived={"cost_of_bits": rows}))
     assert text == (
-        "By the fit, what 4 bits (E2M1) lose at 100M parameters and 10B tokens is made up for by "
-        "1.3 times (1.13 to 2.38) the parameters or 1.04 times the tokens."
+        "By the fit, the loss from 4 bits (E2M1) at 100M parameters and 10B tokens is made up for "
+        "by 1.3 times (1.13 to 2.38) the parameters or 1.04 times the tokens."
     )
     assert findings.cost_of_fewest_bits(saved(derived={"cost_of_bits": rows[:2]})) is None
     assert findings.cost_of_fewest_bits(saved()) is None
@@ -202,9 +202,9 @@ def test_measured_layouts_say_when_only_the_law_prefers_one() -> None:
     told, untold = (4, "E2M1", "E1M2", 0.1, 0.02, "better"), (3, "E2M0", "E1M1", 0.02, 0.02, "")
     both = findings.measured_layouts(pd.DataFrame([told, untold], columns=columns))
     assert both is not None
-    assert "E2M1 before E1M2 by 0.100 ± 0.020 nats per token." in both
+    assert "E2M1 beats E1M2 by 0.100 ± 0.020 nats per token." in both
     assert "cannot tell apart E2M0 and E1M1 (0.020 ± 0.020)" in both
-    assert "by the law's form" in both
+    assert "because of the law's form" in both
     only = findings.measured_layouts(pd.DataFrame([told], columns=columns))
     assert "cannot" not in str(only)
     assert findings.measured_layouts(pd.DataFrame()) is None

@@ -49,7 +49,7 @@ def write(folder: Path, table: pd.DataFrame, fit: dict[str, Any] | None = None) 
         ("{", "fit.json: damaged (Expecting"),
         ("[]", "fit.json: damaged (holds a list, not an object)"),
         ("{}", "lacks law, objective"),
-        (json.dumps(a_fit(law="chinchila")), "law=chinchila is none of"),
+        (json.dumps(a_fit(law="chinchila")), "law=chinchila is not one of"),
         (json.dumps(a_fit(parameters={"E": 1.0})), "parameters E, but law=chinchilla has"),
     ],
 )
@@ -140,7 +140,7 @@ def test_a_format_is_compared_where_none_was_run_beside_it(tmp_path: Path) -> No
         (LOSSES.drop(columns="mantissa"), "no column mantissa: formats cannot be compared"),
         (LOSSES.drop(columns="seed"), "no column seed: formats cannot be compared"),
         (LOSSES.assign(loss=np.nan), "No run ended with a loss"),
-        (LOSSES.iloc[1:], "No quantized cell has an unquantized run"),
+        (LOSSES.iloc[1:], "No quantized cell has an unquantized counterpart"),
     ],
     ids=["mantissa", "seed", "loss", "none"],
 )

@@ -269,7 +269,7 @@ def test_the_page_and_the_fit_name_the_rate(
     monkeypatch.setattr(sys, "argv", ["lowbit-fit", *arguments, *held])
     commands.fit()
     printed = " ".join(capsys.readouterr().out.split())
-    assert "runs differ in optim.lr (0.001, 0.016), of which the law knows nothing" in printed
+    assert "runs differ in optim.lr (0.001, 0.016), which the law does not know" in printed
     monkeypatch.setattr(sys, "argv", [*sys.argv, "where=optim.lr == 0.016"])
     commands.fit()
     printed = " ".join(capsys.readouterr().out.split())
