@@ -129,6 +129,7 @@ import builtins, os, signal, sys
 import numpy
 from fitting.entry.answer import answer
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what is behind &
 python_import, asked = builtins.__import__, []
 
 def as_numpy_is_asked_for_from_c(name, *more, **options):
