@@ -55,7 +55,7 @@ def run_fit(options: FitOptions) -> SavedFit:
     law = get(options.law)
     laws = list({name: get(name) for name in (options.law, *options.compare)}.values())
     needed = [column for each in laws for column in each.columns]
-    refuse_unknown(options.columns, [*needed, *(name for each in laws for name in each.schemes)])
+    refuse_unknown(options.columns, laws)
     table = load(options.results, options.columns, ptq="bits_post" in needed)
     table = _numeric(table, needed, options.results)
     kept = keep(table, options.where)

@@ -107,7 +107,7 @@ def run_expected(options: FitOptions) -> pd.DataFrame:
             f"{options.expect}: law={pilot.law}: a fit cannot name a law's file; type it"
         )
     law = get(options.law or pilot.law)
-    refuse_unknown(options.columns, (*law.columns, *law.schemes))
+    refuse_unknown(options.columns, [law])
     noise = options.noise or (pilot.noise_floor or {}).get("std_log")
     if not noise:
         raise UsageError("noise: the pilot repeated no seed; give noise=0.01 for 1 % of the loss")

@@ -6,11 +6,15 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fitting.entry.errors import UsageError
 from fitting.entry.options import entries, listed, number, option, pairs, parse, positive, read
 from fitting.figures import FIGURE_FILES
 from fitting.results.swept import is_key
+
+if TYPE_CHECKING:  # help does not wait for it
+    from fitting.law.terms import Law
 
 LAW_NAMES = ("chinchilla", "floating_point", "quartet", "precision", "ptq", "qat", "compressed")
 """The names of `fitting.laws.catalogue.LAWS`, whose import takes longer than help may take."""
@@ -32,17 +36,18 @@ def _bounds(_: str, text: str) -> tuple[float, float]:
         raise ValueError("must be two numbers, LO..HI") from None
 
 
-def refuse_unknown(columns: Mapping[str, str], of_laws: Iterable[str]) -> None:
+def refuse_unknown(columns: Mapping[str, str], laws: Iterable[Law]) -> None:
     """Refuse names that neither we nor the laws have for a column.
 
     Args:
         columns: Our names by which columns of a table are to be known, and theirs.
-        of_laws: Columns that the laws read; one of a user's own may read any.
+        laws: The laws that read them; one of a user's own may read any.
 
     Raises:
         UsageError: Names the first of them.
     """
-    known = [*OUR_COLUMNS, *(name for name in of_laws if name not in OUR_COLUMNS)]
+    of_laws = (name for law in laws for name in (*law.columns, *law.schemes))
+    known = list(dict.fromkeys([*OUR_COLUMNS, *of_laws]))
     for ours, theirs in columns.items():
         if ours not in known and not is_key(ours):
             close = difflib.get_close_matches(ours, known, n=1)

@@ -152,25 +152,24 @@ def table_of(records: Sequence[RunRecord], ptq: bool = False) -> pd.DataFrame:
 def superseded(records: Sequence[RunRecord]) -> dict[str, str]:
     """Runs that a newer version of the numerics has repeated -> the `run_id` of the new one.
 
-    The two lie side by side in a study's folder.  They are not repetitions of each other.
+    The two lie side by side in a study's folder.  They are not repetitions of each other.  A record
+    without a whole configuration does not say which run it is, and stands for itself.
     """
-    newest: dict[str, RunRecord] = {}
-    computed = complete([record.config for record in records])
-    of = [
-        json.dumps([science, r.model, r.tokens, r.seed, r.corpus], sort_keys=True)
-        for science, r in zip(computed, records, strict=True)
-    ]
-    for what, record in zip(of, records, strict=True):
-        best = newest.get(what)
-        if record.status != "failed" and (
-            best is None or record.numerics_version > best.numerics_version
-        ):
-            newest[what] = record
-    return {
-        record.run_id: newest[what].run_id
-        for what, record in zip(of, records, strict=True)
-        if what in newest and record.numerics_version < newest[what].numerics_version
-    }
+    if len({record.numerics_version for record in records}) < 2:
+        return {}
+    known = [record for record in records if "tokens" in record.config]
+    versions: dict[str, list[RunRecord]] = {}
+    for run, science in zip(known, complete([run.config for run in known]), strict=True):
+        # The tokens that were asked for: a run that diverged or failed has seen fewer.
+        what = [science, run.config["tokens"], run.model, run.seed, run.corpus]
+        versions.setdefault(json.dumps(what, sort_keys=True), []).append(run)
+    found: dict[str, str] = {}
+    for same in versions.values():
+        if results := [run for run in same if run.status != "failed"]:
+            newest = max(results, key=lambda run: run.numerics_version)
+            older = [run for run in same if run.numerics_version < newest.numerics_version]
+            found |= {run.run_id: newest.run_id for run in older}
+    return found
 
 
 def _mapped(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:

@@ -214,6 +214,19 @@ def test_a_run_that_a_newer_version_made_again_counts_once(tmp_path: Path) -> No
     assert "made again: " in page
 
 
+def test_a_newer_run_that_diverged_early_stands_for_the_older_one_and_no_other(
+    tmp_path: Path,
+) -> None:
+    finished = record(config(QUANTIZED, seed=0), 3.0)
+    diverged = dataclasses.replace(finished, status="diverged", loss=None, tokens=512)
+    place = folder(tmp_path / "runs", [diverged, older(finished, "a")])
+    assert select_rows(load(place))[1] == {"diverged": 1, "superseded": 1}
+    # Who says nothing of a configuration may be any run.
+    said = [dataclasses.replace(finished, run_id="one", config={})]
+    said += [dataclasses.replace(finished, run_id="two", config={}, numerics_version=2)]
+    assert select_rows(load(folder(tmp_path / "bare", said)))[1] == {}
+
+
 # --- the study of the issue --------------------------------------------------------------------
 
 ABOVE = {0.016: (0.03, 0.06, 0.081), 0.001: (0.081, 0.088, 0.095)}
