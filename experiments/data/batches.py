@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.data.imports import import_path
 from experiments.data.shards import (
     DataError,
     Manifest,
     Shard,
     cache_folder,
     fingerprint,
-    import_path,
     read_manifest,
 )
 from experiments.data.techdocs import REBUILD, TECHDOCS_SHA256, techdocs
@@ -46,7 +46,7 @@ class DataConfig:
     name: str = "techdocs"
     """techdocs (built in) or tokens (yours, at `path`)."""
     path: str = ""
-    """For tokens: what `experiments.data.shards.import_path` takes."""
+    """For tokens: what `experiments.data.imports.import_path` takes."""
     seq_len: int = 256
     """Targets in a window, T."""
     validation_windows: int = 0

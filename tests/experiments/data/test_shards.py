@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.data.imports import import_path
 from experiments.data.shards import (
     DataError,
     Manifest,
     fingerprint,
-    import_path,
     make_once,
     read_manifest,
     write_corpus,
