@@ -39,6 +39,11 @@ class Slot(NamedTuple):
     gemm: str
     part: str
 
+    @property
+    def error(self) -> str:
+        """The column of a run's record with the error of the operand's format."""
+        return f"err_{self.part}" if self.gemm == "output" else f"err_{self.gemm}_{self.part}"
+
     def key(self, *more: str) -> str:
         """The key of the operand, or of one of its values."""
         return ".".join(("recipe", *self, *more))
@@ -54,7 +59,8 @@ SLOTS = {
 }
 GEMMS = {"output": ("P1", "P2"), "grad_input": ("P3", "P4"), "grad_weight": ("P5", "P6")}
 """The operands of each GEMM, left and right."""
-_FORWARD_OF = {"P4": "P2", "P6": "P1"}
+FORWARD_OF = {"P4": "P2", "P6": "P1"}
+"""The operands of the backward products that the forward product multiplies, too."""
 
 
 @dataclass
@@ -211,7 +217,7 @@ class RecipeConfig:
             for label, _, operand in self.rounded()
         }
         for label in set(self.quantized) - set(found):
-            found[label] = found[_FORWARD_OF[label]]
+            found[label] = found[FORWARD_OF[label]]
         return found
 
     def gemms(self) -> dict[str, GemmConfig]:
@@ -299,10 +305,10 @@ class RecipeConfig:
             except FormatError as error:
                 refuse("precision", str(error))
         if operand.forward:
-            if label not in _FORWARD_OF:
+            if label not in FORWARD_OF:
                 refuse("forward", "only grad_input.weight and grad_weight.input can be true")
-            elif self.slots()[_FORWARD_OF[label]] is None:
-                refuse("forward", f"needs {'.'.join(SLOTS[_FORWARD_OF[label]])} to be quantized")
+            elif self.slots()[FORWARD_OF[label]] is None:
+                refuse("forward", f"needs {'.'.join(SLOTS[FORWARD_OF[label]])} to be quantized")
         try:
             estimator = Estimator.parse(operand.gradient)
             if not estimator.straight_through and label not in GEMMS["output"]:

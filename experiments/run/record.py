@@ -21,6 +21,8 @@ from experiments.data.batches import TokenData
 from experiments.model import block_linears
 from experiments.paths import package_dir
 from experiments.quant.block import backend
+from experiments.quant.normal_error import recipe_errors
+from experiments.quant.recipe import SLOTS
 from experiments.run.identity import NUMERICS_VERSION, quantization
 from fitting.results.record import RunRecord
 
@@ -123,6 +125,7 @@ def design(config: TrainConfig, steps: int) -> dict[str, Any]:
         "scale": formats.scale,
         "operands": " ".join(config.recipe.quantized),
         "operand_values": "exact",  # QuantLinear has no other way
+        **{SLOTS[label].error: error for label, error in formats.errors.items()},
         "params": count.block,
         "params_head": count.head,
         "params_embedding": count.embedding,
@@ -159,6 +162,8 @@ class _Formats:
     bits_with_scales: float
     granularity: str
     scale: str
+    errors: dict[str, float]
+    """By label, the operand's relative squared error on normal data."""
     params: int
     """Parameters in quantized layers."""
     backend: str
@@ -177,7 +182,9 @@ def _format_of(config: TrainConfig) -> _Formats:
     if not recipe.quantized:
         exponent, mantissa = (8, 7) if config.compute_dtype == "bfloat16" else (8, 23)
         bits = float(1 + exponent + mantissa)
-        return _Formats(exponent, mantissa, 1.0, bits, "none", "none", 0, "none")
+        return _Formats(
+            exponent, mantissa, 1.0, bits, "none", "none", dict.fromkeys(SLOTS, 0.0), 0, "none"
+        )
     precisions = recipe.precisions(config.precision.build())
     layers = {
         name: shape
@@ -185,7 +192,7 @@ def _format_of(config: TrainConfig) -> _Formats:
         if not recipe.keeps(name, config.model.layers)
     }
     rows = config.rows
-    operands = []
+    operands, errors = [], []
     for into, out in layers.values():
         shape_of = {
             "P1": (rows, into),
@@ -196,6 +203,8 @@ def _format_of(config: TrainConfig) -> _Formats:
             "P6": (into, rows),
         }
         operands += [(precisions[label], *shape_of[label]) for label in recipe.quantized]
+        sharing = {label: precisions[label].sharing(*shape_of[label]) for label in recipe.quantized}
+        errors.append(recipe_errors(recipe, config.precision.build(), sharing))
     elements = sum(r * c for _, r, c in operands)
     mean_log2 = sum(math.log2(p.sharing(r, c)) for p, r, c in operands) / len(operands)
     first = precisions[recipe.quantized[0]]
@@ -209,6 +218,7 @@ def _format_of(config: TrainConfig) -> _Formats:
         sum(r * c * p.bits_per_element(r, c) for p, r, c in operands) / elements,
         first.granularity,
         first.scale.value,
+        {label: sum(each[label] for each in errors) / len(errors) for label in SLOTS},
         sum(into * out for into, out in layers.values()),
         "+".join(sorted(backends)),
     )

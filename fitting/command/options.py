@@ -16,11 +16,17 @@ from fitting.results.swept import is_key
 if TYPE_CHECKING:  # help does not wait for it
     from fitting.law.terms import Law
 
-LAW_NAMES = ("chinchilla", "floating_point", "quartet", "precision", "ptq", "qat", "compressed")
+LAW_NAMES = (
+    *("chinchilla", "floating_point", "unified", "quartet", "precision", "ptq", "qat"),
+    "compressed",
+)
 """The names of `fitting.laws.catalogue.LAWS`, whose import takes longer than help may take."""
 OUR_COLUMNS = (
     "loss params tokens exponent mantissa block_size forward backward bits_w bits_a bits_kv "
-    "bits_post gmse run_id status seed cell model recipe granularity scale operands "
+    "bits_post gmse err_input err_weight err_grad_input_grad_output err_grad_input_weight "
+    "err_grad_weight_grad_output err_grad_weight_input format_input format_weight "
+    "format_grad_input_grad_output format_grad_input_weight format_grad_weight_grad_output "
+    "format_grad_weight_input run_id status seed cell model recipe granularity scale operands "
     "operand_values corpus compute_dtype format_post operands_post study bits bits_with_scales "
     "params_head params_embedding params_total params_quantized unique_tokens flops train_loss "
     "bits_per_byte wall_seconds tokens_per_second attempts quantize_backend numerics_version reason"
@@ -85,7 +91,9 @@ class FitOptions:
             "which column of the table stands for ours: columns.loss=val_loss (all laws need loss "
             "in nats per token, params, tokens; floating_point also exponent, mantissa, "
             "block_size; quartet forward and backward, names of schemes; precision bits_w, bits_a, "
-            "bits_kv; ptq bits_post; qat block_size; compressed gmse).  For ptq, a folder of runs "
+            "bits_kv; ptq bits_post; qat block_size; compressed gmse; unified err_input and err_weight, or "
+            "format_input and format_weight: formats' names as columns.format_weight=mxfp4 or "
+            "'E{exponent}M{mantissa}-block{group}', with columns in braces).  For ptq, a folder of runs "
             "made with ptq.formats=[...] gives one row per run and format, with format_post; the "
             "run itself has format_post none (its weights as trained) and the bits of its compute "
             "dtype.  THEIRS may be a formula: columns.params='N*1e9'.  Rows are repeats if they "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -114,6 +114,75 @@ class Capacity(Curve):
         return x[:, 0] - x[:, 1] * total, gradient, hessian
 
 
+@dataclass(frozen=True)
+class PowerOfCapacity(Curve):
+    """((N c)^-alpha A + B/D^beta)^g, c a product of capacities: `Power` over `Capacity`.
+
+    x_1 is g (log A - alpha log N), x_2 is g alpha, x_3 is g (log B - beta log D), x_4 is log g;
+    each further form is one capacity's.
+    """
+
+    log_capacity: Callable[[Array], Derivatives]
+    parts: int
+    held: Array | float = 0.0
+    """[3, rows]: the parts of x_1/g, x_2/g and x_3/g that do not move with g."""
+
+    @property
+    def forms(self) -> int:  # type: ignore[override]
+        """Four and one for each part."""
+        return 4 + self.parts
+
+    def __call__(self, x: Array) -> Derivatives:
+        """See `Curve`."""
+        batch, forms, rows = x.shape
+        power = np.exp(x[:, 3])
+        inside = x[:, :3] / power[:, None]
+        held = np.broadcast_to(self.held, (3, rows))
+        log, slope, bend = self.log_capacity(x[:, 4:])
+        total = log.sum(axis=1)
+        alpha = inside[:, 1] + held[1]
+
+        # u and v are the logs of the two terms in the brackets, free_u and free_v what moves with
+        # 1/g of them; d below are their derivatives by every form.
+        free_u, free_v = inside[:, 0] - inside[:, 1] * total, inside[:, 2]
+        u, v = free_u + held[0] - held[1] * total, free_v + held[2]
+        log_sum = np.logaddexp(u, v)
+        share = np.exp(u - log_sum)
+        du, dv = np.zeros_like(x), np.zeros_like(x)
+        du[:, 0], du[:, 1], du[:, 3] = 1 / power, -total / power, -free_u
+        du[:, 4:] = -alpha[:, None] * slope
+        dv[:, 2], dv[:, 3] = 1 / power, -free_v
+        inner = share[:, None] * du + (1 - share)[:, None] * dv
+        apart = du - dv
+
+        value = power * log_sum
+        gradient = power[:, None] * inner
+        gradient[:, 3] += value
+        hessian = (share * (1 - share))[:, None, None] * apart[:, :, None] * apart[:, None]
+        bent = np.zeros((batch, forms, forms, rows))  # the second derivatives of u
+        bent[:, 0, 3] = bent[:, 3, 0] = -1 / power
+        bent[:, 1, 3] = bent[:, 3, 1] = total / power
+        bent[:, 3, 3] = free_u
+        bent[:, 1, 4:] = bent[:, 4:, 1] = -slope / power[:, None]
+        bent[:, 3, 4:] = bent[:, 4:, 3] = inside[:, 1:2] * slope
+        for part in range(4, forms):
+            bent[:, part, part] = -alpha * bend[:, part - 4]
+        hessian += share[:, None, None] * bent
+        hessian[:, 2, 3] -= (1 - share) / power
+        hessian[:, 3, 2] -= (1 - share) / power
+        hessian[:, 3, 3] += (1 - share) * free_v
+        hessian *= power[:, None, None]
+        # The factor g in front moves with x_4, too.
+        hessian[:, 3] += power[:, None] * inner
+        hessian[:, :, 3] += power[:, None] * inner
+        hessian[:, 3, 3] += value
+        return value, gradient, hessian
+
+    def holding(self, held: Array) -> Curve:
+        """See `Curve`."""
+        return replace(self, held=held[:3])
+
+
 def log_saturation(t: Array) -> Derivatives:
     """Log of 1 - e^t, for t < 0."""
     t = np.maximum(np.where(t < 0, t, np.nan), -LARGEST_EXPONENT)
@@ -126,3 +195,10 @@ def log_tanh(x: Array) -> Derivatives:
     y = np.exp(np.clip(x, -LARGEST_EXPONENT, LARGEST_LOG))
     slope = 2 * y / np.sinh(2 * y)
     return np.log(np.tanh(y)), slope, slope * (1 - 2 * y / np.tanh(2 * y))
+
+
+def log_signal(t: Array) -> Derivatives:
+    """Log of 1/(1 + e^t): what is left of a signal with e^t of noise; t may be -infinity."""
+    t = np.clip(t, -LARGEST_EXPONENT, LARGEST_EXPONENT)
+    noise = 1 / (1 + np.exp(-t))
+    return -np.logaddexp(0.0, t), -noise, -noise * (1 - noise)

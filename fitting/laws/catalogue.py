@@ -23,7 +23,14 @@ from fitting.analysis.efficiency import BACKWARD, CROSSOVERS, EFFICIENCIES, FORW
 from fitting.analysis.granularity import EQUIVALENT_BLOCKS
 from fitting.analysis.layouts import LAYOUTS
 from fitting.analysis.optima import COST_K, OPTIMAL_PRECISION
-from fitting.law.curves import Capacity, Power, log_saturation, log_tanh
+from fitting.law.curves import (
+    Capacity,
+    Power,
+    PowerOfCapacity,
+    log_saturation,
+    log_signal,
+    log_tanh,
+)
 from fitting.law.terms import (
     COEFFICIENT,
     EXPONENT,
@@ -46,6 +53,9 @@ from fitting.laws.published import (
     QUARTET_2025,
     SUN_2025,
 )
+
+FORWARD_ERRORS = ("err_input", "err_weight")
+"""Columns with the relative squared errors of the operands of the forward pass, P1 and P2."""
 
 
 def _chinchilla(c: Columns) -> list[Term]:
@@ -141,6 +151,20 @@ def _compressed(c: Columns) -> list[Term | Bent]:
     argument = Term({"F": 1}, offset=np.where(compressed, np.log(bits), np.inf))
     capacity = Bent(Capacity(log_tanh, parts=1), [size, Term({"C": 1}), argument])
     return [capacity, Term({"B": 1, "beta": -np.log(c["tokens"])}), Term({"E": 1})]
+
+
+def _unified(c: Columns) -> list[Term | Bent]:
+    """L = (A/(N rho)^alpha + B/D^beta)^gamma + E, rho = prod_x 1/(1 + c e_x/(1 - e_x)).
+
+    e_x is the relative squared error of an operand of the forward pass, e/(1 - e) its noise over
+    what is kept of the signal; an operand with e = 0 is not quantized.
+    """
+    size = [Term({"A": 1, "alpha": -np.log(c["params"])}), Term({"alpha": 1})]
+    data = Term({"B": 1, "beta": -np.log(c["tokens"])})
+    with np.errstate(divide="ignore"):  # no error, no noise
+        noise = [np.log(c[name]) - np.log1p(-c[name]) for name in FORWARD_ERRORS]
+    forms = [*size, data, Term({"gamma": 1}), *(Term({"c": 1}, offset=n) for n in noise)]
+    return [Bent(PowerOfCapacity(log_signal, parts=len(noise)), forms), Term({"E": 1})]
 
 
 _CHINCHILLA = {
@@ -282,6 +306,22 @@ LAWS: dict[str, Law] = {
             },
             below={"gmse": 1.0},
             conclusions=COMPRESSED_CONCLUSIONS,
+        ),
+        Law(
+            "unified",
+            "this project: quartet's law, with the efficiency of a format computed from its error",
+            _unified,
+            columns={"params": POSITIVE, "tokens": POSITIVE} | dict.fromkeys(FORWARD_ERRORS, 0.0),
+            parameters={
+                "A": _UNDER_POWER,
+                "alpha": _EXPONENT_UNDER_POWER,
+                "B": _UNDER_POWER,
+                "beta": _EXPONENT_UNDER_POWER,
+                "E": COEFFICIENT,
+                "gamma": _POWER,
+                "c": Parameter("factor", bounds=(0.1, 1000.0), start=(3.0, 100.0)),
+            },
+            below=dict.fromkeys(FORWARD_ERRORS, 1.0),
         ),
     )
 }

@@ -68,6 +68,15 @@ class RunRecord:
     operand_values: str = field(default="exact", kw_only=True)
     """exact: the multiplied values are numbers of the operands' formats; rounded: the compute dtype
     rounded them again (runs in bfloat16 of a version before 0.2)."""
+    err_input: float | None = field(default=None, kw_only=True)
+    """Relative squared error of P1 on normal data, its rounding included; 0 if not quantized.  The
+    next five say the same of P2 to P6, in that order, named as in the recipe.  None in older
+    records."""
+    err_weight: float | None = field(default=None, kw_only=True)
+    err_grad_input_grad_output: float | None = field(default=None, kw_only=True)
+    err_grad_input_weight: float | None = field(default=None, kw_only=True)
+    err_grad_weight_grad_output: float | None = field(default=None, kw_only=True)
+    err_grad_weight_input: float | None = field(default=None, kw_only=True)
     params: int
     """Matrices inside the blocks: the papers' N.  No embedding, head or norm."""
     params_head: int

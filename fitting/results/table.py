@@ -70,7 +70,8 @@ def load(
     Args:
         path: `runs/<study>` (each `*/result.json` or `*/failure.json`), `*.csv`, `*.parquet`, ...
         columns: Our name -> the table's name or a formula of these, e.g. {"params": "N",
-            "tokens": "D*1e9"}.
+            "tokens": "D*1e9"}; for format_weight and the like a format's name, too
+            (`fitting.results.format_errors`).
         ptq: For a folder in which runs were scored with quantized weights: after each of these
             runs, add one row per format, with that loss.  All rows then have `bits_post`, bits of
             an element, and `format_post` and `operands_post`; for a run as it was trained these
@@ -174,10 +175,13 @@ def superseded(records: Sequence[RunRecord]) -> dict[str, str]:
 
 def _mapped(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     """The table with its columns under our names, each read from the original table."""
+    from fitting.results.format_errors import FORMATS, named_errors  # scipy
     from fitting.results.where import ExpressionError, evaluate  # pandas
 
-    found = {}
+    found = named_errors(table, columns)
     for ours, theirs in columns.items():
+        if ours in FORMATS:
+            continue
         if theirs in table.columns:
             found[ours] = table[theirs]
             continue

@@ -7,10 +7,20 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fitting.law.curves import Array, Capacity, Curve, Derivatives, Power, log_saturation, log_tanh
+from fitting.law.curves import (
+    Array,
+    Capacity,
+    Curve,
+    Derivatives,
+    Power,
+    PowerOfCapacity,
+    log_saturation,
+    log_signal,
+    log_tanh,
+)
 
 ROWS = 7
-HELD = np.random.default_rng(1).normal(size=(2, ROWS))
+HELD = np.random.default_rng(1).normal(size=(3, ROWS))
 
 
 def forms(curve: Curve, seed: int, batch: int = 4) -> Array:
@@ -24,7 +34,7 @@ def forms(curve: Curve, seed: int, batch: int = 4) -> Array:
 def test_power_is_a_sum_raised_to_a_power() -> None:
     x = forms(Power(), 0)
     g = np.exp(x[:, 2])
-    for held in (np.zeros((2, 1)), HELD):
+    for held in (np.zeros((2, 1)), HELD[:2]):
         sums = np.exp(x[:, 0] / g + held[0]) + np.exp(x[:, 1] / g + held[1])
         value, _, _ = Power(held)(x)
         # Both are a handful of float64 operations on numbers of order one.
@@ -47,10 +57,28 @@ def test_capacity_is_the_size_term_at_the_effective_size() -> None:
     assert np.exp(tanh[0, 0]) == pytest.approx(expected, rel=1e-13)
 
 
+def test_power_of_capacity_is_the_law_with_an_effective_size() -> None:
+    a, alpha, n, b, beta, d, gamma, c = 30.0, 0.3, 1e8, 50.0, 0.4, 1e9, 0.7, 25.0
+    errors = np.array([0.012, 0.0])
+    noise = c * errors / (1 - errors)
+    with np.errstate(divide="ignore"):
+        x = np.array([0, gamma * alpha, 0, np.log(gamma), *np.log(noise)])
+    x[0] = gamma * (np.log(a) - alpha * np.log(n))
+    x[2] = gamma * (np.log(b) - beta * np.log(d))
+    size = n / (1 + noise).prod()
+    expected = (a / size**alpha + b / d**beta) ** gamma
+    value, _, _ = PowerOfCapacity(log_signal, 2)(x[None, :, None])
+    assert np.exp(value[0, 0]) == pytest.approx(expected, rel=1e-13)
+
+
 @pytest.mark.parametrize(
     "curve",
-    [Power(), Power(HELD), Capacity(log_saturation, 3), Capacity(log_tanh, 1)],
-    ids=["power", "power held", "saturation", "tanh"],
+    [
+        *(Power(), Power(HELD[:2]), Capacity(log_saturation, 3), Capacity(log_tanh, 1)),
+        *(PowerOfCapacity(log_signal, 2), PowerOfCapacity(log_signal, 2, HELD)),
+        PowerOfCapacity(log_signal, 0),
+    ],
+    ids=["power", "power held", "saturation", "tanh", "signal", "signal held", "nothing"],
 )
 def test_derivatives_equal_central_differences(curve: Curve) -> None:
     # Step eps^(1/3): relative error about eps^(2/3) = 4e-11 times third derivatives of up to 1000.

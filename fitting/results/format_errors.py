@@ -1,0 +1,72 @@
+"""Errors of number formats that a table only names.
+
+A law over errors reads `err_weight` and the like.  Runs of ours record them; for a table of another
+origin they follow from the names of the formats: `columns.format_weight=...` is a column of names,
+one name for all rows, or a text with columns in braces, `"E{exponent}M{mantissa}-block{group}"`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from experiments.quant.formats import FormatError
+from experiments.quant.normal_error import error_of
+from experiments.quant.recipe import SLOTS
+from fitting.files.own_json import ResultsError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ERRORS = tuple(slot.error for slot in SLOTS.values())
+"""The columns of the errors of P1 to P6."""
+FORMATS = {name.replace("err_", "format_", 1): name for name in ERRORS}
+"""Names of formats -> the column of their errors."""
+_COLUMN = re.compile(r"\{([^{}]*)\}")
+
+
+def named_errors(table: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, pd.Series]:
+    """The columns of errors for those of `columns` that name formats.
+
+    Args:
+        table: The table as it was read.
+        columns: Our name -> a column of the table, a name, or a text with columns in braces.
+
+    Raises:
+        ResultsError: No such column, or no format of such a name.
+    """
+    found = {}
+    for ours in FORMATS.keys() & columns.keys():
+        names = _names(table, ours, columns[ours])
+        errors = {}
+        for name in names.unique():
+            try:
+                errors[name] = error_of(name)
+            except FormatError as error:
+                raise ResultsError(f"columns.{ours}={columns[ours]}: {error}") from error
+        found[FORMATS[ours]] = names.map(errors)
+    return found
+
+
+def _names(table: pd.DataFrame, ours: str, theirs: str) -> pd.Series:
+    """The name of a format for each row."""
+    import pandas as pd
+
+    if theirs in table.columns:
+        return table[theirs].astype(object).where(table[theirs].notna(), "none").map(_text)
+    parts = _COLUMN.split(theirs)
+    names = pd.Series(parts[0], index=table.index)
+    for column, behind in zip(parts[1::2], parts[2::2], strict=True):
+        if column not in table.columns:
+            known = ", ".join(map(str, table.columns))
+            raise ResultsError(
+                f"columns.{ours}={theirs}: no such column {column!r}; the table has {known}"
+            )
+        names = names + table[column].map(_text) + behind
+    return names
+
+
+def _text(value: object) -> str:
+    """A field in a name: whole numbers without a point."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
