@@ -187,14 +187,15 @@ def _scale(amax: Array, precision: Precision) -> Array:
         tensor = -ndtri(-math.expm1(math.log(0.5) / TENSOR) / 2) / (reached * _TOP_SCALE)
         wanted = np.minimum(amax / reached / tensor, stored.max)
         return _nearest(wanted, np.array(stored.grid())[1:]) * tensor
-    exponent: Array = np.floor(np.log2(amax)) - element.emax
+    exponent = np.floor(np.log2(amax)) - element.emax
     if rule is ScaleFormat.E8M0_4_3:
         exponent += math.log2(4 / 3)
     elif rule is ScaleFormat.E8M0_CEIL:
         exponent = np.ceil(np.log2(amax / element.max))
     elif rule is ScaleFormat.E8M0_NEAREST:
         exponent = np.round(np.log2(amax / element.max))
-    return np.exp2(exponent)
+    scale: Array = np.exp2(exponent)
+    return scale
 
 
 def _nearest(x: Array, numbers: Array) -> Array:
