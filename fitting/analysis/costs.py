@@ -152,7 +152,7 @@ def _of_layout(
 # --- words ------------------------------------------------------------------------------------
 
 
-def _share(value: float) -> str:
+def share_number(value: float) -> str:
     """Three decimals, or two significant digits where these would be lost: 0.785, 0.00014."""
     return f"{value:.3f}" if value >= 0.01 else number(value, 2)
 
@@ -194,7 +194,7 @@ _Col = Column[Cost]
 _COSTS: tuple[Column[Cost], ...] = (
     Column(
         "effective parameters",
-        lambda row: between(row.effective_params, row.effective_params_interval, _share),
+        lambda row: between(row.effective_params, row.effective_params_interval, share_number),
     ),
     Column(
         "more parameters", lambda row: factor_words(row.params_factor, row.params_factor_interval)

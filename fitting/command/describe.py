@@ -17,6 +17,7 @@ from fitting.fit.bootstrap import bootstrap, intervals, standard_errors, vague
 from fitting.fit.derived import IDENTIFIED, basis_of, derived, doubts, identified
 from fitting.fit.evidence import comparison, evidence
 from fitting.fit.fit_file import FIT, SavedFit, saved_fit
+from fitting.fit.lack_of_fit import lack_of_fit
 from fitting.fit.result import Fit
 from fitting.fit.search import fit as fit_law
 from fitting.law.conclusion import Assumptions, entries, entries_of
@@ -205,7 +206,7 @@ def describe(
     warnings += doubts(fitted.law, concluded, known)
     rows, _ = select_rows(table)
     floor = noise_floor(rows)
-    warnings += _mixtures(fitted, rows) + _units(fitted, rows)
+    warnings += _mixtures(fitted, rows) + _units(fitted, rows) + lack_of_fit(fitted, rows, floor)
     if not floor.dof:
         warnings.append("no cell was run with two seeds: the noise floor is unknown")
     used = ("run_id", "loss", *fitted.law.columns, *fitted.law.schemes, fitted.weights)

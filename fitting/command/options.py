@@ -74,7 +74,7 @@ class FitOptions:
     results: str = option(
         "",
         "a folder of runs, or a table of one row per run: .csv (with commas, semicolons or tabs), "
-        ".tsv, .jsonl, each also .gz, or .parquet",
+        ".tsv, .jsonl, .json, each also .gz, or .parquet",
         "PATH",
     )
     out: str = option("", "where fit.json goes", "FOLDER")
@@ -91,14 +91,15 @@ class FitOptions:
             "which column of the table stands for ours: columns.loss=val_loss (all laws need loss "
             "in nats per token, params, tokens; floating_point also exponent, mantissa, "
             "block_size; quartet forward and backward, names of schemes; precision bits_w, bits_a, "
-            "bits_kv; ptq bits_post; qat block_size; compressed gmse; unified err_input and err_weight, or "
-            "format_input and format_weight: formats' names as columns.format_weight=mxfp4 or "
-            "'E{exponent}M{mantissa}-block{group}', with columns in braces).  For ptq, a folder of runs "
-            "made with ptq.formats=[...] gives one row per run and format, with format_post; the "
-            "run itself has format_post none (its weights as trained) and the bits of its compute "
-            "dtype.  THEIRS may be a formula: columns.params='N*1e9'.  Rows are repeats if they "
-            "agree in all columns but the seed and the outcomes; where a column of your own is an "
-            "outcome too, columns.cell=THEIRS says which rows are repeats",
+            "bits_kv; ptq bits_post; qat block_size; compressed gmse; unified err_input and "
+            "err_weight, or format_input and format_weight, formats' names: a column of them, one "
+            "name, a text with columns in braces, 'E{exponent}M{mantissa}-block{group}', or what a "
+            "column's words stand for, 'scheme: QuEST=mxfp4_quest, RTN=mxfp4').  For ptq, a "
+            "folder of runs made with ptq.formats=[...] gives one row per run and format, with "
+            "format_post; the run itself has format_post none (its weights as trained) and the "
+            "bits of its compute dtype.  THEIRS may be a formula: columns.params='N*1e9'.  Rows "
+            "are repeats if they agree in all columns but the seed and the outcomes; where a "
+            "column of your own is an outcome too, columns.cell=THEIRS says which rows are repeats",
             "OURS=THEIRS",
             lambda _, text: text,
         ),

@@ -106,10 +106,7 @@ def held_out(held: HeldOut | None, noise_log: float) -> list[Panel]:
     Returns:
         No panel where nothing was held out.
     """
-    sizes = [] if held is None or held.sizes is None else held.sizes
-    entries = [(f"{count_label(e.params or 0)} parameters", e) for e in sizes]
-    if held is not None and held.largest is not None:
-        entries.append(("largest compute", held.largest))
+    entries = [] if held is None else held.named
     if not entries:
         return []
     with mpl.rc_context(STYLE):

@@ -1,6 +1,6 @@
 """Reading a table from a file: separators, comments, and counts such as 7B.
 
-CSV with commas, semicolons or tabs, JSON lines and parquet; the text ones compressed too.
+CSV with commas, semicolons or tabs, JSON, JSON lines and parquet; the text ones compressed too.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ class CommentWarning(UserWarning):
 
 TEXT = (".csv", ".tsv")
 LINES = (".jsonl", ".ndjson")
+JSON = (".json",)
 PARQUET = (".parquet",)
 _UNPACK: Mapping[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress,
 }  # fmt: skip
-KINDS = "a folder of runs, a .csv, .tsv, .jsonl (each also .gz) or .parquet file"
+KINDS = "a folder of runs, a .csv, .tsv, .jsonl, .json (each also .gz) or .parquet file"
 SEPARATORS = ",;\t|"
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 _COUNT = re.compile(r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*([kmbgt]?)\s*", re.IGNORECASE)
@@ -43,7 +44,7 @@ _COUNT = re.compile(r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*([kmbgt]?)\s*", re.IGNORECASE
 def can_read(path: Path) -> bool:
     """Whether a file's name says that it is a table."""
     kind, packed = _kind(path)
-    return kind in (*TEXT, *LINES) or (kind in PARQUET and not packed)
+    return kind in (*TEXT, *LINES, *JSON) or (kind in PARQUET and not packed)
 
 
 def read_file(path: Path) -> pd.DataFrame:
@@ -66,7 +67,10 @@ def read_file(path: Path) -> pd.DataFrame:
                 table[name] = table[name].map(_as_text)
     else:
         text = _text(path, packed)
-        table = _json_lines(text) if kind in LINES else _separated(text, kind)
+        if kind in JSON:
+            table = _json(text)
+        else:
+            table = _json_lines(text) if kind in LINES else _separated(text, kind)
     table.columns = [str(name).strip() for name in table.columns]
     _refuse_twins(list(table.columns))
     return table
@@ -166,6 +170,22 @@ def _is_number(field: str) -> bool:
 def _separator(header: str) -> str:
     """The separator of a header's names: the one of four that cuts it into the most parts."""
     return max(SEPARATORS, key=lambda s: len(_fields(header, s)))
+
+
+def _json(text: str) -> pd.DataFrame:
+    """A list of rows, each an object, or an object of columns, each a list."""
+    try:
+        held = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
+    if isinstance(held, dict) and held and all(isinstance(x, list) for x in held.values()):
+        lengths = {len(column) for column in held.values()}
+        if len(lengths) > 1:
+            raise ValueError("its columns, which are lists, have different lengths")
+        held = [dict(zip(held, row, strict=True)) for row in zip(*held.values(), strict=True)]
+    if not isinstance(held, list):
+        raise ValueError("must be a list of rows, [{...}, ...], or columns, {name: [...], ...}")
+    return _json_lines("\n".join(map(json.dumps, held)))
 
 
 def _json_lines(text: str) -> pd.DataFrame:

@@ -7,14 +7,23 @@ errors on runs that the law was not fitted to beside the noise floor.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
 from fitting.fit.profile import profile_intervals
 from fitting.fit.result import Fit
-from fitting.fit.validation import Prediction, compare_laws, hold_out, hold_out_largest, information
+from fitting.fit.validation import (
+    MOST_GROUPS,
+    Prediction,
+    compare_laws,
+    formats_of,
+    hold_out,
+    hold_out_largest,
+    information,
+    leave_groups_out,
+)
 from fitting.law.conclusion import Count, Interval, Number
 from fitting.law.terms import FitError, Law
 from fitting.results.table import select_rows
@@ -42,6 +51,10 @@ class HeldOutRows:
     warnings: list[str]
     params: float | None = None
     """The size that was left out."""
+    format: str | None = None
+    """The format that was left out."""
+    tokens: float | None = None
+    """The token count that was left out."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,23 @@ class HeldOut:
     """Rms error over all of these."""
     largest: HeldOutRows | None = None
     """The runs of the largest compute predicted from the rest."""
+    formats: list[HeldOutRows] | None = None
+    """Each format predicted from the others."""
+    formats_rms: Number = None
+    """Rms error over all of these."""
+    tokens: list[HeldOutRows] | None = None
+    """Each token count predicted from the others."""
+    tokens_rms: Number = None
+    """Rms error over all of these."""
+
+    @property
+    def named(self) -> list[tuple[str, HeldOutRows]]:
+        """What was held out, in words, with how well it was predicted."""
+        named = [(f"{count_label(size.params or 0)} parameters", size) for size in self.sizes or []]
+        named += [(f"{count_label(data.tokens or 0)} tokens", data) for data in self.tokens or []]
+        if self.largest is not None:
+            named.append(("runs of the largest compute", self.largest))
+        return named + [(str(form.format), form) for form in self.formats or []]
 
 
 @dataclass(frozen=True)
@@ -91,6 +121,8 @@ class Rival:
     rms_sizes: Number
     sizes: Count
     sizes_won: Count
+    rms_formats: Number = None
+    rms_tokens: Number = None
 
 
 def evidence(table: pd.DataFrame, fitted: Fit, wanted: bool = True) -> Evidence:
@@ -144,11 +176,37 @@ def _held_out(table: pd.DataFrame, fitted: Fit, missing: dict[str, str]) -> Held
         largest = _rows(hold_out_largest(table, fitted))
     except FitError as error:
         missing["largest compute held out"] = str(error)
-    if not predicted:
-        return HeldOut(own, largest=largest)
-    errors = pd.concat([held.errors for held in predicted.values()])
-    left_out = [_rows(held, size) for size, held in predicted.items()]
-    return HeldOut(own, left_out, _rms(errors), largest)
+    found = HeldOut(own, largest=largest)
+    if predicted:
+        left_out = [_rows(held, params=size) for size, held in predicted.items()]
+        found = replace(found, sizes=left_out, sizes_rms=_rms_of(predicted.values()))
+    if formats := _groups(rows, fitted, formats_of(rows, [fitted.law]), "formats", missing):
+        each = [_rows(held, format_=held.name) for held in formats]
+        found = replace(found, formats=each, formats_rms=_rms_of(formats))
+    if tokens := _groups(rows, fitted, rows["tokens"].astype(float), "token counts", missing):
+        each = [_rows(held, tokens=float(held.name)) for held in tokens]
+        found = replace(found, tokens=each, tokens_rms=_rms_of(tokens))
+    return found
+
+
+def _groups(
+    rows: pd.DataFrame, fitted: Fit, groups: pd.Series, what: str, missing: dict[str, str]
+) -> list[Prediction]:
+    """Each group predicted from the others, if there are several and not too many."""
+    count = groups.nunique()
+    if count > MOST_GROUPS:
+        missing[f"{what} left out"] = f"{count:,} {what} are more than {MOST_GROUPS}"
+    if not 1 < count <= MOST_GROUPS:
+        return []
+    try:
+        return leave_groups_out(rows, fitted, groups)
+    except FitError as error:
+        missing[f"{what} left out"] = str(error)
+        return []
+
+
+def _rms_of(predictions: Iterable[Prediction]) -> float:
+    return _rms(pd.concat([held.errors for held in predictions]))
 
 
 def comparison(
@@ -168,7 +226,12 @@ def comparison(
     return [Rival(**{str(k): v for k, v in row.items()}) for row in compared.to_dict("records")]
 
 
-def _rows(held: Prediction, params: float | None = None) -> HeldOutRows:
+def _rows(
+    held: Prediction,
+    params: float | None = None,
+    format_: str | None = None,
+    tokens: float | None = None,
+) -> HeldOutRows:
     return HeldOutRows(
         rows=len(held.errors),
         trained=held.trained,
@@ -178,6 +241,8 @@ def _rows(held: Prediction, params: float | None = None) -> HeldOutRows:
         extrapolated=held.extrapolation > 1,
         warnings=list(held.warnings),
         params=params,
+        format=format_,
+        tokens=tokens,
     )
 
 

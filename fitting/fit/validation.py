@@ -18,12 +18,17 @@ from scipy import optimize, special
 from fitting.fit.result import Fit
 from fitting.fit.search import fit, row_weights
 from fitting.law.terms import FitError, Law
+from fitting.laws.catalogue import get
+from fitting.naming import format_names
 from fitting.results.table import require_columns, select_rows
 
 BLIND_STARTS = 8
 """Blind starts of a fit without some rows, which also begins at the optima found with them."""
+MOST_GROUPS = 40
+"""Formats, or token counts, beyond which they are not left out one by one."""
 LARGEST = 0.2
 """Share of the rows, by compute, that counts as the largest runs."""
+_DESIGN = ("params", "tokens")
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,45 @@ def leave_one_out(table: pd.DataFrame, fitted: Fit, column: str = "params") -> l
     return [hold_out(table, fitted, table[column] == v, f"{column}={v}") for v in values]
 
 
+def formats_of(table: pd.DataFrame, laws: Sequence[Law]) -> pd.Series:
+    """The format of each row in words, or what the laws read of it; missing where unquantized.
+
+    Args:
+        table: A results table.
+        laws: The laws whose columns say how a run is quantized.
+    """
+    quantized = pd.Series(False, index=table.index)
+    for law in laws:
+        quantized |= law.quantized(table)
+    told = [c for law in laws for c in (*law.columns, *law.schemes) if c not in _DESIGN]
+    names = pd.Series("", index=table.index)
+    if {"exponent", "mantissa", "block_size"} <= set(table):
+        names = format_names(table, among=table)
+    else:
+        for column in dict.fromkeys(told):
+            words = table[column].map(lambda x: f"{x:.4g}" if isinstance(x, float) else str(x))
+            names = names + f"{column}=" + words + " "
+    return names.str.strip().where(quantized)
+
+
+def leave_groups_out(table: pd.DataFrame, fitted: Fit, groups: pd.Series) -> list[Prediction]:
+    """Each group of rows predicted from all others.
+
+    Args:
+        table: The table that `fitted` was fitted to.
+        fitted: See `hold_out`.
+        groups: The group of each row of the table; missing for rows that are never held out.
+
+    Raises:
+        FitError: There is only one group, or as for `hold_out`.
+    """
+    rows, _ = select_rows(table)
+    names = sorted(groups[rows.index].dropna().unique())
+    if len(names) < 2:
+        raise FitError("there is only one: nothing to leave out")
+    return [hold_out(table, fitted, groups == name, str(name)) for name in names]
+
+
 def hold_out_largest(table: pd.DataFrame, fitted: Fit, share: float = LARGEST) -> Prediction:
     """The runs of the largest compute, N D, predicted from all smaller ones.
 
@@ -168,8 +212,9 @@ def compare_laws(
         only), `rms` of the fit's own residuals; `sizes`, how many of the table's sizes every law
         predicts from the others (too few rows may be left, or a scheme is in one size only),
         `rms_sizes` over their rows as predicted without their size, `sizes_won`, how many of them
-        this law predicts best; `rms_largest` (`hold_out_largest`).  NaN where nothing can be
-        predicted.
+        this law predicts best; `rms_largest` (`hold_out_largest`); `rms_formats` and `rms_tokens`
+        over the quantized rows as predicted without their format, and over all rows without their
+        token count.  NaN where something cannot be predicted.
 
     Raises:
         FitError: Fewer than two laws, or one cannot be fitted.
@@ -177,7 +222,9 @@ def compare_laws(
     """
     if len(laws) < 2:
         raise FitError(f"{len(laws)} law to compare: give at least two")
-    sizes = sorted(select_rows(table)[0]["params"].unique())
+    usable, _ = select_rows(table)
+    sizes = sorted(usable["params"].unique())
+    formats = formats_of(usable, [get(law) if isinstance(law, str) else law for law in laws])
     found, by_size = [], []
     for law in laws:
         fitted = fit(table, law, objective=objective, delta=delta, weights=weights)
@@ -192,6 +239,8 @@ def compare_laws(
                 "bic": bic,
                 "rms": _rms(fitted.residuals),
                 "rms_largest": _rms(_predicted(table, fitted, _largest(table, LARGEST))),
+                "rms_formats": _rms_without(usable, fitted, formats),
+                "rms_tokens": _rms_without(usable, fitted, usable["tokens"]),
             }
         )
     result = pd.DataFrame(found)
@@ -202,6 +251,16 @@ def compare_laws(
     result["sizes"] = len(common)
     ordered: pd.DataFrame = result.sort_values(["rms_sizes", "bic"], ignore_index=True)
     return ordered
+
+
+def _rms_without(table: pd.DataFrame, fitted: Fit, groups: pd.Series) -> float:
+    """Rms error of rows as predicted without their group; NaN where a group cannot be predicted."""
+    if groups.nunique() > MOST_GROUPS:
+        return math.nan
+    try:
+        return _rms(pd.concat([held.errors for held in leave_groups_out(table, fitted, groups)]))
+    except FitError:
+        return math.nan
 
 
 def _predicted(table: pd.DataFrame, fitted: Fit, held: pd.Series) -> pd.Series:

@@ -160,6 +160,8 @@ class Law:
     """In the order in which they are reported."""
     below: Mapping[str, float] = field(default_factory=dict)
     """Column -> the value below which its values must be."""
+    unquantized: Mapping[str, float] = field(default_factory=dict)
+    """Column -> its value where nothing is quantized, of the columns that say how runs are."""
     schemes: Mapping[str, tuple[str, Parameter]] = field(default_factory=dict)
     """Column of names -> its efficiency: eff_N makes one parameter eff_N[name] for each name.
 
@@ -209,6 +211,15 @@ class Law:
             for scheme in sorted(set(table[column].astype(str)) - set(LOSSLESS))
         ]
         return self.with_schemes(found)
+
+    def quantized(self, table: pd.DataFrame) -> pd.Series:
+        """Mask of the rows in which a column of the law says that something is quantized."""
+        found = pd.Series(False, index=table.index)
+        for column in self.columns.keys() - {"params", "tokens"}:
+            found |= table[column] != self.unquantized.get(column, math.nan)
+        for column in self.schemes:
+            found |= ~table[column].isin(LOSSLESS)
+        return found
 
     def design(self, table: pd.DataFrame, freeze: Mapping[str, float] | None = None) -> Design:
         """Regressors and offsets of the terms' logarithms for each row.

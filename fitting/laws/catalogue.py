@@ -23,6 +23,7 @@ from fitting.analysis.efficiency import BACKWARD, CROSSOVERS, EFFICIENCIES, FORW
 from fitting.analysis.granularity import EQUIVALENT_BLOCKS
 from fitting.analysis.layouts import LAYOUTS
 from fitting.analysis.optima import COST_K, OPTIMAL_PRECISION
+from fitting.analysis.unified import FORWARD_ERRORS, UNIFIED_CONCLUSIONS
 from fitting.law.curves import (
     Capacity,
     Power,
@@ -53,9 +54,6 @@ from fitting.laws.published import (
     QUARTET_2025,
     SUN_2025,
 )
-
-FORWARD_ERRORS = ("err_input", "err_weight")
-"""Columns with the relative squared errors of the operands of the forward pass, P1 and P2."""
 
 
 def _chinchilla(c: Columns) -> list[Term]:
@@ -209,6 +207,7 @@ LAWS: dict[str, Law] = {
                 "mantissa": 0.0,
                 "block_size": 1.0,
             },
+            unquantized={"block_size": 1.0},
             parameters={
                 "n": COEFFICIENT,
                 "alpha": EXPONENT,
@@ -230,6 +229,24 @@ LAWS: dict[str, Law] = {
                 EQUIVALENT_BLOCKS,
             ),
             published=Published(SUN_2025, *_arxiv("2501.02423"), "Table 2"),
+        ),
+        Law(
+            "unified",
+            "this project: quartet's law, with the efficiency of a format computed from its error",
+            _unified,
+            columns={"params": POSITIVE, "tokens": POSITIVE} | dict.fromkeys(FORWARD_ERRORS, 0.0),
+            parameters={
+                "A": _UNDER_POWER,
+                "alpha": _EXPONENT_UNDER_POWER,
+                "B": _UNDER_POWER,
+                "beta": _EXPONENT_UNDER_POWER,
+                "E": COEFFICIENT,
+                "gamma": _POWER,
+                "c": Parameter("factor", bounds=(0.1, 1000.0), start=(3.0, 100.0)),
+            },
+            below=dict.fromkeys(FORWARD_ERRORS, 1.0),
+            unquantized=dict.fromkeys(FORWARD_ERRORS, 0.0),
+            conclusions=UNIFIED_CONCLUSIONS,
         ),
         Law(
             "quartet",
@@ -284,6 +301,7 @@ LAWS: dict[str, Law] = {
             "Chen et al. 2505.14302",
             _qat,
             columns={"params": POSITIVE, "tokens": POSITIVE, "block_size": 1.0},
+            unquantized={"block_size": 1.0},
             parameters=_CHINCHILLA
             | {
                 "k": PENALTY_COEFFICIENT,
@@ -305,23 +323,8 @@ LAWS: dict[str, Law] = {
                 "C": Parameter("exponent", (1e-4, 5.0), (0.05, 0.8), "alpha"),
             },
             below={"gmse": 1.0},
+            unquantized={"gmse": 0.0},
             conclusions=COMPRESSED_CONCLUSIONS,
-        ),
-        Law(
-            "unified",
-            "this project: quartet's law, with the efficiency of a format computed from its error",
-            _unified,
-            columns={"params": POSITIVE, "tokens": POSITIVE} | dict.fromkeys(FORWARD_ERRORS, 0.0),
-            parameters={
-                "A": _UNDER_POWER,
-                "alpha": _EXPONENT_UNDER_POWER,
-                "B": _UNDER_POWER,
-                "beta": _EXPONENT_UNDER_POWER,
-                "E": COEFFICIENT,
-                "gamma": _POWER,
-                "c": Parameter("factor", bounds=(0.1, 1000.0), start=(3.0, 100.0)),
-            },
-            below=dict.fromkeys(FORWARD_ERRORS, 1.0),
         ),
     )
 }

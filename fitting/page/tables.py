@@ -113,11 +113,8 @@ def parameters(fit: SavedFit) -> View:
 def held_out(fit: SavedFit) -> View | None:
     """Predictions for runs that the law was not fitted to; None where nothing was held out."""
     held = fit.held_out
-    if held is None or not (held.sizes or held.largest):
+    if held is None or not (named := held.named):
         return None
-    named = [(f"{count_label(size.params or 0)} parameters", size) for size in held.sizes or []]
-    if held.largest is not None:
-        named.append(("runs of the largest compute", held.largest))
     rows = [
         (
             "muted" if entry.extrapolated else "",
@@ -142,8 +139,11 @@ def held_out(fit: SavedFit) -> View | None:
         "percent of the loss; the bias is positive where the law predicts too low a loss. Compute: "
         "the largest among the held-out runs over the largest among the others. "
     )
-    if held.sizes is not None:
-        note += f"All left-out sizes together: {percent(held.sizes_rms)}. "
+    for what, rms in (
+        ("sizes", held.sizes_rms), ("formats", held.formats_rms), ("token counts", held.tokens_rms)
+    ):  # fmt: skip
+        if rms is not None:
+            note += f"All left-out {what} together: {percent(rms)}. "
     note += f"The fit's own residuals: {percent(held.residual_rms)}; noise floor: {noise}."
     data = flat([{"held_out": name, **entries(entry)} for name, entry in named])
     return View("held_out", header, rows, data, "Held-out predictions", note)
@@ -162,7 +162,9 @@ def comparison(fit: SavedFit) -> View | None:
                 rival.law,
                 str(rival.parameters),
                 percent(rival.rms),
+                percent(rival.rms_formats),
                 percent(rival.rms_sizes),
+                percent(rival.rms_tokens),
                 percent(rival.rms_largest),
                 f"{rival.sizes_won} of {rival.sizes}",
                 _above(rival.aic, aic),
@@ -172,14 +174,15 @@ def comparison(fit: SavedFit) -> View | None:
         for rival in rivals
     ]
     header = [("law", ""), ("parameters", "num"), ("rms of fit", "num"),
-              ("left-out sizes", "num"), ("largest compute", "num"), ("sizes won", "num"),
+              ("left-out formats", "num"), ("left-out sizes", "num"),
+              ("left-out token counts", "num"), ("largest compute", "num"), ("sizes won", "num"),
               ("ΔAIC", "num"), ("ΔBIC", "num")]  # fmt: skip
     note = (
         "Each law is fitted to the same rows with all its parameters free. Rms errors, in percent "
-        "of the loss: of the fit's own residuals; of each size as predicted from the others; of "
-        "the runs of the largest compute as predicted from the rest. Sizes won: those that this "
-        "law predicts better than any other law here, out of those that all of them can predict. "
-        "ΔAIC and ΔBIC: difference from the lowest."
+        "of the loss: of the fit's own residuals; of each format, size or token count as predicted "
+        "from the others; of the runs of the largest compute as predicted from the rest. Sizes "
+        "won: those that this law predicts better than any other law here, out of those that all "
+        "of them can predict. ΔAIC and ΔBIC: difference from the lowest."
     )
     data = flat([entries(rival) for rival in rivals])
     return View("comparison", header, rows, data, "Laws compared", note)

@@ -1,8 +1,12 @@
 """Errors of number formats that a table only names.
 
 A law over errors reads `err_weight` and the like.  Runs of ours record them; for a table of another
-origin they follow from the names of the formats: `columns.format_weight=...` is a column of names,
-one name for all rows, or a text with columns in braces, `"E{exponent}M{mantissa}-block{group}"`.
+origin they follow from the names of the formats.  `columns.format_weight=...` is
+
+    scheme                                      a column of names
+    mxfp4                                       one name for all rows
+    "E{exponent}M{mantissa}-block{group}"       a text with columns in braces
+    "scheme: QuEST=mxfp4_quest, RTN=mxfp4"      a column, with the formats that its words stand for
 """
 
 from __future__ import annotations
@@ -27,16 +31,16 @@ _COLUMN = re.compile(r"\{([^{}]*)\}")
 
 
 def named_errors(table: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, pd.Series]:
-    """The columns of errors for those of `columns` that name formats.
+    """The columns of formats and errors for those of `columns` that name formats.
 
     Args:
         table: The table as it was read.
-        columns: Our name -> a column of the table, a name, or a text with columns in braces.
+        columns: Our name -> what names its formats, as above.
 
     Raises:
         ResultsError: No such column, or no format of such a name.
     """
-    found = {}
+    found: dict[str, pd.Series] = {}
     for ours in FORMATS.keys() & columns.keys():
         names = _names(table, ours, columns[ours])
         errors = {}
@@ -45,7 +49,7 @@ def named_errors(table: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, p
                 errors[name] = error_of(name)
             except FormatError as error:
                 raise ResultsError(f"columns.{ours}={columns[ours]}: {error}") from error
-        found[FORMATS[ours]] = names.map(errors)
+        found |= {ours: names, FORMATS[ours]: names.map(errors)}
     return found
 
 
@@ -53,8 +57,18 @@ def _names(table: pd.DataFrame, ours: str, theirs: str) -> pd.Series:
     """The name of a format for each row."""
     import pandas as pd
 
-    if theirs in table.columns:
-        return table[theirs].astype(object).where(table[theirs].notna(), "none").map(_text)
+    column, sign, meanings = theirs.partition(":")
+    if theirs in table.columns or (sign and column.strip() in table.columns):
+        words = table[column.strip() if sign else theirs]
+        names = words.astype(object).where(words.notna(), "none").map(_text)
+        pairs = (meaning.partition("=") for meaning in meanings.split(",") if meaning.strip())
+        formats = {word.strip(): name.strip() for word, _, name in pairs}
+        if unknown := sorted(formats.keys() - set(names)):
+            raise ResultsError(
+                f"columns.{ours}={theirs}: {unknown[0]!r} is not in column {column.strip()!r}, "
+                f"which has {', '.join(sorted(names.unique()))}"
+            )
+        return names.map(lambda name: formats.get(name, name))
     parts = _COLUMN.split(theirs)
     names = pd.Series(parts[0], index=table.index)
     for column, behind in zip(parts[1::2], parts[2::2], strict=True):

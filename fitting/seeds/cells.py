@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fitting.naming import is_quantized
+from fitting.results.format_errors import ERRORS, FORMATS
 from fitting.results.swept import is_key, is_quantization
 
 CELL = ("model", "recipe", "exponent", "mantissa", "block_size", "granularity", "scale", "tokens")
@@ -32,7 +33,7 @@ _CONDITIONS = (
 )
 _FORMATS = (
     *("operands", "operand_values", "bits_with_scales", "params_quantized"),
-    *("bits_post", "format_post", "operands_post"),
+    *("bits_post", "format_post", "operands_post", *ERRORS, *FORMATS),
 )
 _QUANTIZED = frozenset((*CELL, *_FORMATS)) - {"model", "tokens"}
 MOST_VALUES = 24

@@ -65,6 +65,9 @@ FILES: dict[str, bytes] = {
     "lines.jsonl": lines(GOOD).encode(),
     "lines.ndjson": lines(GOOD).encode(),
     "lines_bom.jsonl": b"\xef\xbb\xbf" + lines(GOOD).encode(),
+    "rows.json": json.dumps(GOOD.to_dict("records")).encode(),
+    "columns.json": json.dumps(GOOD.to_dict("list")).encode(),
+    "packed.json.gz": gzip.compress(json.dumps(GOOD.to_dict("records")).encode()),
     "packed.jsonl.gz": gzip.compress(lines(GOOD).encode()),
     "nested.jsonl": lines(GOOD.assign(tags=[["a", 1]] * len(GOOD))).encode(),
     "windows.csv": GOOD.to_csv(index=False, lineterminator="\r\n").encode(),
@@ -124,6 +127,9 @@ def test_an_index_in_parquet_is_columns(index: list[str], tmp_path: Path) -> Non
 
 BROKEN: dict[str, tuple[bytes, str]] = {
     "surrogate.jsonl": (b'{"loss": 3, "note": "\\ud800"}\n', "line 1 holds half a character"),
+    "cut.json": (b'[{"loss": 3}', "not JSON"),
+    "number.json": (b"3", "must be a list of rows"),
+    "ragged.json": (b'{"loss": [3, 4], "N": [1]}', "have different lengths"),
     "cut.jsonl": (b'{"loss": 3}\n{"loss"', "line 2 is not JSON"),
     "list.jsonl": (b"[1, 2]\n", "line 1 is not a JSON object"),
     "cut.csv.gz": (gzip.compress(b"loss\n3\n" * 99)[:-20], "cannot be read ("),

@@ -31,6 +31,7 @@ def grid(**columns: Sequence[object]) -> pd.DataFrame:
 
 N, D = [3e7, 1e8, 2.2e8], [1.5e9, 1e10, 2.6e10]
 BITS = [(16, 16, 16), (4, 16, 16), (8, 16, 16), (16, 5, 16), (16, 8, 16), (16, 16, 4), (6, 6, 6)]
+ERRORS = [(0.0, 0.0), (0.0, 0.01), (0.01, 0.0), (0.002, 0.002), (0.013, 0.013), (0.05, 0.05)]
 SIZES = grid(params=N, tokens=D)
 CASES = {
     "chinchilla": (BESIROGLU_2024, SIZES),
@@ -51,6 +52,10 @@ CASES = {
             **{"L": 0.95, "F": 0.4, "C": 0.7},
         },
         grid(params=N, tokens=D, gmse=[0.0, 1e-4, 0.013, 0.08, 0.2]),
+    ),
+    "unified": (
+        {"A": 400.0, "alpha": 0.34, "B": 2000.0, "beta": 0.37, "E": 1.8, "gamma": 0.8, "c": 20.0},
+        SIZES.merge(pd.DataFrame(ERRORS, columns=["err_input", "err_weight"]), how="cross"),
     ),
 }
 

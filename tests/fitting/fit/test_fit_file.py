@@ -59,6 +59,8 @@ def _compressed() -> pd.DataFrame:
     return make_table("compressed", truth, _beside(gmse=[0.0, 0.01, 0.03, 0.1]), 1e-4, 0)
 
 
+UNIFIED = {**BESIROGLU_2024, "gamma": 0.9, "c": 20.0}
+ERRORS = _beside(err_input=[0.0, 0.0, 0.01, 0.05], err_weight=[0.0, 0.01, 0.01, 0.05])
 TABLES = {
     "chinchilla": lambda: make_table("chinchilla", BESIROGLU_2024, DESIGN, 1e-3, 0),
     "floating_point": lambda: make_table("floating_point", SUN_2025, sun_design(), 2e-3, 0),
@@ -77,6 +79,7 @@ TABLES = {
     "ptq": lambda: make_table("ptq", KUMAR_2024_PTQ, _beside(bits_post=[3.0, 4.0, 6.0]), 1e-3, 0),
     "qat": _qat,
     "compressed": _compressed,
+    "unified": lambda: make_table("unified", UNIFIED, ERRORS, 2e-4, 0),
 }
 
 

@@ -30,6 +30,7 @@ def crossed(values: list[tuple[object, ...]] | list[float], *columns: str) -> pd
     return SIZES.merge(pd.DataFrame(values, columns=list(columns)), how="cross")
 
 
+ERRORS = ("err_input", "err_weight")
 COMMON = {"A": 400.0, "alpha": 0.34, "B": 2000.0, "beta": 0.37, "E": 1.7}
 TRUTHS = {
     "chinchilla": (BESIROGLU_2024, SIZES),
@@ -44,6 +45,10 @@ TRUTHS = {
     "compressed": (
         COMMON | {"L": 0.95, "F": 0.4, "C": 0.7},
         crossed([0.0, 1e-4, 0.013, 0.08, 0.2], "gmse"),
+    ),
+    "unified": (
+        COMMON | {"gamma": 0.9, "c": 20.0},
+        crossed([(0, 0), (0, 0.01), (0.01, 0), (0.013, 0.013), (0.05, 0.05)], *ERRORS),
     ),
 }
 

@@ -89,6 +89,10 @@ OTHER_LAWS = {
         },
         ["gmse"],
     ),
+    "unified": (
+        {"A": 400.0, "alpha": 0.34, "B": 2000.0, "beta": 0.37, "E": 1.8, "gamma": 0.8, "c": 20.0},
+        ["err_input", "err_weight"],
+    ),
 }
 LEVELS: dict[str, Sequence[tuple[float, ...]]] = {
     "precision": [(p, 16, 16) for p in (3, 4, 5, 6, 8, 16)]
@@ -98,6 +102,7 @@ LEVELS: dict[str, Sequence[tuple[float, ...]]] = {
     "ptq": [(p,) for p in (3, 4, 5, 6, 16)],
     "qat": [(b,) for b in (1, 32, 64, 128, 256)],
     "compressed": [(e,) for e in (0, 1e-4, 1e-3, 0.0132, 0.0277, 0.08, 0.2)],
+    "unified": [(0, 0), (0, 0.013), (0.013, 0), *((e, e) for e in (1e-3, 0.013, 0.05))],
 }
 
 

@@ -30,7 +30,7 @@ from fitting.laws.published import SUN_2025 as SUN
 from fitting.laws.synthetic import make_table
 
 FORMATS = ("exponent", "mantissa", "block_size", "forward", "backward", "bits_w", "bits_a")
-FORMATS += ("bits_kv", "bits_post", "gmse")
+FORMATS += ("bits_kv", "bits_post", "gmse", "err_input", "err_weight")
 TRUTHS = {
     "chinchilla": BESIROGLU_2024,
     "floating_point": SUN,
@@ -39,6 +39,7 @@ TRUTHS = {
     "ptq": KUMAR_2024_PTQ,
     "qat": QAT_2025["W4A4"],
     "compressed": BESIROGLU_2024 | {"L": 0.95, "F": 0.4, "C": 0.5},
+    "unified": BESIROGLU_2024 | {"gamma": 0.9, "c": 20.0},
 }
 CELLS: dict[str, tuple[list[str], list[tuple[object, ...]]]] = {
     "chinchilla": (["seed"], [(0,), (1,)]),
@@ -57,6 +58,7 @@ CELLS: dict[str, tuple[list[str], list[tuple[object, ...]]]] = {
     "ptq": (["bits_post"], [(2.0,), (3.0,), (4.0,), (16.0,)]),
     "qat": (["block_size"], [(1.0,), (32.0,), (128.0,), (256.0,)]),
     "compressed": (["gmse"], [(0.0,), (0.001,), (0.01,), (0.2,)]),
+    "unified": (["err_input", "err_weight"], [(0.0, 0.0), (0.0, 0.01), (0.01, 0.01), (0.2, 0.2)]),
 }
 SIZES, DATA = (3e7, 6e7, 3e8), (1.5e9, 3e9, 4e10)
 

@@ -126,7 +126,7 @@ def test_what_cannot_be_loaded_is_said_in_one_line(tmp_path: Path) -> None:
         "nowhere": r"results=.*nowhere: no such file or folder",
         "empty": r"results=.*empty: no \*/result.json in this folder",
         "empty.csv": r"results=.*empty.csv: cannot be read",
-        "x.txt": r"must be a folder of runs, a .csv, .tsv, .jsonl .*or .parquet file",
+        "x.txt": r"must be a folder of runs, a .csv, .tsv, .jsonl, .json .*or .parquet file",
         "words.csv": r"column 'params' of .*words.csv is not numeric",
     }.items():
         with pytest.raises(ResultsError, match=message) as caught:

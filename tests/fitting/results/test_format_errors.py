@@ -1,0 +1,72 @@
+"""Tables that only name their formats: names of several columns, errors, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments.quant.normal_error import error_of
+from experiments.quant.recipe import SLOTS
+from fitting.files.own_json import ResultsError
+from fitting.results.format_errors import ERRORS, FORMATS
+from fitting.results.record import COLUMNS
+from fitting.results.table import load
+
+ROWS = pd.DataFrame(
+    {
+        "N": [1e8, 1e8, 1e8],
+        "D": [1e10, 1e10, 1e10],
+        "loss": [3.0, 3.1, 3.2],
+        "E": [8, 2, 1],
+        "M": [23, 1, 1],
+        "shared": ["none1", "block32", "row48.5"],
+        "scheme": [None, "mxfp4", "NVFP4 stochastic"],
+        "group": [1.0, 32.0, 16.0],
+    }
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    ROWS.to_csv(tmp_path / "rows.csv", index=False)
+    return tmp_path / "rows.csv"
+
+
+def test_errors_are_columns_of_a_record() -> None:
+    assert set(ERRORS) <= set(COLUMNS)
+    assert list(ERRORS) == [slot.error for slot in SLOTS.values()]
+    assert FORMATS["format_weight"] == "err_weight"
+    assert FORMATS["format_grad_weight_input"] == "err_grad_weight_input"
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ("scheme", ["none", "mxfp4", "NVFP4 stochastic"]),
+        ("mxfp4", ["mxfp4"] * 3),
+        ("bf16", ["bf16"] * 3),
+        ("E{E}M{M}-{shared}-fp32", ["none", "E2M1-block32-fp32", "E1M1-row48.5-fp32"]),
+        ("scheme: mxfp4=INT4, NVFP4 stochastic = none", ["none", "INT4", "none"]),
+        ("E2M1-block{group}", ["E2M1-block1", "E2M1-block32", "E2M1-block16"]),
+    ],
+)
+def test_a_column_a_name_or_a_text_with_columns(path: Path, given: str, names: list[str]) -> None:
+    table = load(path, {"params": "N", "tokens": "D", "format_weight": given})
+    assert table["err_weight"].tolist() == [error_of(name) for name in names]
+    assert "err_input" not in table
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("E{E}M{mant}", r"format_weight=E\{E\}M\{mant\}: no such column 'mant'; the table has N"),
+        ("scheme: RTN=mxfp4", "'RTN' is not in column 'scheme', which has NVFP4 stochastic, mx"),
+        ("mxpf4", "columns.format_weight=mxpf4: .*did you mean mxfp4"),
+        ("E2M1-{shared}", "format 'E2M1-none1'|precision 'e2m1-none1'"),
+    ],
+)
+def test_what_names_no_format_is_refused(path: Path, given: str, said: str) -> None:
+    with pytest.raises(ResultsError, match=said):
+        load(path, {"format_weight": given})
