@@ -18,6 +18,7 @@ from fitting.fit.derived import IDENTIFIED, basis_of, derived, doubts, identifie
 from fitting.fit.evidence import comparison, evidence
 from fitting.fit.fit_file import FIT, SavedFit, saved_fit
 from fitting.fit.lack_of_fit import lack_of_fit
+from fitting.fit.prediction import predict
 from fitting.fit.result import Fit
 from fitting.fit.search import fit as fit_law
 from fitting.law.conclusion import Assumptions, entries, entries_of
@@ -59,6 +60,10 @@ def run_fit(options: FitOptions) -> SavedFit:
     refuse_unknown(options.columns, laws)
     table = load(options.results, options.columns, ptq="bits_post" in needed)
     table = _numeric(table, needed, options.results)
+    unseen = None
+    if options.predict:
+        unseen = _numeric(load(options.predict, options.columns), needed, options.predict)
+        require_columns(unseen, (*law.columns, *law.schemes), f"predict={options.predict}")
     kept = keep(table, options.where)
     for rival in laws[1:]:
         require_columns(kept, ("loss", *rival.columns, *rival.schemes), f"compare={rival.name}")
@@ -88,10 +93,13 @@ def run_fit(options: FitOptions) -> SavedFit:
             compared["comparison"] = comparison(kept, laws, *how)
         except FitError as error:
             failed.append(f"the laws could not be compared: {error}")
+    foretold: dict[str, object] = {}
+    if unseen is not None and draws is not None:
+        foretold = {"predicted": predict(fitted, draws, unseen), "predict": options.predict}
     also = few + _shared_runs(kept, options.cluster) + failed
     report = describe(fitted, draws, kept, table, assumed, also)
     report |= entries(evidence(kept, fitted, options.evidence)) | entries_of(compared)
-    report |= {"where": options.where or None, "seed": options.seed}
+    report |= entries_of(foretold) | {"where": options.where or None, "seed": options.seed}
     report["cluster"] = options.cluster or None
     out = Path(options.out)
     text = json.dumps(report, indent=1, sort_keys=True, allow_nan=False)

@@ -135,6 +135,13 @@ class FitOptions:
     cluster: str = option(
         "", "resample its values, each with all its runs, instead of runs: cluster=seed", "COLUMN"
     )
+    predict: str = option(
+        "",
+        "runs that the fit is not to see, trained or planned (from lowbit-train -m ... "
+        "plan_only=true plan_file=plan.csv): their losses, each with the 95 % interval in which a "
+        "run should fall; a folder of runs or a table, as results=",
+        "PATH",
+    )
     starts: int = option(64, "points from which the search begins")
     evidence: bool = option(
         True,
@@ -211,6 +218,8 @@ lowbit-fit: fit a scaling law to a table of losses.
       where="forward == 'BF16'" objective=huber objective.delta=1e-4 bootstrap=4000 out=fits/bf16
   lowbit-fit study=demo compare=floating_point,chinchilla freeze.epsilon=1.7
 
+  lowbit-fit study=demo law=unified predict=plan.csv
+
 Writes <out>/fit.json and <out>/results.csv and prints the fit and what follows from it.  Options,
 as key=value:
 
@@ -256,6 +265,8 @@ def fit_options(arguments: Sequence[str]) -> FitOptions:
         raise UsageError(f"compare={','.join(options.compare)}: name a law besides {options.law}")
     if options.compare and not options.evidence:
         raise UsageError("evidence=false: compare= judges laws by held-out runs; leave out one")
+    if options.predict and not options.bootstrap:
+        raise UsageError(f"predict={options.predict}: bootstrap=0 has no intervals; leave out one")
     if options.cluster and not options.bootstrap:
         raise UsageError(f"cluster={options.cluster}: bootstrap=0 draws nothing; leave out one")
     return options

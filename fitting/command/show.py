@@ -15,7 +15,7 @@ from fitting.analysis.conditions import HOLDS_FOR
 from fitting.command.expected import FILE
 from fitting.fit.fit_file import SavedFit
 from fitting.page.conclusions import views
-from fitting.page.tables import View, comparison, held_out
+from fitting.page.tables import View, comparison, held_out, predicted
 from fitting.words import open_interval
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def show(fit: SavedFit, out: Path) -> None:
     for key, text in summary.items():
         console.print(f"  {key:{width}s}{text}", markup=False)
     console.print()
-    for view in (held_out(fit), comparison(fit), *views(fit)):
+    for view in (predicted(fit), held_out(fit), comparison(fit), *views(fit)):
         if view is None:
             continue
         console.print(_conclusion(view))

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from fitting.files.own_json import DamagedError, JsonObject, ResultsError, read_object
 from fitting.fit.derived import IDENTIFIED
 from fitting.fit.evidence import HeldOut, Information, Rival
+from fitting.fit.prediction import Predicted
 from fitting.fit.result import Rows, Starts
 from fitting.law.conclusion import UNKNOWN, AnyTable, Count, Derived, Interval, Number, TableRows
 from fitting.law.terms import Law
@@ -83,6 +84,10 @@ class _Content:
     held_out: HeldOut | None = None
     not_computed: dict[str, str] = field(default_factory=dict)
     comparison: list[Rival] = field(default_factory=list)
+    predicted: list[Predicted] = field(default_factory=list)
+    """Runs that the fit was not given, as it predicts them."""
+    predict: str | None = None
+    """Where these lay, as it was typed."""
     where: str | None = None
     seed: int | None = None
     cluster: str | None = None

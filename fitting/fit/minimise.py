@@ -21,10 +21,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fitting.law.curves import Array, Curve
+from fitting.law.curves import Array, Curve, Pair
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
-Pair: TypeAlias = tuple[int, int]
 
 MAX_STEPS = 300
 DECREMENT = 1e-17
@@ -293,9 +292,9 @@ class Problem:
             logs.append(form + offset if offset.any() else form)
         values, parts, first = [], [], 0
         for curve in self.curves:
-            value, gradient, hessian = curve(np.stack(logs[first : first + curve.forms], axis=1))
+            value, gradient, seconds = curve(np.stack(logs[first : first + curve.forms], axis=1))
             values.append(value)
-            parts.append((first, gradient, hessian))
+            parts.append((first, gradient, seconds))
             first += curve.forms
         # Centred, the logs are of order one.  Far out they overflow, and that is no descent.
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
@@ -307,13 +306,15 @@ class Problem:
                 share *= inverse
         slopes: list[Array] = []
         bends: dict[Pair, Array] = {}
-        for share, (begin, gradient, hessian) in zip(shares, parts, strict=False):
-            forms = range(gradient.shape[1])
-            slopes += [share * gradient[:, a] for a in forms]
-            for a in forms:
-                for b in forms[a:]:
-                    second = hessian[:, a, b] + gradient[:, a] * gradient[:, b]
-                    bends[begin + a, begin + b] = share * second
+        for share, (begin, gradient, seconds) in zip(shares, parts, strict=False):
+            slopes += [share * slope for slope in gradient]
+            for a, slope in enumerate(gradient):
+                for b in range(a, len(gradient)):
+                    second = slope * gradient[b]
+                    if (a, b) in seconds:
+                        second += seconds[a, b]
+                    second *= share
+                    bends[begin + a, begin + b] = second
         return log_total, [*slopes, *shares[len(parts) :]], bends
 
 

@@ -18,6 +18,10 @@ import numpy.typing as npt
 Array: TypeAlias = npt.NDArray[np.float64]
 Derivatives: TypeAlias = tuple[Array, Array, Array]
 """A function's value, first and second derivative."""
+Pair: TypeAlias = tuple[int, int]
+Expansion: TypeAlias = tuple[Array, list[Array], dict[Pair, Array]]
+"""A function's value, its derivatives by each form, and those by pairs of forms k <= l, all
+[batch, rows]; a pair that is missing has none."""
 
 LARGEST_LOG = 5.7
 """tanh(e^5.7) is 1 in float64, and sinh(2 e^5.7) still finite."""
@@ -31,8 +35,8 @@ class Curve(ABC):
     forms: int
 
     @abstractmethod
-    def __call__(self, x: Array) -> Derivatives:
-        """Value [batch, rows], gradient [batch, forms, rows], Hessian [batch, forms, forms, rows].
+    def __call__(self, x: Array) -> Expansion:
+        """The curve and its derivatives.
 
         Args:
             x: The forms, [batch, forms, rows].
@@ -56,28 +60,23 @@ class Power(Curve):
     """[2, rows]: the part of the exponents that g multiplies."""
     forms: int = 3
 
-    def __call__(self, x: Array) -> Derivatives:
+    def __call__(self, x: Array) -> Expansion:
         """See `Curve`."""
-        terms, power = x[:, :2], np.exp(x[:, 2])
-        logs = terms / power[:, None] + self.held
-        top = logs.max(axis=1, keepdims=True)
-        share = np.exp(logs - top)
-        total = share.sum(axis=1, keepdims=True)
-        share /= total
-        log_sum = (top + np.log(total))[:, 0]
-        mean = (share * terms).sum(axis=1)
-        spread = mean[:, None] - terms
-
-        value = power * log_sum
-        gradient = np.empty_like(x)
-        gradient[:, :2] = share
-        gradient[:, 2] = value - mean
-        hessian = np.empty((len(x), 3, 3, x.shape[2]))
-        hessian[:, 0, 0] = hessian[:, 1, 1] = share[:, 0] * share[:, 1] / power
-        hessian[:, 0, 1] = hessian[:, 1, 0] = -hessian[:, 0, 0]
-        hessian[:, :2, 2] = hessian[:, 2, :2] = share * spread / power[:, None]
-        hessian[:, 2, 2] = gradient[:, 2] + (share * spread**2).sum(axis=1) / power
-        return value, gradient, hessian
+        power = np.exp(x[:, 2])
+        held = np.broadcast_to(self.held, (2, x.shape[2]))
+        first, second = x[:, 0] / power, x[:, 1] / power
+        u, v = first + held[0], second + held[1]
+        log_sum = np.logaddexp(u, v)
+        share = np.exp(u - log_sum)
+        rest = 1 - share
+        both = share * rest
+        apart = second - first
+        bend = both / power
+        slope = power * (log_sum - share * first - rest * second)
+        tilt = both * apart
+        pairs = {(0, 0): bend, (1, 1): bend, (0, 1): -bend, (0, 2): tilt, (1, 2): -tilt}
+        pairs[2, 2] = slope + power * tilt * apart
+        return power * log_sum, [share, rest, slope], pairs
 
     def holding(self, held: Array) -> Curve:
         """See `Curve`."""
@@ -99,88 +98,97 @@ class Capacity(Curve):
         """Two and one for each part."""
         return 2 + self.parts
 
-    def __call__(self, x: Array) -> Derivatives:
+    def __call__(self, x: Array) -> Expansion:
         """See `Curve`."""
-        exponent = x[:, 1:2]
+        exponent = x[:, 1]
         log, slope, bend = self.log_capacity(x[:, 2:])
         total = log.sum(axis=1)
-        gradient = np.empty_like(x)
-        gradient[:, 0], gradient[:, 1] = 1.0, -total
-        gradient[:, 2:] = -exponent * slope
-        hessian = np.zeros((len(x), self.forms, self.forms, x.shape[2]))
-        hessian[:, 1, 2:] = hessian[:, 2:, 1] = -slope
-        for part in range(self.parts):
-            hessian[:, 2 + part, 2 + part] = -exponent[:, 0] * bend[:, part]
-        return x[:, 0] - x[:, 1] * total, gradient, hessian
+        parts = range(self.parts)
+        slopes = [np.ones_like(total), -total, *(-exponent * slope[:, k] for k in parts)]
+        pairs = {(1, 2 + k): -slope[:, k] for k in parts}
+        pairs |= {(2 + k, 2 + k): -exponent * bend[:, k] for k in parts}
+        return x[:, 0] - exponent * total, slopes, pairs
 
 
 @dataclass(frozen=True)
 class PowerOfCapacity(Curve):
-    """((N c)^-alpha A + B/D^beta)^g, c a product of capacities: `Power` over `Capacity`.
+    """((N c)^-alpha A + B/D^beta)^g, c a capacity: `Power` over a size that noise takes from.
 
-    x_1 is g (log A - alpha log N), x_2 is g alpha, x_3 is g (log B - beta log D), x_4 is log g;
-    each further form is one capacity's.
+    x_1 is g (log A - alpha log N), x_2 is g alpha, x_3 is g (log B - beta log D), x_4 is log g; the
+    further forms are the capacity's.
     """
 
-    log_capacity: Callable[[Array], Derivatives]
-    parts: int
+    log_capacity: Signal
     held: Array | float = 0.0
     """[3, rows]: the parts of x_1/g, x_2/g and x_3/g that do not move with g."""
 
     @property
     def forms(self) -> int:  # type: ignore[override]
-        """Four and one for each part."""
-        return 4 + self.parts
+        """Four and those of the capacity."""
+        return 4 + self.log_capacity.forms
 
-    def __call__(self, x: Array) -> Derivatives:
+    def __call__(self, x: Array) -> Expansion:
         """See `Curve`."""
-        batch, forms, rows = x.shape
         power = np.exp(x[:, 3])
-        inside = x[:, :3] / power[:, None]
-        held = np.broadcast_to(self.held, (3, rows))
-        log, slope, bend = self.log_capacity(x[:, 4:])
-        total = log.sum(axis=1)
-        alpha = inside[:, 1] + held[1]
-
-        # u and v are the logs of the two terms in the brackets, free_u and free_v what moves with
-        # 1/g of them; d below are their derivatives by every form.
-        free_u, free_v = inside[:, 0] - inside[:, 1] * total, inside[:, 2]
-        u, v = free_u + held[0] - held[1] * total, free_v + held[2]
+        held = np.broadcast_to(self.held, (3, x.shape[2]))
+        total, rise, bends = self.log_capacity(x[:, 4:])
+        exponent = x[:, 1] / power
+        alpha = exponent + held[1]
+        # u and v: logs of the two terms in the brackets; first and second what moves with 1/g.
+        first, second = x[:, 0] / power - exponent * total, x[:, 2] / power
+        u, v = first + held[0] - held[1] * total, second + held[2]
         log_sum = np.logaddexp(u, v)
         share = np.exp(u - log_sum)
-        du, dv = np.zeros_like(x), np.zeros_like(x)
-        du[:, 0], du[:, 1], du[:, 3] = 1 / power, -total / power, -free_u
-        du[:, 4:] = -alpha[:, None] * slope
-        dv[:, 2], dv[:, 3] = 1 / power, -free_v
-        inner = share[:, None] * du + (1 - share)[:, None] * dv
-        apart = du - dv
-
-        value = power * log_sum
-        gradient = power[:, None] * inner
-        gradient[:, 3] += value
-        hessian = (share * (1 - share))[:, None, None] * apart[:, :, None] * apart[:, None]
-        bent = np.zeros((batch, forms, forms, rows))  # the second derivatives of u
-        bent[:, 0, 3] = bent[:, 3, 0] = -1 / power
-        bent[:, 1, 3] = bent[:, 3, 1] = total / power
-        bent[:, 3, 3] = free_u
-        bent[:, 1, 4:] = bent[:, 4:, 1] = -slope / power[:, None]
-        bent[:, 3, 4:] = bent[:, 4:, 3] = inside[:, 1:2] * slope
-        for part in range(4, forms):
-            bent[:, part, part] = -alpha * bend[:, part - 4]
-        hessian += share[:, None, None] * bent
-        hessian[:, 2, 3] -= (1 - share) / power
-        hessian[:, 3, 2] -= (1 - share) / power
-        hessian[:, 3, 3] += (1 - share) * free_v
-        hessian *= power[:, None, None]
-        # The factor g in front moves with x_4, too.
-        hessian[:, 3] += power[:, None] * inner
-        hessian[:, :, 3] += power[:, None] * inner
-        hessian[:, 3, 3] += value
-        return value, gradient, hessian
+        rest = 1 - share
+        both = share * rest
+        bend = both / power
+        apart = second - first
+        tilt = both * apart
+        slope = power * (log_sum - share * first - rest * second)
+        pull = -power * alpha  # of the capacity's log on the power of the size term
+        slopes = [share, -share * total, rest, slope, *(pull * share * r for r in rise)]
+        pairs = {
+            (0, 0): bend, (0, 1): -bend * total, (0, 2): -bend, (0, 3): tilt,
+            (1, 1): bend * total**2, (1, 2): bend * total, (1, 3): -tilt * total,
+            (2, 2): bend, (2, 3): -tilt,
+            (3, 3): slope + power * tilt * apart,
+        }  # fmt: skip
+        turn = -both * alpha  # of the share, by the capacity's log
+        for k, r in enumerate(rise, start=4):
+            turned = turn * r
+            pairs[0, k], pairs[2, k] = turned, -turned
+            pairs[1, k] = -total * turned - share * r
+            pairs[3, k] = power * (turned * apart - share * held[1] * r)
+            for j in range(k, 4 + len(rise)):
+                pairs[k, j] = pull * turned * rise[j - 4]
+        for (j, k), curvature in bends.items():
+            pairs[4 + j, 4 + k] += pull * share * curvature
+        return power * log_sum, slopes, pairs
 
     def holding(self, held: Array) -> Curve:
         """See `Curve`."""
         return replace(self, held=held[:3])
+
+
+@dataclass(frozen=True)
+class Signal:
+    """-sum_k log(1 + e^(x_1 + noise_k)): the log of what several noises leave of a signal."""
+
+    noise: Array
+    """[parts, rows]: logs of noise over signal; -inf for none."""
+    forms: int = 1
+
+    def __call__(self, x: Array) -> Expansion:
+        """The log and its derivatives by its forms x, [batch, forms, rows]."""
+        total = slope = bend = np.zeros_like(x[:, 0])
+        for noise in self.noise:
+            t = np.clip(x[:, 0] + noise, -LARGEST_EXPONENT, LARGEST_EXPONENT)
+            odds = np.exp(t)
+            lost = odds / (1 + odds)
+            total = total - np.log1p(odds)
+            slope = slope - lost
+            bend = bend - lost * (1 - lost)
+        return total, [slope], {(0, 0): bend}
 
 
 def log_saturation(t: Array) -> Derivatives:
@@ -195,10 +203,3 @@ def log_tanh(x: Array) -> Derivatives:
     y = np.exp(np.clip(x, -LARGEST_EXPONENT, LARGEST_LOG))
     slope = 2 * y / np.sinh(2 * y)
     return np.log(np.tanh(y)), slope, slope * (1 - 2 * y / np.tanh(2 * y))
-
-
-def log_signal(t: Array) -> Derivatives:
-    """Log of 1/(1 + e^t): what is left of a signal with e^t of noise; t may be -infinity."""
-    t = np.clip(t, -LARGEST_EXPONENT, LARGEST_EXPONENT)
-    noise = 1 / (1 + np.exp(-t))
-    return -np.logaddexp(0.0, t), -noise, -noise * (1 - noise)

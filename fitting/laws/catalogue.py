@@ -28,8 +28,8 @@ from fitting.law.curves import (
     Capacity,
     Power,
     PowerOfCapacity,
+    Signal,
     log_saturation,
-    log_signal,
     log_tanh,
 )
 from fitting.law.terms import (
@@ -160,9 +160,9 @@ def _unified(c: Columns) -> list[Term | Bent]:
     size = [Term({"A": 1, "alpha": -np.log(c["params"])}), Term({"alpha": 1})]
     data = Term({"B": 1, "beta": -np.log(c["tokens"])})
     with np.errstate(divide="ignore"):  # no error, no noise
-        noise = [np.log(c[name]) - np.log1p(-c[name]) for name in FORWARD_ERRORS]
-    forms = [*size, data, Term({"gamma": 1}), *(Term({"c": 1}, offset=n) for n in noise)]
-    return [Bent(PowerOfCapacity(log_signal, parts=len(noise)), forms), Term({"E": 1})]
+        noise = np.array([np.log(c[name]) - np.log1p(-c[name]) for name in FORWARD_ERRORS])
+    forms = [*size, data, Term({"gamma": 1}), Term({"c": 1})]
+    return [Bent(PowerOfCapacity(Signal(noise)), forms), Term({"E": 1})]
 
 
 _CHINCHILLA = {

@@ -245,6 +245,7 @@ def _commands(study: Study) -> list[str]:
         "objective.delta": fit.objective.delta,
         "compare": ",".join(known.get(rival.law, rival.law) for rival in fit.comparison) or None,
         "where": fit.where,
+        "predict": fit.predict,
         "weights": fit.weights,
         "bootstrap": None if fit.bootstrap is None else fit.bootstrap.draws,
         "cluster": fit.cluster,
@@ -320,7 +321,8 @@ def _views(study: Study, measured: pd.DataFrame) -> dict[str, View]:
     if study.cells is not None:
         made.append(tables.losses(study.cells, study.done))
     if study.fit is not None:
-        made += [tables.parameters(study.fit), tables.held_out(study.fit)]
+        made += [tables.parameters(study.fit), tables.predicted(study.fit)]
+        made += [tables.held_out(study.fit)]
         made += [tables.comparison(study.fit), *conclusions.views(study.fit)]
     made.append(diagnostics.summary(measured, study.order))
     return {view.name: view for view in made if view is not None and view.rows}

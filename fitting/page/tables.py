@@ -15,6 +15,7 @@ from fitting.naming import TableRow, are_none, records
 from fitting.page.sentences import pinned
 from fitting.words import (
     BEYOND,
+    between,
     count_label,
     interval,
     number,
@@ -147,6 +148,38 @@ def held_out(fit: SavedFit) -> View | None:
     note += f"The fit's own residuals: {percent(held.residual_rms)}; noise floor: {noise}."
     data = flat([{"held_out": name, **entries(entry)} for name, entry in named])
     return View("held_out", header, rows, data, "Held-out predictions", note)
+
+
+def predicted(fit: SavedFit) -> View | None:
+    """Runs that the fit was not given, as predicted and as they came out; None without any."""
+    if not fit.predicted:
+        return None
+    rows = [
+        (
+            "",
+            [
+                each.name,
+                count_label(each.params),
+                count_label(each.tokens),
+                between(each.loss, each.interval, _loss),
+                "–" if each.measured is None else _loss(each.measured),
+                f"{each.inside} of {each.runs}" if each.runs else "–",
+            ],
+        )
+        for each in fit.predicted
+    ]
+    header = [("format", ""), ("parameters", "num"), ("tokens", "num"),
+              ("predicted (95 % of runs)", "num"), ("measured", "num"),
+              ("runs inside", "num")]  # fmt: skip
+    runs, inside = (sum(getattr(e, key) for e in fit.predicted) for key in ("runs", "inside"))
+    note = (
+        "The fit was not given these runs. The interval is that of a single run: the law's own "
+        "uncertainty and the spread of the fitted runs around it. "
+    )
+    if runs:
+        note += f"In all {inside} of {runs} runs lie within theirs."
+    data = flat([entries(each) for each in fit.predicted])
+    return View("predicted", header, rows, data, "Predicted before it was seen", note)
 
 
 def comparison(fit: SavedFit) -> View | None:

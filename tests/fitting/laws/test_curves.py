@@ -14,13 +14,14 @@ from fitting.law.curves import (
     Derivatives,
     Power,
     PowerOfCapacity,
+    Signal,
     log_saturation,
-    log_signal,
     log_tanh,
 )
 
 ROWS = 7
 HELD = np.random.default_rng(1).normal(size=(3, ROWS))
+NOISE = np.random.default_rng(2).normal(size=(2, ROWS))
 
 
 def forms(curve: Curve, seed: int, batch: int = 4) -> Array:
@@ -60,14 +61,15 @@ def test_capacity_is_the_size_term_at_the_effective_size() -> None:
 def test_power_of_capacity_is_the_law_with_an_effective_size() -> None:
     a, alpha, n, b, beta, d, gamma, c = 30.0, 0.3, 1e8, 50.0, 0.4, 1e9, 0.7, 25.0
     errors = np.array([0.012, 0.0])
-    noise = c * errors / (1 - errors)
-    with np.errstate(divide="ignore"):
-        x = np.array([0, gamma * alpha, 0, np.log(gamma), *np.log(noise)])
+    noise = errors / (1 - errors)
+    x = np.array([0, gamma * alpha, 0, np.log(gamma), np.log(c)])
     x[0] = gamma * (np.log(a) - alpha * np.log(n))
     x[2] = gamma * (np.log(b) - beta * np.log(d))
-    size = n / (1 + noise).prod()
+    size = n / (1 + c * noise).prod()
     expected = (a / size**alpha + b / d**beta) ** gamma
-    value, _, _ = PowerOfCapacity(log_signal, 2)(x[None, :, None])
+    with np.errstate(divide="ignore"):
+        signal = Signal(np.log(noise)[:, None])
+    value, _, _ = PowerOfCapacity(signal)(x[None, :, None])
     assert np.exp(value[0, 0]) == pytest.approx(expected, rel=1e-13)
 
 
@@ -75,8 +77,8 @@ def test_power_of_capacity_is_the_law_with_an_effective_size() -> None:
     "curve",
     [
         *(Power(), Power(HELD[:2]), Capacity(log_saturation, 3), Capacity(log_tanh, 1)),
-        *(PowerOfCapacity(log_signal, 2), PowerOfCapacity(log_signal, 2, HELD)),
-        PowerOfCapacity(log_signal, 0),
+        *(PowerOfCapacity(Signal(NOISE)), PowerOfCapacity(Signal(NOISE), HELD)),
+        PowerOfCapacity(Signal(NOISE[:0])),
     ],
     ids=["power", "power held", "saturation", "tanh", "signal", "signal held", "nothing"],
 )
@@ -90,8 +92,11 @@ def test_derivatives_equal_central_differences(curve: Curve) -> None:
             step = np.zeros_like(x)
             step[:, k] = h
             up, down = curve(x + step), curve(x - step)
-            assert gradient[:, k] == pytest.approx((up[0] - down[0]) / (2 * h), rel=1e-7, abs=1e-7)
-            assert hessian[:, k] == pytest.approx((up[1] - down[1]) / (2 * h), rel=1e-7, abs=1e-7)
+            assert gradient[k] == pytest.approx((up[0] - down[0]) / (2 * h), rel=1e-7, abs=1e-7)
+            for j in range(k, curve.forms):
+                slope = (up[1][j] - down[1][j]) / (2 * h)
+                bend = np.broadcast_to(hessian.get((k, j), np.zeros(1)), slope.shape)
+                assert bend == pytest.approx(slope, rel=1e-7, abs=1e-7), (k, j)
 
 
 @pytest.mark.parametrize("function", [log_saturation, log_tanh])
