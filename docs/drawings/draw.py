@@ -145,7 +145,36 @@ def value() -> Drawing:
     return d
 
 
-DRAWINGS = {"words": words, "operands": operands, "value": value}
+def law() -> Drawing:
+    """From a format's error on normal data to the parameters that are left and the loss."""
+    d = Drawing(868, 250, "From the error of a format to what is left of the parameters")
+    steps = (
+        ("format", "grid, scale, rounding"),
+        ("error e", "|x − Q(x)|² / |x|²"),
+        ("noise s", "e / (1 − e)"),
+        ("signal ρ", "1 / (1 + c s), a factor"),
+        ("N ρ", "parameters left"),
+    )
+    for number, (name, what) in enumerate(steps):
+        x = 15 + 172 * number
+        d.box(x, 50, 150, 66, name, what, kind="key" if name in ("error e", "N ρ") else "box")
+        if number:
+            d.arrow((x - 22, 83), (x, 83))
+    d.text(176, 30, "computed from the format, on normal data")
+    d.text(606, 30, "fitted: one constant c for every format and operand")
+    examples = (
+        ("E2M1, blocks of 32", "0.0102", "0.0103", "0.76", "0.58 N"),
+        ("E1M1, blocks of 32", "0.0513", "0.0541", "0.38", "0.15 N"),
+        ("E2M3, blocks of 32", "0.000588", "0.000589", "0.98", "0.97 N"),
+    )
+    for row, cells in enumerate(examples):
+        for number, cell in enumerate(cells):
+            d.text(90 + 172 * number, 150 + 24 * row, cell)
+    d.text(434, 236, "c = 30, weights and inputs of the forward pass in the same format")
+    return d
+
+
+DRAWINGS = {"words": words, "operands": operands, "value": value, "law": law}
 
 
 if __name__ == "__main__":

@@ -26,10 +26,11 @@ OUR_COLUMNS = (
     "bits_post gmse err_input err_weight err_grad_input_grad_output err_grad_input_weight "
     "err_grad_weight_grad_output err_grad_weight_input format_input format_weight "
     "format_grad_input_grad_output format_grad_input_weight format_grad_weight_grad_output "
-    "format_grad_weight_input run_id status seed cell model recipe granularity scale operands "
-    "operand_values corpus compute_dtype format_post operands_post study bits bits_with_scales "
-    "params_head params_embedding params_total params_quantized unique_tokens flops train_loss "
-    "bits_per_byte wall_seconds tokens_per_second attempts quantize_backend numerics_version reason"
+    "format_grad_weight_input format_gmse run_id status seed cell model recipe granularity "
+    "scale operands operand_values corpus compute_dtype format_post operands_post study bits "
+    "bits_with_scales params_head params_embedding params_total params_quantized "
+    "unique_tokens flops train_loss bits_per_byte wall_seconds tokens_per_second attempts "
+    "quantize_backend numerics_version reason"
 ).split()
 """Columns that a law, a page or the noise floor reads, and that another name may stand for."""
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 ERRORS = tuple(slot.error for slot in SLOTS.values())
 """The columns of the errors of P1 to P6."""
-FORMATS = {name.replace("err_", "format_", 1): name for name in ERRORS}
-"""Names of formats -> the column of their errors."""
+FORMATS = {name.replace("err_", "format_", 1): name for name in ERRORS} | {"format_gmse": "gmse"}
+"""Columns of formats' names -> the column of their errors."""
 _COLUMN = re.compile(r"\{([^{}]*)\}")
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from experiments.errors.command import error
 from experiments.quant.formats import FloatFormat
+from experiments.quant.normal_error import error_of
+from fitting.analysis.unified import signal_share
 from fitting.laws.catalogue import LAWS
 from fitting.laws.published import SUN_2025
 from tests.support.places import ROOT
@@ -69,3 +71,17 @@ def test_its_numbers_are_the_formats_and_its_letters_the_laws() -> None:
     assert set(LAWS["floating_point"].parameters) == set(SUN_2025)
     for letter in ("n/N^α", "d/D^β", "ε", "log₂B", "γ", "^δ", "^ν"):
         assert letter in PAGE
+
+
+def test_the_drawing_of_the_law_shows_what_the_law_says() -> None:
+    labels = [e.text or "" for e in ElementTree.fromstring(DRAWINGS["law"]().svg()).iter()]
+    for name in ("E2M1", "E1M1", "E2M3"):
+        at = labels.index(f"{name}, blocks of 32")
+        error = error_of(name)
+        share = signal_share({"c": 30}, [error])
+        shown = [f"{error:.3g}", f"{error / (1 - error):.3g}", f"{share:.2f}"]
+        assert [f"{float(text):.3g}" for text in labels[at + 1 : at + 3]] == shown[:2]
+        assert labels[at + 3] == shown[2]
+        assert labels[at + 4] == f"{signal_share({'c': 30}, [error, error]):.2f} N"
+    assert "s = e/(1 − e)" in PAGE
+    assert set(LAWS["unified"].parameters) == {"A", "alpha", "B", "beta", "E", "gamma", "c"}
