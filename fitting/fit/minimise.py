@@ -91,6 +91,13 @@ class Problem:
         return own
 
     @cached_property
+    def _alike(self) -> list[bool]:
+        """Whether a form of a curve is the same in all rows."""
+        own = zip(self._own, self.offsets, strict=True)
+        alike = [not np.ptp(rows, axis=0).any() and not np.ptp(at) for (_, rows), at in own]
+        return alike[: self._bent_forms] + [False] * (len(alike) - self._bent_forms)
+
+    @cached_property
     def _products(self) -> tuple[list[_Products], Array]:
         """Products of each pair of forms k <= l, laid out by [products, parameters^2]."""
         p = self.regressors.shape[2]
@@ -287,12 +294,13 @@ class Problem:
         that is not the product of the two first ones, [batch, rows].
         """
         logs = []
-        for (columns, own), offset in zip(self._own, self.offsets, strict=True):
-            form = theta[:, columns] @ own.T
-            logs.append(form + offset if offset.any() else form)
+        for k, ((columns, own), offset) in enumerate(zip(self._own, self.offsets, strict=True)):
+            rows = slice(1) if self._alike[k] else slice(None)  # the same in all of them
+            form = theta[:, columns] @ own[rows].T
+            logs.append(form + offset[rows] if offset.any() else form)
         values, parts, first = [], [], 0
         for curve in self.curves:
-            value, gradient, seconds = curve(np.stack(logs[first : first + curve.forms], axis=1))
+            value, gradient, seconds = curve(logs[first : first + curve.forms])
             values.append(value)
             parts.append((first, gradient, seconds))
             first += curve.forms
@@ -312,9 +320,8 @@ class Problem:
                 for b in range(a, len(gradient)):
                     second = slope * gradient[b]
                     if (a, b) in seconds:
-                        second += seconds[a, b]
-                    second *= share
-                    bends[begin + a, begin + b] = second
+                        second = second + seconds[a, b]
+                    bends[begin + a, begin + b] = share * second
         return log_total, [*slopes, *shares[len(parts) :]], bends
 
 

@@ -8,7 +8,7 @@ parameters are behind the forms is the law's business.  Outside its domain a cur
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -19,9 +19,11 @@ Array: TypeAlias = npt.NDArray[np.float64]
 Derivatives: TypeAlias = tuple[Array, Array, Array]
 """A function's value, first and second derivative."""
 Pair: TypeAlias = tuple[int, int]
+Forms: TypeAlias = Sequence[Array]
+"""Forms, [batch, rows] each; [batch, 1] for one that is the same in all rows."""
 Expansion: TypeAlias = tuple[Array, list[Array], dict[Pair, Array]]
-"""A function's value, its derivatives by each form, and those by pairs of forms k <= l, all
-[batch, rows]; a pair that is missing has none."""
+"""A function's value, its derivatives by each form, and those by pairs of forms k <= l, [batch,
+rows] or [batch, 1]; a pair that is missing has none."""
 
 LARGEST_LOG = 5.7
 """tanh(e^5.7) is 1 in float64, and sinh(2 e^5.7) still finite."""
@@ -35,12 +37,8 @@ class Curve(ABC):
     forms: int
 
     @abstractmethod
-    def __call__(self, x: Array) -> Expansion:
-        """The curve and its derivatives.
-
-        Args:
-            x: The forms, [batch, forms, rows].
-        """
+    def __call__(self, x: Forms) -> Expansion:
+        """The curve and its derivatives, by its forms."""
 
     def holding(self, held: Array) -> Curve:
         """The curve with other constants [forms, rows], which its own parameter multiplies."""
@@ -56,16 +54,17 @@ class Power(Curve):
     Forms that are already multiplied by g keep what they contribute to the loss when g moves.
     """
 
-    held: Array | float = 0.0
-    """[2, rows]: the part of the exponents that g multiplies."""
+    held: Array | None = None
+    """[2, rows]: the part of the exponents that g multiplies, if there is one."""
     forms: int = 3
 
-    def __call__(self, x: Array) -> Expansion:
+    def __call__(self, x: Forms) -> Expansion:
         """See `Curve`."""
-        power = np.exp(x[:, 2])
-        held = np.broadcast_to(self.held, (2, x.shape[2]))
-        first, second = x[:, 0] / power, x[:, 1] / power
-        u, v = first + held[0], second + held[1]
+        power = np.exp(x[2])
+        first, second = x[0] / power, x[1] / power
+        u, v = first, second
+        if self.held is not None:
+            u, v = first + self.held[0], second + self.held[1]
         log_sum = np.logaddexp(u, v)
         share = np.exp(u - log_sum)
         rest = 1 - share
@@ -80,7 +79,7 @@ class Power(Curve):
 
     def holding(self, held: Array) -> Curve:
         """See `Curve`."""
-        return Power(held[:2])
+        return Power(held[:2] if held.any() else None)
 
 
 @dataclass(frozen=True)
@@ -98,16 +97,17 @@ class Capacity(Curve):
         """Two and one for each part."""
         return 2 + self.parts
 
-    def __call__(self, x: Array) -> Expansion:
+    def __call__(self, x: Forms) -> Expansion:
         """See `Curve`."""
-        exponent = x[:, 1]
-        log, slope, bend = self.log_capacity(x[:, 2:])
-        total = log.sum(axis=1)
-        parts = range(self.parts)
-        slopes = [np.ones_like(total), -total, *(-exponent * slope[:, k] for k in parts)]
-        pairs = {(1, 2 + k): -slope[:, k] for k in parts}
-        pairs |= {(2 + k, 2 + k): -exponent * bend[:, k] for k in parts}
-        return x[:, 0] - exponent * total, slopes, pairs
+        exponent = x[1]
+        total, slopes = np.zeros(1), []
+        pairs: dict[Pair, Array] = {}
+        for k, form in enumerate(x[2:], start=2):
+            log, slope, bend = self.log_capacity(form)
+            total = total + log
+            slopes.append(-exponent * slope)
+            pairs |= {(1, k): -slope, (k, k): -exponent * bend}
+        return x[0] - exponent * total, [np.ones_like(exponent), -total, *slopes], pairs
 
 
 @dataclass(frozen=True)
@@ -119,24 +119,25 @@ class PowerOfCapacity(Curve):
     """
 
     log_capacity: Signal
-    held: Array | float = 0.0
-    """[3, rows]: the parts of x_1/g, x_2/g and x_3/g that do not move with g."""
+    held: Array | None = None
+    """[3, rows]: the parts of x_1/g, x_2/g and x_3/g that do not move with g, if there are any."""
 
     @property
     def forms(self) -> int:  # type: ignore[override]
         """Four and those of the capacity."""
         return 4 + self.log_capacity.forms
 
-    def __call__(self, x: Array) -> Expansion:
+    def __call__(self, x: Forms) -> Expansion:
         """See `Curve`."""
-        power = np.exp(x[:, 3])
-        held = np.broadcast_to(self.held, (3, x.shape[2]))
-        total, rise, bends = self.log_capacity(x[:, 4:])
-        exponent = x[:, 1] / power
-        alpha = exponent + held[1]
+        power = np.exp(x[3])
+        total, rise, bends = self.log_capacity(x[4:])
+        exponent = alpha = x[1] / power
         # u and v: logs of the two terms in the brackets; first and second what moves with 1/g.
-        first, second = x[:, 0] / power - exponent * total, x[:, 2] / power
-        u, v = first + held[0] - held[1] * total, second + held[2]
+        u = first = x[0] / power - exponent * total
+        v = second = x[2] / power
+        if self.held is not None:
+            alpha = exponent + self.held[1]
+            u, v = first + self.held[0] - self.held[1] * total, second + self.held[2]
         log_sum = np.logaddexp(u, v)
         share = np.exp(u - log_sum)
         rest = 1 - share
@@ -158,16 +159,18 @@ class PowerOfCapacity(Curve):
             turned = turn * r
             pairs[0, k], pairs[2, k] = turned, -turned
             pairs[1, k] = -total * turned - share * r
-            pairs[3, k] = power * (turned * apart - share * held[1] * r)
+            pairs[3, k] = power * turned * apart
+            if self.held is not None:
+                pairs[3, k] = pairs[3, k] - power * self.held[1] * share * r
             for j in range(k, 4 + len(rise)):
                 pairs[k, j] = pull * turned * rise[j - 4]
         for (j, k), curvature in bends.items():
-            pairs[4 + j, 4 + k] += pull * share * curvature
+            pairs[4 + j, 4 + k] = pairs[4 + j, 4 + k] + pull * share * curvature
         return power * log_sum, slopes, pairs
 
     def holding(self, held: Array) -> Curve:
         """See `Curve`."""
-        return replace(self, held=held[:3])
+        return replace(self, held=held[:3] if held.any() else None)
 
 
 @dataclass(frozen=True)
@@ -178,12 +181,12 @@ class Signal:
     """[parts, rows]: logs of noise over signal; -inf for none."""
     forms: int = 1
 
-    def __call__(self, x: Array) -> Expansion:
-        """The log and its derivatives by its forms x, [batch, forms, rows]."""
-        total = slope = bend = np.zeros_like(x[:, 0])
-        for noise in self.noise:
-            t = np.clip(x[:, 0] + noise, -LARGEST_EXPONENT, LARGEST_EXPONENT)
-            odds = np.exp(t)
+    def __call__(self, x: Forms) -> Expansion:
+        """The log and its derivatives by its form."""
+        total = slope = bend = np.zeros(self.noise.shape[1])
+        scale = np.exp(np.clip(x[0], -LARGEST_EXPONENT, LARGEST_EXPONENT))
+        for noise in np.exp(self.noise):
+            odds = scale * noise
             lost = odds / (1 + odds)
             total = total - np.log1p(odds)
             slope = slope - lost

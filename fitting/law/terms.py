@@ -127,7 +127,7 @@ class Design:
         forms = self.offsets + self.regressors @ coordinates
         first, bent = 0, []
         for curve in self.curves:
-            bent.append(curve(forms[None, first : first + curve.forms])[0])
+            bent.append(curve(list(forms[first : first + curve.forms, None]))[0])
             first += curve.forms
         logs: Array = np.concatenate([*bent, forms[first:]])
         return logs

@@ -24,6 +24,11 @@ HELD = np.random.default_rng(1).normal(size=(3, ROWS))
 NOISE = np.random.default_rng(2).normal(size=(2, ROWS))
 
 
+def apart(x: Array) -> list[Array]:
+    """The forms of [batch, forms, rows] as a curve takes them."""
+    return list(x.swapaxes(0, 1))
+
+
 def forms(curve: Curve, seed: int, batch: int = 4) -> Array:
     """Random forms [batch, forms, rows] inside the domain of every curve here."""
     x = np.random.default_rng(seed).normal(size=(batch, curve.forms, ROWS))
@@ -37,23 +42,25 @@ def test_power_is_a_sum_raised_to_a_power() -> None:
     g = np.exp(x[:, 2])
     for held in (np.zeros((2, 1)), HELD[:2]):
         sums = np.exp(x[:, 0] / g + held[0]) + np.exp(x[:, 1] / g + held[1])
-        value, _, _ = Power(held)(x)
+        value, _, _ = Power(held)(apart(x))
         # Both are a handful of float64 operations on numbers of order one.
         assert value == pytest.approx(np.log(sums**g), abs=1e-13)
 
 
 def test_power_does_not_overflow() -> None:
     x = np.array([[[800.0], [-800.0], [np.log(0.1)]]])  # e^8000 to the power .1
-    assert Power()(x)[0] == pytest.approx(np.array([[800.0]]), rel=1e-15)
+    assert Power()(apart(x))[0] == pytest.approx(np.array([[800.0]]), rel=1e-15)
 
 
 def test_capacity_is_the_size_term_at_the_effective_size() -> None:
     alpha, size = 0.37, np.log(4299.0) - 0.37 * np.log(1e9)
     t, f = np.array([-0.4, -2.0]), np.log(1.7)
-    saturation, _, _ = Capacity(log_saturation, 2)(np.array([size, alpha, *t])[None, :, None])
+    saturation, _, _ = Capacity(log_saturation, 2)(
+        apart(np.array([size, alpha, *t])[None, :, None])
+    )
     share = (1 - np.exp(t)).prod()
     assert np.exp(saturation[0, 0]) == pytest.approx(4299 * (1e9 * share) ** -alpha, rel=1e-13)
-    tanh, _, _ = Capacity(log_tanh, 1)(np.array([size, alpha, f])[None, :, None])
+    tanh, _, _ = Capacity(log_tanh, 1)(apart(np.array([size, alpha, f])[None, :, None]))
     expected = 4299 * (1e9 * np.tanh(1.7)) ** -alpha
     assert np.exp(tanh[0, 0]) == pytest.approx(expected, rel=1e-13)
 
@@ -69,7 +76,7 @@ def test_power_of_capacity_is_the_law_with_an_effective_size() -> None:
     expected = (a / size**alpha + b / d**beta) ** gamma
     with np.errstate(divide="ignore"):
         signal = Signal(np.log(noise)[:, None])
-    value, _, _ = PowerOfCapacity(signal)(x[None, :, None])
+    value, _, _ = PowerOfCapacity(signal)(apart(x[None, :, None]))
     assert np.exp(value[0, 0]) == pytest.approx(expected, rel=1e-13)
 
 
@@ -87,16 +94,28 @@ def test_derivatives_equal_central_differences(curve: Curve) -> None:
     h = np.finfo(float).eps ** (1 / 3)
     for seed in range(5):
         x = forms(curve, seed)
-        _, gradient, hessian = curve(x)
+        _, gradient, hessian = curve(apart(x))
         for k in range(curve.forms):
             step = np.zeros_like(x)
             step[:, k] = h
-            up, down = curve(x + step), curve(x - step)
+            up, down = curve(apart(x + step)), curve(apart(x - step))
             assert gradient[k] == pytest.approx((up[0] - down[0]) / (2 * h), rel=1e-7, abs=1e-7)
             for j in range(k, curve.forms):
                 slope = (up[1][j] - down[1][j]) / (2 * h)
                 bend = np.broadcast_to(hessian.get((k, j), np.zeros(1)), slope.shape)
                 assert bend == pytest.approx(slope, rel=1e-7, abs=1e-7), (k, j)
+
+
+@pytest.mark.parametrize("curve", [Power(), PowerOfCapacity(Signal(NOISE), HELD)])
+def test_a_form_that_is_the_same_in_all_rows_may_have_one_column(curve: Curve) -> None:
+    x = forms(curve, 0)
+    x[:, 2:] = x[:, 2:, :1]
+    short = [*apart(x)[:2], *(form[:, :1] for form in apart(x)[2:])]
+    for whole, brief in zip(curve(apart(x))[1], curve(short)[1], strict=True):
+        assert np.broadcast_to(brief, whole.shape) == pytest.approx(whole, rel=1e-13)
+    for pair, whole in curve(apart(x))[2].items():
+        brief = np.broadcast_to(curve(short)[2][pair], whole.shape)
+        assert brief == pytest.approx(whole, rel=1e-13)
 
 
 @pytest.mark.parametrize("function", [log_saturation, log_tanh])
