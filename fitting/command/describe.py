@@ -214,7 +214,11 @@ def describe(
     warnings += doubts(fitted.law, concluded, known)
     rows, _ = select_rows(table)
     floor = noise_floor(rows)
-    warnings += _mixtures(fitted, rows) + _units(fitted, rows) + lack_of_fit(fitted, rows, floor)
+    warnings += (
+        _mixtures(fitted, rows)
+        + _units(fitted, rows)
+        + lack_of_fit(fitted, rows, floor.std_log, floor.dof)
+    )
     if not floor.dof:
         warnings.append("no cell was run with two seeds: the noise floor is unknown")
     used = ("run_id", "loss", *fitted.law.columns, *fitted.law.schemes, fitted.weights)

@@ -13,7 +13,6 @@ from scipy import stats
 from fitting.fit.result import Fit
 from fitting.fit.validation import formats_of
 from fitting.law.curves import Array
-from fitting.seeds.noise import NoiseFloor
 from fitting.words import number, percent
 
 ALARM = 1e-3
@@ -24,13 +23,14 @@ EXPLAINED = 0.9
 """Least share of the variance of log loss for which a law is said to describe a table."""
 
 
-def lack_of_fit(fitted: Fit, rows: pd.DataFrame, floor: NoiseFloor) -> list[str]:
+def lack_of_fit(fitted: Fit, rows: pd.DataFrame, noise: float, repeats: int) -> list[str]:
     """Warnings that the law does not fit, if it does not.
 
     Args:
         fitted: The fit; with weights nothing is tested, since the rows' noise differs.
         rows: The fitted rows.
-        floor: The noise between repeated seeds.
+        noise: Standard deviation of log loss between repeated seeds.
+        repeats: Its degrees of freedom; 0 where there are no repeats.
     """
     groups = {"params": rows["params"], "tokens": rows["tokens"]} if _has_design(rows) else {}
     if (formats := formats_of(rows, [fitted.law])).nunique() > 1:
@@ -46,14 +46,13 @@ def lack_of_fit(fitted: Fit, rows: pd.DataFrame, floor: NoiseFloor) -> list[str]
         return []
     rms = percent(size)
     found = []
-    between = degrees - floor.dof
-    if floor.dof >= 1 and between >= 1 and floor.std_log > 0:
-        pure = floor.std_log**2 * floor.dof
-        ratio = max(squares - pure, 0.0) / between / floor.std_log**2
-        if stats.f.sf(ratio, between, floor.dof) < ALARM / 2:
+    between = degrees - repeats
+    if repeats >= 1 and between >= 1 and noise > 0:
+        ratio = max(squares - noise**2 * repeats, 0.0) / between / noise**2
+        if stats.f.sf(ratio, between, repeats) < ALARM / 2:
             found.append(
                 f"the law does not fit: residuals of {rms} where another seed makes "
-                f"{percent(floor.std_log)} (F = {number(ratio, 3)}, p below {ALARM / 2:g}); "
+                f"{percent(noise)} (F = {number(ratio, 3)}, p below {ALARM / 2:g}); "
                 "intervals hold for the noise, not for what the law lacks"
             )
     tested = {kind: _explained(residuals, of, free) for kind, of in groups.items()}

@@ -318,9 +318,7 @@ class Problem:
             slopes += [share * slope for slope in gradient]
             for a, slope in enumerate(gradient):
                 for b in range(a, len(gradient)):
-                    second = slope * gradient[b]
-                    if (a, b) in seconds:
-                        second = second + seconds[a, b]
+                    second = slope * gradient[b] + seconds.get((a, b), 0.0)
                     bends[begin + a, begin + b] = share * second
         return log_total, [*slopes, *shares[len(parts) :]], bends
 

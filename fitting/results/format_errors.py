@@ -11,6 +11,7 @@ origin they follow from the names of the formats.  `columns.format_weight=...` i
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -23,11 +24,30 @@ from fitting.files.own_json import ResultsError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from fitting.results.record import RunRecord
+
 ERRORS = tuple(slot.error for slot in SLOTS.values())
 """The columns of the errors of P1 to P6."""
 FORMATS = {name.replace("err_", "format_", 1): name for name in ERRORS} | {"format_gmse": "gmse"}
 """Columns of formats' names -> the column of their errors."""
+MEASURED = tuple(f"{name}_measured" for name in ERRORS)
+"""The same as measured on a run's tensors."""
 _COLUMN = re.compile(r"\{([^{}]*)\}")
+
+
+def measured_errors(record: RunRecord) -> dict[str, float]:
+    """The columns of a run's errors on its own tensors: the mean QSNR of its diagnostics.
+
+    0 for an operand that is not quantized, NaN for one that was not measured.
+    """
+    quantized = record.operands.split()
+    found = {}
+    for label, slot in SLOTS.items():
+        of_operand = record.diagnostics.get(label, {})
+        decibels = of_operand.get("qsnr", {}).get("mean") if isinstance(of_operand, dict) else None
+        error = 10 ** (-decibels / 10) if isinstance(decibels, int | float) else math.nan
+        found[f"{slot.error}_measured"] = error if label in quantized else 0.0
+    return found
 
 
 def named_errors(table: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, pd.Series]:

@@ -80,8 +80,9 @@ def load(
     Returns:
         One row per run, sorted by `run_id` if there is one, with a column for each key of the
         configuration in which runs of a folder differ, e.g. `optim.lr`, unless other columns tell
-        the same.  A foreign table keeps its other columns and gets `status` = "finished" if it
-        has no status of its own (nor W&B's `State`).
+        the same, and with the errors on the runs' own tensors, `err_weight_measured` and the like.
+        A foreign table keeps its other columns and gets `status` = "finished" if it has no status
+        of its own (nor W&B's `State`).
 
     Raises:
         ResultsError: Nothing there, unreadable, or a named column is missing.
@@ -236,7 +237,9 @@ def _settled(column: pd.Series) -> pd.Series:
 
 
 def _alone(record: RunRecord) -> list[JsonObject]:
-    return [{column: getattr(record, column) for column in COLUMNS}]
+    from fitting.results.format_errors import measured_errors  # scipy
+
+    return [{column: getattr(record, column) for column in COLUMNS} | measured_errors(record)]
 
 
 def _with_ptq(record: RunRecord) -> list[JsonObject]:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fitting.naming import is_quantized
-from fitting.results.format_errors import ERRORS, FORMATS
+from fitting.results.format_errors import ERRORS, FORMATS, MEASURED
 from fitting.results.swept import is_key, is_quantization
 
 CELL = ("model", "recipe", "exponent", "mantissa", "block_size", "granularity", "scale", "tokens")
@@ -24,7 +24,7 @@ OUTCOMES = frozenset(
     "run_id study status seed loss train_loss bits_per_byte wall_seconds tokens_per_second "
     "attempts quantize_backend reason metrics_sha256 weights_sha256 schema_version "
     "bits format predicted".split()
-)
+) | frozenset(MEASURED)
 """Columns of ours that separate nothing: labels, outcomes, and what other columns already say."""
 _ALWAYS = (*CELL, "params", "corpus")
 _CONDITIONS = (

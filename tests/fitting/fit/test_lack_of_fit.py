@@ -27,7 +27,8 @@ def runs(seeds: int, noise: float, seed: int) -> pd.DataFrame:
 
 def warned(table: pd.DataFrame, law: str = "unified") -> list[str]:
     fitted = fit(table, law, objective="least_squares", starts=4, near=[TRUTH][: law == "unified"])
-    return lack_of_fit(fitted, table, noise_floor(table))
+    floor = noise_floor(table)
+    return lack_of_fit(fitted, table, floor.std_log, floor.dof)
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -64,4 +65,4 @@ def test_exact_losses_and_weights_are_not_tested() -> None:
     assert warned(runs(2, 0.0, 0)) == []
     table = runs(2, 3e-3, 0).assign(n=1.0)
     fitted = fit(table, "chinchilla", weights="n", starts=4)
-    assert lack_of_fit(fitted, table, noise_floor(table)) == []
+    assert lack_of_fit(fitted, table, 3e-3, 36) == []

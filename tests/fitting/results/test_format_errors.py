@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from experiments.quant.normal_error import error_of
 from experiments.quant.recipe import SLOTS
 from fitting.files.own_json import ResultsError
-from fitting.results.format_errors import ERRORS, FORMATS
+from fitting.results.format_errors import ERRORS, FORMATS, MEASURED, measured_errors
 from fitting.results.record import COLUMNS
 from fitting.results.table import load
+from tests.support.records import RECORD
 
 ROWS = pd.DataFrame(
     {
@@ -70,3 +73,17 @@ def test_a_column_a_name_or_a_text_with_columns(path: Path, given: str, names: l
 def test_what_names_no_format_is_refused(path: Path, given: str, said: str) -> None:
     with pytest.raises(ResultsError, match=said):
         load(path, {"format_weight": given})
+
+
+def test_errors_as_measured_are_those_of_the_diagnostics() -> None:
+    record = replace(
+        RECORD,
+        operands="P1 P2 P3",
+        diagnostics={"P1": {"qsnr": {"mean": 20.0}}, "P2": {"qsnr": {"mean": 17.0}}},
+    )
+    found = measured_errors(record)
+    assert list(found) == list(MEASURED)
+    values = list(found.values())
+    assert values[:2] == pytest.approx([0.01, 10**-1.7])
+    assert np.isnan(values[2]), "quantized, but not measured"
+    assert values[3:] == [0.0] * 3

@@ -14,6 +14,7 @@ import pytest
 
 from fitting.files.atomic import write_atomic
 from fitting.files.own_json import ResultsError
+from fitting.results.format_errors import MEASURED
 from fitting.results.record import COLUMNS, FAILURE, RESULT, RunRecord, read_record, write_exclusive
 from fitting.results.table import load, require_columns
 from tests.support.records import RECORD, save
@@ -90,7 +91,7 @@ def test_a_folder_loads_as_one_row_a_run_sorted_by_id(tmp_path: Path) -> None:
     (tmp_path / "not-yet").mkdir()  # a run that has left nothing
     (tmp_path / "study.json").write_text("{}")
     table = load(tmp_path)
-    assert tuple(table.columns) == COLUMNS
+    assert tuple(table.columns) == (*COLUMNS, *MEASURED)
     assert list(table["run_id"]) == ["a", "b"]
     assert list(table["status"]) == ["diverged", "finished"]
     assert np.isnan(table["loss"][0])
