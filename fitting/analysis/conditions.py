@@ -18,13 +18,14 @@ class HoldsFor:
     recipe: list[str] | None
 
 
-def _distinct(rows: pd.DataFrame, column: str) -> list[str] | None:
+def distinct(rows: pd.DataFrame, column: str) -> list[str] | None:
+    """The values of a column; None if there is no such column."""
     return sorted(str(v) for v in rows[column].unique()) if column in rows else None
 
 
 def _found(basis: Basis) -> HoldsFor:
     rows = basis.quantized
-    return HoldsFor(_distinct(rows, "operands"), _distinct(rows, "recipe"))
+    return HoldsFor(distinct(rows, "operands"), distinct(rows, "recipe"))
 
 
 def _doubts(found: HoldsFor, identified: Mapping[str, bool]) -> list[str]:

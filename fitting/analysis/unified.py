@@ -8,7 +8,7 @@ what all others cost: the split of a number of bits with the least error is the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ import pandas as pd
 from experiments.quant.formats import MAX_EXPONENT_BITS, MAX_MANTISSA_BITS
 from experiments.quant.normal_error import error_of
 from fitting.analysis.capacity import CHINCHILLA, tokens_for_capacity
+from fitting.analysis.conditions import HOLDS_FOR, HoldsFor, distinct
 from fitting.analysis.costs import COST_OF_PRECISION, Cost, equal_loss, middle, share_number
 from fitting.analysis.layouts import layout_name
 from fitting.analysis.optima import (
@@ -46,6 +47,11 @@ from fitting.words import between, number
 
 FORWARD_ERRORS = ("err_input", "err_weight")
 """Columns with the relative squared errors of the operands of the forward pass, P1 and P2."""
+BACKWARD_ERRORS = {
+    "c_grad_input": ("err_grad_input_grad_output", "err_grad_input_weight"),
+    "c_grad_weight": ("err_grad_weight_grad_output", "err_grad_weight_input"),
+}
+"""Parameters of the backward pass -> the columns of the errors that they weigh: dX and dW."""
 BITS = range(2, 12)
 """Total bits among which the best are searched for."""
 NEAR_TIE = 0.95
@@ -53,17 +59,23 @@ NEAR_TIE = 0.95
 _NEEDED = CHINCHILLA | {"c"}
 
 
-def signal_share(p: Sample, errors: Iterable[float]) -> Values:
-    """N_eff/N = prod 1/(1 + c e/(1 - e)): what noise in the operands leaves of the parameters.
+def signal_share(
+    p: Sample, errors: Iterable[float], backward: Mapping[str, Iterable[float]] | None = None
+) -> Values:
+    """N_eff/N = 1/(prod (1 + c s) + sum c_y s), s = e/(1 - e): what noise leaves of the parameters.
 
     Args:
         p: Parameters of `unified`.
-        errors: The relative squared error of each quantized operand.
+        errors: The relative squared error of each quantized operand of the forward pass.
+        backward: A parameter of the backward pass -> the errors that it weighs.
 
     >>> round(signal_share({"c": 30}, [error_of("mxfp4")] * 2), 3)
     0.506
     """
-    share = math.prod(1 / (1 + np.multiply(p["c"], e / (1 - e))) for e in errors)
+    total = math.prod(1 + np.multiply(p["c"], e / (1 - e)) for e in errors)
+    for name, more in (backward or {}).items():
+        total = total + np.multiply(p[name], sum(e / (1 - e) for e in more))
+    share = 1 / total
     return float(share) if np.ndim(share) == 0 else share
 
 
@@ -94,6 +106,11 @@ class Splits:
     blocks: str
     """What shares a scale, and the scale: "block32-fp32"."""
     splits: list[Split]
+
+
+def _holds_for(basis: Basis) -> HoldsFor:
+    rows = basis.rows[(basis.rows[list(FORWARD_ERRORS)] > 0).any(axis=1)]
+    return HoldsFor(distinct(rows, "operands"), distinct(rows, "recipe"))
 
 
 @dataclass(frozen=True)
@@ -183,6 +200,48 @@ def _costs(basis: Basis) -> list[Cost] | None:
         ]
         found.append(equal_loss(rows, _format_of(these), size, tokens, shares, more))
     return found
+
+
+@dataclass(frozen=True)
+class BackwardCost:
+    """The effective parameters of a backward pass, with one forward pass in front of it."""
+
+    forward: str
+    """The format of the forward pass."""
+    grad_input: str
+    """The errors of the two operands of dX."""
+    grad_weight: str
+    """The errors of the two operands of dW."""
+    effective_params: Number
+    """N_eff/N over that of the same forward pass with an exact backward one."""
+    effective_params_interval: Interval
+
+
+def _backward(basis: Basis) -> list[BackwardCost] | None:
+    """The cost of each backward pass of the table, by the forward pass that it follows."""
+    there = {n: columns for n, columns in BACKWARD_ERRORS.items() if n in basis.parameters}
+    if not there or basis.lacks({"c", *there}):
+        return None
+    columns = [*FORWARD_ERRORS, *(c for each in there.values() for c in each)]
+    found = []
+    for _, these in basis.rows.groupby(columns, sort=True):
+        each = {name: float(these[name].iloc[0]) for name in columns}
+        forward = [each[name] for name in FORWARD_ERRORS]
+        backward = {name: [each[c] for c in names] for name, names in there.items()}
+        if not any(map(any, backward.values())):
+            continue
+        ratios = [
+            signal_share(p, forward, backward) / signal_share(p, forward) for p in basis.samples
+        ]
+        label = _format_of(these) if any(forward) else "none"
+        first, second = (_errors_in_words(backward.get(name, ())) for name in BACKWARD_ERRORS)
+        found.append(BackwardCost(label, first, second, *estimate(ratios).pair))
+    return sorted(found, key=lambda row: (row.forward != "none", row.forward))
+
+
+def _errors_in_words(errors: Iterable[float]) -> str:
+    some = [f"{error:.3g}" for error in errors if error]
+    return " and ".join(dict.fromkeys(some)) or "–"
 
 
 def _format_of(rows: pd.DataFrame) -> str:
@@ -288,6 +347,33 @@ def _split_note(rows: Sequence[Split], derived: Derived) -> str:
 
 
 _Col = Column[Split]
+_Back = Column[BackwardCost]
+BACKWARD_COSTS = Conclusion(
+    "backward_costs",
+    list[BackwardCost],
+    _backward,
+    (
+        Table(
+            "backward_costs",
+            "What the backward pass costs, by the forward pass that it follows",
+            (
+                _Back("errors of dX", lambda row: row.grad_input, number=False),
+                _Back("errors of dW", lambda row: row.grad_weight, number=False),
+                _Back(
+                    "effective parameters",
+                    lambda row: between(
+                        row.effective_params, row.effective_params_interval, share_number
+                    ),
+                ),
+            ),
+            "Effective parameters: the share with which a model that has the same forward pass and "
+            "an exact backward one does as well. Noise of the backward pass adds to that of the "
+            "forward pass, so that it costs the less the noisier that is.",
+            group=lambda row: f"forward pass {row.forward}",
+        ),
+    ),
+)
+"""The cost of quantizing the backward pass, where a table tells it from that of the forward one."""
 SPLITS = Conclusion(
     "splits",
     Splits,
@@ -318,6 +404,8 @@ SPLITS = Conclusion(
 UNIFIED_CONCLUSIONS = (
     SPLITS,
     replace(COST_OF_PRECISION, found=_costs),
+    BACKWARD_COSTS,
+    replace(HOLDS_FOR, found=_holds_for, doubts=None),
     replace(OPTIMAL_PRECISION, found=_optimal_precision),
     replace(COST_K, found=lambda b: None if b.lacks(_NEEDED) else b.assumed.cost_k),
     Conclusion("optimal_bits", Estimate, _optimal_bits, title="optimal bits at any cost"),

@@ -175,23 +175,43 @@ class PowerOfCapacity(Curve):
 
 @dataclass(frozen=True)
 class Signal:
-    """-sum_k log(1 + e^(x_1 + noise_k)): the log of what several noises leave of a signal."""
+    """The log of the signal that noises leave: -log(prod_k (1 + e^x_1 s_k) + sum_j e^x_j t_j).
+
+    Noises s_k multiply, each in the presence of the others; noises t_j, each with a form of its
+    own, only add.
+    """
 
     noise: Array
-    """[parts, rows]: logs of noise over signal; -inf for none."""
-    forms: int = 1
+    """[parts, rows]: s_k, noise over signal; 0 for none."""
+    added: Array
+    """[forms - 1, rows]: t_j."""
+
+    @property
+    def forms(self) -> int:
+        """One for all that multiply and one for each that is added."""
+        return 1 + len(self.added)
 
     def __call__(self, x: Forms) -> Expansion:
-        """The log and its derivatives by its form."""
-        total = slope = bend = np.zeros(self.noise.shape[1])
-        scale = np.exp(np.clip(x[0], -LARGEST_EXPONENT, LARGEST_EXPONENT))
-        for noise in np.exp(self.noise):
-            odds = scale * noise
+        """The log and its derivatives by its forms."""
+        scales = [np.exp(np.clip(form, -LARGEST_EXPONENT, LARGEST_EXPONENT)) for form in x]
+        product, slope, bend = np.ones(self.noise.shape[1]), np.zeros(1), np.zeros(1)
+        for noise in self.noise:
+            odds = scales[0] * noise
             lost = odds / (1 + odds)
-            total = total - np.log1p(odds)
-            slope = slope - lost
-            bend = bend - lost * (1 - lost)
-        return total, [slope], {(0, 0): bend}
+            product = product * (1 + odds)
+            slope = slope + lost
+            bend = bend + lost * (1 - lost)
+        alone = [scale * t for scale, t in zip(scales[1:], self.added, strict=True)]
+        total = sum(alone, start=product)
+        # Shares of the total that the product and each added noise make up.
+        parts = [product / total * slope, *(noise / total for noise in alone)]
+        pairs = {
+            (j, k): parts[j] * parts[k] - (parts[j] if j == k else 0.0)
+            for j in range(len(parts))
+            for k in range(j, len(parts))
+        }
+        pairs[0, 0] = parts[0] ** 2 - product / total * (slope**2 + bend)
+        return -np.log(total), [-part for part in parts], pairs
 
 
 def log_saturation(t: Array) -> Derivatives:

@@ -167,6 +167,9 @@ class Law:
 
     `terms` finds a column of that name, 1 in the scheme's rows and 0 elsewhere.
     """
+    extras: Mapping[str, tuple[tuple[str, ...], Parameter]] = field(default_factory=dict)
+    """Parameter -> columns whose effect it is, and its kind: a table that can tell their effect
+    from that of `columns` has it.  `terms` finds the columns where it does."""
     domain: str = ""
     """The condition without which the law is undefined, in words."""
     conclusions: Sequence[Conclusion[Any]] = ()
@@ -177,22 +180,26 @@ class Law:
     """The name under which a user gave a law of their own, `FILE.py:NAME`."""
 
     def with_schemes(self, names: Iterable[str]) -> Law:
-        """This law with those efficiencies eff_N[name] of `names` that it can have.
+        """This law with those efficiencies eff_N[name] and extras of `names` that it can have.
 
         Other names are passed over: `check` refuses those that are no parameter.
         """
         kinds = {prefix: kind for prefix, kind in self.schemes.values()}
+        kinds |= {name: kind for name, (_, kind) in self.extras.items()}
         extra = {n: kinds[n.partition("[")[0]] for n in names if n.partition("[")[0] in kinds}
         return replace(self, parameters={**self.parameters, **extra}) if extra else self
 
     def without_schemes(self) -> Law:
-        """This law without any efficiency: what `on` makes of another table may have others."""
-        prefixes = {prefix for prefix, _ in self.schemes.values()}
+        """This law without what `on` adds: of another table it may make something else."""
+        prefixes = {prefix for prefix, _ in self.schemes.values()} | self.extras.keys()
         kept = {n: k for n, k in self.parameters.items() if n.partition("[")[0] not in prefixes}
         return replace(self, parameters=kept)
 
     def on(self, table: pd.DataFrame) -> Law:
-        """This law with an efficiency for each scheme of the table that is not lossless.
+        """This law with all that the table asks for.
+
+        An efficiency for each scheme that is not lossless, and the extras whose columns differ
+        between rows that agree in the law's other columns of formats.
 
         Raises:
             ResultsError: The table lacks a column.
@@ -210,7 +217,20 @@ class Law:
             for column, (prefix, _) in self.schemes.items()
             for scheme in sorted(set(table[column].astype(str)) - set(LOSSLESS))
         ]
-        return self.with_schemes(found)
+        return self.with_schemes([*found, *self._told(table)])
+
+    def _told(self, table: pd.DataFrame) -> list[str]:
+        """Extras that a table tells from the rest of the law."""
+        formats = [c for c in self.columns if c not in ("params", "tokens")]
+        found = []
+        for name, (columns, _) in self.extras.items():
+            if set(columns) <= set(table) and not table[list(columns)].isna().any(axis=None):
+                others = table[list(columns)].drop_duplicates()
+                alone = table[formats].drop_duplicates()
+                both = table[[*formats, *columns]].drop_duplicates()
+                if len(others) > 1 and len(both) > len(alone):
+                    found.append(name)
+        return found
 
     def quantized(self, table: pd.DataFrame) -> pd.Series:
         """Mask of the rows in which a column of the law says that something is quantized."""
@@ -263,9 +283,11 @@ class Law:
 
     def _values(self, table: pd.DataFrame) -> dict[str, Array]:
         """The columns that `terms` reads, checked."""
-        require_columns(table, (*self.columns, *self.schemes), f"law={self.name}")
-        values = {c: table[c].to_numpy(dtype=np.float64) for c in self.columns}
-        for column, minimum in self.columns.items():
+        more = [c for n, (each, _) in self.extras.items() if n in self.parameters for c in each]
+        least = {**self.columns, **dict.fromkeys(more, 0.0)}
+        require_columns(table, (*least, *self.schemes), f"law={self.name}")
+        values = {c: table[c].to_numpy(dtype=np.float64) for c in least}
+        for column, minimum in least.items():
             below = self.below.get(column, LARGEST)
             good = (values[column] >= minimum) & (values[column] < below)
             bad = values[column][~good]

@@ -23,7 +23,7 @@ from fitting.analysis.efficiency import BACKWARD, CROSSOVERS, EFFICIENCIES, FORW
 from fitting.analysis.granularity import EQUIVALENT_BLOCKS
 from fitting.analysis.layouts import LAYOUTS
 from fitting.analysis.optima import COST_K, OPTIMAL_PRECISION
-from fitting.analysis.unified import FORWARD_ERRORS, UNIFIED_CONCLUSIONS
+from fitting.analysis.unified import BACKWARD_ERRORS, FORWARD_ERRORS, UNIFIED_CONCLUSIONS
 from fitting.law.curves import (
     Capacity,
     Power,
@@ -54,6 +54,7 @@ from fitting.laws.published import (
     QUARTET_2025,
     SUN_2025,
 )
+from fitting.results.format_errors import ERRORS
 
 
 def _chinchilla(c: Columns) -> list[Term]:
@@ -152,17 +153,20 @@ def _compressed(c: Columns) -> list[Term | Bent]:
 
 
 def _unified(c: Columns) -> list[Term | Bent]:
-    """L = (A/(N rho)^alpha + B/D^beta)^gamma + E, rho = prod_x 1/(1 + c e_x/(1 - e_x)).
+    """L = (A/(N rho)^alpha + B/D^beta)^gamma + E, rho = 1/(prod_x (1 + c s_x) + sum_y c_y s_y).
 
-    e_x is the relative squared error of an operand of the forward pass, e/(1 - e) its noise over
-    what is kept of the signal; an operand with e = 0 is not quantized.
+    s = e/(1 - e), e the relative squared error of an operand: its noise over what is kept of the
+    signal; 0 where it is not quantized.  x are the operands of the forward pass.  y are those of
+    dX (c_grad_input) and of dW (c_grad_weight), for tables that tell them from the forward pass.
     """
     size = [Term({"A": 1, "alpha": -np.log(c["params"])}), Term({"alpha": 1})]
     data = Term({"B": 1, "beta": -np.log(c["tokens"])})
-    with np.errstate(divide="ignore"):  # no error, no noise
-        noise = np.array([np.log(c[name]) - np.log1p(-c[name]) for name in FORWARD_ERRORS])
-    forms = [*size, data, Term({"gamma": 1}), Term({"c": 1})]
-    return [Bent(PowerOfCapacity(Signal(noise)), forms), Term({"E": 1})]
+    noise = np.array([c[name] / (1 - c[name]) for name in FORWARD_ERRORS])
+    there = [name for name, columns in BACKWARD_ERRORS.items() if columns[0] in c]
+    added = [sum(c[x] / (1 - c[x]) for x in BACKWARD_ERRORS[name]) for name in there]
+    signal = Signal(noise, np.array(added).reshape(len(there), noise.shape[1]))
+    forms = [*size, data, Term({"gamma": 1}), Term({"c": 1}), *(Term({name: 1}) for name in there)]
+    return [Bent(PowerOfCapacity(signal), forms), Term({"E": 1})]
 
 
 _CHINCHILLA = {
@@ -244,7 +248,11 @@ LAWS: dict[str, Law] = {
                 "gamma": _POWER,
                 "c": Parameter("factor", bounds=(0.1, 1000.0), start=(3.0, 100.0)),
             },
-            below=dict.fromkeys(FORWARD_ERRORS, 1.0),
+            below=dict.fromkeys(ERRORS, 1.0),
+            extras={
+                name: (columns, Parameter("factor", bounds=(1e-4, 1000.0), start=(0.3, 30.0)))
+                for name, columns in BACKWARD_ERRORS.items()
+            },
             unquantized=dict.fromkeys(FORWARD_ERRORS, 0.0),
             conclusions=UNIFIED_CONCLUSIONS,
         ),

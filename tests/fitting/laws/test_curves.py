@@ -21,7 +21,9 @@ from fitting.law.curves import (
 
 ROWS = 7
 HELD = np.random.default_rng(1).normal(size=(3, ROWS))
-NOISE = np.random.default_rng(2).normal(size=(2, ROWS))
+NOISE = np.random.default_rng(2).lognormal(size=(2, ROWS))
+SIGNAL = Signal(NOISE, np.random.default_rng(3).lognormal(size=(2, ROWS)))
+NOTHING = np.zeros((0, ROWS))
 
 
 def apart(x: Array) -> list[Array]:
@@ -67,15 +69,13 @@ def test_capacity_is_the_size_term_at_the_effective_size() -> None:
 
 def test_power_of_capacity_is_the_law_with_an_effective_size() -> None:
     a, alpha, n, b, beta, d, gamma, c = 30.0, 0.3, 1e8, 50.0, 0.4, 1e9, 0.7, 25.0
-    errors = np.array([0.012, 0.0])
-    noise = errors / (1 - errors)
-    x = np.array([0, gamma * alpha, 0, np.log(gamma), np.log(c)])
+    noise, added, each = np.array([0.012, 0.0]), np.array([0.3, 0.1]), np.array([2.0, 0.7])
+    x = np.array([0, gamma * alpha, 0, np.log(gamma), np.log(c), *np.log(each)])
     x[0] = gamma * (np.log(a) - alpha * np.log(n))
     x[2] = gamma * (np.log(b) - beta * np.log(d))
-    size = n / (1 + c * noise).prod()
+    size = n / ((1 + c * noise).prod() + (each * added).sum())
     expected = (a / size**alpha + b / d**beta) ** gamma
-    with np.errstate(divide="ignore"):
-        signal = Signal(np.log(noise)[:, None])
+    signal = Signal(noise[:, None], added[:, None])
     value, _, _ = PowerOfCapacity(signal)(apart(x[None, :, None]))
     assert np.exp(value[0, 0]) == pytest.approx(expected, rel=1e-13)
 
@@ -84,10 +84,19 @@ def test_power_of_capacity_is_the_law_with_an_effective_size() -> None:
     "curve",
     [
         *(Power(), Power(HELD[:2]), Capacity(log_saturation, 3), Capacity(log_tanh, 1)),
-        *(PowerOfCapacity(Signal(NOISE)), PowerOfCapacity(Signal(NOISE), HELD)),
-        PowerOfCapacity(Signal(NOISE[:0])),
+        *(PowerOfCapacity(SIGNAL), PowerOfCapacity(SIGNAL, HELD)),
+        *(PowerOfCapacity(Signal(NOISE, NOTHING)), PowerOfCapacity(Signal(NOTHING, NOTHING))),
     ],
-    ids=["power", "power held", "saturation", "tanh", "signal", "signal held", "nothing"],
+    ids=[
+        "power",
+        "power held",
+        "saturation",
+        "tanh",
+        "signal",
+        "signal held",
+        "forward",
+        "nothing",
+    ],
 )
 def test_derivatives_equal_central_differences(curve: Curve) -> None:
     # Step eps^(1/3): relative error about eps^(2/3) = 4e-11 times third derivatives of up to 1000.
@@ -106,7 +115,7 @@ def test_derivatives_equal_central_differences(curve: Curve) -> None:
                 assert bend == pytest.approx(slope, rel=1e-7, abs=1e-7), (k, j)
 
 
-@pytest.mark.parametrize("curve", [Power(), PowerOfCapacity(Signal(NOISE), HELD)])
+@pytest.mark.parametrize("curve", [Power(), PowerOfCapacity(SIGNAL, HELD)])
 def test_a_form_that_is_the_same_in_all_rows_may_have_one_column(curve: Curve) -> None:
     x = forms(curve, 0)
     x[:, 2:] = x[:, 2:, :1]
