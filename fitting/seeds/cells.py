@@ -34,6 +34,7 @@ _CONDITIONS = (
 _FORMATS = (
     *("operands", "operand_values", "bits_with_scales", "params_quantized"),
     *("bits_post", "format_post", "operands_post", *ERRORS, *FORMATS),
+    *("gmse", "bits_w", "bits_a", "bits_kv"),
 )
 _QUANTIZED = frozenset((*CELL, *_FORMATS)) - {"model", "tokens"}
 MOST_VALUES = 24

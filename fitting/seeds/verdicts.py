@@ -17,6 +17,29 @@ SIGMAS = 3.0
 """Standard errors of a normal distribution; their false-alarm rate, 0.27 %, holds for verdicts."""
 WORSE, BETTER, CANNOT_TELL = "worse", "better", "cannot tell"
 
+EQUAL_WITHIN = 0.005
+"""Nats per token that two formats may differ by and still be called equal."""
+EQUAL_ALARM = 0.05
+"""The chance, at most, with which formats that differ by that much are called equal."""
+
+
+def equal(difference: float, error: float, dof: int, margin: float = EQUAL_WITHIN) -> bool:
+    """Whether a difference is shown to be smaller than a margin: two one-sided t tests.
+
+    Args:
+        difference: The measured difference.
+        error: Its standard error.
+        dof: Degrees of freedom of the standard error.
+        margin: The margin.
+
+    >>> equal(0.001, 0.002, 30), equal(0.001, 0.003, 30)
+    (True, False)
+    """
+    if dof < 1 or not error > 0:
+        return False
+    needed = -float(special.stdtrit(dof, EQUAL_ALARM)) * error
+    return -margin + needed < difference < margin - needed
+
 
 def enough(dof: Any) -> Any:
     """|difference / standard error| from which a difference counts as real.

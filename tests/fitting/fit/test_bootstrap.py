@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 
 from fitting.analysis.critical import critical_tokens
+from fitting.analysis.unified import signal_share
 from fitting.files.own_json import ResultsError
 from fitting.fit.bootstrap import bootstrap, intervals, resample, standard_errors, vague
 from fitting.fit.minimise import minimise
@@ -18,6 +20,7 @@ from fitting.fit.search import fit, in_coordinates, thresholds
 from fitting.law.terms import FitError
 from fitting.laws.published import BESIROGLU_2024, SUN_2025
 from fitting.laws.synthetic import make_table, sun_cells, sun_design
+from fitting.results.format_errors import ERRORS
 from fitting.seeds.compare import compare_cells, compare_layouts
 from fitting.seeds.noise import noise_floor
 
@@ -64,6 +67,42 @@ def test_intervals_of_the_floating_point_law_cover_its_constants(noise: float) -
         spans = intervals(pd.DataFrame({**draws, **derived}))
         for name, truth in {**SUN_2025, **conclusions(SUN_2025)}.items():
             covered[name] += spans[name][0] <= truth <= spans[name][1]
+    assert agreeing >= 0.95 * tried
+    assert all(184 <= count <= 196 for count in covered.values()), str(covered)
+
+
+UNIFIED = {"A": 300.0, "alpha": 0.4, "B": 3000.0, "beta": 0.42, "gamma": 0.6, "c": 20.0}
+BACKWARD = {"c_grad_input": 3.0, "c_grad_weight": 1.0}
+
+
+def unified_table(irreducible: float, seed: int) -> tuple[dict[str, float], pd.DataFrame]:
+    """The truth and 216 runs: six forward passes, three of them with three backward ones."""
+    sizes = itertools.product((3e7, 6e7, 1.2e8, 2.4e8), (1e9, 3e9, 1e10, 3e10))
+    passes = [(e, e, b, w) for e in (0.0, 0.01, 0.05) for b, w in ((0, 0), (0.02, 0), (0, 0.1))]
+    passes += [(0, e, 0, 0) for e in (0.002, 0.01, 0.1)] + [(0.01, 0, 0, 0), (0.02, 0.02, 0.1, 0.1)]
+    rows = [
+        (n, d, i, w, dx, dx, dw, dw) for (n, d), (i, w, dx, dw) in itertools.product(sizes, passes)
+    ]
+    truth = {**UNIFIED, "E": irreducible, **BACKWARD}
+    design = pd.DataFrame(rows, columns=["params", "tokens", *ERRORS])
+    return truth, make_table("unified", truth, design, 5e-3, seed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("irreducible", [1.2, 1e-9])
+def test_intervals_of_the_unified_law_cover_its_constants(irreducible: float) -> None:
+    # 200 tables; the second time E is at its bound, where it has no interval of its own.
+    covered, agreeing, tried = dict.fromkeys([*UNIFIED, *BACKWARD, "N_eff"], 0), 0, 0
+    for seed in range(200):
+        truth, table = unified_table(irreducible, seed)
+        fitted = fit(table, "unified", starts=16)
+        agreeing, tried = agreeing + fitted.starts.agreeing, tried + fitted.starts.tried
+        draws = bootstrap(table, fitted, draws=199, seed=seed)
+        share = {"N_eff": signal_share({"c": draws["c"].to_numpy()}, [0.01, 0.01])}
+        spans = intervals(pd.DataFrame({**draws, **share}))
+        for name, value in {**truth, "N_eff": signal_share(truth, [0.01, 0.01])}.items():
+            if name in covered:
+                covered[name] += spans[name][0] <= value <= spans[name][1]
     assert agreeing >= 0.95 * tried
     assert all(184 <= count <= 196 for count in covered.values()), str(covered)
 
