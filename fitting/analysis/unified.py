@@ -47,6 +47,7 @@ from fitting.words import between, number
 
 FORWARD_ERRORS = ("err_input", "err_weight")
 """Columns with the relative squared errors of the operands of the forward pass, P1 and P2."""
+OPERANDS = {"err_input": "inputs", "err_weight": "weights"}
 BACKWARD_ERRORS = {
     "c_grad_input": ("err_grad_input_grad_output", "err_grad_input_weight"),
     "c_grad_weight": ("err_grad_weight_grad_output", "err_grad_weight_input"),
@@ -60,7 +61,7 @@ _NEEDED = CHINCHILLA | {"c"}
 
 
 def signal_share(
-    p: Sample, errors: Iterable[float], backward: Mapping[str, Iterable[float]] | None = None
+    p: Sample, errors: Iterable[Values], backward: Mapping[str, Iterable[Values]] | None = None
 ) -> Values:
     """N_eff/N = 1/(prod (1 + c s) + sum c_y s), s = e/(1 - e): what noise leaves of the parameters.
 
@@ -77,6 +78,14 @@ def signal_share(
         total = total + np.multiply(p[name], sum(e / (1 - e) for e in more))
     share = 1 / total
     return float(share) if np.ndim(share) == 0 else share
+
+
+def share_of_rows(p: Sample, rows: pd.DataFrame) -> Array:
+    """N_eff/N of each row of a table, [rows]."""
+    there = {name: columns for name, columns in BACKWARD_ERRORS.items() if name in p}
+    backward = {name: [rows[c].to_numpy(dtype=float) for c in cs] for name, cs in there.items()}
+    shares = signal_share(p, [rows[c].to_numpy(dtype=float) for c in FORWARD_ERRORS], backward)
+    return np.broadcast_to(np.asarray(shares, dtype=np.float64), len(rows))
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,8 @@ class Splits:
     blocks: str
     """What shares a scale, and the scale: "block32-fp32"."""
     splits: list[Split]
+    constants: dict[str, Estimate]
+    """c, and those of the backward pass that the runs tell, as shares of c."""
 
 
 def _holds_for(basis: Basis) -> HoldsFor:
@@ -176,7 +187,11 @@ def _splits(basis: Basis) -> Splits | None:
         found.append(
             Split(bits, best, error, *estimate(shares).pair, ties, not setting.inside(error))
         )
-    return Splits(setting.operands, setting.blocks, found)
+    constants = {"c": basis.estimate(lambda p: p["c"])}
+    for name in sorted(BACKWARD_ERRORS.keys() & basis.parameters.keys()):
+        if not basis.lacks((name,)):
+            constants[name] = estimate([np.divide(p[name], p["c"]) for p in basis.samples])
+    return Splits(setting.operands, setting.blocks, found, constants)
 
 
 @QUIET
@@ -336,7 +351,7 @@ def _jointly(p: Sample, setting: _Setting, cost: float, k: float) -> tuple[Value
 def _split_note(rows: Sequence[Split], derived: Derived) -> str:
     found = derived.of(SPLITS)
     assert found is not None
-    what = " and ".join({"err_input": "inputs", "err_weight": "weights"}[n] for n in found.operands)
+    what = " and ".join(OPERANDS[name] for name in found.operands)
     return (
         f"Computed, not fitted: the split with the least squared error on normal data, scales "
         f"{found.blocks}, nearest even. Effective parameters: with {what} of the forward pass in "
@@ -344,6 +359,38 @@ def _split_note(rows: Sequence[Split], derived: Derived) -> str:
         "best split's effective parameters. Under this law more data never raise the loss: there "
         "is no critical data size."
     )
+
+
+def _lead(found: Splits) -> str:
+    """The law in three sentences: its constant, the backward pass, and the best splits."""
+    constants = dict(found.constants)
+    c = constants.pop("c")
+    said = [
+        f"One constant, c = {between(c.value, c.interval, lambda x: number(x, 3))}, prices every "
+        "format by its error e on normal data: an operand of the forward pass leaves 1/(1 + c s) "
+        "of the parameters, s = e/(1 − e)."
+    ]
+    if constants:
+        shares = {"c_grad_input": "dX", "c_grad_weight": "dW"}
+        listed = " and ".join(
+            f"{between(each.value, each.interval, lambda x: number(x, 2))} times as much for "
+            f"{shares[name]}"
+            for name, each in sorted(constants.items())
+        )
+        said.append(
+            f"Noise of the backward pass counts {listed}, and adds to that of the forward pass: "
+            "the noisier the forward pass, the less the backward one costs."
+        )
+    best = [
+        f"{split.bits} bits ({' or '.join([split.layout, *split.near_ties[:2]])}) keep "
+        f"{between(split.effective_params, split.effective_params_interval, share_number)}"
+        for split in found.splits
+        if split.bits in (3, 4) and not split.extrapolated
+    ]
+    if best:
+        what = " and ".join(OPERANDS[name] for name in found.operands)
+        said.append(f"With {what} in the best split, {' and '.join(best)} of the parameters.")
+    return " ".join(said)
 
 
 _Col = Column[Split]
@@ -398,6 +445,7 @@ SPLITS = Conclusion(
             rows=lambda found: found.splits,
         ),
     ),
+    lead=_lead,
     missing="No best splits: they need quantized runs and a fit that determines c.",
 )
 """The best split of any number of bits."""

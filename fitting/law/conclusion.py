@@ -226,6 +226,8 @@ class Conclusion(Generic[Value]):
     """Makes warnings from the value and from which parameters are identified."""
     missing: str = ""
     """A sentence for when nothing follows, with what would be needed."""
+    lead: Callable[[Value], str] | None = None
+    """Makes the sentence with which a page about a fit of this law begins."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from fitting.figures import fits as fit_figures
 from fitting.figures import layouts as layout_figures
 from fitting.figures import losses as loss_figures
 from fitting.figures.style import Panel
+from fitting.figures.unified import shares
 from fitting.law.terms import Law
 from fitting.naming import are_none, sizes
 from fitting.page import conclusions, diagnostics, files, outcomes, sentences, tables
@@ -85,6 +86,8 @@ def _figures(study: Study, measured: pd.DataFrame) -> dict[str, list[Panel]]:
             drawn["layout"] = layout_figures.cost_map(one_kind, layouts)
             drawn["split"] = layout_figures.cost_by_split(one_kind, splits, noise)
     if study.fit is not None:
+        if fitted is not None and study.fit.law == "unified":
+            drawn["lead"] = shares(study.fit, fitted, study.colours)
         if fitted is not None:
             drawn["fit"] = fit_figures.predicted_v_observed(
                 fitted, study.order, study.colours, study.noise.std_log
@@ -193,6 +196,8 @@ def headline_words(study: Study) -> tuple[str, list[str]]:
             sentences.cost_of_fewest_bits(study.fit),
         )
         points += [sentence for sentence in optional if sentence]
+        if leads := sentences.leads(study.fit):
+            lead, points = leads, [lead, *points]
     lead, *points = sentences.with_none_defined([lead, *points])
     return lead, points
 
@@ -345,6 +350,7 @@ def _render(
         description=study.about.get("description", ""),
         notes=study.about.get("notes", []),
         lead=lead,
+        lead_note=LEAD_NOTE,
         points=points,
         counts=outcomes.counts(study),
         planned=len(study.about.get("planned") or []),
@@ -369,6 +375,13 @@ def _render(
         inputs=files.sum_of(inputs),
         input_count=len(inputs),
     )
+
+
+LEAD_NOTE = (
+    "One mark per format: effective parameters as the law computes them from the format's error, "
+    "against those that the losses of its runs amount to, with one standard error. On the line: "
+    "the format costs what its error says."
+)
 
 
 def _beyond(follows: Iterable[View]) -> list[str]:

@@ -300,6 +300,16 @@ def not_concluded(fit: SavedFit | None) -> list[str]:
     return ["No conclusions: the data do not determine what they rest on."]
 
 
+def leads(fit: SavedFit) -> str:
+    """The sentences that a law's conclusions put at the head of a page."""
+    said = []
+    for conclusion in fit.model.conclusions:
+        value = fit.concluded.of(conclusion)
+        if conclusion.lead is not None and value is not None:
+            said.append(conclusion.lead(value))
+    return " ".join(said)
+
+
 def measured_layouts(layouts: pd.DataFrame) -> str | None:
     """Splits of one width as measured (`seeds.compare_layouts`), to set beside those of a fit."""
     if layouts.empty:
