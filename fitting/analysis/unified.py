@@ -7,7 +7,6 @@ what all others cost: the split of a number of bits with the least error is the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -43,6 +42,7 @@ from fitting.law.conclusion import (
     estimate,
 )
 from fitting.law.curves import Array
+from fitting.results.format_errors import ERRORS
 from fitting.words import between, number
 
 FORWARD_ERRORS = ("err_input", "err_weight")
@@ -60,32 +60,33 @@ NEAR_TIE = 0.95
 _NEEDED = CHINCHILLA | {"c"}
 
 
-def signal_share(
-    p: Sample, errors: Iterable[Values], backward: Mapping[str, Iterable[Values]] | None = None
-) -> Values:
-    """N_eff/N = 1/(prod (1 + c s) + sum c_y s), s = e/(1 - e): what noise leaves of the parameters.
+def signal_share(p: Sample, errors: Mapping[str, Values]) -> Values:
+    """N_eff/N = 1/(prod (1 + c_x s_x) + sum c_y s_y), s = e/(1 - e): what noise leaves.
 
     Args:
-        p: Parameters of `unified`.
-        errors: The relative squared error of each quantized operand of the forward pass.
-        backward: A parameter of the backward pass -> the errors that it weighs.
+        p: Parameters of `unified`; without `c_input` inputs cost as much as weights, and without
+            a constant of the backward pass that one costs nothing.
+        errors: Relative squared errors by column; operands that are not named are exact.
 
-    >>> round(signal_share({"c": 30}, [error_of("mxfp4")] * 2), 3)
+    >>> e = error_of("mxfp4")
+    >>> round(signal_share({"c": 30}, {"err_input": e, "err_weight": e}), 3)
     0.506
     """
-    total = math.prod(1 + np.multiply(p["c"], e / (1 - e)) for e in errors)
-    for name, more in (backward or {}).items():
-        total = total + np.multiply(p[name], sum(e / (1 - e) for e in more))
+    noise = {name: np.divide(e, np.subtract(1, e)) for name, e in errors.items()}
+    total = np.asarray(1.0)
+    for name, constant in (("err_weight", p["c"]), ("err_input", p.get("c_input", p["c"]))):
+        total = total * (1 + np.multiply(constant, noise.get(name, 0.0)))
+    for name, columns in BACKWARD_ERRORS.items():
+        if name in p:
+            total = total + np.multiply(p[name], sum(noise.get(c, 0.0) for c in columns))
     share = 1 / total
     return float(share) if np.ndim(share) == 0 else share
 
 
 def share_of_rows(p: Sample, rows: pd.DataFrame) -> Array:
     """N_eff/N of each row of a table, [rows]."""
-    there = {name: columns for name, columns in BACKWARD_ERRORS.items() if name in p}
-    backward = {name: [rows[c].to_numpy(dtype=float) for c in cs] for name, cs in there.items()}
-    shares = signal_share(p, [rows[c].to_numpy(dtype=float) for c in FORWARD_ERRORS], backward)
-    return np.broadcast_to(np.asarray(shares, dtype=np.float64), len(rows))
+    known = {c: rows[c].to_numpy(dtype=np.float64) for c in ERRORS if c in rows}
+    return np.broadcast_to(np.asarray(signal_share(p, known), dtype=np.float64), len(rows))
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Splits:
     """What shares a scale, and the scale: "block32-fp32"."""
     splits: list[Split]
     constants: dict[str, Estimate]
-    """c, and those of the backward pass that the runs tell, as shares of c."""
+    """c, and those that the runs tell from it, as multiples of c."""
 
 
 def _holds_for(basis: Basis) -> HoldsFor:
@@ -167,7 +168,7 @@ class _Setting:
 
     def share(self, p: Sample, error: float) -> Values:
         """N_eff/N with this error in every operand that is quantized."""
-        return signal_share(p, [error] * len(self.operands))
+        return signal_share(p, dict.fromkeys(self.operands, error))
 
     def inside(self, error: float) -> bool:
         """Whether runs had errors as small and as large."""
@@ -188,7 +189,7 @@ def _splits(basis: Basis) -> Splits | None:
             Split(bits, best, error, *estimate(shares).pair, ties, not setting.inside(error))
         )
     constants = {"c": basis.estimate(lambda p: p["c"])}
-    for name in sorted(BACKWARD_ERRORS.keys() & basis.parameters.keys()):
+    for name in (n for n in ("c_input", *BACKWARD_ERRORS) if n in basis.parameters):
         if not basis.lacks((name,)):
             constants[name] = estimate([np.divide(p[name], p["c"]) for p in basis.samples])
     return Splits(setting.operands, setting.blocks, found, constants)
@@ -208,7 +209,9 @@ def _costs(basis: Basis) -> list[Cost] | None:
     found = []
     by_pair = seen.groupby(seen[list(FORWARD_ERRORS)].apply(tuple, axis=1))
     for pair, these in sorted(by_pair, key=lambda each: sum(each[0])):
-        shares = [signal_share(p, pair) for p in basis.samples]
+        shares = [
+            signal_share(p, dict(zip(FORWARD_ERRORS, pair, strict=True))) for p in basis.samples
+        ]
         more = [
             tokens_for_capacity(p, size, tokens, share)
             for p, share in zip(basis.samples, shares, strict=True)
@@ -241,15 +244,16 @@ def _backward(basis: Basis) -> list[BackwardCost] | None:
     found = []
     for _, these in basis.rows.groupby(columns, sort=True):
         each = {name: float(these[name].iloc[0]) for name in columns}
-        forward = [each[name] for name in FORWARD_ERRORS]
-        backward = {name: [each[c] for c in names] for name, names in there.items()}
-        if not any(map(any, backward.values())):
+        backward = {c: each[c] for columns in there.values() for c in columns}
+        if not any(backward.values()):
             continue
-        ratios = [
-            signal_share(p, forward, backward) / signal_share(p, forward) for p in basis.samples
-        ]
-        label = _format_of(these) if any(forward) else "none"
-        first, second = (_errors_in_words(backward.get(name, ())) for name in BACKWARD_ERRORS)
+        forward = {name: each[name] for name in FORWARD_ERRORS}
+        ratios = [signal_share(p, each) / signal_share(p, forward) for p in basis.samples]
+        label = _format_of(these) if any(forward.values()) else "none"
+        first, second = (
+            _errors_in_words(backward.get(c, 0.0) for c in columns)
+            for columns in BACKWARD_ERRORS.values()
+        )
         found.append(BackwardCost(label, first, second, *estimate(ratios).pair))
     return sorted(found, key=lambda row: (row.forward != "none", row.forward))
 
@@ -365,21 +369,23 @@ def _lead(found: Splits) -> str:
     """The law in three sentences: its constant, the backward pass, and the best splits."""
     constants = dict(found.constants)
     c = constants.pop("c")
+    ratios = {
+        name: f"{between(each.value, each.interval, lambda x: number(x, 2))} times"
+        for name, each in constants.items()
+    }
+    whose = "a weight" if "c_input" in ratios else "an operand"
     said = [
         f"One constant, c = {between(c.value, c.interval, lambda x: number(x, 3))}, prices every "
-        "format by its error e on normal data: an operand of the forward pass leaves 1/(1 + c s) "
-        "of the parameters, s = e/(1 − e)."
+        f"format by its error e on normal data: {whose} of the forward pass leaves 1/(1 + c s) of "
+        "the parameters, s = e/(1 − e)."
     ]
-    if constants:
-        shares = {"c_grad_input": "dX", "c_grad_weight": "dW"}
-        listed = " and ".join(
-            f"{between(each.value, each.interval, lambda x: number(x, 2))} times as much for "
-            f"{shares[name]}"
-            for name, each in sorted(constants.items())
-        )
+    if "c_input" in ratios:
+        said.append(f"Noise in its input costs {ratios['c_input']} as much.")
+    passes = {"c_grad_input": "dX", "c_grad_weight": "dW"}
+    if there := [f"{ratios[name]} as much in {passes[name]}" for name in passes if name in ratios]:
         said.append(
-            f"Noise of the backward pass counts {listed}, and adds to that of the forward pass: "
-            "the noisier the forward pass, the less the backward one costs."
+            f"Noise of the backward pass counts {' and '.join(there)}, and adds to that of the "
+            "forward pass: the noisier that is, the less the backward pass costs."
         )
     best = [
         f"{split.bits} bits ({' or '.join([split.layout, *split.near_ties[:2]])}) keep "

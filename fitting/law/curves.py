@@ -175,42 +175,49 @@ class PowerOfCapacity(Curve):
 
 @dataclass(frozen=True)
 class Signal:
-    """The log of the signal that noises leave: -log(prod_k (1 + e^x_1 s_k) + sum_j e^x_j t_j).
+    """The log of the signal left: -log(prod_g prod_k (1 + e^x_g s_gk) + sum_j e^x_j t_j).
 
-    Noises s_k multiply, each in the presence of the others; noises t_j, each with a form of its
-    own, only add.
+    Noises of groups multiply, each in the presence of the others; those of a group share a form.
+    Noises t_j, each with a form of its own, only add.
     """
 
-    noise: Array
-    """[parts, rows]: s_k, noise over signal; 0 for none."""
+    groups: tuple[Array, ...]
+    """[parts, rows] each: s, noise over signal; 0 for none."""
     added: Array
-    """[forms - 1, rows]: t_j."""
+    """[forms, rows]: t_j."""
 
     @property
     def forms(self) -> int:
-        """One for all that multiply and one for each that is added."""
-        return 1 + len(self.added)
+        """One for each group, then one for each noise that is added."""
+        return len(self.groups) + len(self.added)
 
     def __call__(self, x: Forms) -> Expansion:
         """The log and its derivatives by its forms."""
         scales = [np.exp(np.clip(form, -LARGEST_EXPONENT, LARGEST_EXPONENT)) for form in x]
-        product, slope, bend = np.ones(self.noise.shape[1]), np.zeros(1), np.zeros(1)
-        for noise in self.noise:
-            odds = scales[0] * noise
-            lost = odds / (1 + odds)
-            product = product * (1 + odds)
-            slope = slope + lost
-            bend = bend + lost * (1 - lost)
-        alone = [scale * t for scale, t in zip(scales[1:], self.added, strict=True)]
+        product, slopes, bends = np.ones(1), [], []
+        for scale, group in zip(scales, self.groups, strict=False):
+            slope = bend = np.zeros(group.shape[1])
+            for noise in group:
+                odds = scale * noise
+                lost = odds / (1 + odds)
+                product = product * (1 + odds)
+                slope = slope + lost
+                bend = bend + lost * (1 - lost)
+            slopes.append(slope)
+            bends.append(bend)
+        count = len(self.groups)
+        alone = [scale * t for scale, t in zip(scales[count:], self.added, strict=True)]
         total = sum(alone, start=product)
         # Shares of the total that the product and each added noise make up.
-        parts = [product / total * slope, *(noise / total for noise in alone)]
+        whole = product / total
+        parts = [*(whole * slope for slope in slopes), *(noise / total for noise in alone)]
         pairs = {
-            (j, k): parts[j] * parts[k] - (parts[j] if j == k else 0.0)
-            for j in range(len(parts))
-            for k in range(j, len(parts))
+            (j, k): parts[j] * parts[k] for j in range(len(parts)) for k in range(j, len(parts))
         }
-        pairs[0, 0] = parts[0] ** 2 - product / total * (slope**2 + bend)
+        for j in range(len(parts)):
+            pairs[j, j] = pairs[j, j] - (whole * bends[j] if j < count else parts[j])
+            for k in range(j, count):
+                pairs[j, k] = pairs[j, k] - whole * slopes[j] * slopes[k]
         return -np.log(total), [-part for part in parts], pairs
 
 

@@ -169,7 +169,7 @@ class Law:
     """
     extras: Mapping[str, tuple[tuple[str, ...], Parameter]] = field(default_factory=dict)
     """Parameter -> columns whose effect it is, and its kind: a table that can tell their effect
-    from that of `columns` has it.  `terms` finds the columns where it does."""
+    from that of the other columns has it.  `terms` finds the columns and its name, as ones."""
     domain: str = ""
     """The condition without which the law is undefined, in words."""
     conclusions: Sequence[Conclusion[Any]] = ()
@@ -221,9 +221,9 @@ class Law:
 
     def _told(self, table: pd.DataFrame) -> list[str]:
         """Extras that a table tells from the rest of the law."""
-        formats = [c for c in self.columns if c not in ("params", "tokens")]
         found = []
         for name, (columns, _) in self.extras.items():
+            formats = [c for c in self.columns if c not in ("params", "tokens", *columns)]
             if set(columns) <= set(table) and not table[list(columns)].isna().any(axis=None):
                 others = table[list(columns)].drop_duplicates()
                 alone = table[formats].drop_duplicates()
@@ -299,6 +299,7 @@ class Law:
                     f"law={self.name}: column {column!r} must be finite and {right}, but is not "
                     f"in {bad.size} of {len(table)} rows (the first has {bad[0]:g})"
                 )
+        values |= {n: np.ones(len(table)) for n in self.extras if n in self.parameters}
         for column, (prefix, _) in self.schemes.items():
             names = table[column].astype(str)
             known = [n for n in self.parameters if n.startswith(f"{prefix}[")]

@@ -153,19 +153,23 @@ def _compressed(c: Columns) -> list[Term | Bent]:
 
 
 def _unified(c: Columns) -> list[Term | Bent]:
-    """L = (A/(N rho)^alpha + B/D^beta)^gamma + E, rho = 1/(prod_x (1 + c s_x) + sum_y c_y s_y).
+    """L = (A/(N rho)^alpha + B/D^beta)^gamma + E, rho = 1/(prod_x (1 + c_x s_x) + sum_y c_y s_y).
 
     s = e/(1 - e), e the relative squared error of an operand: its noise over what is kept of the
-    signal; 0 where it is not quantized.  x are the operands of the forward pass.  y are those of
-    dX (c_grad_input) and of dW (c_grad_weight), for tables that tell them from the forward pass.
+    signal; 0 where it is not quantized.  x are weight and input of the forward pass, with one c for
+    both unless the table tells them apart (c_input).  y are the operands of dX (c_grad_input) and
+    of dW (c_grad_weight), for tables that tell them from the forward pass.
     """
     size = [Term({"A": 1, "alpha": -np.log(c["params"])}), Term({"alpha": 1})]
     data = Term({"B": 1, "beta": -np.log(c["tokens"])})
-    noise = np.array([c[name] / (1 - c[name]) for name in FORWARD_ERRORS])
-    there = [name for name, columns in BACKWARD_ERRORS.items() if columns[0] in c]
+    weight, input_ = (c[x] / (1 - c[x]) for x in ("err_weight", "err_input"))
+    apart = "c_input" in c
+    groups = (weight[None], input_[None]) if apart else (np.array([weight, input_]),)
+    there = [name for name in BACKWARD_ERRORS if name in c]
     added = [sum(c[x] / (1 - c[x]) for x in BACKWARD_ERRORS[name]) for name in there]
-    signal = Signal(noise, np.array(added).reshape(len(there), noise.shape[1]))
-    forms = [*size, data, Term({"gamma": 1}), Term({"c": 1}), *(Term({name: 1}) for name in there)]
+    signal = Signal(groups, np.array(added).reshape(len(there), len(weight)))
+    names = ["gamma", "c", *(["c_input"] if apart else []), *there]
+    forms = [*size, data, *(Term({name: 1}) for name in names)]
     return [Bent(PowerOfCapacity(signal), forms), Term({"E": 1})]
 
 
@@ -179,6 +183,7 @@ _CHINCHILLA = {
 _POWER = Parameter("factor", bounds=(0.02, 5.0), start=(0.15, 1.0))
 _UNDER_POWER = Parameter("coefficient", COEFFICIENT.bounds, COEFFICIENT.start, parent="gamma")
 _EXPONENT_UNDER_POWER = Parameter("exponent", bounds=(1e-4, 5.0), start=(0.05, 0.4), parent="gamma")
+_NOISE_FACTOR = Parameter("factor", bounds=(0.1, 1000.0), start=(3.0, 100.0))
 _BITS_SCALE = Parameter("rate", bounds=(1e-3, 10.0), start=(0.3, 1.2))
 """The inverse of the number of bits that divide the loss of capacity by e."""
 
@@ -246,10 +251,11 @@ LAWS: dict[str, Law] = {
                 "beta": _EXPONENT_UNDER_POWER,
                 "E": COEFFICIENT,
                 "gamma": _POWER,
-                "c": Parameter("factor", bounds=(0.1, 1000.0), start=(3.0, 100.0)),
+                "c": _NOISE_FACTOR,
             },
             below=dict.fromkeys(ERRORS, 1.0),
-            extras={
+            extras={"c_input": (("err_input",), _NOISE_FACTOR)}
+            | {
                 name: (columns, Parameter("factor", bounds=(1e-4, 1000.0), start=(0.3, 30.0)))
                 for name, columns in BACKWARD_ERRORS.items()
             },

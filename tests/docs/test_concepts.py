@@ -78,10 +78,11 @@ def test_the_drawing_of_the_law_shows_what_the_law_says() -> None:
     for name in ("E2M1", "E1M1", "E2M3"):
         at = labels.index(f"{name}, blocks of 32")
         error = error_of(name)
-        share = signal_share({"c": 30}, [error])
+        both = {"err_weight": error, "err_input": error}
+        share = signal_share({"c": 30}, {"err_weight": error})
         shown = [f"{error:.3g}", f"{error / (1 - error):.3g}", f"{share:.2f}"]
         assert [f"{float(text):.3g}" for text in labels[at + 1 : at + 3]] == shown[:2]
         assert labels[at + 3] == shown[2]
-        assert labels[at + 4] == f"{signal_share({'c': 30}, [error, error]):.2f} N"
+        assert labels[at + 4] == f"{signal_share({'c': 30}, both):.2f} N"
     assert "s = e/(1 − e)" in PAGE
     assert set(LAWS["unified"].parameters) == {"A", "alpha", "B", "beta", "E", "gamma", "c"}

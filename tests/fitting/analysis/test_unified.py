@@ -13,7 +13,12 @@ from scipy import optimize
 from experiments.quant.normal_error import error_of
 from fitting.analysis.costs import COST_OF_PRECISION
 from fitting.analysis.optima import OPTIMAL_PRECISION
-from fitting.analysis.unified import SPLITS, UNIFIED_CONCLUSIONS, signal_share
+from fitting.analysis.unified import (
+    FORWARD_ERRORS,
+    SPLITS,
+    UNIFIED_CONCLUSIONS,
+    signal_share,
+)
 from fitting.fit.bootstrap import bootstrap
 from fitting.fit.derived import basis_of, derived, identified
 from fitting.fit.search import fit
@@ -53,11 +58,11 @@ def row(params: float, tokens: float, *errors: float) -> pd.DataFrame:
 
 def test_the_share_of_parameters_is_that_of_the_law() -> None:
     errors = (0.012, 0.034)
-    share = signal_share(TRUTH, errors)
+    share = signal_share(TRUTH, dict(zip(FORWARD_ERRORS, errors, strict=True)))
     assert share == pytest.approx(1 / (1 + 25 * 0.012 / 0.988) / (1 + 25 * 0.034 / 0.966))
     same = LAW.predict(TRUTH, row(1e8 * share, 1e10, 0.0, 0.0))
     assert LAW.predict(TRUTH, row(1e8, 1e10, *errors)) == pytest.approx(same, rel=1e-13)
-    assert signal_share(TRUTH, []) == 1
+    assert signal_share(TRUTH, {}) == 1
 
 
 def test_costs_make_up_for_the_format(basis: Basis, found: Derived) -> None:
@@ -151,7 +156,7 @@ def test_only_weights_are_counted_where_only_weights_are_quantized() -> None:
     splits = found.of(SPLITS)
     assert splits is not None
     assert splits.operands == ["err_weight"]
-    share = signal_share(fitted.parameters, [splits.splits[2].error or 0.0])
+    share = signal_share(fitted.parameters, {"err_weight": splits.splits[2].error or 0.0})
     assert splits.splits[2].effective_params == pytest.approx(share)
 
 

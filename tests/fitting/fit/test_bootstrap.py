@@ -72,7 +72,7 @@ def test_intervals_of_the_floating_point_law_cover_its_constants(noise: float) -
 
 
 UNIFIED = {"A": 300.0, "alpha": 0.4, "B": 3000.0, "beta": 0.42, "gamma": 0.6, "c": 20.0}
-BACKWARD = {"c_grad_input": 3.0, "c_grad_weight": 1.0}
+BACKWARD = {"c_input": 60.0, "c_grad_input": 3.0, "c_grad_weight": 1.0}
 
 
 def unified_table(irreducible: float, seed: int) -> tuple[dict[str, float], pd.DataFrame]:
@@ -98,9 +98,9 @@ def test_intervals_of_the_unified_law_cover_its_constants(irreducible: float) ->
         fitted = fit(table, "unified", starts=16)
         agreeing, tried = agreeing + fitted.starts.agreeing, tried + fitted.starts.tried
         draws = bootstrap(table, fitted, draws=199, seed=seed)
-        share = {"N_eff": signal_share({"c": draws["c"].to_numpy()}, [0.01, 0.01])}
+        share = {"N_eff": signal_share({"c": draws["c"].to_numpy()}, {"err_weight": 0.01})}
         spans = intervals(pd.DataFrame({**draws, **share}))
-        for name, value in {**truth, "N_eff": signal_share(truth, [0.01, 0.01])}.items():
+        for name, value in {**truth, "N_eff": signal_share(truth, {"err_weight": 0.01})}.items():
             if name in covered:
                 covered[name] += spans[name][0] <= value <= spans[name][1]
     assert agreeing >= 0.95 * tried

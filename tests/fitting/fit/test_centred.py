@@ -54,7 +54,10 @@ CASES = {
         grid(params=N, tokens=D, gmse=[0.0, 1e-4, 0.013, 0.08, 0.2]),
     ),
     "unified": (
-        {"A": 400.0, "alpha": 0.34, "B": 2000.0, "beta": 0.37, "E": 1.8, "gamma": 0.8, "c": 20.0},
+        {
+            **{"A": 400.0, "alpha": 0.34, "B": 2000.0, "beta": 0.37, "E": 1.8, "gamma": 0.8},
+            **{"c": 20.0, "c_input": 60.0},
+        },
         SIZES.merge(pd.DataFrame(ERRORS, columns=["err_input", "err_weight"]), how="cross"),
     ),
 }

@@ -90,7 +90,10 @@ OTHER_LAWS = {
         ["gmse"],
     ),
     "unified": (
-        {"A": 400.0, "alpha": 0.34, "B": 2000.0, "beta": 0.37, "E": 1.8, "gamma": 0.8, "c": 20.0},
+        {
+            **{"A": 400.0, "alpha": 0.34, "B": 2000.0, "beta": 0.37, "E": 1.8, "gamma": 0.8},
+            **{"c": 20.0, "c_input": 60.0},
+        },
         ["err_input", "err_weight"],
     ),
 }

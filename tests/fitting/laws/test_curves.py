@@ -22,7 +22,7 @@ from fitting.law.curves import (
 ROWS = 7
 HELD = np.random.default_rng(1).normal(size=(3, ROWS))
 NOISE = np.random.default_rng(2).lognormal(size=(2, ROWS))
-SIGNAL = Signal(NOISE, np.random.default_rng(3).lognormal(size=(2, ROWS)))
+SIGNAL = Signal((NOISE,), np.random.default_rng(3).lognormal(size=(2, ROWS)))
 NOTHING = np.zeros((0, ROWS))
 
 
@@ -75,7 +75,7 @@ def test_power_of_capacity_is_the_law_with_an_effective_size() -> None:
     x[2] = gamma * (np.log(b) - beta * np.log(d))
     size = n / ((1 + c * noise).prod() + (each * added).sum())
     expected = (a / size**alpha + b / d**beta) ** gamma
-    signal = Signal(noise[:, None], added[:, None])
+    signal = Signal((noise[:, None],), added[:, None])
     value, _, _ = PowerOfCapacity(signal)(apart(x[None, :, None]))
     assert np.exp(value[0, 0]) == pytest.approx(expected, rel=1e-13)
 
@@ -85,18 +85,10 @@ def test_power_of_capacity_is_the_law_with_an_effective_size() -> None:
     [
         *(Power(), Power(HELD[:2]), Capacity(log_saturation, 3), Capacity(log_tanh, 1)),
         *(PowerOfCapacity(SIGNAL), PowerOfCapacity(SIGNAL, HELD)),
-        *(PowerOfCapacity(Signal(NOISE, NOTHING)), PowerOfCapacity(Signal(NOTHING, NOTHING))),
+        PowerOfCapacity(Signal((NOISE[:1], NOISE[1:]), SIGNAL.added), HELD),
+        *(PowerOfCapacity(Signal((NOISE,), NOTHING)), PowerOfCapacity(Signal((NOTHING,), NOTHING))),
     ],
-    ids=[
-        "power",
-        "power held",
-        "saturation",
-        "tanh",
-        "signal",
-        "signal held",
-        "forward",
-        "nothing",
-    ],
+    ids="power,power held,saturation,tanh,signal,signal held,apart,forward,nothing".split(","),
 )
 def test_derivatives_equal_central_differences(curve: Curve) -> None:
     # Step eps^(1/3): relative error about eps^(2/3) = 4e-11 times third derivatives of up to 1000.
