@@ -19,7 +19,7 @@ import pandas as pd
 from fitting.analysis.efficiency import SPEEDUPS
 from fitting.analysis.layouts import LAYOUTS
 from fitting.analysis.optima import COST_K
-from fitting.figures import FIGURE_FILES
+from fitting.figures import FIGURE_FILES, interaction
 from fitting.figures import conclusions as conclusion_figures
 from fitting.figures import fits as fit_figures
 from fitting.figures import layouts as layout_figures
@@ -95,6 +95,8 @@ def _figures(study: Study, measured: pd.DataFrame) -> dict[str, list[Panel]]:
         drawn["held_out"] = fit_figures.held_out(study.fit.held_out, study.noise.std_log)
         drawn["parameters"] = fit_figures.beside_published(study.fit)
         drawn |= conclusion_figures.conclusions(study.fit, done, study.colours)
+    if not study.by_factor.empty:
+        drawn["lead"] = interaction.splits_by(study.by_factor)
     drawn["qsnr"] = diagnostics.over_training(measured, study.order, study.colours)
     drawn["qsnr_layers"] = diagnostics.by_layer(measured, study.order)
     return {name: panels for name, panels in drawn.items() if panels}
@@ -185,6 +187,8 @@ def headline_words(study: Study) -> tuple[str, list[str]]:
         by_bits = sentences.order_by_bits(cells)
         points += [by_bits] if by_bits else []
     points += splits
+    if by_factor := sentences.splits_by_factor(study.by_factor):
+        lead, points = by_factor, [lead, *points]
     if len(study.done) == 1:
         points.append("One run only: no spread, no comparison and no fit can come from it.")
     if study.fit is None:
@@ -325,6 +329,8 @@ def _views(study: Study, measured: pd.DataFrame) -> dict[str, View]:
     made: list[View | None] = [tables.runs(study.table), outcomes.outcomes(study.table)]
     if study.cells is not None:
         made.append(tables.losses(study.cells, study.done))
+    if not study.by_factor.empty:
+        made.append(tables.splits_by_factor(study.by_factor))
     if study.fit is not None:
         made += [tables.parameters(study.fit), tables.predicted(study.fit)]
         made += [tables.held_out(study.fit)]
@@ -350,7 +356,7 @@ def _render(
         description=study.about.get("description", ""),
         notes=study.about.get("notes", []),
         lead=lead,
-        lead_note=LEAD_NOTE,
+        lead_note=LEAD_NOTE if study.by_factor.empty else tables.BY_FACTOR,
         points=points,
         counts=outcomes.counts(study),
         planned=len(study.about.get("planned") or []),

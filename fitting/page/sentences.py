@@ -300,6 +300,45 @@ def not_concluded(fit: SavedFit | None) -> list[str]:
     return ["No conclusions: the data do not determine what they rest on."]
 
 
+def splits_by_factor(found: pd.DataFrame) -> str:
+    """Whether the better split depends on the recipe or the scale; "" where that was not measured.
+
+    Said of the pair of splits with the most runs, and first of the factor that changes it most.
+    """
+    if found.empty or not np.isfinite(found["low"]).any():
+        return ""
+    runs = found.groupby(["bits", "first", "second"])["pairs"].transform("sum")
+    rows = records(found[runs == runs.max()])
+    first, second = rows[0].first, rows[0].second
+    rows = [row for row in rows if (row.first, row.second) == (first, second)]
+    told = {
+        "better": f"{first} is better", "worse": f"{second} is better", "cannot tell": "undecided",
+    }  # fmt: skip
+
+    def words(row: TableRow) -> str:
+        return f"{row.difference:+.4f} ({row.low:+.4f} to {row.high:+.4f})"
+
+    said = []
+    for factor in dict.fromkeys(row.factor for row in rows):
+        mine = [row for row in rows if row.factor == factor]
+        alone, changes = ([r for r in mine if bool(r.against) == kind] for kind in (False, True))
+        listed = series(
+            f"{row.at} {words(row)}, {told.get(row.verdict, row.verdict)}" for row in alone
+        )
+        real = [row for row in changes if row.verdict in ("better", "worse")]
+        largest = max((abs(row.difference) for row in real), default=0.0)
+        if real:
+            moved = series(f"{row.at} instead of {row.against} {words(row)}" for row in real)
+            end = f"the {factor} changes it: {moved}"
+        else:
+            limit = max(max(abs(row.low), abs(row.high)) for row in changes)
+            end = f"no change with the {factor} was shown, and none beyond {limit:.4f} is likely"
+        said.append((largest, f"By {factor}: {listed}; {end}."))
+    said.sort(key=lambda each: -each[0])
+    begin = f"At {rows[0].bits} bits {second} loses more than {first}, in nats per token. "
+    return begin + " ".join(sentence for _, sentence in said)
+
+
 def leads(fit: SavedFit) -> str:
     """The sentences that a law's conclusions put at the head of a page."""
     said = []

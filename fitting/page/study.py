@@ -25,10 +25,15 @@ from fitting.results.swept import constant
 from fitting.results.table import load, read_records, require_columns, select_rows
 from fitting.seeds.cells import CELL, with_conditions
 from fitting.seeds.compare import compare_cells, compare_layouts
+from fitting.seeds.interaction import layouts_by
 from fitting.seeds.noise import NoiseFloor, noise_floor
 
 FORMAT_COLUMNS = ("exponent", "mantissa", "block_size")
 PROVENANCE = ("git_sha", "git_dirty", "device", "threads", "compute_dtype")
+
+
+FACTORS = ("recipe", "scale")
+"""Columns with which the better of two splits may change."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,9 @@ class Study:
     """Why `cells` is None, in words."""
     layouts: pd.DataFrame
     """Splits of equal width as measured (`seeds.compare_layouts`); may be empty."""
+    by_factor: pd.DataFrame
+    """The same at each recipe and scale, and how they change (`seeds.layouts_by`), with `factor`;
+    may be empty."""
     noise: NoiseFloor
     order: list[str]
     colours: dict[str, str]
@@ -151,7 +159,7 @@ def _study(
     noise = NoiseFloor(std_log=np.nan, std_loss=np.nan, dof=0, cells=0)
     if len(done):
         noise = noise_floor(table)
-    cells, no_cells, layouts = None, "", pd.DataFrame()
+    cells, no_cells, layouts, by_factor = None, "", pd.DataFrame(), pd.DataFrame()
     missing = [name for name in (*CELL, "seed") if name not in table]
     missing += [c for c in FORMAT_COLUMNS if c not in {*missing, *_numbers(table)}]
     if missing:
@@ -175,10 +183,21 @@ def _study(
         else:
             cells = compared
         layouts = compare_layouts(table)
+        by_factor = _by_factor(table)
     return Study(
-        results, table, about, fit, cells, no_cells, layouts, noise, order,
+        results, table, about, fit, cells, no_cells, layouts, by_factor, noise, order,
         format_colours(order), scored, inputs,
     )  # fmt: skip
+
+
+def _by_factor(table: pd.DataFrame) -> pd.DataFrame:
+    """Splits at each recipe and at each scale, for the factors that were crossed with splits."""
+    found = []
+    for factor in FACTORS:
+        each = layouts_by(table, factor)
+        if len(each) and (each["against"] != "").any():
+            found.append(each.assign(factor=factor))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
 def _numbers(table: pd.DataFrame) -> set[str]:

@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 
 from fitting.fit.fit_file import SavedFit
-from fitting.law.conclusion import UNKNOWN, entries
+from fitting.law.conclusion import UNKNOWN, Number, entries
 from fitting.naming import TableRow, are_none, records
 from fitting.page.sentences import pinned
 from fitting.words import (
     BEYOND,
     between,
     count_label,
+    decimals,
     interval,
     number,
     open_interval,
@@ -188,37 +189,70 @@ def comparison(fit: SavedFit) -> View | None:
     if not rivals:
         return None
     aic, bic = min(_finite(r.aic) for r in rivals), min(_finite(r.bic) for r in rivals)
+    errors: list[tuple[str, list[Number]]] = [
+        ("rms of fit", [rival.rms for rival in rivals]),
+        ("left-out formats", [rival.rms_formats for rival in rivals]),
+        ("left-out sizes", [rival.rms_sizes for rival in rivals]),
+        ("left-out token counts", [rival.rms_tokens for rival in rivals]),
+        ("largest compute", [rival.rms_largest for rival in rivals]),
+    ]
+    never = ("left-out formats", "left-out token counts")  # in fits of an older version
+    errors = [(t, v) for t, v in errors if t not in never or any(x is not None for x in v)]
     rows = [
         (
             "",
             [
                 rival.law,
                 str(rival.parameters),
-                percent(rival.rms),
-                percent(rival.rms_formats),
-                percent(rival.rms_sizes),
-                percent(rival.rms_tokens),
-                percent(rival.rms_largest),
+                *(percent(values[place]) for _, values in errors),
                 f"{rival.sizes_won} of {rival.sizes}",
                 _above(rival.aic, aic),
                 _above(rival.bic, bic),
             ],
         )
-        for rival in rivals
+        for place, rival in enumerate(rivals)
     ]
-    header = [("law", ""), ("parameters", "num"), ("rms of fit", "num"),
-              ("left-out formats", "num"), ("left-out sizes", "num"),
-              ("left-out token counts", "num"), ("largest compute", "num"), ("sizes won", "num"),
-              ("ΔAIC", "num"), ("ΔBIC", "num")]  # fmt: skip
+    header = [("law", ""), ("parameters", "num"), *((title, "num") for title, _ in errors),
+              ("sizes won", "num"), ("ΔAIC", "num"), ("ΔBIC", "num")]  # fmt: skip
+    each = "size" if len(errors) == 3 else "format, size or token count"
     note = (
         "Each law is fitted to the same rows with all its parameters free. Rms errors, in percent "
-        "of the loss: of the fit's own residuals; of each format, size or token count as predicted "
-        "from the others; of the runs of the largest compute as predicted from the rest. Sizes "
-        "won: those that this law predicts better than any other law here, out of those that all "
-        "of them can predict. ΔAIC and ΔBIC: difference from the lowest."
+        f"of the loss: of the fit's own residuals; of each {each} as predicted from the others; of "
+        "the runs of the largest compute as predicted from the rest. Sizes won: those that this "
+        "law predicts better than any other law here, out of those that all of them can predict. "
+        "ΔAIC and ΔBIC: difference from the lowest."
     )
     data = flat([entries(rival) for rival in rivals])
     return View("comparison", header, rows, data, "Laws compared", note)
+
+
+BY_FACTOR = (
+    "Loss of the second split minus that of the first, nats per token, from runs that agree in all "
+    "else, seed included; with 95 % intervals. Positive: the first is better. Below each: by how "
+    "much another recipe or scale changes that. Shaded, and called equal: shown to be "
+    "within 0.005, by two one-sided tests."
+)
+
+
+def splits_by_factor(found: pd.DataFrame) -> View:
+    """Splits of one width at each recipe and scale, and how these change their difference."""
+    rows = [
+        (
+            "",
+            [
+                f"{row.first} or {row.second}",
+                row.at + (f" instead of {row.against}" if row.against else ""),
+                decimals(row.difference, (row.low, row.high), 4) if np.isfinite(row.low) else "–",
+                f"{row.pairs:,}",
+                row.verdict if not row.against else {"better": "favours the first", "worse":
+                "favours the second"}.get(row.verdict, row.verdict),
+            ],
+        )
+        for row in records(found)
+    ]  # fmt: skip
+    header = [("splits", ""), ("recipe or scale", ""), ("difference", "num"), ("pairs", "num"),
+              ("verdict on the first", "")]  # fmt: skip
+    return View("splits_by_factor", header, rows, found, "Splits by recipe and by scale", BY_FACTOR)
 
 
 def _finite(value: float | None) -> float:

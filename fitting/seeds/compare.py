@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import pandas as pd
 
+from fitting.results.format_errors import ERRORS, FORMATS, MEASURED
 from fitting.results.table import require_columns, select_rows
 from fitting.seeds.cells import CELL, cell_keys, condition_keys
 from fitting.seeds.noise import NoiseFloor, noise_floor
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 SPLIT = (
     *("exponent", "mantissa", "bits_with_scales", "format"),
     *("precision.exponent", "precision.mantissa", "precision.kind", "precision.specials"),
+    *(*ERRORS, *FORMATS, *FORMATS.values(), *MEASURED),
 )
 """Columns in which splits of one width differ by definition."""
 

@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from fitting.seeds.interaction import layouts_by
 from fitting.seeds.verdicts import EQUAL_WITHIN, equal
-
-SPLITS = {(2, 1): 0.0, (1, 2): 0.004, (3, 0): 0.03}
-
-
-def study(seed: int, noise: float = 0.004, rotated: float = -0.012, seeds: int = 8) -> pd.DataFrame:
-    """Three splits, two recipes, two scales; E1M2 gains `rotated` by the rotation."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for number, scale in itertools.product(range(seeds), ("fp32", "e8m0")):
-        shared = rng.normal(scale=0.05)
-        for recipe, hadamard in (("plain", 0), ("rotated", 32)):
-            for (e, m), cost in SPLITS.items():
-                gain = rotated if (recipe, e) == ("rotated", 1) else 0.0
-                loss = 2.3 + shared + cost + gain + rng.normal(scale=noise / 2**0.5)
-                rows.append(
-                    {
-                        "model": "a", "recipe": recipe, "exponent": e, "mantissa": m,
-                        "block_size": 32.0, "granularity": "block", "scale": scale, "tokens": 1e6,
-                        "params": 1e5, "seed": number, "status": "finished", "loss": loss,
-                        "recipe.output.hadamard": hadamard,
-                    }
-                )  # fmt: skip
-    return pd.DataFrame(rows)
+from tests.support.crossed import crossed
 
 
 def row(found: pd.DataFrame, first: str, second: str, at: str, against: str = "") -> pd.Series:
@@ -42,7 +18,7 @@ def row(found: pd.DataFrame, first: str, second: str, at: str, against: str = ""
 
 
 def test_differences_and_their_change_come_back() -> None:
-    found = layouts_by(study(0), "recipe")
+    found = layouts_by(crossed(0), "recipe")
     assert len(found) == 3 * (2 + 1)
     for at, cost in (("plain", 0.004), ("rotated", -0.008)):
         told = row(found, "E2M1", "E1M2", at)
@@ -55,8 +31,8 @@ def test_differences_and_their_change_come_back() -> None:
 
 
 def test_a_column_that_goes_with_the_factor_does_not_part_its_pairs() -> None:
-    without = layouts_by(study(0).drop(columns="recipe.output.hadamard"), "recipe")
-    pd.testing.assert_frame_equal(layouts_by(study(0), "recipe"), without)
+    without = layouts_by(crossed(0).drop(columns="recipe.output.hadamard"), "recipe")
+    pd.testing.assert_frame_equal(layouts_by(crossed(0), "recipe"), without)
 
 
 def test_a_change_that_is_not_there_is_made_up_as_rarely_as_stated() -> None:
@@ -65,7 +41,7 @@ def test_a_change_that_is_not_there_is_made_up_as_rarely_as_stated() -> None:
     alarms = missed = 0
     for seed in range(400):
         change = row(
-            layouts_by(study(seed, rotated=0.0, seeds=4), "recipe"),
+            layouts_by(crossed(seed, rotated=0.0, seeds=4), "recipe"),
             *("E2M1", "E1M2", "rotated", "plain"),
         )
         alarms += change["verdict"] in ("better", "worse")
@@ -90,7 +66,7 @@ def test_equal_is_said_of_what_is_and_not_of_what_differs_by_the_margin() -> Non
 
 
 def test_without_repeated_seeds_nothing_is_told() -> None:
-    found = layouts_by(study(0, seeds=1), "recipe")
+    found = layouts_by(crossed(0, seeds=1), "recipe")
     assert set(found["verdict"]) == {"cannot tell"}
     assert found["standard_error"].isna().all()
 
