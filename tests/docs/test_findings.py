@@ -1,0 +1,69 @@
+"""The README's numbers are those of the published fits."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from fitting.analysis.unified import SPLITS
+from fitting.fit.fit_file import FIT, SavedFit, read_fit
+from tests.support.places import REPORTS, ROOT
+
+README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
+def published(study: str) -> SavedFit:
+    found = read_fit(REPORTS / study / FIT)
+    assert found is not None
+    return found
+
+
+def percent(share: float | None) -> str:
+    assert share is not None
+    return f"{100 * share:.2g} %"
+
+
+def test_the_first_finding_is_that_of_the_published_fit() -> None:
+    fit = published("unified")
+    ours, theirs, *_ = fit.comparison
+    assert (ours.law, theirs.law) == ("unified", "floating_point")
+    for error in ("rms", "rms_formats", "rms_sizes", "rms_largest"):
+        mine, other = getattr(ours, error), getattr(theirs, error)
+        assert mine < other
+        said = rf"{re.escape(percent(mine))}.{{0,60}}?{re.escape(percent(other))}"
+        assert re.search(said, README), error
+    assert all(ours.rms_tokens < rival.rms_tokens for rival in fit.comparison[1:])  # type: ignore[operator]
+    low, high = fit.interval("c")
+    assert f"c is {fit.values['c']:.1f} ({low:.1f} to {high:.1f}) there" in README
+
+
+def test_the_other_study_prices_weights_alike_and_inputs_higher() -> None:
+    fit, other = published("passes"), published("unified")
+    low, high = fit.interval("c")
+    assert low is not None
+    assert high is not None
+    assert f"{fit.values['c']:.1f} ({low:.1f} to {high:.1f}) for weights" in README
+    assert low < other.values["c"] < high
+    splits = fit.concluded.of(SPLITS)
+    assert splits is not None
+    for name, words in (
+        ("c_input", "{:.2g} times as much for inputs"),
+        ("c_grad_input", "{:.2g} times for dX"),
+        ("c_grad_weight", "{:.2g} times for dW"),
+    ):
+        ratio = splits.constants[name].value
+        assert ratio == pytest.approx(fit.values[name] / fit.values["c"])
+        assert words.format(ratio) in README
+
+
+def test_formats_never_trained_were_predicted() -> None:
+    cells = published("passes").predicted
+    assert {cell.name for cell in cells} == {"integer", "rotated", "stochastic", "six_bits"}
+    assert sum(cell.runs for cell in cells) == 32
+    for cell in cells:
+        assert cell.measured is not None
+        low, high = cell.interval
+        assert low is not None
+        assert high is not None
+        assert low < cell.measured < high, cell.name
