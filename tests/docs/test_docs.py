@@ -69,16 +69,17 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[str], str, 
         given = {word.split("=")[0] for word in command}
         small = [word for word in SMALLER if word.split("=")[0] not in given]
         words.append([*command[1:], *small, f"data.path={folder / 'text.txt'}"])
+    # The first run of a text says that it is read, which the page does not show: one goes before.
     done = subprocess.run(
-        [sys.executable, "-c", ALL_COMMANDS, json.dumps(words)],
+        [sys.executable, "-c", ALL_COMMANDS, json.dumps([words[0], *words])],
         cwd=folder,
         capture_output=True,
         text=True,
         timeout=1200,
     )
     assert done.returncode == 0, done.stderr
-    codes = [int(code) for code in re.findall(r"\x00 (\d+)", done.stdout)]
-    errors = done.stderr.split("\x00\n")[:-1]
+    codes = [int(code) for code in re.findall(r"\x00 (\d+)", done.stdout)][1:]
+    errors = done.stderr.split("\x00\n")[1:-1]
     return [
         (command, promised, code, error)
         for (command, promised), code, error in zip(asked, codes, errors, strict=True)

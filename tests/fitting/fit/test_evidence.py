@@ -71,6 +71,8 @@ def test_what_cannot_be_held_out_has_its_reason_and_hides_nothing_else() -> None
     assert found["not_computed"] == {
         "100M parameters left out": "law=chinchilla: 2 usable rows, but 5 free parameters need at "
         "least 6; freeze some or add runs",
+        "token counts left out": "law=chinchilla: 5 usable rows, but 5 free parameters need at "
+        "least 6; freeze some or add runs",
     }
 
 
