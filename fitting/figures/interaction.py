@@ -9,6 +9,7 @@ import pandas as pd
 from fitting.figures.style import BLUE, INK, ORANGE, PANEL_WIDTH, STYLE, Panel, new_figure, panel
 from fitting.figures.svg import tag
 from fitting.naming import TableRow, records
+from fitting.seeds.interaction import most_measured
 from fitting.seeds.verdicts import EQUAL_WITHIN
 
 
@@ -18,9 +19,7 @@ def splits_by(found: pd.DataFrame) -> list[Panel]:
     Args:
         found: `fitting.seeds.interaction.layouts_by`.
     """
-    runs = found.groupby(["first", "second"])["pairs"].transform("sum")
-    known = [row for row in records(found[runs == runs.max()]) if np.isfinite(row.low)]
-    shown = [row for row in known if (row.first, row.second) == (known[0].first, known[0].second)]
+    shown = [row for row in records(most_measured(found)) if np.isfinite(row.low)]
     if not shown:
         return []
     with mpl.rc_context(STYLE):

@@ -21,6 +21,7 @@ from fitting.fit.fit_file import SavedFit
 from fitting.law.conclusion import UNKNOWN, Derived, Interval, Number
 from fitting.laws.catalogue import LAWS
 from fitting.naming import TableRow, records
+from fitting.seeds.interaction import most_measured
 from fitting.seeds.verdicts import BETTER, WORSE, enough
 from fitting.words import at, count_label, interval, number, series, signed, where, z_score
 
@@ -307,10 +308,8 @@ def splits_by_factor(found: pd.DataFrame) -> str:
     """
     if found.empty or not np.isfinite(found["low"]).any():
         return ""
-    runs = found.groupby(["bits", "first", "second"])["pairs"].transform("sum")
-    rows = records(found[runs == runs.max()])
+    rows = records(most_measured(found))
     first, second = rows[0].first, rows[0].second
-    rows = [row for row in rows if (row.first, row.second) == (first, second)]
     told = {
         "better": f"{first} is better", "worse": f"{second} is better", "cannot tell": "undecided",
     }  # fmt: skip

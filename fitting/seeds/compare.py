@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -24,6 +25,8 @@ SPLIT = (
     *(*ERRORS, *FORMATS, *FORMATS.values(), *MEASURED),
 )
 """Columns in which splits of one width differ by definition."""
+PAIR = ("bits", "exponent_a", "mantissa_a", "exponent_b", "mantissa_b")
+"""Columns of `pairs_of_splits` that say which two splits are compared."""
 
 
 def compare_cells(table: pd.DataFrame) -> pd.DataFrame:
@@ -131,6 +134,24 @@ def _judged(cells: pd.DataFrame, spread: _Spread, floor: NoiseFloor) -> pd.DataF
     return cells.assign(difference=difference, standard_error=error, z=z, dof=dof, verdict=verdict)
 
 
+def pairs_of_splits(rows: pd.DataFrame, context: Sequence[str]) -> pd.DataFrame:
+    """Runs of two splits of one width side by side, _a with more exponent bits than _b.
+
+    Args:
+        rows: Quantized runs with a loss.
+        context: Columns in which both agree, the seed among them.
+
+    Returns:
+        Columns of the runs with _a and _b, `bits`, and `difference`, the loss of _b minus that of
+        _a.
+    """
+    rows = rows.drop_duplicates([*context, "exponent", "mantissa"])
+    rows = rows.assign(bits=1 + rows["exponent"] + rows["mantissa"])
+    both = rows.merge(rows, on=[*context, "bits"], suffixes=("_a", "_b"))
+    both = both[both["exponent_a"] > both["exponent_b"]]
+    return both.assign(difference=both["loss_b"] - both["loss_a"])
+
+
 def compare_layouts(table: pd.DataFrame) -> pd.DataFrame:
     """Exponent/mantissa splits of one width against each other, as measured, whatever a law says.
 
@@ -154,12 +175,8 @@ def compare_layouts(table: pd.DataFrame) -> pd.DataFrame:
     rows = select_rows(table)[0]
     rows = rows[rows["granularity"] != "none"]
     context = [*cell_keys(rows.drop(columns=[c for c in SPLIT if c in rows])), "seed"]
-    rows = rows.drop_duplicates([*context, "exponent", "mantissa"])
-    rows = rows.assign(bits=1 + rows["exponent"] + rows["mantissa"])
-    both = rows.merge(rows, on=[*context, "bits"], suffixes=("_a", "_b"))
-    both = both[both["exponent_a"] > both["exponent_b"]]
-    both["difference"] = both["loss_b"] - both["loss_a"]
-    layouts = ["bits", "exponent_a", "mantissa_a", "exponent_b", "mantissa_b"]
+    both = pairs_of_splits(rows, context)
+    layouts = list(PAIR)
     without_seed = [c for c in context if c != "seed"]
     spread = _Spread.of(both.groupby([*layouts, *without_seed], dropna=False)["difference"])
     needed = enough(spread.dof)

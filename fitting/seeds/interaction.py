@@ -16,7 +16,7 @@ from scipy import stats
 
 from fitting.results.table import require_columns, select_rows
 from fitting.seeds.cells import CELL, cell_keys
-from fitting.seeds.compare import SPLIT
+from fitting.seeds.compare import PAIR, SPLIT, pairs_of_splits
 from fitting.seeds.verdicts import EQUAL_WITHIN, equal, judge
 
 LEVEL = 0.95
@@ -34,7 +34,7 @@ def layouts_by(table: pd.DataFrame, factor: str) -> pd.DataFrame:
         `first` and `second` (splits, more exponent bits first), `at`, `against` ("" for a
         difference at one value), `difference` (loss of the second minus that of the first; between
         values, its change from `against` to `at`), `standard_error`, `low`, `high` (95 %), `dof`,
-        `pairs`, `verdict`: "better" (the first), "worse", "equal" or "cannot tell".
+        `pairs`, `verdict`: "better" (the first), "worse", "equal within ..." or "cannot tell".
 
     Raises:
         ResultsError: A column is missing.
@@ -45,14 +45,9 @@ def layouts_by(table: pd.DataFrame, factor: str) -> pd.DataFrame:
     keys = [c for c in cell_keys(rows.drop(columns=[c for c in SPLIT if c in rows])) if c != factor]
     follows = [c for c in keys if rows.groupby(factor)[c].nunique(dropna=False).max() == 1]
     context = [c for c in keys if c not in follows]
-    rows = rows.drop_duplicates([*context, factor, "seed", "exponent", "mantissa"])
-    rows = rows.assign(bits=1 + rows["exponent"] + rows["mantissa"])
-    both = rows.merge(rows, on=[*context, factor, "seed", "bits"], suffixes=("_a", "_b"))
-    both = both[both["exponent_a"] > both["exponent_b"]]
-    both["difference"] = both["loss_b"] - both["loss_a"]
-    pair = ["bits", "exponent_a", "mantissa_a", "exponent_b", "mantissa_b"]
+    both = pairs_of_splits(rows, [*context, factor, "seed"])
     found = []
-    for split, group in both.groupby(pair):
+    for split, group in both.groupby(list(PAIR)):
         wide = group.pivot_table(index=[*context, "seed"], columns=factor, values="difference")
         values = sorted(map(str, wide.columns))
         names = _names([int(value) for value in cast("tuple[float, ...]", split)])
@@ -64,6 +59,16 @@ def layouts_by(table: pd.DataFrame, factor: str) -> pd.DataFrame:
                 found.append((*names, value, other, *_told(change, context)))
     columns = ["bits", "first", "second", "at", "against", "difference", "standard_error"]
     return pd.DataFrame(found, columns=[*columns, "low", "high", "dof", "pairs", "verdict"])
+
+
+def most_measured(found: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the pair of splits that was measured most."""
+    runs = found.groupby(["first", "second"])["pairs"].transform("sum")
+    most = found.loc[runs.idxmax()]
+    rows: pd.DataFrame = found[
+        (found["first"] == most["first"]) & (found["second"] == most["second"])
+    ]
+    return rows
 
 
 def _names(split: Sequence[int]) -> tuple[int, str, str]:
@@ -86,9 +91,7 @@ def _told(
     error = math.sqrt(squares / dof * float((1 / sizes).sum())) / len(sizes)
     reach = float(stats.t.ppf((1 + LEVEL) / 2, dof)) * error
     z = difference / error if error else math.nan
-    verdict = str(judge(z, dof))
-    # "worse" is said of the loss of the second: the first is better.
-    verdict = {"worse": "better", "better": "worse"}.get(verdict, verdict)
+    verdict = str(judge(-z, dof))  # of the first: better where the second loses more
     if verdict == "cannot tell" and equal(difference, error, dof):
         verdict = f"equal within {EQUAL_WITHIN:g}"
     return difference, error, difference - reach, difference + reach, dof, len(values), verdict
