@@ -63,11 +63,10 @@ def layouts_by(table: pd.DataFrame, factor: str) -> pd.DataFrame:
 
 def most_measured(found: pd.DataFrame) -> pd.DataFrame:
     """The rows of the pair of splits that was measured most."""
-    runs = found.groupby(["first", "second"])["pairs"].transform("sum")
-    most = found.loc[runs.idxmax()]
-    rows: pd.DataFrame = found[
-        (found["first"] == most["first"]) & (found["second"] == most["second"])
-    ]
+    runs = found.groupby(["first", "second"])["pairs"].transform("sum").to_numpy()
+    most = found.iloc[int(runs.argmax())]
+    same = (found["first"] == most["first"]) & (found["second"] == most["second"])
+    rows: pd.DataFrame = found[same]
     return rows
 
 
