@@ -7,6 +7,7 @@ import hashlib
 import math
 import platform
 import subprocess
+from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -192,9 +193,9 @@ def _format_of(config: TrainConfig) -> _Formats:
         if not recipe.keeps(name, config.model.layers)
     }
     rows = config.rows
-    operands, errors = [], []
-    for into, out in layers.values():
-        shape_of = {
+
+    def shapes(into: int, out: int) -> dict[str, tuple[int, int]]:
+        return {
             "P1": (rows, into),
             "P2": (out, into),
             "P3": (rows, out),
@@ -202,9 +203,17 @@ def _format_of(config: TrainConfig) -> _Formats:
             "P5": (out, rows),
             "P6": (into, rows),
         }
-        operands += [(precisions[label], *shape_of[label]) for label in recipe.quantized]
-        sharing = {label: precisions[label].sharing(*shape_of[label]) for label in recipe.quantized}
-        errors.append(recipe_errors(recipe, config.precision.build(), sharing))
+
+    operands = [
+        (precisions[label], *shapes(*layer)[label])
+        for layer in layers.values()
+        for label in recipe.quantized
+    ]
+    errors = dict.fromkeys(SLOTS, 0.0)
+    for layer, count in Counter(layers.values()).items():  # many layers have few shapes
+        sharing = {label: precisions[label].sharing(*shapes(*layer)[label]) for label in precisions}
+        for label, error in recipe_errors(recipe, config.precision.build(), sharing).items():
+            errors[label] += error * count / len(layers)
     elements = sum(r * c for _, r, c in operands)
     mean_log2 = sum(math.log2(p.sharing(r, c)) for p, r, c in operands) / len(operands)
     first = precisions[recipe.quantized[0]]
@@ -218,7 +227,8 @@ def _format_of(config: TrainConfig) -> _Formats:
         sum(r * c * p.bits_per_element(r, c) for p, r, c in operands) / elements,
         first.granularity,
         first.scale.value,
-        {label: sum(each[label] for each in errors) / len(errors) for label in SLOTS},
+        # A mean of equal numbers may differ from them in its last bit, and models by that.
+        {label: float(f"{error:.12g}") for label, error in errors.items()},
         sum(into * out for into, out in layers.values()),
         "+".join(sorted(backends)),
     )
