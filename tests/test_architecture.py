@@ -37,7 +37,8 @@ ROWS = {
 """The packages of each column, the highest first: a module imports its own and lower rows."""
 QUANT = (
     *("kernels.dense", "kernels.noise", "kernels.triton_quantize", "product"),
-    *("formats", "modes", "recipe", "normal_error", "layout", "rounding", "scale", "lmul"),
+    *("formats", "modes", "recipe", "scale_rules", "normal_error", "layout", "rounding", "scale"),
+    "lmul",
     *("kernels.facts", "kernels.cpu", "kernels.gpu", "hadamard", "straight_through"),
     *("eden", "operand", "block", "gradient", "linear"),
     "word_length",
@@ -45,7 +46,9 @@ QUANT = (
 """Within `experiments.quant` the order is the design: each imports only what stands before it."""
 SHARED = {"fitting.entry", "fitting.files", "fitting.results"}
 """What training and fitting have in common: how commands end, files, and the run record."""
-FORMATS = tuple(f"experiments.quant.{n}" for n in ("formats", "modes", "recipe", "normal_error"))
+FORMATS = tuple(
+    f"experiments.quant.{n}" for n in ("formats", "modes", "recipe", "scale_rules", "normal_error")
+)
 """What a format is, and its error: data without torch, which a law about formats must know."""
 NO_TORCH = {*FORMATS, "experiments.accounting"}
 NO_PICTURES = {f"fitting.{name}" for name in ("law", "laws", "fit", "seeds", "analysis")}

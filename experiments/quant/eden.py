@@ -11,22 +11,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from experiments.quant.formats import FloatFormat, ScaleFormat
+from experiments.quant.formats import ScaleFormat
 from experiments.quant.kernels.dense import of_one_process, refuse_dtype
 from experiments.quant.kernels.noise import uniform
 from experiments.quant.layout import narrowed
 from experiments.quant.rounding import round_nearest_even, round_stochastic
-from experiments.quant.scale import E4M3, most_scale, power_of_two, two_level, unit_exponent
+from experiments.quant.scale import most_scale, power_of_two, two_level, unit_exponent
+from experiments.quant.scale_rules import E2M1, MS_EDEN
 from experiments.quant.straight_through import straight_through
 
 BLOCK = 16
-_E2M1 = FloatFormat(2, 1)
-_REACHED = 6 * 16 / 17 / 0.93
-"""Where a block's amax falls, slightly beyond 6: clipping a little lowers the squared error."""
-_TOP_SCALE = 256.0
-"""The largest block scale; the correction may raise it by up to 448 / 256."""
-TOP = _REACHED * _TOP_SCALE
-"""The value to which the tensor's FP32 scale maps its amax."""
 
 
 @of_one_process
@@ -74,14 +68,14 @@ def _values(x: Tensor, noise: Tensor | None, signs: Tensor | None) -> Tensor:
     x = x.clone() if x._is_zerotensor() else x  # which nothing may write to
     blocks = x.float().reshape(*x.shape[:-1], -1, BLOCK)
     amax = blocks.abs().amax(-1, keepdim=True)
-    stored, tensor_scale = two_level(amax, amax.amax(), _REACHED, E4M3, TOP)
+    stored, tensor_scale = two_level(amax, amax.amax(), MS_EDEN)
     scale = stored * tensor_scale
-    elements = round_nearest_even(blocks / scale, _E2M1)
+    elements = round_nearest_even(blocks / scale, E2M1)
     unit = power_of_two(-unit_exponent(amax))
     own = blocks * unit
     along = (own * elements * (scale * unit)).sum(-1, keepdim=True)
     correction = own.square().sum(-1, keepdim=True) / along
     corrected = stored * torch.where(along == 0, 1.0, correction)
-    scale = round_stochastic(corrected, E4M3, noise.unsqueeze(-1)) * tensor_scale
-    result = elements * scale.clamp(max=most_scale(_E2M1, ScaleFormat.E4M3))
+    scale = round_stochastic(corrected, MS_EDEN.stored, noise.unsqueeze(-1)) * tensor_scale
+    result = elements * scale.clamp(max=most_scale(E2M1, ScaleFormat.E4M3))
     return narrowed(result.reshape(x.shape), x.dtype).contiguous()

@@ -21,7 +21,6 @@ from scipy.special import ndtr, ndtri
 
 from experiments.quant.formats import (
     ElementFormat,
-    FloatFormat,
     FormatError,
     IntFormat,
     Precision,
@@ -29,6 +28,15 @@ from experiments.quant.formats import (
 )
 from experiments.quant.modes import NEAREST, Direction, Rounding
 from experiments.quant.recipe import FORWARD_OF, RecipeConfig
+from experiments.quant.scale_rules import (
+    E2M1,
+    FOUR_OVER_SIX,
+    MS_EDEN,
+    TwoLevel,
+    quest_clip,
+    reach,
+    two_level_rule,
+)
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -42,22 +50,8 @@ _SAMPLED = 2**17
 """Values of the sample where a scale does not follow from the largest magnitude alone."""
 LOSSLESS = ("none", "bf16", "bfloat16", "fp16", "float16", "fp32", "float32")
 """Names of formats whose error is called zero: training in them is the reference."""
-_E2M1, _E4M3, _UE5M3 = FloatFormat(2, 1), FloatFormat(4, 3, "ocp"), FloatFormat(5, 3, "ieee")
-# Constants of `experiments.quant.scale` and `experiments.quant.eden`, which need torch.
-_TOPS = {
-    ScaleFormat.E4M3: (1.0, _E4M3),
-    ScaleFormat.E4M3_16_17: (16 / 17, _E4M3),
-    ScaleFormat.UE5M3: (1.0, _UE5M3),
-}
-"""Two-level rules: where a block's largest value falls, in units of the format's; the scales'."""
-_TOP_SCALE = 448.0
-"""The block scale of the block that holds a tensor's largest value."""
-_QUEST_CLIP = 2.92247856
-"""Standard deviations at which QUEST clips."""
 _BY_THE_BLOCK = (ScaleFormat.QUEST, ScaleFormat.QUEST_FLOOR, ScaleFormat.E4M3_4_6)
 """Rules for E2M1 under which a scale depends on all values of its block."""
-_EDEN_REACHED = 6 * 16 / 17 / 0.93
-"""Where a block's largest value falls under MS-EDEN."""
 
 
 @lru_cache(maxsize=4096)
@@ -179,21 +173,20 @@ def _numbers(element: ElementFormat, sign: int) -> Array:
 def _scale(amax: Array, precision: Precision) -> Array:
     """The scale of blocks with these largest magnitudes, as `experiments.quant.scale` has it."""
     element, rule = precision.element, precision.scale
+    largest, emax = reach(element)
     if rule is ScaleFormat.FP32:
-        return amax / element.max
+        return amax / largest
     if rule.two_level:
-        share, stored = _TOPS[rule]
-        reached = share * element.max
-        tensor = -ndtri(-math.expm1(math.log(0.5) / TENSOR) / 2) / (reached * _TOP_SCALE)
-        wanted = np.minimum(amax / reached / tensor, stored.max)
-        return _nearest(wanted, np.array(stored.grid())[1:]) * tensor
-    exponent = np.floor(np.log2(amax)) - element.emax
+        parts = two_level_rule(element, rule)
+        of_tensor = -ndtri(-math.expm1(math.log(0.5) / TENSOR) / 2)
+        return _in_few_bits(amax, of_tensor, parts)
+    exponent = np.floor(np.log2(amax)) - emax
     if rule is ScaleFormat.E8M0_4_3:
         exponent += math.log2(4 / 3)
     elif rule is ScaleFormat.E8M0_CEIL:
-        exponent = np.ceil(np.log2(amax / element.max))
+        exponent = np.ceil(np.log2(amax / largest))
     elif rule is ScaleFormat.E8M0_NEAREST:
-        exponent = np.round(np.log2(amax / element.max))
+        exponent = np.round(np.log2(amax / largest))
     scale: Array = np.exp2(exponent)
     return scale
 
@@ -250,7 +243,7 @@ def _sampled(precision: Precision, rounding: Rounding, sharing: int) -> float:
     if rounding.moves_scales:
         errors = _of_moved_scales(blocks, squares)
     elif precision.scale is ScaleFormat.E4M3_4_6:
-        scales = [_block_scale(blocks, reached, 6.0 * 256.0) for reached in (6.0, 4.0)]
+        scales = [_block_scale(blocks, rule) for rule in FOUR_OVER_SIX]
         # The scale with which a block errs less, its draws included, is taken.
         noise = np.random.default_rng(1).random(blocks.shape)
         errors = np.minimum(
@@ -258,25 +251,29 @@ def _sampled(precision: Precision, rounding: Rounding, sharing: int) -> float:
         )
     else:
         sigma = 2.0 ** ((np.arange(len(blocks)) + 0.5) / len(blocks))[:, None]
-        wanted = np.log2(np.sqrt(squares / sharing) * sigma * _QUEST_CLIP / 6.0)
+        wanted = np.log2(np.sqrt(squares / sharing) * sigma * quest_clip(E2M1))
         whole = np.round if precision.scale is ScaleFormat.QUEST else np.floor
         scale = 2.0 ** whole(wanted) / sigma
         errors = _errors(blocks / scale, rounding) * scale**2
     return float(errors.sum() / squares.sum())
 
 
-def _block_scale(blocks: Array, reached: float, top: float) -> Array:
-    """E4M3 scales [blocks, 1], times the tensor's, where amax falls on `reached`."""
+def _block_scale(blocks: Array, rule: TwoLevel) -> Array:
+    """The scale of each block of one tensor, [blocks, 1]."""
     amax = np.abs(blocks).max(axis=1, keepdims=True)
-    tensor = amax.max() / top
-    numbers = np.array(_E4M3.grid())[1:]
-    scale: Array = _nearest(np.minimum(amax / reached / tensor, _E4M3.max), numbers) * tensor
-    return scale
+    return _in_few_bits(amax, amax.max(), rule)
+
+
+def _in_few_bits(amax: Array, of_tensor: float, rule: TwoLevel) -> Array:
+    """The two-level scales of blocks with these largest magnitudes."""
+    tensor = of_tensor / rule.top
+    wanted = np.minimum(amax / rule.reached / tensor, rule.stored.max)
+    return _nearest(wanted, np.array(rule.stored.grid())[1:]) * tensor
 
 
 def _errors(x: Array, rounding: Rounding, noise: Array | None = None) -> Array:
     """Squared error of rounding each block to E2M1, [blocks, 1]; without noise, its expectation."""
-    numbers = np.array(_E2M1.grid())
+    numbers = np.array(E2M1.grid())
     magnitude = np.minimum(np.abs(x), numbers[-1])
     low, high = _neighbours(magnitude, numbers)
     if not rounding.draws:
@@ -299,12 +296,12 @@ def _neighbours(x: Array, numbers: Array) -> tuple[Array, Array]:
 
 def _of_moved_scales(blocks: Array, squares: Array) -> Array:
     """Squared error of MS-EDEN (`experiments.quant.eden`), [blocks, 1]."""
-    scale = _block_scale(blocks, _EDEN_REACHED, _EDEN_REACHED * 256.0)
-    tensor = np.abs(blocks).max() / (_EDEN_REACHED * 256.0)
-    elements = np.copysign(_nearest(np.abs(blocks / scale), np.array(_E2M1.grid())), blocks)
+    scale = _block_scale(blocks, MS_EDEN)
+    tensor = np.abs(blocks).max() / MS_EDEN.top
+    elements = np.copysign(_nearest(np.abs(blocks / scale), np.array(E2M1.grid())), blocks)
     along = (blocks * elements).sum(axis=1, keepdims=True)
     corrected = squares / along  # the scale under which the block is right along itself
-    low, high = _neighbours(corrected / tensor, np.array(_E4M3.grid()))
+    low, high = _neighbours(corrected / tensor, np.array(MS_EDEN.stored.grid()))
     drawn = (corrected - low * tensor) * (high * tensor - corrected)
     errors = (blocks - elements * corrected) ** 2 + elements**2 * drawn
     total: Array = errors.sum(axis=1, keepdims=True)

@@ -20,14 +20,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from experiments.quant import eden
 from experiments.quant.formats import BFLOAT16_DIGITS, Precision, ScaleFormat
 from experiments.quant.hadamard import Rotation
 from experiments.quant.kernels.dense import of_one_process
 from experiments.quant.layout import to_blocks
 from experiments.quant.modes import Rounding
 from experiments.quant.product import has_wide_product, wide_product
-from experiments.quant.scale import block_scale, two_level, two_level_parts
+from experiments.quant.scale import block_scale, two_level
+from experiments.quant.scale_rules import MS_EDEN, two_level_rule
 
 _SCALE_DIGITS = 4
 """Significant bits of a block scale in E4M3 or UE5M3."""
@@ -123,8 +123,8 @@ def factor_of(x: Tensor, precision: Precision, rounding: Rounding) -> Tensor | f
         return 1.0
     if precision.scale.two_level:
         amax = x.abs().amax()
-        reached, stored, top = two_level_parts(precision.element, precision.scale)
-        return two_level(amax, amax, reached, stored, eden.TOP if rounding.moves_scales else top)[1]
+        ordinary = two_level_rule(precision.element, precision.scale)
+        return two_level(amax, amax, MS_EDEN if rounding.moves_scales else ordinary)[1]
     return block_scale(to_blocks(x, precision), precision.element, precision.scale)
 
 

@@ -14,26 +14,20 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from experiments.quant.formats import ElementFormat, FloatFormat, ScaleFormat
+from experiments.quant.formats import ElementFormat, ScaleFormat
 from experiments.quant.kernels.dense import of_one_process
 from experiments.quant.rounding import bounds, round_nearest_even
+from experiments.quant.scale_rules import (
+    FOUR_OVER_SIX,
+    TwoLevel,
+    quest_clip,
+    reach,
+    two_level_rule,
+)
 
 _SMALLEST_NORMAL = 2.0**-126
-MAX_SCALED_EXPONENT = 64
-E4M3 = FloatFormat(4, 3, "ocp")
-UE5M3 = FloatFormat(5, 3, "ieee")
-UE5M3_TOP = 448.0
-"""The value to which the tensor's amax is mapped, 137 times below UE5M3's 61440 (2609.02846)."""
-_FOUR_OVER_SIX_TOP = 6.0 * 256.0
-"""The same for E4M3_4_6, so that the scale for 4, 1.5 times as large, still fits E4M3."""
-OTHER_REACHED = 4.0
-"""The element to which the other scale of E4M3_4_6 maps a block's amax."""
-_E4M3_HEADROOM = 16 / 17
-"""E4M3 rounds a scale down by at most 1/17 of it (1.0625 to 1), so amax then still fits."""
 CLIPPED_BEYOND = 1 + 2.0**-20
 """Factor of scale times the largest element: what lies nearer had its scale rounded, no more."""
-_GAUSSIAN_CLIP = 2.92247856
-"""Standard deviations at which clipping E2M1 errs least on Gaussian data (2505.14669)."""
 
 
 @of_one_process
@@ -49,6 +43,7 @@ def block_scale(blocks: Tensor, element: ElementFormat, scale: ScaleFormat) -> T
     Returns:
         [..., 1], float32.
 
+    >>> from experiments.quant.formats import FloatFormat
     >>> block_scale(torch.tensor([[8.0, 24.0]]), FloatFormat(2, 1), ScaleFormat.FP32)
     tensor([[4.]])
     """
@@ -56,7 +51,7 @@ def block_scale(blocks: Tensor, element: ElementFormat, scale: ScaleFormat) -> T
     if scale is ScaleFormat.FP32:
         result = divided(amax, reach(element)[0]).clamp_(min=_SMALLEST_NORMAL)
     elif scale.two_level:
-        stored, tensor_scale = two_level(amax, amax.amax(), *two_level_parts(element, scale))
+        stored, tensor_scale = two_level(amax, amax.amax(), two_level_rule(element, scale))
         result = stored * tensor_scale
     elif scale in (ScaleFormat.QUEST, ScaleFormat.QUEST_FLOOR):
         result = _quest(blocks, amax, element, nearest=scale is ScaleFormat.QUEST)
@@ -74,8 +69,8 @@ def four_over_six_scale(blocks: Tensor) -> Tensor:
     better off without it (2601.22813).  Shapes as for `block_scale`.
     """
     amax = blocks.abs().amax(dim=-1, keepdim=True)
-    stored, tensor_scale = two_level(amax, amax.amax(), OTHER_REACHED, E4M3, _FOUR_OVER_SIX_TOP)
-    return (stored * tensor_scale).clamp(max=largest_factor(OTHER_REACHED))
+    stored, tensor_scale = two_level(amax, amax.amax(), FOUR_OVER_SIX[1])
+    return (stored * tensor_scale).clamp(max=largest_factor(FOUR_OVER_SIX[1].reached))
 
 
 @of_one_process
@@ -110,16 +105,6 @@ def most_scale(element: ElementFormat, scale: ScaleFormat) -> float:
         if scale.power_of_two and scale is not ScaleFormat.E8M0_4_3
         else most
     )
-
-
-def reach(element: ElementFormat) -> tuple[float, int]:
-    """Largest number and its exponent, as scales use them.
-
-    The top of an E8 format lies beyond float32.  Moving a block down by a power of two changes
-    nothing but the subnormals, which lie below float32 there.
-    """
-    shift = max(0, element.emax - MAX_SCALED_EXPONENT)
-    return element.max * 2.0**-shift, element.emax - shift
 
 
 def saturation(element: ElementFormat, scaled: bool) -> tuple[float, float]:
@@ -216,11 +201,6 @@ def unit_exponent(amax: Tensor) -> Tensor:
     return torch.frexp(amax).exponent.clamp(-126, 126)
 
 
-def quest_clip(element: ElementFormat) -> float:
-    """The scale that QUEST asks for if a block's root mean square is 1."""
-    return _GAUSSIAN_CLIP / element.max
-
-
 @of_one_process
 def pairwise_sum(values: Tensor) -> Tensor:
     """[..., K] to [..., 1], in a fixed order, so that every backend has the same bits.
@@ -234,39 +214,22 @@ def pairwise_sum(values: Tensor) -> Tensor:
     return values
 
 
-def two_level_parts(element: ElementFormat, scale: ScaleFormat) -> tuple[float, FloatFormat, float]:
-    """The arguments of `two_level` after the data."""
-    largest = reach(element)[0]
-    if scale is ScaleFormat.E4M3_4_6:
-        return largest, E4M3, _FOUR_OVER_SIX_TOP
-    if scale is ScaleFormat.E4M3_16_17:
-        reached = largest * _E4M3_HEADROOM
-        return reached, E4M3, reached * E4M3.max
-    if scale is ScaleFormat.UE5M3:
-        return largest, UE5M3, largest * UE5M3_TOP
-    return largest, E4M3, largest * E4M3.max
-
-
 @of_one_process
-def two_level(
-    amax: Tensor, tensor_amax: Tensor, reached: float, stored: FloatFormat, top: float
-) -> tuple[Tensor, Tensor]:
-    """Block scales amax / reached in `stored`, in units of an FP32 tensor scale tensor_amax / top.
+def two_level(amax: Tensor, tensor_amax: Tensor, rule: TwoLevel) -> tuple[Tensor, Tensor]:
+    """Block scales amax / reached in few bits, in units of an FP32 tensor scale tensor_amax / top.
 
     A block scale that would round to zero is the smallest one instead: no division by zero.
 
     Args:
         amax: Largest magnitude of each block, any shape.
         tensor_amax: Largest magnitude of the tensor, a scalar.
-        reached: The element on which amax falls.
-        stored: Format of the block scales.
-        top: reached * the block scale of the block that holds `tensor_amax`.
+        rule: `reached`, `top` and the format of the block scales.
 
     Returns:
         The block scales, of the shape of `amax`, and the tensor's, NaN where `tensor_amax` is not
         finite; a block's scale is the product.
     """
-    tensor_scale = divided(tensor_amax, top).clamp(min=_SMALLEST_NORMAL)
+    tensor_scale = divided(tensor_amax, rule.top).clamp(min=_SMALLEST_NORMAL)
     tensor_scale = torch.where(tensor_amax.isfinite(), tensor_scale, torch.nan)
-    wanted = (divided(amax, reached) / tensor_scale).clamp(max=stored.max)  # of inf, too
-    return round_nearest_even(wanted, stored).clamp_(min=stored.step), tensor_scale
+    wanted = (divided(amax, rule.reached) / tensor_scale).clamp(max=rule.stored.max)  # of inf, too
+    return round_nearest_even(wanted, rule.stored).clamp_(min=rule.stored.step), tensor_scale

@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 
-from fitting.analysis.unified import share_of_rows
+from fitting.analysis.signal import share_of_rows
 from fitting.figures.style import (
     INK,
     PANEL_WIDTH,

@@ -220,30 +220,34 @@ def intervals(draws: pd.DataFrame, level: float = 0.95) -> dict[str, tuple[float
     """
     tail = (1 - level) / 2
     # The (draws + 1) tail-th lowest draw and highest: beyond it the truth is as often as tail says.
-    bounds = _quantiles(draws, tail, "weibull")
-    names = [c for c in draws if c != "converged"]
-    return {str(n): (float(a), float(b)) for n, a, b in zip(names, *bounds, strict=True)}
+    values = draws.drop(columns="converged")
+    bounds = _quantiles(values.to_numpy(dtype=np.float64), tail, "weibull")
+    return {str(n): (float(a), float(b)) for n, a, b in zip(values, *bounds, strict=True)}
 
 
 def standard_errors(draws: pd.DataFrame) -> dict[str, float]:
-    """Half the span of the central 68.3 % of `bootstrap`'s draws, one per column.
+    """The `central_spread` of each column of `bootstrap`'s result."""
+    values = draws.drop(columns="converged")
+    half = central_spread(values.to_numpy(dtype=np.float64))
+    return {str(n): float(h) for n, h in zip(values, half, strict=True)}
+
+
+def central_spread(values: Array) -> Array:
+    """Half the span of the central 68.3 % of draws, [draws, quantities] to [quantities].
 
     The standard deviation where draws are normal; unlike it, finite where a few of them ran away.
     """
-    tail = 0.5 * math.erfc(math.sqrt(0.5))
-    low, high = _quantiles(draws, tail, "linear")
-    names = [c for c in draws if c != "converged"]
+    low, high = _quantiles(values, 0.5 * math.erfc(math.sqrt(0.5)), "linear")
     with np.errstate(invalid="ignore"):  # between two infinities there is no width
-        half = (high - low) / 2
-    return {str(n): float(h) for n, h in zip(names, half, strict=True)}
+        half: Array = (high - low) / 2
+    return half
 
 
-def _quantiles(draws: pd.DataFrame, tail: float, method: Literal["weibull", "linear"]) -> Array:
-    """The quantiles of each parameter's draws, `tail` and 1 - `tail`, [2, parameters].
+def _quantiles(values: Array, tail: float, method: Literal["weibull", "linear"]) -> Array:
+    """The quantiles of each quantity's draws, `tail` and 1 - `tail`, [2, quantities].
 
     Between two infinite draws lies an infinite one; NaN where a draw has no value.
     """
-    values = draws.drop(columns="converged").to_numpy(dtype=np.float64)
     levels = [tail, 1 - tail]
     with np.errstate(invalid="ignore", over="ignore"):
         found = np.quantile(values, levels, axis=0, method=method)

@@ -22,7 +22,7 @@ from fitting.fit.validation import (
     hold_out,
     hold_out_largest,
     information,
-    leave_groups_out,
+    leave_one_out,
 )
 from fitting.law.conclusion import Count, Interval, Number
 from fitting.law.terms import FitError, Law
@@ -199,7 +199,7 @@ def _groups(
     if not 1 < count <= MOST_GROUPS:
         return []
     try:
-        return leave_groups_out(rows, fitted, groups)
+        return leave_one_out(rows, fitted, groups)
     except FitError as error:
         missing[f"{what} left out"] = str(error)
         return []

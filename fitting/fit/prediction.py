@@ -6,13 +6,13 @@ and how far the fitted runs lie from the law, which is noise and what the law la
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from fitting.fit.bootstrap import central_spread
 from fitting.fit.centred import representable
 from fitting.fit.result import Fit
 from fitting.fit.validation import formats_of
@@ -57,11 +57,8 @@ def predict(fitted: Fit, draws: pd.DataFrame, table: pd.DataFrame) -> list[Predi
     predicted = law.predict(fitted.parameters, table)
     drawn = _drawn(law, draws[draws["converged"].astype(bool)], table)
     degrees = max(fitted.rows.used - len(fitted.parameters) + len(fitted.frozen), 1)
-    # Between the draws half the span of the central 68.3 %: a few of them may have run away.
-    sides = 0.5 + np.array([-0.5, 0.5]) * math.erf(math.sqrt(0.5))
-    ends = np.quantile(np.log(drawn), sides, axis=0)
     noise = float((fitted.residuals**2).sum()) / degrees
-    spread = np.sqrt((0.5 * (ends[1] - ends[0])) ** 2 + noise)
+    spread = np.sqrt(central_spread(np.log(drawn)) ** 2 + noise)
     reach = np.exp(spread * stats.t.ppf((1 + LEVEL) / 2, degrees))
     low, high = predicted / reach, predicted * reach
     formats = formats_of(table, [law]).fillna("none")

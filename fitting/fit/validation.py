@@ -102,21 +102,6 @@ def hold_out(table: pd.DataFrame, fitted: Fit, held: pd.Series, name: str) -> Pr
     )
 
 
-def leave_one_out(table: pd.DataFrame, fitted: Fit, column: str = "params") -> list[Prediction]:
-    """Each value of a column predicted from all others: with `params`, leave one size out.
-
-    Raises:
-        FitError: The column has only one value, or as for `hold_out`.
-        ResultsError: There is no such column.
-    """
-    require_columns(table, (column,), "leaving one out")
-    rows, _ = select_rows(table)
-    values = sorted(rows[column].unique())
-    if len(values) < 2:
-        raise FitError(f"{column} has one value ({values[0]}): nothing to leave out")
-    return [hold_out(table, fitted, table[column] == v, f"{column}={v}") for v in values]
-
-
 def formats_of(table: pd.DataFrame, laws: Sequence[Law]) -> pd.Series:
     """The format of each row in words, or what the laws read of it; missing where unquantized.
 
@@ -138,22 +123,27 @@ def formats_of(table: pd.DataFrame, laws: Sequence[Law]) -> pd.Series:
     return names.str.strip().where(quantized)
 
 
-def leave_groups_out(table: pd.DataFrame, fitted: Fit, groups: pd.Series) -> list[Prediction]:
+def leave_one_out(
+    table: pd.DataFrame, fitted: Fit, groups: pd.Series, name: str = "{}"
+) -> list[Prediction]:
     """Each group of rows predicted from all others.
 
     Args:
         table: The table that `fitted` was fitted to.
         fitted: See `hold_out`.
-        groups: The group of each row of the table; missing for rows that are never held out.
+        groups: The group of each row of the table, such as a column of it; missing for rows that
+            are never held out.
+        name: The name of what is held out, with the group's in braces: "params={}".
 
     Raises:
         FitError: There is only one group, or as for `hold_out`.
     """
     rows, _ = select_rows(table)
-    names = sorted(groups[rows.index].dropna().unique())
-    if len(names) < 2:
-        raise FitError("there is only one: nothing to leave out")
-    return [hold_out(table, fitted, groups == name, str(name)) for name in names]
+    values = sorted(groups[rows.index].dropna().unique())
+    if len(values) < 2:
+        only = f" ({name.format(values[0])})" if values else ""
+        raise FitError(f"there is only one{only}: nothing to leave out")
+    return [hold_out(table, fitted, groups == value, name.format(value)) for value in values]
 
 
 def hold_out_largest(table: pd.DataFrame, fitted: Fit, share: float = LARGEST) -> Prediction:
@@ -258,7 +248,7 @@ def _rms_without(table: pd.DataFrame, fitted: Fit, groups: pd.Series) -> float:
     if groups.nunique() > MOST_GROUPS:
         return math.nan
     try:
-        return _rms(pd.concat([held.errors for held in leave_groups_out(table, fitted, groups)]))
+        return _rms(pd.concat([held.errors for held in leave_one_out(table, fitted, groups)]))
     except FitError:
         return math.nan
 
@@ -313,5 +303,5 @@ def _mean_log_likelihood(fitted: Fit, mean: float) -> float:
 
 
 def _rms(errors: pd.Series) -> float:
-    """The number, or NaN for None."""
+    """Root mean square."""
     return math.sqrt(float((errors**2).mean()))

@@ -23,7 +23,8 @@ from fitting.analysis.efficiency import BACKWARD, CROSSOVERS, EFFICIENCIES, FORW
 from fitting.analysis.granularity import EQUIVALENT_BLOCKS
 from fitting.analysis.layouts import LAYOUTS
 from fitting.analysis.optima import COST_K, OPTIMAL_PRECISION
-from fitting.analysis.unified import BACKWARD_ERRORS, FORWARD_ERRORS, UNIFIED_CONCLUSIONS
+from fitting.analysis.signal import BACKWARD_ERRORS, FORWARD_ERRORS
+from fitting.analysis.unified import UNIFIED_CONCLUSIONS
 from fitting.law.curves import (
     Capacity,
     Power,

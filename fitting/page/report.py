@@ -19,6 +19,7 @@ import pandas as pd
 from fitting.analysis.efficiency import SPEEDUPS
 from fitting.analysis.layouts import LAYOUTS
 from fitting.analysis.optima import COST_K
+from fitting.analysis.splits import SPLITS
 from fitting.figures import FIGURE_FILES, interaction
 from fitting.figures import conclusions as conclusion_figures
 from fitting.figures import fits as fit_figures
@@ -86,7 +87,7 @@ def _figures(study: Study, measured: pd.DataFrame) -> dict[str, list[Panel]]:
             drawn["layout"] = layout_figures.cost_map(one_kind, layouts)
             drawn["split"] = layout_figures.cost_by_split(one_kind, splits, noise)
     if study.fit is not None:
-        if fitted is not None and study.fit.law == "unified":
+        if fitted is not None and study.fit.concluded.of(SPLITS) is not None:
             drawn["lead"] = shares(study.fit, fitted, study.colours)
         if fitted is not None:
             drawn["fit"] = fit_figures.predicted_v_observed(

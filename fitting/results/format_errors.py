@@ -58,10 +58,15 @@ def named_errors(table: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, p
         columns: Our name -> what names its formats, as above.
 
     Raises:
-        ResultsError: No such column, or no format of such a name.
+        ResultsError: No such column, no format of such a name, or its error is named as well.
     """
     found: dict[str, pd.Series] = {}
     for ours in FORMATS.keys() & columns.keys():
+        if (theirs := FORMATS[ours]) in columns:
+            raise ResultsError(
+                f"columns.{ours}={columns[ours]} and columns.{theirs}={columns[theirs]}: both say "
+                f"what {theirs} is; give one of them"
+            )
         names = _names(table, ours, columns[ours])
         errors = {}
         for name in names.unique():

@@ -12,7 +12,7 @@ import pytest
 from experiments.errors.command import error
 from experiments.quant.formats import FloatFormat
 from experiments.quant.normal_error import error_of
-from fitting.analysis.unified import signal_share
+from fitting.analysis.signal import signal_share
 from fitting.laws.catalogue import LAWS
 from fitting.laws.published import SUN_2025
 from tests.support.places import ROOT

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from fitting.analysis.unified import SPLITS
+from fitting.analysis.splits import SPLITS
 from fitting.fit.fit_file import FIT, SavedFit, read_fit
 from tests.support.places import REPORTS, ROOT
 

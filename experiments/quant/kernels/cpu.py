@@ -22,7 +22,8 @@ from experiments.quant.kernels.dense import address, dense, tracing_nothing
 from experiments.quant.kernels.noise import mix
 from experiments.quant.layout import lying_as, narrowed, turned
 from experiments.quant.modes import Direction
-from experiments.quant.scale import CLIPPED_BEYOND, quest_clip
+from experiments.quant.scale import CLIPPED_BEYOND
+from experiments.quant.scale_rules import quest_clip
 
 _LIBRARY_PATH = Path(__file__).with_name("_quantize" + sysconfig.get_config_var("EXT_SUFFIX"))
 _MODES = {"nearest_even": 0, "nearest_even_code": 1, "noise": 2, "key": 3, "unclipped": 5}

@@ -11,16 +11,10 @@ from torch import Tensor
 from experiments.quant.formats import ElementFormat, FloatFormat, Precision, ScaleFormat
 from experiments.quant.kernels.noise import mix
 from experiments.quant.modes import Direction
-from experiments.quant.scale import (
-    E4M3,
-    OTHER_REACHED,
-    largest_factor,
-    most_scale,
-    nearest_bounds,
-    reach,
-    saturation,
-    two_level_parts,
-)
+from experiments.quant.scale import largest_factor, most_scale, nearest_bounds, saturation
+from experiments.quant.scale_rules import E4M3, FOUR_OVER_SIX, reach, two_level_rule
+
+_OTHER_REACHED = FOUR_OVER_SIX[1].reached
 
 TOO_MANY = 2**32
 """Values and draws are counted in 32 bits."""
@@ -104,7 +98,7 @@ class Rule:
     top: float  # two levels: what the tensor's is mapped to
     most: float  # the largest scale
     bounds: tuple[float, float]  # E8M0_NEAREST: max / sqrt(2) and max * sqrt(2)
-    other: tuple[float, float] = (OTHER_REACHED, largest_factor(OTHER_REACHED))
+    other: tuple[float, float] = (_OTHER_REACHED, largest_factor(_OTHER_REACHED))
     """E4M3_4_6: `reached` and `most` of the other scale."""
 
 
@@ -116,7 +110,8 @@ def constants(element: ElementFormat, scale: ScaleFormat | None) -> tuple[Rule, 
         rule = Rule("none", False, True, reached, emax, top, 1.0, (1.0, 1.0))
         return rule, Grid.of(element, False), Grid.of(stored, False)
     if scale.two_level:
-        reached, stored, top = two_level_parts(element, scale)
+        parts = two_level_rule(element, scale)
+        reached, stored, top = parts.reached, parts.stored, parts.top
     exact_inverse = scale.power_of_two and scale is not ScaleFormat.E8M0_4_3
     most, bounds = most_scale(element, scale), nearest_bounds(element)
     rule = Rule(scale.value, scale.two_level, exact_inverse, reached, emax, top, most, bounds)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from fitting.analysis.critical import critical_tokens
-from fitting.analysis.unified import signal_share
+from fitting.analysis.signal import signal_share
 from fitting.files.own_json import ResultsError
 from fitting.fit.bootstrap import bootstrap, intervals, resample, standard_errors, vague
 from fitting.fit.minimise import minimise

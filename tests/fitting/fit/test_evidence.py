@@ -41,7 +41,7 @@ def test_every_number_is_that_of_the_function_that_it_comes_from() -> None:
     assert evidence(RUNS, fitted).profile_intervals == profile_intervals(RUNS, fitted)
     found = told(RUNS, fitted)
     assert tuple(found["information"].values()) == information(RUNS, fitted)
-    sizes = leave_one_out(RUNS, fitted)
+    sizes = leave_one_out(RUNS, fitted, RUNS["params"], "params={}")
     entries = found["held_out"]["sizes"]
     assert [e["params"] for e in entries] == list(SIZES)
     assert [(e["rows"], e["trained"]) for e in entries] == [(6, 18)] * 4
@@ -111,7 +111,7 @@ def test_evidence_can_be_switched_off() -> None:
 
 def test_held_out_fits_that_begin_warm_end_where_blind_ones_do() -> None:
     fitted = fit(RUNS, "chinchilla")
-    for held in leave_one_out(RUNS, fitted):
+    for held in leave_one_out(RUNS, fitted, RUNS["params"], "params={}"):
         size = float(held.name.partition("=")[2])
         others = RUNS[RUNS["params"] != size]
         blind = fit(others, "chinchilla")

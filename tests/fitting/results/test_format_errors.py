@@ -75,6 +75,14 @@ def test_what_names_no_format_is_refused(path: Path, given: str, said: str) -> N
         load(path, {"format_weight": given})
 
 
+@pytest.mark.parametrize(("ours", "error"), FORMATS.items())
+def test_an_error_and_the_format_it_would_follow_from_are_not_both_given(
+    path: Path, ours: str, error: str
+) -> None:
+    with pytest.raises(ResultsError, match=f"columns.{ours}=mxfp4 and columns.{error}=N: both"):
+        load(path, {ours: "mxfp4", error: "N"})
+
+
 def test_errors_as_measured_are_those_of_the_diagnostics() -> None:
     record = replace(
         RECORD,
