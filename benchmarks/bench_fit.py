@@ -29,12 +29,14 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import minimize
 
+from experiments.quant.normal_error import error_of
 from fitting.fit.bootstrap import bootstrap, resample
 from fitting.fit.evidence import evidence
 from fitting.fit.result import Fit
 from fitting.fit.search import fit
-from fitting.laws.published import BESIROGLU_2024, SUN_2025
+from fitting.laws.published import BESIROGLU_2024, QUARTET_2025, SUN_2025
 from fitting.laws.synthetic import make_table, sun_cells
+from fitting.results.format_errors import ERRORS
 from fitting.results.table import load
 
 Array = npt.NDArray[np.float64]
@@ -60,6 +62,37 @@ def chinchilla_table() -> pd.DataFrame:
 def floating_point_table() -> pd.DataFrame:
     """366 runs of 1,600 cells, 0.5 % noise."""
     return make_table("floating_point", SUN_2025, sun_cells(366, seed=0), 5e-3, 0)
+
+
+def unified_table() -> pd.DataFrame:
+    """366 runs of ten formats, the forward pass alone, inputs not always, 0.5 % noise."""
+    rng = np.random.default_rng(0)
+    names = ("none", "E4M3", "E3M2", "E2M3", "E2M1", "E1M2", "E1M1", "mxfp4", "nvfp4", "int4")
+    errors = [error_of(name) for name in names]
+    design = pd.DataFrame(dict.fromkeys(ERRORS, 0.0), index=range(366))
+    design["params"] = rng.choice(np.geomspace(2e7, 2e9, 8), 366)
+    design["tokens"] = rng.choice(np.geomspace(5e9, 2e11, 8), 366)
+    design["err_weight"] = rng.choice(errors, 366)
+    design["err_input"] = design["err_weight"].where(rng.random(366) < 0.7, 0.0)
+    truth = {"A": 1e4, "alpha": 0.5, "B": 2e4, "beta": 0.45, "gamma": 0.6, "E": 1.6, "c": 25.0}
+    return make_table("unified", truth, design, 5e-3, 0)
+
+
+def many_schemes_table() -> pd.DataFrame:
+    """600 runs of Quartet's law with 15 forward and 14 backward schemes: 35 parameters."""
+    rng = np.random.default_rng(0)
+    schemes = {"forward": [f"F{i}" for i in range(15)], "backward": [f"B{i}" for i in range(14)]}
+    design = pd.DataFrame(
+        {
+            "params": rng.choice(np.geomspace(3e7, 5e8, 6), 600),
+            "tokens": rng.choice(np.geomspace(1e9, 5e10, 6), 600),
+        }
+    )
+    truth = {n: v for n, v in QUARTET_2025.items() if not n.startswith("eff")}
+    for column, prefix in (("forward", "eff_N"), ("backward", "eff_D")):
+        design[column] = rng.choice([*schemes[column], "BF16"], 600)
+        truth |= {f"{prefix}[{n}]": float(rng.uniform(0.3, 0.9)) for n in schemes[column]}
+    return make_table("quartet", truth, design, 3e-3, 0)
 
 
 class Standard:
@@ -189,13 +222,20 @@ def main() -> None:
     race("--full" in sys.argv[1:])
     for rows in (104, 2_702, 5_000):
         without_bootstrap(rows)
-    table = floating_point_table()
-    seconds, fitted = min(
-        (cpu_seconds(ours, table, "floating_point", DRAWS) for _ in range(3)),
-        key=lambda timed: timed[0],
+    for law, table in (("floating_point", floating_point_table()), ("unified", unified_table())):
+        seconds, fitted = min(
+            (cpu_seconds(ours, table, law, DRAWS) for _ in range(3)),
+            key=lambda timed: timed[0],
+        )
+        agreeing = f"{fitted[0].starts.agreeing} of {fitted[0].starts.tried} starts agree"
+        print(f"{law}, {len(table)} rows: fit and {DRAWS} draws, {seconds:.3f} s, {agreeing}")
+    table = many_schemes_table()
+    first, (many, _) = cpu_seconds(ours, table, "quartet", 1_000)
+    second, _ = cpu_seconds(evidence, table, many)
+    print(
+        f"quartet, {len(table)} rows, {len(many.parameters)} parameters: fit and 1,000 draws "
+        f"{first:.2f} s, evidence {second:.2f} s"
     )
-    agreeing = f"{fitted[0].starts.agreeing} of {fitted[0].starts.tried} starts agree"
-    print(f"floating_point, {len(table)} rows: fit and {DRAWS} draws, {seconds:.3f} s, {agreeing}")
     if QUARTET.exists():
         rows = load(QUARTET, {"params": "N", "tokens": "D"})
         rows = rows.query("in_notebook == 1 and forward == 'BF16' and backward == 'BF16'")

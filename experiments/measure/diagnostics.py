@@ -29,6 +29,7 @@ from experiments.quant.recipe import SLOTS
 MEASURES = tuple(f.name for f in fields(OperandError))
 COSINE, NORM_RATIO = "gradient_cosine", "gradient_norm_ratio"
 _MODEL = "model"
+_LOWEST_IS_WORST = ("qsnr", "shrinkage")
 _DIGITS = 4
 """Significant digits of the numbers in a summary."""
 
@@ -149,7 +150,8 @@ def summary(rows: Iterable[Mapping[str, float]]) -> dict[str, Any]:
 
     Returns:
         Empty without measurements.  By operand and measure `mean` over layers and time, and
-        `worst` (the lowest QSNR, the highest of all else) with its `layer`.  `gradient`: of the
+        `worst` (the lowest QSNR and shrinkage, the highest of all else) with its `layer`.
+        `gradient`: of the
         whole model by `start`, `middle`, `end` its `step`, `cosine` and `norm_ratio`; as many of
         these as there were measurements, the end first.
     """
@@ -166,7 +168,7 @@ def summary(rows: Iterable[Mapping[str, float]]) -> dict[str, Any]:
     for label in sorted(values):
         found[label] = {}
         for error, pairs in values[label].items():
-            worst, layer = (min if error == "qsnr" else max)(pairs)
+            worst, layer = (min if error in _LOWEST_IS_WORST else max)(pairs)
             mean = sum(value for value, _ in pairs) / len(pairs)
             found[label][error] = {"mean": _short(mean), "worst": _short(worst), "layer": layer}
     when = {"end": -1} if len(measured) == 1 else {"start": 0, "end": -1}

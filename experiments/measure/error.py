@@ -49,6 +49,17 @@ def misalignment(x: Tensor, quantized: Tensor) -> float:
 
 
 @of_one_process
+def shrinkage(x: Tensor, quantized: Tensor) -> float:
+    """<x, Q(x)> / <x, x> - 1 of all values as one vector, in float64 (2606.20381).
+
+    Zero where Q is unbiased; negative where it shrinks what it quantizes, which adds up over the
+    layers.
+    """
+    exact = x.double()
+    return ((exact * quantized.double()).sum() / exact.square().sum() - 1.0).item()
+
+
+@of_one_process
 def cosine(x: Tensor, quantized: Tensor) -> float:
     """<x, Q(x)> / (||x|| ||Q(x)||) of all values as one vector, in float64; NaN if one is zero."""
     a, b = x.double(), quantized.double()
@@ -96,8 +107,8 @@ def clipped_share(x: Tensor, precision: Precision) -> float:
 class OperandError:
     """The errors of rounding one tensor.
 
-    A measure that is not defined is NaN: crest factor and scales of nothing but zeros, clipping
-    under scales that do not follow from the rule alone.  QSNR is infinite where Q(x) = x.
+    A measure that is not defined is NaN: crest factor, shrinkage and scales of nothing but zeros,
+    clipping under scales that do not follow from the rule alone.  QSNR is infinite where Q(x) = x.
     """
 
     qsnr: float
@@ -110,6 +121,8 @@ class OperandError:
     """Share of the non-zero values that became zero."""
     scale_range: float
     """log2 of the largest over the smallest scale of a block, blocks of zeros aside."""
+    shrinkage: float
+    """<x, Q(x)> / <x, x> - 1: negative where rounding shrinks the values."""
 
 
 @of_one_process
@@ -146,12 +159,15 @@ def operand_error(
         outside = (values > limit * element.max) | (values < limit * element.lowest)
         clipped = outside.sum().item() / x.numel()
         scale_range = (_largest(scale[nonzero]) / -_largest(-scale[nonzero])).log2().item()
-    noise = _energy((x - quantized).div_(unit))
-    qsnr = 10.0 * (_energy(scaled) / noise).log10().item() if noise else math.inf
+    lost = (x - quantized).div_(unit)
+    signal, noise = _energy(scaled), _energy(lost)
+    qsnr = 10.0 * (signal / noise).log10().item() if noise else math.inf
+    # <x, Q(x)> / <x, x> - 1 = -<x, x - Q(x)> / <x, x>, which does not cancel.
+    shrunk = -(torch.linalg.vecdot(scaled, lost).double().sum() / signal).item()
     # A value that is not zero was not zero before.
     left = quantized.count_nonzero() / x.count_nonzero()
     crest = (amax / unit / rms)[rms > 0].mean().item()
-    return OperandError(qsnr, crest, clipped, 1.0 - left.item(), scale_range)
+    return OperandError(qsnr, crest, clipped, 1.0 - left.item(), scale_range, shrunk)
 
 
 def _energy(x: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ _MEASURES = {
     "clipped": "share of values clipped",
     "underflown": "share of values that became 0",
     "scale_range": "log2 of largest over smallest scale",
+    "shrinkage": "<x, Q(x)> / <x, x> - 1",
 }
 _MODEL = ("gradient_cosine/model", "gradient_norm_ratio/model")
 _GROUP_BY = ("quantization", "model.name", "D")

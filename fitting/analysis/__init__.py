@@ -13,16 +13,11 @@ from fitting.analysis.capacity import (
 )
 from fitting.analysis.chinchilla import compute_optimal_exponent
 from fitting.analysis.critical import critical_tokens
-from fitting.analysis.efficiency import (
-    best_precision,
-    budget_losses,
-    crossover,
-    gains,
-    quartet_loss,
-    training_speedup,
-)
+from fitting.analysis.efficiency import quartet_loss
 from fitting.analysis.granularity import equivalent_blocks
 from fitting.analysis.layouts import integer_layout, layout_costs, optimal_layout
+from fitting.analysis.precision_map import best_precision, budget_losses, crossover
+from fitting.analysis.switching import quantized_share
 from fitting.analysis.trades import (
     compute_optimal,
     effective_params,
@@ -36,8 +31,10 @@ from fitting.analysis.trades import (
     optimal_precision_term,
     tokens_for_equal_loss,
 )
+from fitting.law.speeds import Speeds, training_speedup
 
 __all__ = [
+    "Speeds",
     "best_precision",
     "budget_losses",
     "capacity_after",
@@ -49,7 +46,6 @@ __all__ = [
     "effective_params",
     "effective_params_of_format",
     "equivalent_blocks",
-    "gains",
     "gamma_d",
     "gamma_n",
     "gamma_rho",
@@ -66,6 +62,7 @@ __all__ = [
     "ptq_critical_tokens",
     "ptq_penalty",
     "qat_penalty",
+    "quantized_share",
     "quartet_loss",
     "tokens_for_capacity",
     "tokens_for_equal_loss",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from fitting.command.options import FitOptions, refuse_unknown
+from fitting.command.rows import best_of_each, keep
 from fitting.entry.errors import UsageError
 from fitting.files.atomic import write_atomic
 from fitting.files.own_json import ResultsError
@@ -22,11 +23,11 @@ from fitting.fit.prediction import predict
 from fitting.fit.result import Fit
 from fitting.fit.search import fit as fit_law
 from fitting.law.conclusion import Assumptions, entries, entries_of
+from fitting.law.speeds import Speeds
 from fitting.law.terms import FitError
 from fitting.laws.catalogue import get
 from fitting.results.swept import is_key
 from fitting.results.table import load, require_columns, select_rows
-from fitting.results.where import ExpressionError, evaluate
 from fitting.seeds.cells import extra_keys
 from fitting.seeds.noise import noise_floor
 
@@ -53,7 +54,12 @@ def run_fit(options: FitOptions) -> SavedFit:
         ResultsError: The results cannot be read, or a column is missing or holds no numbers.
         FitError: See `fitting.fit.search.fit`.
     """
-    assumed = Assumptions(options.cost_k, options.speedup_forward, options.speedup_backward)
+    assumed = Assumptions(
+        options.cost_k,
+        options.speedup_forward,
+        options.speedup_backward,
+        Speeds.parse(options.speedup_measured),
+    )
     law = get(options.law)
     laws = list({name: get(name) for name in (options.law, *options.compare)}.values())
     needed = [column for each in laws for column in each.columns]
@@ -64,7 +70,7 @@ def run_fit(options: FitOptions) -> SavedFit:
     if options.predict:
         unseen = _numeric(load(options.predict, options.columns), needed, options.predict)
         require_columns(unseen, (*law.columns, *law.schemes), f"predict={options.predict}")
-    kept = keep(table, options.where)
+    kept, chosen = best_of_each(keep(table, options.where), options.best_per, laws)
     for rival in laws[1:]:
         require_columns(kept, ("loss", *rival.columns, *rival.schemes), f"compare={rival.name}")
     few = _few_clusters(kept, options.cluster)
@@ -73,6 +79,7 @@ def run_fit(options: FitOptions) -> SavedFit:
         law,
         objective=options.objective,
         delta=options.objective_delta,
+        overestimate=options.objective_overestimate,
         freeze=options.freeze,
         bounds=options.bounds,
         weights=options.weights or None,
@@ -88,19 +95,27 @@ def run_fit(options: FitOptions) -> SavedFit:
     compared: dict[str, object] = {}
     failed = []
     if options.compare:
-        how = options.objective, options.objective_delta, options.weights or None
         try:
-            compared["comparison"] = comparison(kept, laws, *how)
+            compared["comparison"] = comparison(
+                kept,
+                laws,
+                objective=options.objective,
+                delta=options.objective_delta,
+                overestimate=options.objective_overestimate,
+                weights=options.weights or None,
+            )
         except FitError as error:
             failed.append(f"the laws could not be compared: {error}")
     foretold: dict[str, object] = {}
     if unseen is not None and draws is not None:
         foretold = {"predicted": predict(fitted, draws, unseen), "predict": options.predict}
-    also = few + _shared_runs(kept, options.cluster) + failed
+    also = chosen + few + _shared_runs(kept, options.cluster) + failed
     report = describe(fitted, draws, kept, table, assumed, also)
     report |= entries(evidence(kept, fitted, options.evidence)) | entries_of(compared)
     report |= entries_of(foretold) | {"where": options.where or None, "seed": options.seed}
     report["cluster"] = options.cluster or None
+    if options.best_per:
+        report["best_per"] = list(options.best_per)
     out = Path(options.out)
     text = json.dumps(report, indent=1, sort_keys=True, allow_nan=False)
     try:
@@ -120,26 +135,6 @@ def _numeric(table: pd.DataFrame, columns: Iterable[str], path: str) -> pd.DataF
         except (ValueError, TypeError) as error:
             raise ResultsError(f"column {name!r} of {path} is not numeric: {error}") from error
     return table
-
-
-def keep(table: pd.DataFrame, expression: str) -> pd.DataFrame:
-    """The rows for which an expression holds; all for "".
-
-    Raises:
-        UsageError: It cannot be evaluated, is not a condition, or holds for no row.
-    """
-    if not expression:
-        return table
-    try:
-        mask = evaluate(expression, table)
-    except ExpressionError as error:
-        raise UsageError(f"where={expression}: cannot be evaluated ({error})") from error
-    if not isinstance(mask, pd.Series) or mask.dtype != bool:
-        raise UsageError(f"where={expression}: must be true or false for each row")
-    kept: pd.DataFrame = table[mask]
-    if kept.empty:
-        raise UsageError(f"where={expression}: keeps none of {len(table)} rows")
-    return kept
 
 
 def _few_clusters(table: pd.DataFrame, column: str) -> list[str]:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fitting.command.describe import keep
 from fitting.command.options import FitOptions, refuse_unknown
+from fitting.command.rows import keep
 from fitting.entry.errors import UsageError
 from fitting.files.atomic import write_atomic
 from fitting.files.own_json import ResultsError
@@ -121,6 +121,7 @@ def run_expected(options: FitOptions) -> pd.DataFrame:
         options.seed,
         objective=options.objective,
         delta=options.objective_delta,
+        overestimate=options.objective_overestimate,
         freeze=options.freeze,
         bounds=options.bounds,
         starts=options.starts,

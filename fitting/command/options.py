@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # help does not wait for it
 
 LAW_NAMES = (
     *("chinchilla", "floating_point", "unified", "quartet", "precision", "ptq", "qat"),
-    "compressed",
+    *("compressed", "qat_switch", "fixed_ratio"),
 )
 """The names of `fitting.laws.catalogue.LAWS`, whose import takes longer than help may take."""
 OUR_COLUMNS = (
@@ -89,18 +89,20 @@ class FitOptions:
     columns: dict[str, str] = field(
         default_factory=dict,
         metadata=entries(
-            "which column of the table stands for ours: columns.loss=val_loss (all laws need loss "
-            "in nats per token, params, tokens; floating_point also exponent, mantissa, "
-            "block_size; quartet forward and backward, names of schemes; precision bits_w, bits_a, "
-            "bits_kv; ptq bits_post; qat block_size; compressed gmse; unified err_input and "
-            "err_weight, or format_input and format_weight, formats' names: a column of them, one "
-            "name, a text with columns in braces, 'E{exponent}M{mantissa}-block{group}', or what a "
-            "column's words stand for, 'scheme: QuEST=mxfp4_quest, RTN=mxfp4').  For ptq, a "
-            "folder of runs made with ptq.formats=[...] gives one row per run and format, with "
-            "format_post; the run itself has format_post none (its weights as trained) and the "
-            "bits of its compute dtype.  THEIRS may be a formula: columns.params='N*1e9'.  Rows "
-            "are repeats if they agree in all columns but the seed and the outcomes; where a "
-            "column of your own is an outcome too, columns.cell=THEIRS says which rows are repeats",
+            "which column of the table stands for ours: columns.loss=val_loss (all laws need loss"
+            " in nats per token, params, tokens; floating_point also exponent, mantissa, "
+            "block_size; quartet forward and backward, names of schemes; precision bits_w, "
+            "bits_a, bits_kv; ptq bits_post; qat block_size; compressed gmse; qat_switch bits, "
+            "and as loss the best share of quantized tokens; fixed_ratio scheme, and no tokens; "
+            "unified err_input and err_weight, or format_input and format_weight, formats' names:"
+            " a column of them, one name, a text with columns in braces, "
+            "'E{exponent}M{mantissa}-block{group}', or what a column's words stand for, 'scheme: "
+            "QuEST=mxfp4_quest, RTN=mxfp4').  For ptq, a folder of runs made with "
+            "ptq.formats=[...] gives one row per run and format, with format_post; the run itself"
+            " has format_post none (its weights as trained) and the bits of its compute dtype.  "
+            "THEIRS may be a formula: columns.params='N*1e9'.  Rows are repeats if they agree in "
+            "all columns but the seed and the outcomes; where a column of your own is an outcome "
+            "too, columns.cell=THEIRS says which rows are repeats",
             "OURS=THEIRS",
             lambda _, text: text,
         ),
@@ -111,11 +113,25 @@ class FitOptions:
         'of runs also by any swept key: where="optim.lr == 0.016"',
         "EXPRESSION",
     )
+    best_per: tuple[str, ...] = option(
+        (),
+        "fit only the run of least loss of each combination of these columns, such as the best "
+        "learning rate of each size and length: best_per=params,tokens",
+        "COLUMN,COLUMN",
+    )
     objective: str = option(
         "huber", "function of the log residuals whose sum is minimised; or lad, least_squares"
     )
     objective_delta: float = option(
         1e-3, "Huber's threshold in log loss", "1e-3", key="objective.delta", read=positive
+    )
+    objective_overestimate: float = option(
+        1.0,
+        "how many times a run counts that lies below the law, so that runs that were not tuned "
+        "well, which lie above, do not lift it",
+        "10",
+        key="objective.overestimate",
+        read=positive,
     )
     weights: str = option("", "weight the rows, e.g. by how many seeds each averages", "COLUMN")
     freeze: dict[str, float] = field(
@@ -176,6 +192,14 @@ class FitOptions:
     )
     speedup_backward: float = option(
         2.0, "the same for a backward pass", key="speedup.backward", read=positive
+    )
+    speedup_measured: str = option(
+        "nvfp4",
+        "measured speeds of training over FP8:FP8 that the map sets beside these: "
+        "FP4:FP4=1.16,FP4:FP8=1.05,FP8:FP4=1.1 (the last two where they are known), or nvfp4 "
+        "(1.16), nvfp4_deepseek (.945), mxfp4_mi355x (1.095), whose sources the page names; or "
+        "none",
+        key="speedup.measured",
     )
 
 
@@ -268,6 +292,12 @@ def fit_options(arguments: Sequence[str]) -> FitOptions:
         raise UsageError("evidence=false: compare= judges laws by held-out runs; leave out one")
     if options.predict and not options.bootstrap:
         raise UsageError(f"predict={options.predict}: bootstrap=0 has no intervals; leave out one")
+    if options.predict and options.objective_overestimate != 1:
+        raise UsageError(
+            f"objective.overestimate={options.objective_overestimate:g}: the law does not go "
+            "through the middle of the runs, so that predict= has no interval for one; leave out "
+            "one"
+        )
     if options.cluster and not options.bootstrap:
         raise UsageError(f"cluster={options.cluster}: bootstrap=0 draws nothing; leave out one")
     return options

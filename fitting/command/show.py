@@ -62,6 +62,8 @@ def _summary(fit: SavedFit) -> dict[str, str]:
     """The facts by which to judge a fit, by term."""
     objective, starts, rows = fit.objective, fit.starts, fit.rows
     delta = f", delta {objective.delta:g}" if objective.delta is not None else ""
+    if objective.overestimate is not None:
+        delta += f", runs below the law {objective.overestimate:g} times"
     excluded = "".join(f", {count} {reason}" for reason, count in rows.excluded.items())
     floor = fit.noise_floor.std_log
     summary = {

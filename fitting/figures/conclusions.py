@@ -18,9 +18,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from fitting.analysis.costs import COST_OF_BITS, Cost
 from fitting.analysis.critical import CRITICAL_TOKENS, CriticalTokens
-from fitting.analysis.efficiency import EFFICIENCIES, MAP
+from fitting.analysis.efficiency import EFFICIENCIES
 from fitting.analysis.layouts import LAYOUTS, Layout
 from fitting.analysis.optima import OPTIMAL_PRECISION, OptimalPrecision, Optimum, cost_formula
+from fitting.analysis.precision_map import MAP
 from fitting.figures.efficiency import efficiencies, precision_map
 from fitting.figures.style import (
     BLUE,

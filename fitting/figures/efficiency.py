@@ -11,15 +11,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
-from fitting.analysis.efficiency import (
-    BACKWARD,
-    CHOICES,
-    FORWARD,
-    SPEEDUPS,
-    Efficiency,
-    budget_losses,
-    gains,
-)
+from fitting.analysis.efficiency import Efficiency
+from fitting.analysis.precision_map import BACKWARD, FORWARD, MEASURED, SPEEDUPS, budget_losses
 from fitting.figures.style import (
     BLUE,
     INK,
@@ -35,6 +28,7 @@ from fitting.figures.style import (
 )
 from fitting.figures.svg import tag
 from fitting.fit.fit_file import SavedFit
+from fitting.law.speeds import CHOICES, Speeds
 from fitting.words import BEYOND, open_interval
 
 CHOICE_COLOURS = ("#8a8f96", "#56B4E9", "#E69F00", "#009E73")
@@ -90,28 +84,41 @@ def efficiencies(entries: Sequence[Efficiency]) -> list[Panel]:
 def precision_map(fit: SavedFit, rows: pd.DataFrame) -> list[Panel]:
     """Which forward:backward precision has the lowest loss, over sizes and tokens per parameter.
 
-    Hatched where the winner's model is larger than that of any run, or has more or fewer tokens per
-    parameter than any.
+    One map with the speeds that were assumed and one with measured ones.  Hatched where the
+    winner's model is larger than that of any run, or has more or fewer tokens per parameter.
 
     Args:
         fit: fit.json of the law `quartet`.
         rows: The runs of the page that have a loss: `params` and `tokens`.
     """
-    assumed = fit.concluded.of(SPEEDUPS)
-    schemes = fit.concluded.of(FORWARD), fit.concluded.of(BACKWARD)
-    if assumed is None or None in schemes:
+    assumed, measured = fit.concluded.of(SPEEDUPS), fit.concluded.of(MEASURED)
+    if assumed is None or not fit.concluded.of(FORWARD) or not fit.concluded.of(BACKWARD):
         return []
-    speedups = assumed.forward, assumed.backward
+    title = "Which forward:backward precision wins by size and tokens per parameter"
+    passes = Speeds.of_passes(assumed.forward, assumed.backward)
+    faster = f"{assumed.forward:.3g} × forward and {assumed.backward:.3g} × backward"
+    maps = [_map(fit, rows, passes, "map", f"{title}, FP4 {faster} as fast as FP8")]
+    if measured is not None:
+        speeds = Speeds(measured.serving, measured.training)
+        both = measured.training["FP4:FP4"]
+        as_measured = f"{title}, FP4:FP4 {both:.3g} × as fast, as measured ({measured.typed})"
+        maps.append(_map(fit, rows, speeds, "map_measured", as_measured))
+    return maps
+
+
+def _map(fit: SavedFit, rows: pd.DataFrame, speeds: Speeds, name: str, title: str) -> Panel:
+    """`precision_map` at some speeds."""
     p = fit.parameters
     ratio = rows["tokens"] / rows["params"]
     spans = [(float(v.min()), float(v.max())) for v in (rows["params"], ratio)]
     x, y = (np.geomspace(low / WIDER, high * WIDER, GRID) for low, high in spans)
     n, r = np.meshgrid(x, y)
-    eff = p[f"eff_N[{schemes[0]}]"], p[f"eff_D[{schemes[1]}]"]
-    losses = np.stack(list(budget_losses(p, *eff, n, n * r, *speedups).values()))
+    forward, backward = fit.concluded.of(FORWARD), fit.concluded.of(BACKWARD)
+    eff = p[f"eff_N[{forward}]"], p[f"eff_D[{backward}]"]
+    losses = np.stack(list(budget_losses(p, *eff, n, n * r, speeds).values()))
     best = losses.argmin(axis=0)
     larger, longer = (
-        np.array(v)[best] for v in zip(*(gains(c, *speedups) for c in CHOICES), strict=True)
+        np.array(v)[best] for v in zip(*(speeds.gains(c) for c in CHOICES), strict=True)
     )
     trained = n * larger, r * longer / larger
     inside = np.all(
@@ -145,5 +152,4 @@ def precision_map(fit: SavedFit, rows: pd.DataFrame) -> list[Panel]:
         ]
         handles.append(Patch(facecolor="none", edgecolor=INK, hatch="///", label=BEYOND))
         figure.legend(handles=handles, loc="outside lower left", ncols=3)
-        title = "Which forward:backward precision wins by size and tokens per parameter"
-        return [panel(figure, "map", title)]
+        return panel(figure, name, title)

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from fitting.fit.centred import Centred
-from fitting.fit.minimise import Mask, Problem, minimise
+from fitting.fit.minimise import minimise
+from fitting.fit.problem import Mask, Problem
 from fitting.fit.result import Fit
 from fitting.fit.search import in_coordinates, row_weights, thresholds, warm_path
 from fitting.law.curves import Array
@@ -186,7 +187,7 @@ def _solve(
         """Solve some again; keep the lower objectives, and equal ones whose search ended."""
         w = weights[which]
         starts = np.broadcast_to(start, (len(w), theta.shape[1]))
-        point, found, ended = minimise(problem, starts, w, path, TOLERANCE)
+        point, found, ended = minimise(problem, starts, w, path, TOLERANCE, theta[which])
         lower = found < value[which] * (1 - TOLERANCE)
         lower |= ended & ~converged[which] & (found <= value[which] * (1 + TOLERANCE))
         taken = np.arange(len(theta))[which][lower]

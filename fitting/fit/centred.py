@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fitting.fit.minimise import Mask, Problem
+from fitting.fit.problem import Mask, Problem
 from fitting.law.curves import Array
 from fitting.law.terms import FitError, Law
 
@@ -62,6 +62,7 @@ class Centred:
         rows: pd.DataFrame,
         freeze: Mapping[str, float],
         bounds: Mapping[str, tuple[float, float]] | None = None,
+        overestimate: float = 1.0,
     ) -> Centred:
         """A law on a table.
 
@@ -71,6 +72,7 @@ class Centred:
             freeze: Parameters held at a value.
             bounds: Parameters with bounds of their own.  A coefficient that has any is not
                 centred: bounds hold in the solver's coordinates.
+            overestimate: How many times a row counts whose prediction is too high.
 
         Raises:
             FitError: A frozen or bounded name or value or a column does not suit the law.
@@ -131,7 +133,10 @@ class Centred:
         moved = offsets - shifted @ origin
         curves = design.holding(held).curves
         small = median + math.log(SMALL)
-        problem = Problem(shifted, moved, log_loss, lower, upper, curves, tuple(terms), small)
+        limits = lower, upper
+        problem = Problem(
+            *(shifted, moved, log_loss, *limits, curves, tuple(terms), overestimate, small)
+        )
         return cls(
             *(problem, law, free, dict(freeze), dict(bounds), to_raw, origin),
             *(low, high, spread, shift, units),

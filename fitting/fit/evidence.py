@@ -15,6 +15,7 @@ import pandas as pd
 from fitting.fit.profile import profile_intervals
 from fitting.fit.result import Fit
 from fitting.fit.validation import (
+    FEWEST_SIZES,
     MOST_GROUPS,
     Prediction,
     compare_laws,
@@ -23,6 +24,7 @@ from fitting.fit.validation import (
     hold_out_largest,
     information,
     leave_one_out,
+    roll_out,
 )
 from fitting.law.conclusion import Count, Interval, Number
 from fitting.law.terms import FitError, Law
@@ -68,6 +70,10 @@ class HeldOut:
     """Rms error over all of these."""
     largest: HeldOutRows | None = None
     """The runs of the largest compute predicted from the rest."""
+    growing: list[HeldOutRows] | None = None
+    """Each size predicted from the smaller ones."""
+    growing_rms: Number = None
+    """Rms error over all of these."""
     formats: list[HeldOutRows] | None = None
     """Each format predicted from the others."""
     formats_rms: Number = None
@@ -82,6 +88,10 @@ class HeldOut:
         """What was held out, in words, with how well it was predicted."""
         named = [(f"{count_label(size.params or 0)} parameters", size) for size in self.sizes or []]
         named += [(f"{count_label(data.tokens or 0)} tokens", data) for data in self.tokens or []]
+        named += [
+            (f"{count_label(size.params or 0)} parameters from smaller", size)
+            for size in self.growing or []
+        ]
         if self.largest is not None:
             named.append(("runs of the largest compute", self.largest))
         return named + [(str(form.format), form) for form in self.formats or []]
@@ -123,6 +133,7 @@ class Rival:
     sizes_won: Count
     rms_formats: Number = None
     rms_tokens: Number = None
+    rms_growing: Number = None
 
 
 def evidence(table: pd.DataFrame, fitted: Fit, wanted: bool = True) -> Evidence:
@@ -180,6 +191,16 @@ def _held_out(table: pd.DataFrame, fitted: Fit, missing: dict[str, str]) -> Held
     if predicted:
         left_out = [_rows(held, params=size) for size, held in predicted.items()]
         found = replace(found, sizes=left_out, sizes_rms=_rms_of(predicted.values()))
+    if len(sizes) > FEWEST_SIZES:
+        try:
+            growing = roll_out(table, fitted)
+            each = [
+                _rows(held, params=size)
+                for size, held in zip(sizes[FEWEST_SIZES:], growing, strict=True)
+            ]
+            found = replace(found, growing=each, growing_rms=_rms_of(growing))
+        except FitError as error:
+            missing["sizes from smaller ones"] = str(error)
     if formats := _groups(rows, fitted, formats_of(rows, [fitted.law]), "formats", missing):
         each = [_rows(held, format_=held.name) for held in formats]
         found = replace(found, formats=each, formats_rms=_rms_of(formats))
@@ -214,6 +235,7 @@ def comparison(
     laws: Sequence[Law],
     objective: str,
     delta: float,
+    overestimate: float,
     weights: str | None,
 ) -> list[Rival]:
     """The rows of `fitting.fit.validation.compare_laws`.
@@ -222,7 +244,9 @@ def comparison(
         FitError: A law cannot be fitted, or there is only one size.
         ResultsError: The table lacks a column of a law.
     """
-    compared = compare_laws(table, laws, objective=objective, delta=delta, weights=weights)
+    compared = compare_laws(
+        table, laws, objective=objective, delta=delta, overestimate=overestimate, weights=weights
+    )
     return [Rival(**{str(k): v for k, v in row.items()}) for row in compared.to_dict("records")]
 
 

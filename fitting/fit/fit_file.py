@@ -37,6 +37,7 @@ class SavedObjective:
     name: str
     delta: Number
     value: Number
+    overestimate: Number = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class _Content:
     predict: str | None = None
     """Where these lay, as it was typed."""
     where: str | None = None
+    best_per: list[str] = field(default_factory=list)
     seed: int | None = None
     cluster: str | None = None
 

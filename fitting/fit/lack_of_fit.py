@@ -27,7 +27,8 @@ def lack_of_fit(fitted: Fit, rows: pd.DataFrame, noise: float, repeats: int) -> 
     """Warnings that the law does not fit, if it does not.
 
     Args:
-        fitted: The fit; with weights nothing is tested, since the rows' noise differs.
+        fitted: The fit; nothing is tested with weights, since the rows' noise differs, and where
+            runs below the law count more, since it is then not meant to go through their middle.
         rows: The fitted rows.
         noise: Standard deviation of log loss between repeated seeds.
         repeats: Its degrees of freedom; 0 where there are no repeats.
@@ -39,7 +40,7 @@ def lack_of_fit(fitted: Fit, rows: pd.DataFrame, noise: float, repeats: int) -> 
     free = len(fitted.parameters) - len(fitted.frozen)
     degrees = len(residuals) - free
     squares = float((residuals**2).sum())
-    if fitted.weights is not None or degrees < 1:
+    if fitted.weights is not None or fitted.objective.overestimate or degrees < 1:
         return []
     size = float(np.sqrt(squares / len(residuals)))
     if size < EXACT:

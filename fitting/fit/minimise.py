@@ -1,10 +1,6 @@
-"""Robust log-residual objectives over log-sum-exp models: many starts or weightings at once.
+"""Damped Newton steps on many problems at once (`fitting.fit.problem`): starts, bootstrap draws.
 
-The objective is sum_i w_i rho(log L_i - log Lhat_i(theta)), rho Huber's function, with
-log Lhat_i = log sum_k exp(offset_ki + regressor_ki @ theta), where some of these affine forms may
-first be bent into one term by a curve (`fitting.law.curves`).  First and second derivatives are
-exact, and one call advances a whole batch (starts, bootstrap draws) by damped Newton steps: scipy's
-minimisers take one problem at a time and are some hundred times slower on a thousand draws.
+scipy's minimisers take one problem at a time and are some hundred times slower on a thousand draws.
 
 A far start would see nothing but Huber's linear branch, whose curvature is zero, and full Newton
 steps from it tend to end where a term has vanished.  So blind starts come down a path of
@@ -14,16 +10,11 @@ thresholds: least squares by Gauss-Newton first, then each threshold from where 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from fitting.law.curves import Array, Curve, Pair
-
-Mask: TypeAlias = npt.NDArray[np.bool_]
+from fitting.fit.problem import Mask, Problem
+from fitting.law.curves import Array
 
 MAX_STEPS = 300
 DECREMENT = 1e-17
@@ -41,286 +32,8 @@ FURTHEST_DOWN = 0.9
 FIRST_DAMPING = 0.03
 LIGHT_DAMPING = 0.1
 """Damping up to which a Newton step promises about as much as the undamped one."""
-CHUNK = 25_000
-"""Doubles in one [batch, rows] array, 200 kB: the dozen that are in use fit into 2 MB of cache."""
-
-
-@dataclass(frozen=True)
-class _Products:
-    """Products of two forms' regressors, and where in a Hessian they belong."""
-
-    forms: Pair
-    outer: Array
-    """[rows, own of the one * own of the other]"""
-    columns: slice
-    """Place among the products of all pairs, one after the other."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Data and model of one fit, in coordinates that suit the solver."""
-
-    regressors: Array
-    """[forms, rows, parameters]"""
-    offsets: Array
-    """[forms, rows]; -inf where a term is zero."""
-    log_loss: Array
-    """[rows]"""
-    lower: Array
-    """[parameters]"""
-    upper: Array
-    """[parameters]"""
-    curves: tuple[Curve, ...] = ()
-    """Each takes its forms, in order from the first, and makes a term; other forms are terms."""
-    coefficients: tuple[tuple[int, int], ...] = ()
-    """Parameters that are logarithms of coefficients, each with the one form that it is in."""
-    small: float = -np.inf
-    """Logarithm of a term, largest over the rows, from which down it has all but vanished.
-
-    Along the logarithm of such a term's coefficient the objective is a plain without a slope, on
-    which a search would end wherever it came to lie; the coefficient itself has a slope at zero.
-    """
-
-    @cached_property
-    def _own(self) -> list[tuple[npt.NDArray[np.intp], Array]]:
-        """The parameters [own] of each form and their regressors [rows, own]: few of them all."""
-        own = []
-        for regressors in self.regressors:
-            columns = np.flatnonzero(regressors.any(axis=0))
-            own.append((columns, np.ascontiguousarray(regressors[:, columns])))
-        return own
-
-    @cached_property
-    def _alike(self) -> list[bool]:
-        """Whether a form of a curve is the same in all rows."""
-        own = zip(self._own, self.offsets, strict=True)
-        alike = [not np.ptp(rows, axis=0).any() and not np.ptp(at) for (_, rows), at in own]
-        return alike[: self._bent_forms] + [False] * (len(alike) - self._bent_forms)
-
-    @cached_property
-    def _products(self) -> tuple[list[_Products], Array]:
-        """Products of each pair of forms k <= l, laid out by [products, parameters^2]."""
-        p = self.regressors.shape[2]
-        pairs, layout = [], []
-        first = 0
-        for k, (rows_of, left) in enumerate(self._own):
-            for j, (columns_of, right) in enumerate(self._own[k:], start=k):
-                outer = left[:, :, None] * right[:, None, :]
-                outer = outer.reshape(len(left), left.shape[1] * right.shape[1])
-                where = np.zeros((len(rows_of), len(columns_of), p, p))
-                for a, row in enumerate(rows_of):
-                    for b, column in enumerate(columns_of):
-                        where[a, b, row, column] += 1
-                        if j > k:
-                            where[a, b, column, row] += 1
-                layout.append(where.reshape(outer.shape[1], p * p))
-                end = first + outer.shape[1]
-                pairs.append(_Products((k, j), outer, slice(first, end)))
-                first = end
-        return pairs, np.concatenate(layout)
-
-    def defined(self, theta: Array) -> Mask:
-        """Where every row has a prediction, [batch]."""
-        finite: Mask = np.isfinite(self._forward(theta)[0])
-        return np.asarray(finite.all(axis=1))
-
-    def vanishing(self, theta: Array, limits: Array | None = None) -> Mask:
-        """Mask of coefficients whose term is nowhere above a limit, same shape as `theta`.
-
-        Args:
-            theta: [batch, parameters].
-            limits: [parameters], logarithms of terms; None for `small`.
-        """
-        limits = np.full(theta.shape[1], self.small) if limits is None else limits
-        found = np.zeros(theta.shape, dtype=bool)
-        low = theta < limits  # centred: a term's largest value is not less
-        for j, form in self.coefficients:
-            near = np.flatnonzero(low[:, j])
-            if not near.size:
-                continue
-            columns, own = self._own[form]
-            if len(columns) > 1:
-                logs = theta[np.ix_(near, columns)] @ own.T + self.offsets[form]
-                near = near[logs.max(axis=1) < limits[j]]
-            found[near, j] = True
-        return found
-
-    def unvarying(self, theta: Array, limits: Array) -> Mask:
-        """Mask of coefficients whose term varies by less than a limit over the rows, same shape.
-
-        Args:
-            theta: [batch, parameters].
-            limits: [parameters], logarithms of differences of a term.
-        """
-        found = np.zeros(theta.shape, dtype=bool)
-        for j, form in self.coefficients:
-            # A term that some rows lack is zero there.
-            with np.errstate(over="ignore"):
-                terms = np.exp(self._logs(theta, form))
-                found[:, j] = np.ptp(terms, axis=1) < np.exp(limits[j])
-        return found
-
-    def _logs(self, theta: Array, form: int) -> Array:
-        """One affine form at each point in each row, [batch, rows]."""
-        columns, own = self._own[form]
-        logs: Array = theta[:, columns] @ own.T + self.offsets[form]
-        return logs
-
-    def constants(self) -> list[int]:
-        """Coefficients of terms that are the same in all rows."""
-        alone = (
-            (j, *self._own[form], self.offsets[form])
-            for j, form in self.coefficients
-            if form >= self._bent_forms
-        )
-        return [
-            j
-            for j, columns, own, offset in alone
-            if list(columns) == [j] and not np.ptp(own) and not np.ptp(offset)
-        ]
-
-    def steep(self, theta: Array) -> list[Array]:
-        """Points with a power's term small, and as steep as its exponent's bound allows.
-
-        Where all rows have a term much alike it may serve better as one that only few rows have,
-        and between the two the objective has no slope.
-
-        Args:
-            theta: [batch, parameters].
-
-        Returns:
-            As many points, one array for each term of a coefficient and a bounded exponent.
-        """
-        found = []
-        constants = self.constants()[:1]
-        for j, form in self.coefficients:
-            columns, _ = self._own[form]
-            powers = [int(k) for k in columns if k != j and np.isfinite(self.upper[k])]
-            if len(columns) != 2 or not powers:
-                continue
-            point = theta.copy()
-            level = self._logs(theta, form).min(axis=1)
-            for constant in constants:  # the part of the term that all rows share is a constant
-                point[:, constant] = np.logaddexp(point[:, constant], level)
-            point[:, powers[0]] = self.upper[powers[0]]
-            point[:, j] += self.small - self._logs(point, form).max(axis=1)
-            found.append(np.clip(point, self.lower, self.upper))
-        return found
-
-    def predict(self, theta: Array) -> tuple[Array, Array]:
-        """Log loss and its gradient at one point: [rows], [rows, parameters]."""
-        log_predicted, slopes, _ = self._forward(theta[None])
-        jacobian = np.zeros((len(self.log_loss), len(theta)))
-        for slope, (columns, own) in zip(slopes, self._own, strict=True):
-            jacobian[:, columns] += slope[0][:, None] * own
-        return log_predicted[0], jacobian
-
-    def evaluate(
-        self, theta: Array, weights: Array, delta: float, gauss_newton: bool = False
-    ) -> tuple[Array, Array, Array]:
-        """Objective, gradient, and Hessian or a positive semidefinite majorant of it.
-
-        Args:
-            theta: [batch, parameters].
-            weights: Weights of the rows, [batch, rows] or [1, rows].
-            delta: Huber's threshold; infinity for least squares (sum of r^2 / 2).
-            gauss_newton: Whether to return the majorant: Gauss-Newton's with weights
-                min(1, delta/|r|), by which Newton's method is IRLS, which descends.
-
-        Returns:
-            [batch], [batch, parameters], [batch, parameters, parameters].
-        """
-        size = max(1, CHUNK // len(self.log_loss))
-        parts = []
-        # Far out terms overflow or vanish all together: infinite or NaN, which is no descent.
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            for begin in range(0, len(theta), size):
-                piece = slice(begin, begin + size)
-                w = weights[piece] if len(weights) > 1 else weights
-                parts.append(self._evaluate(theta[piece], w, delta, gauss_newton))
-        value, gradient, curvature = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return value, gradient, curvature
-
-    def _evaluate(
-        self, theta: Array, weights: Array, delta: float, gauss_newton: bool
-    ) -> tuple[Array, Array, Array]:
-        """`evaluate` of a batch that fits into the cache."""
-        log_predicted, slopes, bends = self._forward(theta)
-        residual = self.log_loss - log_predicted
-        influence = np.clip(residual, -delta, delta)
-        pull = weights * influence
-        # psi (r - psi/2) is r^2/2 within the threshold, delta (|r| - delta/2) beyond it.
-        value = np.einsum("br,br->b", pull, residual - 0.5 * influence)
-        if gauss_newton:
-            size = np.maximum(np.abs(residual), np.finfo(float).tiny)
-            inner = weights * np.minimum(1.0, delta / size)
-        else:
-            # d2 log Lhat = (what bends) - g g': its second half joins Gauss-Newton's product.
-            inner = weights * (influence == residual)
-            inner += pull
-
-        batch, p = theta.shape
-        gradient = np.zeros((batch, p))
-        pulls = [pull * slope for slope in slopes]
-        for weighted, (columns, own) in zip(pulls, self._own, strict=True):
-            gradient[:, columns] -= weighted @ own
-        pairs, layout = self._products
-        sums = np.empty((batch, len(layout)))
-        of_form = -1
-        for products in pairs:
-            k, j = products.forms
-            if not products.outer.shape[1]:
-                continue
-            if k != of_form:
-                of_form, form = k, inner * slopes[k]
-            factor = form * slopes[j]
-            if not gauss_newton:
-                if (k, j) in bends:
-                    factor -= pull * bends[k, j]
-                elif k == j and k >= self._bent_forms:
-                    factor -= pulls[k]  # the exponential of a form bends by its share
-            np.matmul(factor, products.outer, out=sums[:, products.columns])
-        return value, gradient, (sums @ layout).reshape(batch, p, p)
-
-    @property
-    def _bent_forms(self) -> int:
-        return sum(curve.forms for curve in self.curves)
-
-    def _forward(self, theta: Array) -> tuple[Array, list[Array], dict[Pair, Array]]:
-        """Log of the terms' sum, [batch, rows], and what it owes to each form.
-
-        Second: its derivative by each form, [batch, rows] each; a form that is a term has that
-        term's share.  Third: of two forms k <= l of one curve the part of the second derivative
-        that is not the product of the two first ones, [batch, rows].
-        """
-        logs = []
-        for k, ((columns, own), offset) in enumerate(zip(self._own, self.offsets, strict=True)):
-            rows = slice(1) if self._alike[k] else slice(None)  # the same in all of them
-            form = theta[:, columns] @ own[rows].T
-            logs.append(form + offset[rows] if offset.any() else form)
-        values, parts, first = [], [], 0
-        for curve in self.curves:
-            value, gradient, seconds = curve(logs[first : first + curve.forms])
-            values.append(value)
-            parts.append((first, gradient, seconds))
-            first += curve.forms
-        # Centred, the logs are of order one.  Far out they overflow, and that is no descent.
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            shares = [np.exp(value) for value in (*values, *logs[first:])]
-            total = sum(shares[1:], start=shares[0])
-            log_total: Array = np.log(total)
-            inverse = 1 / total
-            for share in shares:
-                share *= inverse
-        slopes: list[Array] = []
-        bends: dict[Pair, Array] = {}
-        for share, (begin, gradient, seconds) in zip(shares, parts, strict=False):
-            slopes += [share * slope for slope in gradient]
-            for a, slope in enumerate(gradient):
-                for b in range(a, len(gradient)):
-                    second = slope * gradient[b] + seconds.get((a, b), 0.0)
-                    bends[begin + a, begin + b] = share * second
-        return log_total, [*slopes, *shares[len(parts) :]], bends
+SAME = 1e-3
+"""Share of the objective by which two optima may differ, as far as curvature goes, and be one."""
 
 
 def minimise(
@@ -329,6 +42,7 @@ def minimise(
     weights: Array,
     deltas: Sequence[float],
     tolerance: float = DECREMENT,
+    known: Array | None = None,
 ) -> tuple[Array, Array, Mask]:
     """Minimise from each start under its weights; bounds hold throughout.
 
@@ -339,6 +53,8 @@ def minimise(
         deltas: Huber thresholds, falling, infinity first for least squares by Gauss-Newton; the
             last one is the objective's.
         tolerance: Share of the objective that a full Newton step must gain to be worth taking.
+        known: [batch, parameters], optima that were found already: a search whose next step leads
+            to its own is ended, and its objective given as infinite.
 
     Returns:
         Optima [batch, parameters], objectives [batch], and where steps sufficed [batch].
@@ -349,7 +65,7 @@ def minimise(
     theta = starts
     for delta in deltas[:-1]:
         theta, _, _ = _descend(problem, theta, weights, delta, COARSE_DECREMENT, delta == np.inf)
-    return _descend(problem, theta, weights, deltas[-1], tolerance, False)
+    return _descend(problem, theta, weights, deltas[-1], tolerance, False, known)
 
 
 def at_bounds(problem: Problem, theta: Array) -> Mask:
@@ -365,6 +81,7 @@ def _descend(
     delta: float,
     tolerance: float,
     gauss_newton: bool,
+    known: Array | None = None,
 ) -> tuple[Array, Array, Mask]:
     """Damped Newton steps: solve (H + damping * majorant) step = -gradient on the free parameters.
 
@@ -393,6 +110,13 @@ def _descend(
         # A term about to vanish counts as gone: the last steps to zero would gain nothing.
         at_zero = step[ended] == problem.lower - theta[live[ended]]
         theta[live[ended]] = np.where(at_zero, problem.lower, theta[live[ended]])
+        if known is not None:
+            apart = theta[live] + step - known[live]
+            between = 0.5 * np.einsum("bi,bij,bj->b", apart, majorant[live], apart)
+            again = (lam <= LIGHT_DAMPING) & (between <= SAME * value[live]) & ~ended
+            theta[live[again]], value[live[again]] = known[live[again]], np.inf
+            converged[live[again]] = True
+            ended |= again
         live, step, decrement, small = (x[~ended] for x in (live, step, decrement, small))
         if not live.size:
             break

@@ -75,7 +75,7 @@ def profile_intervals(
     weight = row_weights(rows, fitted.weights)
     path = warm_thresholds(fitted)
     student = float(stats.t.ppf(0.5 + level / 2, dof))
-    rise = 0.5 * student**2 * _scale(fitted.residuals.to_numpy(), weight, path[-1], dof)
+    rise = 0.5 * student**2 * _scale(fitted, weight, path[-1], dof)
     centred = in_coordinates(fitted, rows)
     point = centred.encode(fitted.parameters)
     lowest, _, curvature = centred.problem.evaluate(point[None], weight[None], path[-1], True)
@@ -166,18 +166,22 @@ def _ends(
     return end(-1.0, bounds[0]), end(1.0, bounds[1])
 
 
-def _scale(residual: Array, weights: Array, delta: float, dof: int) -> float:
+def _scale(fitted: Fit, weights: Array, delta: float, dof: int) -> float:
     """The unit of the objective's rise: mean psi^2 / mean psi', with psi = clip(r, delta).
+
+    Where r < 0 counts several times, psi does, too.
 
     psi' is the share of residuals within `delta`.  Where these are few it is estimated from those
     within a wider band, as if their density were level there.
     """
     total = float(weights.sum())
+    residual = fitted.residuals.to_numpy()
     size = np.abs(residual)
+    counts = np.where(residual < 0, fitted.objective.overestimate or 1.0, 1.0)
     typical = float(np.median(size[weights > 0])) / NORMAL_MEDIAN
     band = max(delta, typical / math.pow(len(residual), 0.2))
-    density = float(weights @ (size <= band)) / total * min(1.0, delta / band)
+    density = float(weights @ (counts * (size <= band))) / total * min(1.0, delta / band)
     if not density:
         raise FitError("profile: no residual is near zero, so there is no scale to judge a rise by")
-    squares = float(weights @ np.minimum(size, delta) ** 2) / total
+    squares = float(weights @ (counts * np.minimum(size, delta)) ** 2) / total
     return squares * len(residual) / dof / density

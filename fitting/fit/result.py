@@ -20,6 +20,8 @@ class Objective:
     """Huber's threshold on log residuals; None for lad and least_squares."""
     value: float
     """Sum over rows."""
+    overestimate: float | None = None
+    """How many times a run counts that lies below the law; None for once, like any other."""
 
 
 @dataclass(frozen=True)

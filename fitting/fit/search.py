@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from fitting.fit.centred import Centred, representable
 from fitting.fit.designs import doubts_of_design
-from fitting.fit.minimise import Mask, at_bounds, minimise
+from fitting.fit.minimise import at_bounds, minimise
+from fitting.fit.problem import Mask
 from fitting.fit.result import Fit, Objective, Rows, Starts
 from fitting.law.curves import Array
 from fitting.law.terms import LARGEST, FitError, Law
@@ -67,6 +68,7 @@ def fit(
     *,
     objective: str = "huber",
     delta: float = 1e-3,
+    overestimate: float = 1.0,
     freeze: Mapping[str, float] | None = None,
     bounds: Mapping[str, tuple[float, float]] | None = None,
     weights: str | None = None,
@@ -85,6 +87,8 @@ def fit(
         objective: huber, lad (solved as Huber with a threshold of 1e-7) or least_squares, of
             log L - log Lhat, summed over rows.
         delta: Huber's threshold, in log loss: .001 is 0.1 % of the loss.
+        overestimate: How many times a run counts that lies below the law.  Runs that were not well
+            tuned lie above the law of those that were: with 10 the law goes along the lower edge.
         freeze: Parameters held at a value.
         bounds: Parameters held between two values, either of which may be infinite.
         weights: A column of non-negative weights, e.g. how many seeds a row averages; None weighs
@@ -104,7 +108,7 @@ def fit(
     """
     law = get(law) if isinstance(law, str) else law
     freeze, bounds = dict(freeze or {}), dict(bounds or {})
-    _check_how(objective, delta, starts)
+    _check_how(objective, delta, overestimate, starts)
     require_columns(table, ("loss", *law.columns, *law.schemes), f"law={law.name}")
     rows, excluded = select_rows(table)
     if (rows["loss"] >= LARGEST).any():
@@ -116,7 +120,7 @@ def fit(
     _check_enough(law, counted, len(freeze), excluded)
     _refuse_pooling(rows)
 
-    centred = Centred.of(law, rows, freeze, bounds)
+    centred = Centred.of(law, rows, freeze, bounds, overestimate)
     path = thresholds(objective, delta)
     if centred.free:
         found = [_search(centred, rows, weight, path, starts, seed)]
@@ -146,11 +150,15 @@ def fit(
             f"{counted} rows for {len(centred.free)} free parameters: too few for intervals that "
             "can be trusted"
         )
-    value = objective_value(residual, objective, delta, weight)
+    above = np.where(residual < 0, overestimate, 1.0)
+    value = objective_value(residual, objective, delta, weight * above)
+    how = Objective(objective, delta if objective == "huber" else None, value)
+    if overestimate != 1:
+        how = replace(how, overestimate=overestimate)
     return Fit(
         law=law,
         parameters=parameters,
-        objective=Objective(objective, delta if objective == "huber" else None, value),
+        objective=how,
         status=status,
         starts=agreed,
         rows=Rows(len(rows), excluded),
@@ -166,11 +174,13 @@ def fit(
     )
 
 
-def _check_how(objective: str, delta: float, starts: int) -> None:
+def _check_how(objective: str, delta: float, overestimate: float, starts: int) -> None:
     if objective not in OBJECTIVES:
         raise FitError(f"objective={objective}: must be one of {', '.join(OBJECTIVES)}")
     if not (delta > 0 and math.isfinite(delta)):
         raise FitError(f"objective.delta={delta}: must be a positive number")
+    if not (overestimate > 0 and math.isfinite(overestimate)):
+        raise FitError(f"objective.overestimate={overestimate}: must be a positive number")
     if starts < 1:
         raise FitError(f"starts={starts}: must be at least 1")
 
@@ -226,7 +236,8 @@ def _search(
     if len(rows) <= LONG:
         return minimise(centred.problem, centred.starts(count, seed), weight[None], path)
     some = np.random.default_rng(0).choice(len(rows), LONG, replace=False)
-    rough = Centred.of(centred.law, rows.iloc[some], centred.frozen, centred.bounds)
+    weighed = centred.problem.overestimate
+    rough = Centred.of(centred.law, rows.iloc[some], centred.frozen, centred.bounds, weighed)
     theta, _, _ = minimise(rough.problem, rough.starts(count, seed), weight[None, some], path)
     near = np.array([centred.encode(rough.decode(point)) for point in theta])
     return minimise(centred.problem, near, weight[None], path[-1:])
@@ -297,7 +308,7 @@ def in_coordinates(
     """
     held = {name: fitted.parameters[name] for name in fitted.frozen} | dict(freeze or {})
     bounds = {name: ends for name, ends in fitted.bounds.items() if name not in held}
-    return Centred.of(fitted.law, rows, held, bounds)
+    return Centred.of(fitted.law, rows, held, bounds, fitted.objective.overestimate or 1.0)
 
 
 def _refuse_pooling(rows: pd.DataFrame) -> None:

@@ -26,6 +26,8 @@ BLIND_STARTS = 8
 """Blind starts of a fit without some rows, which also begins at the optima found with them."""
 MOST_GROUPS = 40
 """Formats, or token counts, beyond which they are not left out one by one."""
+FEWEST_SIZES = 3
+"""Sizes from which a larger one is predicted: fewer do not tell E from A and alpha."""
 LARGEST = 0.2
 """Share of the rows, by compute, that counts as the largest runs."""
 _DESIGN = ("params", "tokens")
@@ -85,6 +87,7 @@ def hold_out(table: pd.DataFrame, fitted: Fit, held: pd.Series, name: str) -> Pr
         law,
         objective=fitted.objective.name,
         delta=fitted.objective.delta or 1.0,  # has an effect in Huber's objective only
+        overestimate=fitted.objective.overestimate or 1.0,
         freeze={n: v for n, v in frozen.items() if n in has},
         bounds=fitted.bounds,
         weights=fitted.weights,
@@ -146,6 +149,28 @@ def leave_one_out(
     return [hold_out(table, fitted, groups == value, name.format(value)) for value in values]
 
 
+def roll_out(table: pd.DataFrame, fitted: Fit) -> list[Prediction]:
+    """Each size predicted from the smaller ones alone, as a ladder of growing models would be.
+
+    Args:
+        table: The table that `fitted` was fitted to.
+        fitted: See `hold_out`.
+
+    Raises:
+        FitError: There are no more than `FEWEST_SIZES` sizes, or as for `hold_out`.
+        ResultsError: The table lacks params or tokens.
+    """
+    require_columns(table, ("params", "tokens"), "predicting larger sizes from smaller ones")
+    sizes = sorted(select_rows(table)[0]["params"].unique())
+    if len(sizes) <= FEWEST_SIZES:
+        raise FitError(f"{len(sizes)} sizes: each needs {FEWEST_SIZES} smaller ones to follow from")
+    size = table["params"]
+    return [
+        hold_out(table[size <= each], fitted, size == each, f"params={each} from smaller")
+        for each in sizes[FEWEST_SIZES:]
+    ]
+
+
 def hold_out_largest(table: pd.DataFrame, fitted: Fit, share: float = LARGEST) -> Prediction:
     """The runs of the largest compute, N D, predicted from all smaller ones.
 
@@ -185,6 +210,7 @@ def compare_laws(
     *,
     objective: str = "huber",
     delta: float = 1e-3,
+    overestimate: float = 1.0,
     weights: str | None = None,
 ) -> pd.DataFrame:
     """Laws fitted to the same rows, and judged by what they predict for others.
@@ -194,6 +220,7 @@ def compare_laws(
         laws: At least two.
         objective: See `fitting.fit.search.fit`.
         delta: See there.
+        overestimate: See there.
         weights: See there.
 
     Returns:
@@ -204,7 +231,8 @@ def compare_laws(
         `rms_sizes` over their rows as predicted without their size, `sizes_won`, how many of them
         this law predicts best; `rms_largest` (`hold_out_largest`); `rms_formats` and `rms_tokens`
         over the quantized rows as predicted without their format, and over all rows without their
-        token count.  NaN where something cannot be predicted.
+        token count; `rms_growing` over the sizes that follow from smaller ones (`roll_out`).  NaN
+        where something cannot be predicted.
 
     Raises:
         FitError: Fewer than two laws, or one cannot be fitted.
@@ -217,7 +245,14 @@ def compare_laws(
     formats = formats_of(usable, [get(law) if isinstance(law, str) else law for law in laws])
     found, by_size = [], []
     for law in laws:
-        fitted = fit(table, law, objective=objective, delta=delta, weights=weights)
+        fitted = fit(
+            table,
+            law,
+            objective=objective,
+            delta=delta,
+            overestimate=overestimate,
+            weights=weights,
+        )
         by_size.append([_predicted(table, fitted, table["params"] == size) for size in sizes])
         aic, bic = information(table, fitted)
         found.append(
@@ -231,6 +266,7 @@ def compare_laws(
                 "rms_largest": _rms(_predicted(table, fitted, _largest(table, LARGEST))),
                 "rms_formats": _rms_without(usable, fitted, formats),
                 "rms_tokens": _rms_without(usable, fitted, usable["tokens"]),
+                "rms_growing": _rms_growing(usable, fitted),
             }
         )
     result = pd.DataFrame(found)
@@ -249,6 +285,14 @@ def _rms_without(table: pd.DataFrame, fitted: Fit, groups: pd.Series) -> float:
         return math.nan
     try:
         return _rms(pd.concat([held.errors for held in leave_one_out(table, fitted, groups)]))
+    except FitError:
+        return math.nan
+
+
+def _rms_growing(table: pd.DataFrame, fitted: Fit) -> float:
+    """Rms error of sizes as predicted from smaller ones; NaN where they cannot be."""
+    try:
+        return _rms(pd.concat([held.errors for held in roll_out(table, fitted)]))
     except FitError:
         return math.nan
 
@@ -277,19 +321,27 @@ def information(table: pd.DataFrame, fitted: Fit) -> tuple[float, float]:
 
 
 def _mean_log_likelihood(fitted: Fit, mean: float) -> float:
-    """The largest of -mean / s - log Z(s) over s, `mean` being rho's mean over the rows."""
+    """The largest of -mean / s - log Z(s) over s, `mean` being rho's mean over the rows.
+
+    Where negative residuals count k times, Z(s) is the mean of its halves, Z(s) and Z(s/k).
+    """
     if mean == 0:
         return math.inf
+    times = fitted.objective.overestimate or 1.0
     if fitted.objective.name == "lad":
-        return -1 - math.log(2 * mean)
+        return -1 - math.log(mean * (1 + 1 / times))
     if fitted.objective.delta is None:
-        return -0.5 * (1 + math.log(4 * math.pi * mean))
+        halves = (1 + 1 / math.sqrt(times)) / 2
+        return -0.5 * (1 + math.log(4 * math.pi * mean)) - math.log(halves)
     delta = fitted.objective.delta
+
+    def normaliser(s: float) -> float:
+        inside = math.sqrt(2 * math.pi * s) * special.erf(delta / math.sqrt(2 * s))
+        return inside + 2 * s / delta * math.exp(-(delta**2) / (2 * s))
 
     def log_normaliser(log_s: float) -> float:
         s = math.exp(log_s)
-        inside = math.sqrt(2 * math.pi * s) * special.erf(delta / math.sqrt(2 * s))
-        return math.log(inside + 2 * s / delta * math.exp(-(delta**2) / (2 * s)))
+        return math.log((normaliser(s) + normaliser(s / times)) / 2)
 
     # Normal residuals have s = 2 mean, Laplace's s = mean: between, or close by.
     around = math.log(mean)

@@ -38,6 +38,7 @@ from pydantic import Field
 
 from fitting.entry.errors import Refusal
 from fitting.law.curves import Array
+from fitting.law.speeds import IDEAL, Speeds
 
 Number: TypeAlias = float | None
 Interval: TypeAlias = tuple[Number, Number]
@@ -57,8 +58,6 @@ ENOUGH_KNOWN = 0.95
 """Share of the draws in which a derived quantity must have a value, else it has no interval."""
 COST = 6 / 16
 """k of a run's cost C = k P N D: with it, 16 bits cost the usual 6 N D."""
-FASTER = 2.0
-"""How many times faster an FP4 pass is taken to be than one in FP8."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,12 @@ class Assumptions:
 
     cost_k: float = COST
     """k of a run's cost C = k P N D."""
-    speedup_forward: float = FASTER
+    speedup_forward: float = IDEAL
     """Speed of the FP4 forward pass over FP8."""
-    speedup_backward: float = FASTER
+    speedup_backward: float = IDEAL
     """Speed of the FP4 backward pass over FP8."""
+    measured: Speeds | None = field(default_factory=lambda: Speeds.parse("nvfp4"))
+    """Measured speeds of FP4, to be set beside these."""
 
     def __post_init__(self) -> None:
         """Refuse anything but positive numbers."""
@@ -81,6 +82,11 @@ class Assumptions:
         ):
             if not (value > 0 and math.isfinite(value)):
                 raise Refusal(f"{option}={value:g}: must be a positive number")
+
+    @property
+    def speeds(self) -> Speeds:
+        """Speeds that follow from those of the passes."""
+        return Speeds.of_passes(self.speedup_forward, self.speedup_backward)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Terms of a law that are no exponentials of affine functions, with their exact derivatives.
 
 A curve maps a few affine functions of the parameters, its forms x_1 .. x_m, to the logarithm of one
-term.  Value, gradient and Hessian in the forms are all that `fitting.fit.minimise` needs: what
+term.  Value, gradient and Hessian in the forms are all that `fitting.fit.problem` needs: what
 parameters are behind the forms is the law's business.  Outside its domain a curve is NaN.
 """
 
@@ -65,8 +65,7 @@ class Power(Curve):
         u, v = first, second
         if self.held is not None:
             u, v = first + self.held[0], second + self.held[1]
-        log_sum = np.logaddexp(u, v)
-        share = np.exp(u - log_sum)
+        log_sum, share = _log_sum(u, v)
         rest = 1 - share
         both = share * rest
         apart = second - first
@@ -138,8 +137,7 @@ class PowerOfCapacity(Curve):
         if self.held is not None:
             alpha = exponent + self.held[1]
             u, v = first + self.held[0] - self.held[1] * total, second + self.held[2]
-        log_sum = np.logaddexp(u, v)
-        share = np.exp(u - log_sum)
+        log_sum, share = _log_sum(u, v)
         rest = 1 - share
         both = share * rest
         bend = both / power
@@ -219,6 +217,17 @@ class Signal:
             for k in range(j, count):
                 pairs[j, k] = pairs[j, k] - whole * slopes[j] * slopes[k]
         return -np.log(total), [-part for part in parts], pairs
+
+
+def _log_sum(u: Array, v: Array) -> tuple[Array, Array]:
+    """Log of e^u + e^v, and the first one's share.
+
+    Numpy's logaddexp takes its values one by one; exp and log take eight at a time.
+    """
+    apart = u - v
+    smaller = np.exp(-np.abs(apart))
+    share = np.where(apart > 0, 1.0, smaller) / (1 + smaller)
+    return np.maximum(u, v) + np.log(1 + smaller), share
 
 
 def log_saturation(t: Array) -> Derivatives:

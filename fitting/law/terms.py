@@ -2,7 +2,7 @@
 
 A law is a sum of terms, each the exponential of an affine function of the parameters: a coefficient
 counts by its logarithm, an exponent times the logarithm of a column.  So log loss is a log-sum-exp
-of affine forms, which has exact and cheap derivatives (`fitting.fit.minimise`), and a law is one
+of affine forms, which has exact and cheap derivatives (`fitting.fit.problem`), and a law is one
 function that lists its terms, its columns and its parameters:
 
     def power_law(c):                                            # L = E + A/N^alpha
@@ -301,9 +301,9 @@ class Law:
                 )
         values |= {n: np.ones(len(table)) for n in self.extras if n in self.parameters}
         for column, (prefix, _) in self.schemes.items():
-            names = table[column].astype(str)
+            names = table[column].to_numpy(dtype=str)
             known = [n for n in self.parameters if n.startswith(f"{prefix}[")]
-            values |= {n: (prefix + "[" + names + "]" == n).to_numpy(dtype=float) for n in known}
+            values |= {n: (names == n[len(prefix) + 1 : -1]).astype(np.float64) for n in known}
             lost = set(names) - {n[len(prefix) + 1 : -1] for n in known} - set(LOSSLESS)
             if lost:
                 raise FitError(

@@ -19,11 +19,13 @@ from fitting.analysis.chinchilla import COMPUTE_OPTIMAL_EXPONENT
 from fitting.analysis.conditions import HOLDS_FOR
 from fitting.analysis.costs import COST_OF_BITS, COST_OF_PRECISION
 from fitting.analysis.critical import CRITICAL_TOKENS
-from fitting.analysis.efficiency import BACKWARD, CROSSOVERS, EFFICIENCIES, FORWARD, MAP, SPEEDUPS
+from fitting.analysis.efficiency import EFFICIENCIES
 from fitting.analysis.granularity import EQUIVALENT_BLOCKS
 from fitting.analysis.layouts import LAYOUTS
 from fitting.analysis.optima import COST_K, OPTIMAL_PRECISION
+from fitting.analysis.precision_map import PRECISION_MAP
 from fitting.analysis.signal import BACKWARD_ERRORS, FORWARD_ERRORS
+from fitting.analysis.switching import BEST_SHARES, tokens_per_byte
 from fitting.analysis.unified import UNIFIED_CONCLUSIONS
 from fitting.law.curves import (
     Capacity,
@@ -52,6 +54,8 @@ from fitting.laws.published import (
     BESIROGLU_2024,
     KUMAR_2024,
     KUMAR_2024_PTQ,
+    OPTIMIZERS_2025,
+    QAT_SWITCH_2025,
     QUARTET_2025,
     SUN_2025,
 )
@@ -174,6 +178,26 @@ def _unified(c: Columns) -> list[Term | Bent]:
     return [Bent(PowerOfCapacity(signal), forms), Term({"E": 1})]
 
 
+def _qat_switch(c: Columns) -> list[Term]:
+    """F = exp(-a / ln S), S = D/(N P/8): the best share of quantized tokens, in place of a loss."""
+    log = np.log(tokens_per_byte(c["params"], c["tokens"], c["bits"]))
+    if (log <= 0).any():
+        raise FitError(
+            "law=qat_switch: is defined above one token for each byte of parameters, but "
+            f"{int((log <= 0).sum())} of {len(log)} rows have fewer (tokens / (params bits/8))"
+        )
+    return [Term({"a": -1 / log})]
+
+
+def _fixed_ratio(c: Columns) -> list[Term]:
+    """L = A/(N rho)^alpha + E: runs of one optimizer at one ratio of tokens to parameters.
+
+    One rho for each scheme, such as an optimizer's training in four bits.
+    """
+    schemes = {name: -rows for name, rows in c.items() if name.startswith("rho[")}
+    return [Term({"A": 1, "alpha": -np.log(c["params"]), **schemes}), Term({"E": 1})]
+
+
 _CHINCHILLA = {
     "A": COEFFICIENT,
     "alpha": EXPONENT,
@@ -281,7 +305,7 @@ LAWS: dict[str, Law] = {
                 "forward": ("eff_N", Parameter("factor", (0.05, 2.0), (0.8, 1.0), "alpha")),
                 "backward": ("eff_D", Parameter("factor", (0.05, 2.0), (0.8, 1.0), "beta")),
             },
-            conclusions=(EFFICIENCIES, FORWARD, BACKWARD, SPEEDUPS, CROSSOVERS, MAP),
+            conclusions=(EFFICIENCIES, *PRECISION_MAP),
             published=Published(QUARTET_2025, *_arxiv("2505.14669")),
         ),
         Law(
@@ -340,6 +364,24 @@ LAWS: dict[str, Law] = {
             below={"gmse": 1.0},
             unquantized={"gmse": 0.0},
             conclusions=COMPRESSED_CONCLUSIONS,
+        ),
+        Law(
+            "qat_switch",
+            "Chen et al. 2509.22935: the best share of quantized tokens, given as the loss",
+            _qat_switch,
+            columns={"params": POSITIVE, "tokens": POSITIVE, "bits": POSITIVE},
+            parameters={"a": Parameter("exponent", bounds=(0.0, 100.0), start=(1.0, 20.0))},
+            conclusions=(BEST_SHARES,),
+            published=Published(QAT_SWITCH_2025, *_arxiv("2509.22935")),
+        ),
+        Law(
+            "fixed_ratio",
+            "2509.23500: one optimizer, runs at one ratio of tokens to parameters",
+            _fixed_ratio,
+            columns={"params": POSITIVE},
+            parameters={"A": COEFFICIENT, "alpha": EXPONENT, "E": COEFFICIENT},
+            schemes={"scheme": ("rho", Parameter("factor", (0.05, 2.0), (0.8, 1.0), "alpha"))},
+            published=Published(OPTIMIZERS_2025, *_arxiv("2509.23500"), "four bits, QuEST"),
         ),
     )
 }

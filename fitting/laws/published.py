@@ -67,6 +67,23 @@ Its offset b_post = 1.1277 multiplies C_T by e^1.1277; no data could separate th
 """
 
 
+QAT_SWITCH_2025: dict[str, float] = {"a": 6.7297}
+"""Constant of `qat_switch`: Chen et al. 2509.22935; its shares err by .091 on average."""
+
+
+OPTIMIZERS_2025: dict[str, float] = {
+    "rho[Shampoo]": 0.879,
+    "rho[AdamW]": 0.863,
+    "rho[Scion]": 0.856,
+    "rho[Muon]": 0.852,
+    "rho[PSGD]": 0.739,
+}
+"""Efficiencies in `fixed_ratio` of training in four bits (QuEST), by optimizer: 2509.23500.
+
+50 million to 1.5 billion parameters, 20 tokens a parameter; A, alpha and E are not known.
+"""
+
+
 _QAT_BASE = {"A": 237.7042, "alpha": 0.3022, "B": 596.2490, "beta": 0.3022, "E": 1.9279}
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fitting.analysis.efficiency import SPEEDUPS
 from fitting.analysis.layouts import LAYOUTS
 from fitting.analysis.optima import COST_K
+from fitting.analysis.precision_map import MEASURED, SPEEDUPS
 from fitting.analysis.splits import SPLITS
 from fitting.figures import FIGURE_FILES, interaction
 from fitting.figures import conclusions as conclusion_figures
@@ -40,6 +40,7 @@ from fitting.page.study import (
 )
 from fitting.page.tables import View
 from fitting.seeds.noise import NoiseFloor
+from fitting.seeds.shrinkage import shrinkage_by
 from fitting.seeds.verdicts import BETTER
 from fitting.words import BEYOND, number, plural, series
 
@@ -248,13 +249,15 @@ def _commands(study: Study) -> list[str]:
         return [f"lowbit-report {report_where}"]
     fit = study.fit
     known = {fit.law: fit.model.typed} if fit.model.typed else {}
-    speedups = fit.concluded.of(SPEEDUPS)
+    speedups, measured = fit.concluded.of(SPEEDUPS), fit.concluded.of(MEASURED)
     options = {
         "law": fit.model.typed or fit.law,
         "objective": fit.objective.name,
         "objective.delta": fit.objective.delta,
+        "objective.overestimate": fit.objective.overestimate,
         "compare": ",".join(known.get(rival.law, rival.law) for rival in fit.comparison) or None,
         "where": fit.where,
+        "best_per": ",".join(fit.best_per) or None,
         "predict": fit.predict,
         "weights": fit.weights,
         "bootstrap": None if fit.bootstrap is None else fit.bootstrap.draws,
@@ -264,6 +267,7 @@ def _commands(study: Study) -> list[str]:
         "cost.k": fit.concluded.of(COST_K),
         "speedup.backward": None if speedups is None else speedups.backward,
         "speedup.forward": None if speedups is None else speedups.forward,
+        "speedup.measured": None if speedups is None else measured.typed if measured else "none",
         **{f"freeze.{name}": fit.parameters[name] for name in fit.frozen},
         **{f"bounds.{name}": _ends(*ends) for name, ends in fit.bounds.items()},
     }
@@ -332,6 +336,7 @@ def _views(study: Study, measured: pd.DataFrame) -> dict[str, View]:
         made.append(tables.losses(study.cells, study.done))
     if not study.by_factor.empty:
         made.append(tables.splits_by_factor(study.by_factor))
+        made.append(tables.shrinkage(shrinkage_by(study.table)))
     if study.fit is not None:
         made += [tables.parameters(study.fit), tables.predicted(study.fit)]
         made += [tables.held_out(study.fit)]

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from fitting.analysis.layouts import layout_name
 from fitting.fit.fit_file import SavedFit
 from fitting.law.conclusion import UNKNOWN, Number, entries
 from fitting.naming import TableRow, are_none, records
 from fitting.page.sentences import pinned
+from fitting.results.format_errors import SHRINKAGE
 from fitting.words import (
     BEYOND,
     between,
@@ -142,10 +144,11 @@ def held_out(fit: SavedFit) -> View | None:
         "the largest among the held-out runs over the largest among the others. "
     )
     for what, rms in (
-        ("sizes", held.sizes_rms), ("formats", held.formats_rms), ("token counts", held.tokens_rms)
+        ("left-out sizes", held.sizes_rms), ("left-out formats", held.formats_rms),
+        ("left-out token counts", held.tokens_rms), ("sizes from smaller ones", held.growing_rms),
     ):  # fmt: skip
         if rms is not None:
-            note += f"All left-out {what} together: {percent(rms)}. "
+            note += f"All {what} together: {percent(rms)}. "
     note += f"The fit's own residuals: {percent(held.residual_rms)}; noise floor: {noise}."
     data = flat([{"held_out": name, **entries(entry)} for name, entry in named])
     return View("held_out", header, rows, data, "Held-out predictions", note)
@@ -194,9 +197,11 @@ def comparison(fit: SavedFit) -> View | None:
         ("left-out formats", [rival.rms_formats for rival in rivals]),
         ("left-out sizes", [rival.rms_sizes for rival in rivals]),
         ("left-out token counts", [rival.rms_tokens for rival in rivals]),
+        ("sizes from smaller", [rival.rms_growing for rival in rivals]),
         ("largest compute", [rival.rms_largest for rival in rivals]),
     ]
-    never = ("left-out formats", "left-out token counts")  # in fits of an older version
+    # In fits of an older version, or where a table has too few.
+    never = ("left-out formats", "left-out token counts", "sizes from smaller")
     errors = [(t, v) for t, v in errors if t not in never or any(x is not None for x in v)]
     rows = [
         (
@@ -214,13 +219,15 @@ def comparison(fit: SavedFit) -> View | None:
     ]
     header = [("law", ""), ("parameters", "num"), *((title, "num") for title, _ in errors),
               ("sizes won", "num"), ("ΔAIC", "num"), ("ΔBIC", "num")]  # fmt: skip
-    each = "size" if len(errors) == 3 else "format, size or token count"
+    there = {title for title, _ in errors}
+    each = "format, size or token count" if never[0] in there else "size"
+    growing = "of each size as predicted from the smaller ones; " if never[2] in there else ""
     note = (
         "Each law is fitted to the same rows with all its parameters free. Rms errors, in percent "
-        f"of the loss: of the fit's own residuals; of each {each} as predicted from the others; of "
-        "the runs of the largest compute as predicted from the rest. Sizes won: those that this "
-        "law predicts better than any other law here, out of those that all of them can predict. "
-        "ΔAIC and ΔBIC: difference from the lowest."
+        f"of the loss: of the fit's own residuals; of each {each} as predicted from the others; "
+        f"{growing}of the runs of the largest compute as predicted from the rest. Sizes won: those "
+        "that this law predicts better than any other law here, out of those that all of them can "
+        "predict. ΔAIC and ΔBIC: difference from the lowest."
     )
     data = flat([entries(rival) for rival in rivals])
     return View("comparison", header, rows, data, "Laws compared", note)
@@ -253,6 +260,34 @@ def splits_by_factor(found: pd.DataFrame) -> View:
     header = [("splits", ""), ("recipe or scale", ""), ("difference", "num"), ("pairs", "num"),
               ("verdict on the first", "")]  # fmt: skip
     return View("splits_by_factor", header, rows, found, "Splits by recipe and by scale", BY_FACTOR)
+
+
+SHRUNK = (
+    "The sum of x Q(x) over the sum of x squared, less one: by how much rounding shrinks the "
+    "values along themselves. The mean over layers, measurements and runs, of each operand as it "
+    "is rounded, after a rotation where there is one."
+)
+
+
+def shrinkage(found: pd.DataFrame) -> View:
+    """How much each split shrinks each operand, by recipe and scale."""
+    names = {name: " ".join(name.split("_")[1:]) for name in SHRINKAGE}
+    rows = [
+        (
+            "",
+            [
+                layout_name(int(row["exponent"]), int(row["mantissa"])),
+                str(row["recipe"]),
+                str(row["scale"]),
+                *("–" if pd.isna(row[name]) else percent(row[name], sign=True) for name in names),
+                f"{row['runs']:,}",
+            ],
+        )
+        for row in found.to_dict("records")
+    ]
+    header = [("split", ""), ("recipe", ""), ("scale", ""),
+              *((title, "num") for title in names.values()), ("runs", "num")]  # fmt: skip
+    return View("shrinkage", header, rows, found, "How much rounding shrinks each operand", SHRUNK)
 
 
 def _finite(value: float | None) -> float:

@@ -30,24 +30,32 @@ ERRORS = tuple(slot.error for slot in SLOTS.values())
 """The columns of the errors of P1 to P6."""
 FORMATS = {name.replace("err_", "format_", 1): name for name in ERRORS} | {"format_gmse": "gmse"}
 """Columns of formats' names -> the column of their errors."""
-MEASURED = tuple(f"{name}_measured" for name in ERRORS)
-"""The same as measured on a run's tensors."""
+SHRINKAGE = tuple(name.replace("err_", "shrinkage_", 1) for name in ERRORS)
+"""The columns of <x, Q(x)> / <x, x> - 1 of P1 to P6, as measured on a run's tensors."""
+MEASURED = (*(f"{name}_measured" for name in ERRORS), *SHRINKAGE)
+"""Columns of what was measured on a run's tensors: the errors, and the shrinkage."""
 _COLUMN = re.compile(r"\{([^{}]*)\}")
 
 
 def measured_errors(record: RunRecord) -> dict[str, float]:
-    """The columns of a run's errors on its own tensors: the mean QSNR of its diagnostics.
+    """The columns of a run's errors on its own tensors, from the means of its diagnostics.
 
     0 for an operand that is not quantized, NaN for one that was not measured.
     """
     quantized = record.operands.split()
-    found = {}
-    for label, slot in SLOTS.items():
-        of_operand = record.diagnostics.get(label, {})
-        decibels = of_operand.get("qsnr", {}).get("mean") if isinstance(of_operand, dict) else None
-        error = 10 ** (-decibels / 10) if isinstance(decibels, int | float) else math.nan
-        found[f"{slot.error}_measured"] = error if label in quantized else 0.0
-    return found
+    errors, shrunk = {}, {}
+    for (label, slot), shrinkage in zip(SLOTS.items(), SHRINKAGE, strict=True):
+        decibels, less = (_mean(record, label, measure) for measure in ("qsnr", "shrinkage"))
+        errors[f"{slot.error}_measured"] = 10 ** (-decibels / 10) if label in quantized else 0.0
+        shrunk[shrinkage] = less if label in quantized else 0.0
+    return errors | shrunk
+
+
+def _mean(record: RunRecord, label: str, measure: str) -> float:
+    """A measure's mean over layers and time; NaN where it was not measured."""
+    of_operand = record.diagnostics.get(label, {})
+    found = of_operand.get(measure, {}).get("mean") if isinstance(of_operand, dict) else None
+    return float(found) if isinstance(found, int | float) else math.nan
 
 
 def named_errors(table: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, pd.Series]:

@@ -27,6 +27,7 @@ from experiments.measure.error import (
     crest_factor,
     operand_error,
     qsnr,
+    shrinkage,
     underflown_share,
 )
 from experiments.mirror.files import row_key
@@ -204,6 +205,7 @@ def test_measures_are_those_of_the_operands_at_the_gemms(
             "clipped": clipped_share(x, precision),
             "underflown": underflown_share(x, rounded),
             "scale_range": math.log2(scale.max().item() / scale.min().item()),
+            "shrinkage": shrinkage(x, rounded),
         }
         for error, value in wanted.items():
             found = row[f"{error}_{label}/{name}"]
@@ -228,6 +230,7 @@ def test_the_fast_measures_are_the_plain_ones(name: str) -> None:
     assert found.qsnr == pytest.approx(qsnr(x, q), rel=1e-6)
     assert found.clipped == clipped_share(x, precision)
     assert found.underflown == pytest.approx(underflown_share(x, q), abs=1e-6)
+    assert found.shrinkage == pytest.approx(shrinkage(x, q), rel=1e-5, abs=1e-9)
 
 
 def test_what_a_tensor_does_not_have_is_no_number() -> None:
@@ -237,6 +240,7 @@ def test_what_a_tensor_does_not_have_is_no_number() -> None:
     assert math.isnan(found.crest)
     assert math.isnan(found.scale_range)
     assert math.isnan(found.underflown)
+    assert math.isnan(found.shrinkage)
     assert found.clipped == 0.0
     assert math.isnan(operand_error(zeros, zeros, mxfp4, scales=False).clipped)
 
@@ -311,7 +315,7 @@ def test_the_record_holds_a_summary_below_four_kilobytes(small: Compose) -> None
                 for name in names
             }
             said = found[label][error]
-            worst = (min if error == "qsnr" else max)(each.values())
+            worst = (min if error in ("qsnr", "shrinkage") else max)(each.values())
             assert said["mean"] == pytest.approx(sum(each.values()) / len(each), rel=1e-3)
             assert said["worst"] == pytest.approx(worst, rel=1e-3)
             assert worst in [v for (_, name), v in each.items() if name == said["layer"]]

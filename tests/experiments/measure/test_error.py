@@ -23,6 +23,7 @@ from experiments.measure.error import (
     norm_ratio,
     qsnr,
     relative_mse,
+    shrinkage,
     underflown_share,
 )
 from experiments.quant.block import quantize
@@ -59,6 +60,14 @@ def test_cosine_and_norm_ratio_by_hand_and_exactly_one_of_the_same() -> None:
     noise = 1e-9 * torch.randn(64, 33, generator=torch.Generator().manual_seed(0))
     assert cosine(noise, noise) == norm_ratio(noise, noise) == 1.0
     assert math.isnan(cosine(x, 0 * q))
+
+
+def test_shrinkage_is_what_is_missing_along_the_values_themselves() -> None:
+    x = torch.tensor([[3.0, -4.0], [0.0, 12.0]])
+    assert shrinkage(x, 0.9 * x) == pytest.approx(-0.1)
+    assert shrinkage(x, x) == 0.0
+    # What lies across x does not count: (4, 3) is at right angles to (3, -4).
+    assert shrinkage(x[:1], x[:1] + torch.tensor([[4.0, 3.0]])) == pytest.approx(0.0)
 
 
 def test_crest_factor_is_peak_over_root_mean_square() -> None:

@@ -108,6 +108,45 @@ def test_a_foreign_table_is_fitted_as_the_python_interface_fits_it(
     assert "42 used" in printed
 
 
+def test_the_best_run_of_each_size_and_length_is_fitted_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three learning rates, two of which are too small or too large; the best law comes back."""
+    design = pd.DataFrame(
+        [(n, r * n) for n in (3e7, 5e7, 1e8, 2e8) for r in (25, 50, 100, 400)],
+        columns=["params", "tokens"],
+    )
+    best = make_table("chinchilla", BESIROGLU_2024, design, 0.0, 0)[["params", "tokens", "loss"]]
+    rates = {1e-3: 1.05, 3e-3: 1.0, 1e-2: 1.2}
+    table = pd.concat([best.assign(lr=lr, loss=best["loss"] * by) for lr, by in rates.items()])
+    table.loc[len(table)] = [3e7, 25 * 3e7, math.nan, 1.0]
+    table.to_csv(tmp_path / "t.csv", index=False)
+    arguments = [f"results={tmp_path / 't.csv'}", "law=chinchilla", f"out={tmp_path}"]
+    arguments += ["bootstrap=20", "objective.overestimate=2"]
+    assert run(monkeypatch, *arguments, "best_per=params,tokens") == 0
+    written = read(tmp_path)
+    assert written["parameters"] == pytest.approx(BESIROGLU_2024, rel=1e-5)
+    assert written["rows"] == {"used": 16, "excluded": {"loss not finite": 1}}
+    assert written["best_per"] == ["params", "tokens"]
+    assert written["objective"]["overestimate"] == 2
+    said = "best_per=params,tokens: 16 of 48 runs were fitted, the best of each"
+    assert any(warning.startswith(said) for warning in written["warnings"])
+    assert "runs below the law 2 times" in capsys.readouterr().out
+    assert [row["params"] for row in written["held_out"]["growing"]] == [2e8]
+    assert written["held_out"]["growing_rms"] < 1e-4
+
+    assert run(monkeypatch, *arguments, "best_per=tokens") == 2
+    error = capsys.readouterr().err
+    assert "best_per=tokens: rows of one group differ in params, which law=chinchilla" in error
+    assert "give best_per=tokens,params" in error
+    assert run(monkeypatch, *arguments, "best_per=size") == 2
+    assert "best_per=size needs column size" in capsys.readouterr().err
+    assert run(monkeypatch, *arguments, f"predict={tmp_path / 't.csv'}") == 2
+    assert "objective.overestimate=2: the law does not go" in capsys.readouterr().err
+    assert run(monkeypatch, *arguments[:-1], "objective.overestimate=0") == 2
+    assert "objective.overestimate=0: must be a positive number" in capsys.readouterr().err
+
+
 def test_efficiencies_by_scheme_are_in_the_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

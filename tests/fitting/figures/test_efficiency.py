@@ -7,10 +7,12 @@ import re
 import numpy as np
 import pandas as pd
 
-from fitting.analysis.efficiency import Efficiency, Speedups, best_precision
+from fitting.analysis.efficiency import Efficiency
+from fitting.analysis.precision_map import MeasuredSpeeds, Speedups, best_precision
 from fitting.figures import efficiency as efficiency_figures
 from fitting.figures.style import INK
 from fitting.fit.fit_file import SavedFit
+from fitting.law.speeds import Speeds
 from fitting.laws.published import QUARTET_2025
 from tests.support.fits import saved
 
@@ -42,6 +44,19 @@ def test_the_map_names_the_choices_that_win_and_hatches_what_no_run_tested() -> 
 def test_the_map_follows_the_speeds() -> None:
     [panel] = efficiency_figures.precision_map(fitted(1.0), RUNS)
     assert set(re.findall(r">(FP[48]:FP[48])<", panel.svg)) == {"FP8:FP8"}
+
+
+def test_measured_speeds_have_a_map_of_their_own() -> None:
+    """Where FP4 trains at .8 of FP8's speed it never pays."""
+    speeds = Speeds.measured({"FP4:FP4": 0.8})
+    slow = MeasuredSpeeds("FP4:FP4=.8", "typed", speeds.serving, dict(speeds.training))
+    found = {"forward": "Quartet", "backward": "Quartet", "speedups": Speedups(2.0, 2.0)}
+    both = saved("quartet", derived=found | {"measured_speeds": slow})
+    ideal, measured = efficiency_figures.precision_map(both, RUNS)
+    [alone] = efficiency_figures.precision_map(QUARTET, RUNS)
+    assert ideal == alone
+    assert set(re.findall(r">(FP[48]:FP[48])<", measured.svg)) == {"FP8:FP8"}
+    assert "as measured (FP4:FP4=.8)" in measured.title
 
 
 def test_the_map_has_stable_bytes_and_the_inks_of_either_theme() -> None:

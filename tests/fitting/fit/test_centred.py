@@ -18,6 +18,7 @@ from fitting.laws.published import (
     KUMAR_2024,
     KUMAR_2024_PTQ,
     QAT_2025,
+    QAT_SWITCH_2025,
     QUARTET_2025,
     SUN_2025,
 )
@@ -52,6 +53,11 @@ CASES = {
             **{"L": 0.95, "F": 0.4, "C": 0.7},
         },
         grid(params=N, tokens=D, gmse=[0.0, 1e-4, 0.013, 0.08, 0.2]),
+    ),
+    "qat_switch": (QAT_SWITCH_2025, grid(params=N, tokens=D, bits=[2, 4, 6])),
+    "fixed_ratio": (
+        {"A": 400.0, "alpha": 0.34, "E": 1.8, "rho[AdamW]": 0.863},
+        grid(params=N, tokens=D, scheme=["BF16", "AdamW"]),
     ),
     "unified": (
         {

@@ -125,7 +125,7 @@ def test_held_out_fits_that_begin_warm_end_where_blind_ones_do() -> None:
 def test_compared_laws_are_plain_json() -> None:
     table = RUNS.assign(forward="BF16", backward="BF16")
     laws = [get("chinchilla"), get("quartet")]
-    found = [entries(rival) for rival in comparison(table, laws, "least_squares", 1e-3, None)]
+    found = [entries(rival) for rival in comparison(table, laws, "least_squares", 1e-3, 1.0, None)]
     expected = compare_laws(table, laws, objective="least_squares")
     assert [row["law"] for row in json.loads(json.dumps(found))] == list(expected["law"])
     assert [row["bic"] for row in found] == list(expected["bic"])

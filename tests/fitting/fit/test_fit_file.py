@@ -59,6 +59,7 @@ def _compressed() -> pd.DataFrame:
     return make_table("compressed", truth, _beside(gmse=[0.0, 0.01, 0.03, 0.1]), 1e-4, 0)
 
 
+RATIO = {"A": 400.0, "alpha": 0.34, "E": 1.8, "rho[AdamW]": 0.863, "rho[PSGD]": 0.739}
 UNIFIED = {**BESIROGLU_2024, "gamma": 0.9, "c": 20.0}
 ERRORS = _beside(err_input=[0.0, 0.0, 0.01, 0.05], err_weight=[0.0, 0.01, 0.01, 0.05])
 TABLES = {
@@ -79,6 +80,12 @@ TABLES = {
     "ptq": lambda: make_table("ptq", KUMAR_2024_PTQ, _beside(bits_post=[3.0, 4.0, 6.0]), 1e-3, 0),
     "qat": _qat,
     "compressed": _compressed,
+    "qat_switch": lambda: make_table(
+        "qat_switch", {"a": 6.7297}, _beside(bits=[2.0, 4.0, 6.0]), 1e-2, 0
+    ),
+    "fixed_ratio": lambda: make_table(
+        "fixed_ratio", RATIO, _beside(scheme=["BF16", "AdamW", "PSGD"]), 1e-3, 0
+    ),
     "unified": lambda: make_table("unified", UNIFIED, ERRORS, 2e-4, 0),
 }
 
@@ -91,7 +98,7 @@ def concluded(request: pytest.FixtureRequest) -> tuple[dict[str, Any], Derived]:
     found = fit(table, law, starts=8)
     draws = bootstrap(table, found, 20)
     report = describe(found, draws, table)
-    rivals = comparison(table, [LAWS[law], LAWS["chinchilla"]], "huber", 1e-3, None)
+    rivals = comparison(table, [LAWS[law], LAWS["chinchilla"]], "huber", 1e-3, 1.0, None)
     report |= entries(evidence(table, found, law == "chinchilla"))
     report |= entries_of({"comparison": rivals, "where": None, "seed": 0, "cluster": None})
     drawn = derived(found, basis_of(found, draws, table), identified(found, draws))

@@ -13,7 +13,14 @@ from fitting.fit.centred import Centred
 from fitting.fit.profile import profile_intervals
 from fitting.fit.search import fit
 from fitting.laws.catalogue import LAWS
-from fitting.laws.published import BESIROGLU_2024, KUMAR_2024, KUMAR_2024_PTQ, QAT_2025, SUN_2025
+from fitting.laws.published import (
+    BESIROGLU_2024,
+    KUMAR_2024,
+    KUMAR_2024_PTQ,
+    QAT_2025,
+    QAT_SWITCH_2025,
+    SUN_2025,
+)
 from fitting.laws.synthetic import make_table, sun_design
 
 SIZES = pd.DataFrame(
@@ -45,6 +52,11 @@ TRUTHS = {
     "compressed": (
         COMMON | {"L": 0.95, "F": 0.4, "C": 0.7},
         crossed([0.0, 1e-4, 0.013, 0.08, 0.2], "gmse"),
+    ),
+    "qat_switch": (QAT_SWITCH_2025, crossed([2.0, 4.0, 6.0], "bits")),
+    "fixed_ratio": (
+        {"A": 400.0, "alpha": 0.34, "E": 1.7, "rho[Q]": 0.863},
+        crossed(["BF16", "Q"], "scheme"),
     ),
     "unified": (
         COMMON | {"gamma": 0.9, "c": 20.0, "c_input": 60.0},

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from fitting.fit.minimise import Problem, at_bounds, minimise
+from fitting.fit.minimise import at_bounds, minimise
+from fitting.fit.problem import Problem
 from fitting.law.curves import Array
 
 
@@ -36,13 +38,17 @@ def value_at(problem: Problem, theta: Array, weights: Array, delta: float) -> fl
     huber = np.where(r <= delta, r**2 / 2, 0)
     if math.isfinite(delta):
         huber = np.where(r <= delta, r**2 / 2, delta * (r - delta / 2))
-    return float(weights @ huber)
+    too_high = predicted > problem.log_loss
+    return float(weights @ np.where(too_high, problem.overestimate * huber, huber))
 
 
+@pytest.mark.parametrize("overestimate", [1.0, 7.0])
 @pytest.mark.parametrize("delta", [math.inf, 0.5, 1e-2])
 @pytest.mark.parametrize("seed", range(3))
-def test_derivatives_equal_central_differences(seed: int, delta: float) -> None:
-    problem = random_problem(seed)
+def test_derivatives_equal_central_differences(
+    seed: int, delta: float, overestimate: float
+) -> None:
+    problem = replace(random_problem(seed), overestimate=overestimate)
     rng = np.random.default_rng(seed)
     weights = rng.integers(0, 4, size=30).astype(float)
     theta = rng.normal(scale=0.5, size=5)
@@ -61,6 +67,34 @@ def test_derivatives_equal_central_differences(seed: int, delta: float) -> None:
         expected = (g_up - g_down) / (2 * h)
         assert hessian[0, j] == pytest.approx(expected, abs=1e-7 * np.abs(hessian).max())
     assert np.linalg.eigvalsh(majorant[0]).min() >= -1e-12 * np.abs(majorant).max()
+
+
+@pytest.mark.parametrize("overestimate", [1.0, 7.0])
+@pytest.mark.parametrize("gauss_newton", [False, True])
+def test_one_point_under_many_weights_is_evaluated_as_many_points(
+    gauss_newton: bool, overestimate: float
+) -> None:
+    problem = replace(random_problem(0), overestimate=overestimate)
+    rng = np.random.default_rng(0)
+    weights = rng.multinomial(30, np.full(30, 1 / 30), size=50).astype(float)
+    theta = np.tile(rng.normal(scale=0.5, size=5), (50, 1))
+    together = problem.evaluate(theta, weights, 1e-2, gauss_newton)
+    each = [problem.evaluate(theta[:1], w[None], 1e-2, gauss_newton) for w in weights]
+    for found, alone in zip(together, zip(*each, strict=True), strict=True):
+        assert found == pytest.approx(np.concatenate(alone), rel=1e-10, abs=1e-13)
+
+
+def test_a_search_that_leads_to_a_known_optimum_ends_and_any_other_goes_on() -> None:
+    problem = random_problem(0)
+    starts = np.random.default_rng(7).normal(scale=0.7, size=(8, 5))
+    every, path = np.ones((1, 30)), [math.inf, 0.1, 1e-2]
+    optimum, values, _ = minimise(problem, starts, every, path)
+    _, again, converged = minimise(problem, starts, every, path, known=optimum)
+    assert converged.all()
+    assert np.isinf(again).all()
+    elsewhere = optimum + 1.0
+    _, others, _ = minimise(problem, starts, every, path, known=elsewhere)
+    assert others == pytest.approx(values, rel=1e-12)
 
 
 def test_gradient_of_the_prediction_equals_central_differences() -> None:

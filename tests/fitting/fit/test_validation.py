@@ -14,6 +14,7 @@ from fitting.fit.validation import (
     hold_out_largest,
     information,
     leave_one_out,
+    roll_out,
 )
 from fitting.law.terms import FitError
 from fitting.laws.published import BESIROGLU_2024, QUARTET_2025
@@ -54,6 +55,24 @@ def test_the_right_law_predicts_sizes_and_compute_that_it_has_not_seen() -> None
     assert [s.trained for s in sizes] == [18] * 4
     assert max(s.rms for s in sizes) < 1e-9
     assert [s.extrapolation > 1 for s in sizes] == [False, False, False, True]
+
+
+def test_growing_sizes_are_predicted_from_smaller_ones_alone() -> None:
+    runs = table(1e-3)
+    fitted = fit(runs, "chinchilla")
+    [last] = roll_out(runs, fitted)
+    assert last.trained == 18
+    assert last.rms == hold_out(runs, fitted, runs["params"] == 2e8, "200M").rms
+    # Of five sizes the fourth does not know the fifth, whatever its losses are.
+    more = runs[runs["params"] == 2e8].assign(params=4e8)
+    more.index += len(runs)
+    other = pd.concat([runs, more.assign(loss=9.9)])
+    fourth, fifth = roll_out(other, fit(other, "chinchilla"))
+    assert fourth.errors.to_numpy() == pytest.approx(last.errors.to_numpy(), abs=1e-7)
+    assert fifth.trained == 24
+    assert fifth.rms > 1
+    with pytest.raises(FitError, match="3 sizes: each needs 3 smaller ones to follow from"):
+        roll_out(runs[runs["params"] < 2e8], fitted)
 
 
 def test_computes_beyond_64_bit_integers_are_compared() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fitting.analysis import quantized_share
 from fitting.files.own_json import ResultsError
 from fitting.law.terms import COEFFICIENT, EXPONENT, POSITIVE, Columns, FitError, Law, Term
 from fitting.laws.catalogue import LAWS, get
@@ -15,7 +16,9 @@ from fitting.laws.published import (
     BESIROGLU_2024,
     KUMAR_2024,
     KUMAR_2024_PTQ,
+    OPTIMIZERS_2025,
     QAT_2025,
+    QAT_SWITCH_2025,
     QUARTET_2025,
     SUN_2025,
 )
@@ -183,6 +186,37 @@ def test_compressed_law_counts_capacity_by_the_error_on_gaussian_data() -> None:
     assert LAWS["compressed"].predict(COMPRESSED, runs) == pytest.approx(expected, rel=1e-13)
 
 
+@pytest.mark.parametrize(
+    ("params", "tokens", "bits", "share"),
+    [
+        (1e9, 1e11, 4, 0.2808), (1e9, 1e11, 2, 0.3252), (1e9, 1e11, 6, 0.2527),
+        (86e6, 2.3e9, 4, 0.1843), (8e9, 15e12, 4, 0.4414),
+    ],
+)  # fmt: skip
+def test_the_best_share_of_quantized_tokens_is_the_worked_one(
+    params: float, tokens: float, bits: float, share: float
+) -> None:
+    run = sizes(params=params, tokens=tokens, bits=bits)
+    assert LAWS["qat_switch"].predict(QAT_SWITCH_2025, run) == pytest.approx(share, abs=1e-4)
+    found = quantized_share(QAT_SWITCH_2025["a"], params, tokens, bits)
+    assert found == pytest.approx(share, abs=1e-4)
+
+
+def test_fewer_tokens_than_bytes_have_no_best_share() -> None:
+    run = sizes(params=1e9, tokens=[1e9, 4e8], bits=4.0)
+    with pytest.raises(FitError, match="above one token for each byte.* 1 of 2 rows have fewer"):
+        LAWS["qat_switch"].predict(QAT_SWITCH_2025, run)
+    assert np.isnan(quantized_share(6.7297, 1e9, 4e8, 4))
+
+
+def test_an_optimizers_efficiency_is_a_share_of_the_parameters() -> None:
+    p = {"A": 400.0, "alpha": 0.34, "E": 1.8} | OPTIMIZERS_2025
+    law = LAWS["fixed_ratio"].with_schemes(p)
+    runs = pd.DataFrame({"params": [1e8, 0.863e8], "scheme": ["AdamW", "BF16"]})
+    quantized, smaller = law.predict(p, runs)
+    assert quantized == pytest.approx(smaller, rel=1e-14)
+
+
 def test_an_error_as_large_as_the_data_is_refused() -> None:
     runs = sizes(params=1e8, tokens=1e10, gmse=[0.1, 1.0])
     with pytest.raises(FitError, match="'gmse' must be finite and at least 0 and below 1, but"):
@@ -196,6 +230,8 @@ CONSTANTS = [
     ("ptq", KUMAR_2024_PTQ),
     ("qat", QAT_2025["W16A4"]),
     ("compressed", COMPRESSED),
+    ("qat_switch", QAT_SWITCH_2025),
+    ("fixed_ratio", {"A": 400.0, "alpha": 0.34, "E": 1.8} | OPTIMIZERS_2025),
 ]
 
 

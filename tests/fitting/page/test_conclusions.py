@@ -164,7 +164,9 @@ def test_quartets_map_names_schemes_and_speeds(quartet: SavedFit) -> None:
     at = {tuple(cells[:2]): cells for _, cells in views["map"].rows}
     assert at["100M", "25"][2:4] == ["FP8:FP4", "FP8:FP4 100 %"]
     assert at["100M", "400"][2:4] == ["FP4:FP4", "FP4:FP4 100 %"]
-    assert at["200M", "400"][4] == "extrapolated"
+    assert at["200M", "400"][6] == "extrapolated"
+    assert at["100M", "400"][4:6] == ["FP8:FP4", "FP8:FP4 100 %"], "FP4 forward gains too little"
+    assert "training in FP4:FP4 is 1.16 × as fast as in FP8:FP8" in views["map"].note
 
 
 def test_a_measured_block_size_says_whether_the_fit_took_it_for_granted() -> None:

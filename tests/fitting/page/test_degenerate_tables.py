@@ -24,13 +24,14 @@ from fitting.laws.published import (
     KUMAR_2024,
     KUMAR_2024_PTQ,
     QAT_2025,
+    QAT_SWITCH_2025,
     QUARTET_2025,
 )
 from fitting.laws.published import SUN_2025 as SUN
 from fitting.laws.synthetic import make_table
 
 FORMATS = ("exponent", "mantissa", "block_size", "forward", "backward", "bits_w", "bits_a")
-FORMATS += ("bits_kv", "bits_post", "gmse", "err_input", "err_weight")
+FORMATS += ("bits_kv", "bits_post", "gmse", "err_input", "err_weight", "bits", "scheme")
 TRUTHS = {
     "chinchilla": BESIROGLU_2024,
     "floating_point": SUN,
@@ -40,6 +41,8 @@ TRUTHS = {
     "qat": QAT_2025["W4A4"],
     "compressed": BESIROGLU_2024 | {"L": 0.95, "F": 0.4, "C": 0.5},
     "unified": BESIROGLU_2024 | {"gamma": 0.9, "c": 20.0},
+    "qat_switch": QAT_SWITCH_2025,
+    "fixed_ratio": {"A": 400.0, "alpha": 0.34, "E": 1.8, "rho[AdamW]": 0.863},
 }
 CELLS: dict[str, tuple[list[str], list[tuple[object, ...]]]] = {
     "chinchilla": (["seed"], [(0,), (1,)]),
@@ -58,6 +61,8 @@ CELLS: dict[str, tuple[list[str], list[tuple[object, ...]]]] = {
     "ptq": (["bits_post"], [(2.0,), (3.0,), (4.0,), (16.0,)]),
     "qat": (["block_size"], [(1.0,), (32.0,), (128.0,), (256.0,)]),
     "compressed": (["gmse"], [(0.0,), (0.001,), (0.01,), (0.2,)]),
+    "qat_switch": (["bits"], [(2.0,), (4.0,), (6.0,)]),
+    "fixed_ratio": (["scheme"], [("BF16",), ("AdamW",)]),
     "unified": (["err_input", "err_weight"], [(0.0, 0.0), (0.0, 0.01), (0.01, 0.01), (0.2, 0.2)]),
 }
 SIZES, DATA = (3e7, 6e7, 3e8), (1.5e9, 3e9, 4e10)
