@@ -7,6 +7,7 @@ the tokens (backward pass).  Formulas take numbers, or arrays of draws for the p
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from fitting.law.conclusion import (
     Basis,
     Column,
     Conclusion,
+    Derived,
     Interval,
     Number,
     Sample,
@@ -26,6 +28,9 @@ from fitting.law.conclusion import (
     estimate,
 )
 from fitting.words import decimals
+
+PASSES = {"eff_N": "forward", "eff_D": "backward", "rho": "both"}
+"""Parameters of efficiencies, by the prefix of their names -> the passes that they are of."""
 
 
 def quartet_loss(
@@ -43,9 +48,9 @@ class Efficiency:
 
     scheme: str
     pass_: Annotated[str, Field(alias="pass")]
-    """forward or backward."""
+    """One of `PASSES`."""
     efficiency: Number
-    """The share of parameters (forward, eff_N) or of tokens (backward, eff_D)."""
+    """The share of parameters (forward, eff_N; both, rho) or of tokens (backward, eff_D)."""
     efficiency_interval: Interval
     params_factor: Number = None
     """The factor in parameters that makes up for it."""
@@ -66,16 +71,29 @@ def known_efficiencies(basis: Basis, prefix: str) -> list[str]:
 
 def _efficiencies(basis: Basis) -> list[Efficiency]:
     found = []
-    for prefix, role in (("eff_N", "forward"), ("eff_D", "backward")):
+    for prefix, role in PASSES.items():
         for name in known_efficiencies(basis, prefix):
             scheme = name[len(prefix) + 1 : -1]
             share, factor = (
                 estimate([np.asarray(s[name], float) ** power for s in basis.samples]).pair
                 for power in (1, -1)
             )
-            more = (*factor, None, None) if role == "forward" else (None, None, *factor)
+            more = (None, None, *factor) if role == "backward" else (*factor, None, None)
             found.append(Efficiency(scheme, role, *share, *more))
     return found
+
+
+def _efficiency_note(rows: Sequence[Efficiency], derived: Derived) -> str:
+    what = "of parameters (forward pass, eff_N) or of tokens (backward pass, eff_D)"
+    if all(row.pass_ == "both" for row in rows):
+        return (
+            "Efficiency: the share of parameters, rho, that the scheme is worth in both passes. So "
+            "many more parameters make up for it."
+        )
+    return (
+        f"Efficiency: the share {what} that the scheme is worth. More parameters, or more tokens: "
+        "either makes up for it."
+    )
 
 
 _EfficiencyCol = Column[Efficiency]
@@ -102,9 +120,7 @@ EFFICIENCIES = Conclusion(
                     lambda row: factor_words(row.tokens_factor, row.tokens_factor_interval) or "–",
                 ),
             ),
-            "Efficiency: the share of parameters (forward pass, eff_N) or of tokens (backward "
-            "pass, eff_D) that the scheme is worth. More parameters, or more tokens: either makes "
-            "up for it.",
+            _efficiency_note,
         ),
     ),
 )

@@ -42,14 +42,14 @@ def quantized_share(a: Values, params: Values, tokens: Values, bits: Values) -> 
         bits: P, bits of a weight.
 
     Returns:
-        A share between 0 and 1; NaN where there is at most one token for each byte.
+        A share between 0 and 1; zero where there is at most one token for each byte.
 
     >>> round(float(quantized_share(6.7297, 1e9, 1e11, 4)), 4)
     0.2808
     """
     log = np.log(tokens_per_byte(params, tokens, bits))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(log > 0, np.exp(-np.asarray(a) / log), np.nan)
+        return np.where(log > 0, np.exp(-np.asarray(a) / log), 0.0)
 
 
 @dataclass(frozen=True)

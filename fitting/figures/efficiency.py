@@ -48,6 +48,7 @@ def efficiencies(entries: Sequence[Efficiency]) -> list[Panel]:
     passes = {
         "forward": ("o", BLUE, "parameters, eff_N"),
         "backward": ("s", ORANGE, "tokens, eff_D"),
+        "both": ("D", BLUE, "parameters, rho"),
     }
     names = list(dict.fromkeys(entry.scheme for entry in entries))
     with mpl.rc_context(STYLE):

@@ -75,13 +75,19 @@ class Centred:
             overestimate: How many times a row counts whose prediction is too high.
 
         Raises:
-            FitError: A frozen or bounded name or value or a column does not suit the law.
+            FitError: A frozen or bounded name or value or a column does not suit the law, or it
+                predicts nothing for a row.
         """
         law.check(freeze, "freeze.")
         bounds = bounds or {}
         _check_bounds(law, bounds, freeze)
         design = law.design(rows, freeze)
         regressors, offsets = design.regressors, design.offsets
+        if nothing := int(np.isneginf(offsets).all(axis=0).sum()):
+            raise FitError(
+                f"law={law.name}: predicts zero for {nothing} of {len(rows)} rows, whatever its "
+                f"parameters{law.domain and ': '}{law.domain}"
+            )
         free = tuple(name for name in law.parameters if name not in freeze)
         log_loss = np.log(rows["loss"].to_numpy(dtype=np.float64))
         median = float(np.median(log_loss))

@@ -181,12 +181,8 @@ def _unified(c: Columns) -> list[Term | Bent]:
 def _qat_switch(c: Columns) -> list[Term]:
     """F = exp(-a / ln S), S = D/(N P/8): the best share of quantized tokens, in place of a loss."""
     log = np.log(tokens_per_byte(c["params"], c["tokens"], c["bits"]))
-    if (log <= 0).any():
-        raise FitError(
-            "law=qat_switch: is defined above one token for each byte of parameters, but "
-            f"{int((log <= 0).sum())} of {len(log)} rows have fewer (tokens / (params bits/8))"
-        )
-    return [Term({"a": -1 / log})]
+    some = log > 0
+    return [Term({"a": -1 / np.where(some, log, 1.0)}, offset=np.where(some, 0.0, -np.inf))]
 
 
 def _fixed_ratio(c: Columns) -> list[Term]:
@@ -371,6 +367,8 @@ LAWS: dict[str, Law] = {
             _qat_switch,
             columns={"params": POSITIVE, "tokens": POSITIVE, "bits": POSITIVE},
             parameters={"a": Parameter("exponent", bounds=(0.0, 100.0), start=(1.0, 20.0))},
+            domain="below one token for each byte of parameters, tokens / (params bits/8), the "
+            "best share is zero",
             conclusions=(BEST_SHARES,),
             published=Published(QAT_SWITCH_2025, *_arxiv("2509.22935")),
         ),
@@ -381,6 +379,7 @@ LAWS: dict[str, Law] = {
             columns={"params": POSITIVE},
             parameters={"A": COEFFICIENT, "alpha": EXPONENT, "E": COEFFICIENT},
             schemes={"scheme": ("rho", Parameter("factor", (0.05, 2.0), (0.8, 1.0), "alpha"))},
+            conclusions=(EFFICIENCIES,),
             published=Published(OPTIMIZERS_2025, *_arxiv("2509.23500"), "four bits, QuEST"),
         ),
     )

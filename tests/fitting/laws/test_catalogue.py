@@ -10,6 +10,7 @@ import pytest
 
 from fitting.analysis import quantized_share
 from fitting.files.own_json import ResultsError
+from fitting.fit import fit
 from fitting.law.terms import COEFFICIENT, EXPONENT, POSITIVE, Columns, FitError, Law, Term
 from fitting.laws.catalogue import LAWS, get
 from fitting.laws.published import (
@@ -204,9 +205,10 @@ def test_the_best_share_of_quantized_tokens_is_the_worked_one(
 
 def test_fewer_tokens_than_bytes_have_no_best_share() -> None:
     run = sizes(params=1e9, tokens=[1e9, 4e8], bits=4.0)
-    with pytest.raises(FitError, match="above one token for each byte.* 1 of 2 rows have fewer"):
-        LAWS["qat_switch"].predict(QAT_SWITCH_2025, run)
-    assert np.isnan(quantized_share(6.7297, 1e9, 4e8, 4))
+    some, none = LAWS["qat_switch"].predict(QAT_SWITCH_2025, run)
+    assert some > 0 == none == quantized_share(6.7297, 1e9, 4e8, 4)
+    with pytest.raises(FitError, match="zero for 1 of 2 rows, .* below one token for each byte"):
+        fit(run.assign(loss=0.1), "qat_switch", starts=4)
 
 
 def test_an_optimizers_efficiency_is_a_share_of_the_parameters() -> None:
