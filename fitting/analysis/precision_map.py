@@ -123,7 +123,7 @@ class MeasuredSpeeds:
     """A preset's name, or the numbers as they were typed."""
     source: str
     serving: float
-    """Of an FP4 forward pass."""
+    """The speed of an FP4 forward pass."""
     training: dict[str, float]
     """By choice."""
 

@@ -41,7 +41,7 @@ class _Term:
     """A term at each point of a batch: an exponential of a form, or a curve over several."""
 
     share: Array
-    """Of the loss, [batch, rows]."""
+    """Its share of the loss, [batch, rows]."""
     slopes: list[Array]
     """Derivatives of its log by its forms, as curves give them."""
     bends: dict[Pair, Array]

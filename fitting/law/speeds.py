@@ -33,9 +33,9 @@ class Speeds:
     """Speeds over training in FP8:FP8."""
 
     serving: float
-    """Of an FP4 forward pass."""
+    """The speed of an FP4 forward pass."""
     training: Mapping[str, float]
-    """Of each of `CHOICES`."""
+    """The speed of each of `CHOICES`."""
     typed: str = ""
     """How it was asked for: a preset's name, or its numbers."""
     source: str = ""
