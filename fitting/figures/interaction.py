@@ -16,10 +16,17 @@ from fitting.seeds.verdicts import EQUAL_WITHIN
 def splits_by(found: pd.DataFrame) -> list[Panel]:
     """One line for each value of the factors, and for each change, of the splits with most runs.
 
+    Of the changes at one value of another factor only those that were shown to be there.
+
     Args:
-        found: `fitting.seeds.interaction.layouts_by`.
+        found: `fitting.seeds.interaction.layouts_by`, with `factor`.
     """
-    shown = [row for row in records(most_measured(found)) if np.isfinite(row.low)]
+    shown = [
+        row
+        for row in records(most_measured(found))
+        if np.isfinite(row.low)
+        and not (row.against and within(row) and row.verdict not in ("better", "worse"))
+    ]
     if not shown:
         return []
     with mpl.rc_context(STYLE):
@@ -42,5 +49,11 @@ def splits_by(found: pd.DataFrame) -> list[Panel]:
 
 
 def label(row: TableRow) -> str:
-    """What a row compares: a recipe or a scale, or what it replaces."""
-    return f"{row.at} instead of {row.against}" if row.against else str(row.at)
+    """What a row compares: a recipe or a scale, or what it replaces, and with which scale."""
+    compared = f"{row.at} instead of {row.against}" if row.against else str(row.at)
+    return compared + (f", {within(row)}" if within(row) else "")
+
+
+def within(row: TableRow) -> str:
+    """What of another factor a row holds for: "fp32 scales"; "" where it holds for all of it."""
+    return str(row.factor).partition(" with ")[2]

@@ -6,14 +6,12 @@ one wide picture does not.  Colours, ink and legends come from `fitting.figures.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.ticker import MaxNLocator
 
 from fitting.figures.style import (
@@ -27,6 +25,8 @@ from fitting.figures.style import (
     legend_inches,
     new_figure,
     panel,
+    png,
+    short,
     span,
 )
 from fitting.figures.svg import tag, tag_entry
@@ -35,6 +35,8 @@ from fitting.seeds.verdicts import enough
 from fitting.words import at, count_label, number, plural, signed
 
 ABOVE_NONE = "loss above none, nats per token"
+MOST_IN_HEADLINE = 26
+"""Formats that can be read in a picture of 500 pixels' height."""
 
 # --- the difference to no quantization -------------------------------------------------------
 
@@ -88,7 +90,7 @@ def draw_cost(
     for i, count in enumerate(tokens if len(tokens) > 1 else []):
         label = f"{count_label(count)} tokens"
         axes.plot([], [], MARKERS[i % len(MARKERS)], color=INK, linestyle="", label=label)
-    axes.set_yticks(range(len(order)), list(order))
+    axes.set_yticks(range(len(order)), [short(name) for name in order])
     axes.set_ylim(len(order) - 0.45, -0.55)
     for name, text in zip(order, axes.get_yticklabels(), strict=False):  # none on a shared axis
         tag_entry([text], name)
@@ -156,24 +158,21 @@ def headline(
     """The difference from `none` as a PNG of 1200 x 500 pixels: at most three sizes, largest last.
 
     Returns:
-        The PNG file's bytes, on white.
+        The PNG file's bytes, on white; nothing where there are more formats than can be read.
     """
     shown = [name for name in order if name in set(cells["format"])]
+    if len(shown) > MOST_IN_HEADLINE:
+        return b""
     chosen = sizes(cells)[-3:]
     with mpl.rc_context(STYLE):
         figure = new_figure(8.0, 500 / 150)
-        FigureCanvasAgg(figure)
         grid = figure.subplots(1, len(chosen), sharey=True, squeeze=False)
         for axes, size in zip(grid[0], chosen, strict=True):
             draw_cost(axes, cells[cells["params"] == size], shown, colours, noise)
             span(axes.xaxis, *_cost_limits(cells, noise), noise)
             axes.set_title(f"{count_label(size)} parameters")
         legend_below(figure, grid[0][0])
-        buffer = io.BytesIO()
-        figure.savefig(
-            buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None}
-        )
-    return buffer.getvalue()
+        return png(figure)
 
 
 # --- losses ------------------------------------------------------------------------------------

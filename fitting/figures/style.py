@@ -9,6 +9,7 @@ white); more than seven formats take viridis in the order of their bits.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis, XAxis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
@@ -36,6 +38,8 @@ MANY_TIMES = 40.0
 WIDER = 1.5
 """Factor by which a logarithmic axis extends beyond its data."""
 PANEL_WIDTH = 5.2
+LONGEST_NAME = 40
+"""Characters of a name beyond which a figure shortens it."""
 """Inches of 72 px: a panel is 374 px wide, the text of a phone's width."""
 STYLE: Any = {  # matplotlib types its keys as literals
     "svg.fonttype": "none",
@@ -118,9 +122,28 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def short(name: str) -> str:
+    """A name as a figure has room for: of a long one, swept keys by their last part alone.
+
+    >>> short("E1M1, optim.lr=0.016")
+    'E1M1, optim.lr=0.016'
+    >>> short("E1M1/16 e4m3 fixed, recipe.grad_input.grad_output.rounding=nearest_even")
+    'E1M1/16 e4m3 fixed, rounding=nearest_even'
+    """
+    return re.sub(r"\b[\w.]+\.(\w+)=", r"\1=", name) if len(name) > LONGEST_NAME else name
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG file, on white."""
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
 def _legend_columns(labels: Sequence[str]) -> int:
     """The number of columns that fit a panel's width, at most four."""
-    longest = max(len(label) for label in labels)
+    longest = max(len(short(label)) for label in labels)
     return min(max(44 // (longest + 3), 1), 4)
 
 
@@ -135,11 +158,12 @@ def legend_below(figure: Figure, axes: Axes) -> None:
     if len(handles) > 1:
         columns = _legend_columns(labels)
         legend = figure.legend(
-            handles, labels, loc="outside lower left", ncols=columns, handletextpad=0.2,
-            columnspacing=1.2,
+            handles, [*map(short, labels)], loc="outside lower left", ncols=columns,
+            handletextpad=0.2, columnspacing=1.2,
         )  # fmt: skip
-        for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True):
-            tag_entry((handle, text), text.get_text())
+        entries = zip(legend.legend_handles, legend.get_texts(), labels, strict=True)
+        for handle, text, label in entries:
+            tag_entry((handle, text), label)
 
 
 def span(axis: Axis, low: float, high: float, noise: float) -> None:

@@ -122,7 +122,7 @@ def write(
         csv: str = view.data.to_csv(index=False, lineterminator="\n")
         files[f"tables/{view.name}.csv"] = csv.encode()
         files[f"tables/{view.name}.tex"] = to_latex(view).encode()
-    if headline is not None:
+    if headline:
         files[HEADLINE] = headline
     _remove_stale(out, keep=files)
     for name, content in files.items():

@@ -25,7 +25,7 @@ from fitting.figures import conclusions as conclusion_figures
 from fitting.figures import fits as fit_figures
 from fitting.figures import layouts as layout_figures
 from fitting.figures import losses as loss_figures
-from fitting.figures.style import Panel
+from fitting.figures.style import Panel, png
 from fitting.figures.unified import shares
 from fitting.law.terms import Law
 from fitting.naming import are_none, sizes
@@ -300,9 +300,10 @@ def write_report(
         results: A folder of runs, which is published into `out` first (`fitting.page.publish`), a
             CSV or a parquet file, with `study.json` and `diagnostics.csv` beside it if it has them.
         fit_dir: Where `fit.json` lies; without one the page says that there is no fit.
-        out: Folder for `index.html`, `headline.png` (the difference from `none` by format,
-            where there is one), `figures/*`, `tables/*.csv` and `*.tex`, and `MANIFEST.json`;
-            made if absent.  Files that an earlier report left there, unchanged since, are removed.
+        out: Folder for `index.html`, `headline.png` (the picture that the page begins with, or the
+            difference from `none` by format, where there is one), `figures/*`, `tables/*.csv` and
+            `*.tex`, and `MANIFEST.json`; made if absent.  Files that an earlier report left there,
+            unchanged since, are removed.
         figure_files: File types in which each figure is written beside the page: svg, pdf.
         law: A law of the user's own, in case the fit is of that law.
 
@@ -322,7 +323,9 @@ def write_report(
     inputs = {**study.inputs, **inputs}
     cells = _judged(study)
     headline = None
-    if cells is not None and not cells.empty:
+    if "lead" in drawn:
+        headline = png(drawn["lead"][0].figure)
+    elif cells is not None and not cells.empty:
         noise = study.noise.std_loss
         headline = loss_figures.headline(cells, study.order, study.colours, noise)
     text = _render(study, drawn, views, inputs)

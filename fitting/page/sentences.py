@@ -17,6 +17,7 @@ import pandas as pd
 from fitting.analysis.chinchilla import COMPUTE_OPTIMAL_EXPONENT
 from fitting.analysis.costs import COST_OF_BITS
 from fitting.analysis.layouts import LAYOUTS
+from fitting.figures.interaction import within
 from fitting.fit.fit_file import SavedFit
 from fitting.law.conclusion import UNKNOWN, Derived, Interval, Number
 from fitting.laws.catalogue import LAWS
@@ -326,16 +327,26 @@ def splits_by_factor(found: pd.DataFrame) -> str:
         )
         real = [row for row in changes if row.verdict in ("better", "worse")]
         largest = max((abs(row.difference) for row in real), default=0.0)
-        if real:
-            moved = series(f"{row.at} instead of {row.against} {words(row)}" for row in real)
-            end = f"the {factor} changes it: {moved}"
+        moved = [f"{row.at} instead of {row.against} {words(row)}" for row in real]
+        limit = max(max(abs(row.low), abs(row.high)) for row in changes)
+        if scales := within(mine[0]):  # one of several: only what it changes
+            begin = f"With {scales} the recipe changes it"
+            sentence = (
+                f"{begin}: {series(moved)}."
+                if real
+                else f"{begin} by no more than {limit:.4f}, if at all."
+            )
+        elif real:
+            sentence = f"By {factor}: {listed}; the {factor} changes it: {series(moved)}."
         else:
-            limit = max(max(abs(row.low), abs(row.high)) for row in changes)
-            end = f"no change with the {factor} was shown, and none beyond {limit:.4f} is likely"
-        said.append((largest, f"By {factor}: {listed}; {end}."))
-    said.sort(key=lambda each: -each[0])
+            sentence = (
+                f"By {factor}: {listed}; no change with the {factor} was shown, and none beyond "
+                f"{limit:.4f} is likely."
+            )
+        said.append((bool(scales), largest, sentence))
+    said.sort(key=lambda each: (each[0], -each[1]))
     begin = f"At {rows[0].bits} bits {second} loses more than {first}, in nats per token. "
-    return begin + " ".join(sentence for _, sentence in said)
+    return begin + " ".join(sentence for *_, sentence in said)
 
 
 def leads(fit: SavedFit) -> str:

@@ -32,8 +32,8 @@ FORMAT_COLUMNS = ("exponent", "mantissa", "block_size")
 PROVENANCE = ("git_sha", "git_dirty", "device", "threads", "compute_dtype")
 
 
-FACTORS = ("recipe", "scale")
-"""Columns with which the better of two splits may change."""
+WITHIN = "recipe with {} scales"
+"""The recipe as a factor where the scale may change what it does."""
 
 
 @dataclass(frozen=True)
@@ -191,13 +191,26 @@ def _study(
 
 
 def _by_factor(table: pd.DataFrame) -> pd.DataFrame:
-    """Splits at each recipe and at each scale, for the factors that were crossed with splits."""
-    found = []
-    for factor in FACTORS:
-        each = layouts_by(table, factor)
-        if len(each) and (each["against"] != "").any():
-            found.append(each.assign(factor=factor))
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+    """Splits at each scale and recipe, for the factors that were crossed with splits.
+
+    Where both were, the recipes are compared at each scale: what one does may depend on the other.
+    """
+    found = {"scale": layouts_by(table, "scale")}
+    scales = sorted(found["scale"]["at"].unique())
+    if _is_crossed(found["scale"]) and _is_crossed(layouts_by(table, "recipe")):
+        quantized = table["granularity"] != "none"
+        for scale in scales:
+            here = table[~quantized | (table["scale"] == scale)]
+            found[WITHIN.format(scale)] = layouts_by(here, "recipe")
+    else:
+        found["recipe"] = layouts_by(table, "recipe")
+    crossed = [each.assign(factor=name) for name, each in found.items() if _is_crossed(each)]
+    return pd.concat(crossed, ignore_index=True) if crossed else pd.DataFrame()
+
+
+def _is_crossed(found: pd.DataFrame) -> bool:
+    """Whether splits were compared at several values of a factor."""
+    return len(found) > 0 and bool((found["against"] != "").any())
 
 
 def _numbers(table: pd.DataFrame) -> set[str]:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from fitting.analysis.layouts import layout_name
+from fitting.figures import interaction
 from fitting.fit.fit_file import SavedFit
 from fitting.law.conclusion import UNKNOWN, Number, entries
 from fitting.naming import TableRow, are_none, records
@@ -248,7 +249,7 @@ def splits_by_factor(found: pd.DataFrame) -> View:
             "",
             [
                 f"{row.first} or {row.second}",
-                row.at + (f" instead of {row.against}" if row.against else ""),
+                interaction.label(row),
                 decimals(row.difference, (row.low, row.high), 4) if np.isfinite(row.low) else "–",
                 f"{row.pairs:,}",
                 row.verdict if not row.against else {"better": "favours the first", "worse":

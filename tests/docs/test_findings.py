@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pandas as pd
 import pytest
 
 from fitting.analysis.splits import SPLITS
@@ -55,6 +56,27 @@ def test_the_other_study_prices_weights_alike_and_inputs_higher() -> None:
         ratio = splits.constants[name].value
         assert ratio == pytest.approx(fit.values[name] / fit.values["c"])
         assert words.format(ratio) in README
+
+
+def test_which_split_is_better_depends_on_the_scale_and_the_rotation() -> None:
+    found = pd.read_csv(REPORTS / "split" / "tables" / "splits_by_factor.csv").fillna("")
+    four = found[(found["first"] == "E2M1") & (found["second"] == "E1M2")]
+
+    def words(factor: str, at: str, against: str = "") -> str:
+        """A difference as the page has it, made again from the runs beside it."""
+        rows = four[four["factor"] == factor].set_index(["at", "against"])
+        row = rows.loc[(at, against)]
+        return f"{abs(row['difference']):.3f} ± {row['standard_error']:.3f}"
+
+    assert f"E2M1 by {words('scale', 'e8m0')} nats with power-of-two scales" in README
+    assert f"E1M2 by {words('scale', 'e4m3')} with NVFP4's" in README
+    moved = words("recipe with fp32 scales", "unrotated", "random")
+    assert f"a random rotation moves the difference by {moved}" in README
+    fp32 = four[(four["factor"] == "scale") & (four["at"] == "fp32")]
+    assert fp32["verdict"].tolist() == ["equal within 0.005"]
+    verdicts = four[four["factor"] == "recipe with fp32 scales"].set_index(["at", "against"])
+    assert verdicts.loc[("random", ""), "verdict"] == "worse"
+    assert f"{pd.read_csv(REPORTS / 'split' / 'results.csv')['run_id'].nunique()} runs" in README
 
 
 def test_formats_never_trained_were_predicted() -> None:
