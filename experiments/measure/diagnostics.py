@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.measure.error import OperandError, operand_error
-from experiments.quant.linear import NoiseClock, QuantLinear
+from experiments.quant.linear import NoiseClock, QuantizedGemms
 from experiments.quant.operand import Operand
 from experiments.quant.recipe import SLOTS
 
@@ -71,17 +71,19 @@ def measure(model: nn.Module, clock: NoiseClock, loss: Callable[[], Tensor]) -> 
     """One row of measures; changes nothing.
 
     Args:
-        model: Its `QuantLinear` layers are watched.
+        model: Its layers of `QuantizedGemms` are watched.
         clock: Theirs, set to the step.
         loss: Gives the loss of the step's batch, a scalar; called twice.
 
     Returns:
         Finite numbers by name, as the module says.  What is not finite or not defined is left out.
     """
-    names = {layer: name for name, layer in model.named_modules() if isinstance(layer, QuantLinear)}
+    names: dict[QuantizedGemms, str] = {
+        layer: name for name, layer in model.named_modules() if isinstance(layer, QuantizedGemms)
+    }
     found: dict[str, dict[str, float]] = {}
 
-    def watch(layer: QuantLinear, label: str, given: Operand, ready: Operand) -> None:
+    def watch(layer: QuantizedGemms, label: str, given: Operand, ready: Operand) -> None:
         rounding = layer.roundings.get(label)
         if rounding is None:
             return

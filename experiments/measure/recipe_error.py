@@ -16,7 +16,7 @@ from torch import Tensor
 
 from experiments.measure.error import cosine, misalignment, norm_ratio, relative_mse
 from experiments.quant.formats import Precision
-from experiments.quant.linear import NoiseClock, QuantLinear
+from experiments.quant.linear import NoiseClock, QuantizedGemms, QuantLinear
 from experiments.quant.operand import Operand
 from experiments.quant.recipe import GEMMS, SLOTS, RecipeConfig
 
@@ -131,7 +131,7 @@ def _pass(layer: QuantLinear, given: LayerTensors, counter: int) -> dict[str, Te
     """
     found: dict[str, Tensor] = {}
 
-    def watch(_: QuantLinear, label: str, given: Operand, ready: Operand) -> None:
+    def watch(_: QuantizedGemms, label: str, given: Operand, ready: Operand) -> None:
         found[label] = ready.restored().detach()
 
     layer.clock.counter, layer.clock.watch = counter, watch

@@ -45,7 +45,7 @@ _GRADIENT_OF = {"P1": "grad_input", "P2": "grad_weight"}
 _SHARED = -1
 """Stands for the counter and the layer of signs that do not depend on either."""
 
-Watch: TypeAlias = Callable[["QuantLinear", str, Operand, Operand], None]
+Watch: TypeAlias = Callable[["QuantizedGemms", str, Operand, Operand], None]
 """Layer, label, the operand as it came, and as it is multiplied."""
 
 
@@ -72,32 +72,22 @@ class NoiseClock:
         return key
 
 
-class QuantLinear(nn.Linear):
-    """y = x W^T + b with the operands of its three GEMMs quantized as a recipe says.
+class QuantizedGemms:
+    """The three GEMMs of a layer with a weight matrix, as a recipe says; mixed into the layer."""
 
-    Args:
-        in_features: Size of the last axis of the input.
-        out_features: Size of the last axis of the output.
-        recipe: Which operands, which rounding, which rotation.  None quantized: `nn.Linear`,
-            bit for bit.
-        precision: Format of operands to which the recipe gives no format of their own.
-        clock: The source of noise and random signs.
-        layer: Number of this layer in the model, part of the noise's address.
-        bias: Whether to add a (never quantized) bias.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        recipe: RecipeConfig,
-        precision: Precision,
-        clock: NoiseClock,
-        layer: int = 0,
-        bias: bool = False,
+    def quantized_as(
+        self, recipe: RecipeConfig, precision: Precision, clock: NoiseClock, layer: int
     ) -> None:
-        super().__init__(in_features, out_features, bias=bias)
+        """Set what is quantized, and how.
+
+        Args:
+            recipe: Which operands, which rounding, which rotation.
+            precision: Format of operands to which the recipe gives no format of their own.
+            clock: The source of noise and random signs.
+            layer: Number of this layer in the model, part of the noise's address.
+        """
         self.recipe = recipe
+        self.precision = precision
         self.precisions = recipe.precisions(precision)
         """Formats of the quantized operands, by label."""
         self.roundings = recipe.roundings()
@@ -114,31 +104,24 @@ class QuantLinear(nn.Linear):
         self.steps = self._steps()
         """Multiples to which rows, in_features and out_features are filled up with zeros."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """[..., in_features] to [..., out_features]."""
+    def transform(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Y = x W^T + b: [..., in] and [out, in] to [..., out]."""
         if not torch.compiler.is_dynamo_compiling():
-            refuse_unless_there("QuantLinear", input)
-            refuse_unless_there("QuantLinear", self.weight)
+            refuse_unless_there(type(self).__name__, input)
+            refuse_unless_there(type(self).__name__, weight)
         if input.numel() == 0 or input.is_meta:  # nothing to quantize
-            return F.linear(input, self.weight, self.bias)
-        dtype = self._compute_dtype(input)
+            return F.linear(input, weight, bias)
+        dtype = _compute_dtype(input, weight)
         high = self.kept or not self.clock.quantizing
         if high and not (self.given and dtype.itemsize == 2):
-            return F.linear(input, self.weight, self.bias)
+            return F.linear(input, weight, bias)
         if high:
-            left = Operand(input.reshape(-1, self.in_features), "P1" in self.given)
-            product = multiply(left, Operand(self.weight, "P2" in self.given), dtype)
-            output = product.reshape(*input.shape[:-1], self.out_features)
+            left = Operand(input.reshape(-1, weight.shape[1]), "P1" in self.given)
+            product = multiply(left, Operand(weight, "P2" in self.given), dtype)
+            output = product.reshape(*input.shape[:-1], weight.shape[0])
         else:
-            output = _QuantizedGemms.apply(input, self.weight, self, dtype)  # type: ignore[no-untyped-call]
-        return output if self.bias is None else output + self.bias.to(output.dtype)
-
-    def _compute_dtype(self, input: Tensor) -> torch.dtype:
-        """The dtype of `nn.Linear`: autocast's, or the tensors' own."""
-        device = input.device.type
-        if torch.is_autocast_enabled(device):
-            return torch.get_autocast_dtype(device)
-        return torch.promote_types(input.dtype, self.weight.dtype)
+            output = _QuantizedGemms.apply(input, weight, self, dtype)  # type: ignore[no-untyped-call]
+        return output if bias is None else output + bias.to(output.dtype)
 
     def operands(
         self,
@@ -274,12 +257,52 @@ class QuantLinear(nn.Linear):
         return rows, math.lcm(summed["output"], tile), math.lcm(summed["grad_input"], tile)
 
 
+class QuantLinear(QuantizedGemms, nn.Linear):
+    """y = x W^T + b with the operands of its three GEMMs quantized as a recipe says.
+
+    Args:
+        in_features: Size of the last axis of the input.
+        out_features: Size of the last axis of the output.
+        recipe: Which operands, which rounding, which rotation.  None quantized: `nn.Linear`,
+            bit for bit.
+        precision: Format of operands to which the recipe gives no format of their own.
+        clock: The source of noise and random signs.
+        layer: Number of this layer in the model, part of the noise's address.
+        bias: Whether to add a (never quantized) bias.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        recipe: RecipeConfig,
+        precision: Precision,
+        clock: NoiseClock,
+        layer: int = 0,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        self.quantized_as(recipe, precision, clock, layer)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in_features] to [..., out_features]."""
+        return self.transform(input, self.weight, self.bias)
+
+
+def _compute_dtype(input: Tensor, weight: Tensor) -> torch.dtype:
+    """The dtype of `nn.Linear`: autocast's, or the tensors' own."""
+    device = input.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return torch.promote_types(input.dtype, weight.dtype)
+
+
 class _QuantizedGemms(torch.autograd.Function):
     """The three GEMMs of a linear layer and the gradients' way through the rounding."""
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor, layer: QuantLinear, dtype: torch.dtype
+        ctx: Any, input: Tensor, weight: Tensor, layer: QuantizedGemms, dtype: torch.dtype
     ) -> Tensor:
         ctx.layer, ctx.counter, ctx.compute_dtype = layer, layer.clock.counter, dtype
         ctx.shape, ctx.dtypes, ctx.steps = input.shape, (input.dtype, weight.dtype), layer.steps
@@ -321,7 +344,7 @@ class _QuantizedGemms(torch.autograd.Function):
                 "gradient is an estimate; set clock.quantizing=False, or quantize fewer layers"
             )
         rows, weight, forward_rows, forward_weight = ctx.saved_tensors
-        layer: QuantLinear = ctx.layer
+        layer: QuantizedGemms = ctx.layer
         by_rows, by_in, by_out = ctx.steps
         given = grad_outputs[0].reshape(-1, grad_outputs[0].shape[-1])
         count, in_features, out_features = given.shape[0], ctx.shape[-1], given.shape[-1]

@@ -1,0 +1,92 @@
+"""Which layer of a model really is in which precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from experiments.engine.convert import WHY
+from experiments.quant.linear import QuantizedGemms
+from experiments.quant.recipe import SLOTS
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer, or a parameter that is no layer's, and what is quantized of it."""
+
+    name: str
+    kind: str
+    params: int
+    operands: tuple[str, ...]
+    """The formats of P1 to P6; "" where one stays in high precision."""
+    why: str
+    """Why nothing of it is quantized; "" if something is."""
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A table of all that could be quantized."""
+
+    layers: Sequence[Layer]
+
+    @property
+    def share(self) -> float:
+        """The share of the parameters of these layers that belongs to quantized ones."""
+        total = sum(layer.params for layer in self.layers)
+        return sum(layer.params for layer in self.layers if not layer.why) / max(total, 1)
+
+    def __str__(self) -> str:
+        """The table in words, one line per layer."""
+        head = ("layer", "kind", "parameters", *SLOTS, "in high precision because of")
+        rows = [
+            (e.name, e.kind, f"{e.params:,}", *(o or "-" for o in e.operands), e.why)
+            for e in self.layers
+        ]
+        widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in (head, *rows)
+        ]
+        quantized = sum(not layer.why for layer in self.layers)
+        lines.append(f"{quantized} of {len(self.layers)} quantized: {self.share:.1%} of parameters")
+        return "\n".join(lines)
+
+
+def report(model: nn.Module) -> Reported:
+    """What became of each matrix of a model: its six operands, or why it is in high precision.
+
+    Args:
+        model: Any module, quantized or not.
+
+    Returns:
+        Linear layers, convolutions and embeddings, and every other parameter with two axes or more
+        (such as the experts of a mixture that are stored as one tensor), which no layer that can
+        be quantized multiplies by.
+    """
+    found, seen = [], set()
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        is_matrix = isinstance(weight, nn.Parameter) and weight.ndim >= 2
+        if isinstance(module, QuantizedGemms):
+            operands: tuple[str, ...] = ("",) * 6
+            if not module.kept:
+                operands = tuple(str(module.precisions.get(label, "")) for label in SLOTS)
+            why = "" if any(operands) else module.__dict__.get(WHY, "recipe none")
+        elif is_matrix and (WHY in module.__dict__ or _is_known(module)):
+            operands, why = ("",) * 6, module.__dict__.get(WHY, "not asked for")
+        else:
+            continue
+        params = 0 if weight is None or id(weight) in seen else weight.numel()
+        seen.add(id(weight))
+        found.append(Layer(name, type(module).__name__, params, operands, why))
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2 and id(parameter) not in seen:
+            why = "belongs to no linear layer"
+            found.append(Layer(name, "parameter", parameter.numel(), ("",) * 6, why))
+    return Reported(found)
+
+
+def _is_known(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Embedding)

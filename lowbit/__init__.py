@@ -1,0 +1,27 @@
+"""Low-precision training for any model: one import.
+
+    import lowbit
+
+    lowbit.quantize_(model, "quartet_v4", "mxfp4")
+    print(lowbit.report(model))
+
+The implementation is in `experiments` (training) and `fitting` (laws).
+"""
+
+from experiments.configure import configure
+from experiments.engine import DrawnNoise, Reported, quantize_, report
+from experiments.quant.formats import Precision
+from experiments.quant.linear import NoiseClock, QuantLinear
+from experiments.quant.recipe import RecipeConfig
+
+__all__ = [
+    "DrawnNoise",
+    "NoiseClock",
+    "Precision",
+    "QuantLinear",
+    "RecipeConfig",
+    "Reported",
+    "configure",
+    "quantize_",
+    "report",
+]
