@@ -92,6 +92,8 @@ def quantize_(
     others = _called_otherwise(model)
     heads = _heads(model)
     blocks = _blocks(layers)
+    for each in (plan, *named.values()):
+        _refuse_unkept(each, layers)
     ready: list[tuple[nn.Module, type | None, _Plan | None, str]] = []
     for name, layer in layers.items():
         chosen, why = _chosen(name, named)
@@ -107,7 +109,9 @@ def quantize_(
         if chosen is not None and (reason := _keeps(chosen.recipe, name, blocks)):
             chosen, why = None, reason
         kind = _kind(layer)
-        cannot = others.get(layer) or ("" if kind or _is_one(layer) else _own_forward(layer))
+        cannot = others.get(layer, "")
+        if not cannot and kind is None and not isinstance(layer, QuantizedGemms):
+            cannot = f"{type(layer).__name__} is a class of its own"
         if chosen is not None and chosen.recipe.quantized and cannot:
             if asked:
                 raise EngineError(
@@ -115,8 +119,10 @@ def quantize_(
                 )
             chosen, why = None, cannot
         ready.append((layer, kind, chosen, why or "recipe none"))
-    source = clock or DrawnNoise(0)
+    fresh = DrawnNoise(0)
     for number, (layer, kind, chosen, why) in enumerate(ready):
+        own = layer.clock if isinstance(layer, QuantizedGemms) else fresh
+        source = own if clock is None else clock
         _become(layer, kind, chosen, why, source, number)
     return model
 
@@ -171,10 +177,6 @@ _CONV1D: dict[type, type] = {}
 def _is_one(layer: nn.Module) -> bool:
     """Whether a layer is quantized already, or would be but for a class of its own."""
     return isinstance(layer, QuantizedGemms | nn.Linear | nn.Conv1d | nn.Conv2d)
-
-
-def _own_forward(layer: nn.Module) -> str:
-    return f"{type(layer).__name__} is a class of its own"
 
 
 def _called_otherwise(model: nn.Module) -> dict[nn.Module, str]:
@@ -268,6 +270,18 @@ def _refuse_unmet(named: Mapping[str, object], layers: Mapping[str, nn.Module]) 
         raise EngineError(f"overrides[{pattern!r}]: meets no layer; there are {known}")
 
 
+def _refuse_unkept(plan: _Plan | None, layers: Mapping[str, nn.Module]) -> None:
+    """Refuse names of layers that a recipe keeps and the model does not have.
+
+    Raises:
+        EngineError: There is one.
+    """
+    for part in plan.recipe.keep if plan is not None else ():
+        if not any(f".{part}." in f".{name}." for name in layers):
+            known = ", ".join([*layers][:6]) + (", ..." if len(layers) > 6 else "")
+            raise EngineError(f"recipe.keep={part}: the model has no such layer; it has {known}")
+
+
 def _become(
     layer: nn.Module,
     kind: type | None,
@@ -284,11 +298,8 @@ def _become(
         layer.__dict__[WHY] = why
         return
     if isinstance(layer, QuantizedGemms):
-        same = (layer.recipe, layer.precision, layer.layer) == (
-            plan.recipe,
-            plan.precision,
-            number,
-        )
+        now = layer.recipe, layer.precision, layer.layer
+        same = now == (plan.recipe, plan.precision, number) and layer.clock is clock
         if same and not layer.kept:
             return
     else:

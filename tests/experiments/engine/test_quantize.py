@@ -362,6 +362,44 @@ def test_what_cannot_be_meant_is_refused_and_nothing_is_changed(
     assert not layers(model)
 
 
+class Scaled(nn.Linear):
+    """Somebody's own linear layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def test_a_linear_layer_of_a_class_of_its_own_is_left_out_or_refused() -> None:
+    model = nn.Sequential(Scaled(32, 32), nn.Linear(32, 32))
+    lowbit.quantize_(model, "nearest", "mxfp4")
+    assert set(layers(model)) == {"1"}
+    assert lowbit.report(model).layers[0].why == "Scaled is a class of its own"
+    with pytest.raises(EngineError, match="layer 0: Scaled is a class of its own"):
+        lowbit.quantize_(model, "nearest", "mxfp4", overrides={"0": "nearest"})
+
+
+def test_layers_that_a_recipe_keeps_must_be_there() -> None:
+    recipe = lowbit.configure("recipe=nearest").recipe
+    recipe.keep = ["mlp.down"]
+    with pytest.raises(EngineError, match="recipe.keep=mlp.down: the model has no such layer"):
+        lowbit.quantize_(made(llama), recipe, "mxfp4")
+    recipe.keep = ["mlp.down_proj"]
+    model = made(llama)
+    lowbit.quantize_(model, recipe, "mxfp4")
+    kept = [e.name for e in lowbit.report(model).layers if e.why == "recipe.keep"]
+    assert kept == [f"model.layers.{n}.mlp.down_proj" for n in range(3)]
+
+
+def test_another_clock_takes_over() -> None:
+    model = made(llama)
+    lowbit.quantize_(model, "stochastic", "mxfp4")
+    clock = lowbit.NoiseClock(0)
+    lowbit.quantize_(model, "stochastic", "mxfp4", clock=clock)
+    assert all(layer.clock is clock for layer in layers(model).values())
+    lowbit.quantize_(model, "nearest", "mxfp4")
+    assert all(layer.clock is clock for layer in layers(model).values())
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
