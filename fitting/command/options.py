@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ OUR_COLUMNS = (
     "format_grad_input_grad_output format_grad_input_weight format_grad_weight_grad_output "
     "format_grad_weight_input format_gmse run_id status seed cell model recipe granularity "
     "scale operands operand_values corpus compute_dtype format_post operands_post study bits "
-    "bits_with_scales params_head params_embedding params_total params_quantized "
+    "scheme bits_with_scales params_head params_embedding params_total params_quantized "
     "unique_tokens flops train_loss bits_per_byte wall_seconds tokens_per_second attempts "
     "quantize_backend numerics_version reason"
 ).split()
@@ -279,7 +280,7 @@ def fit_options(arguments: Sequence[str]) -> FitOptions:
         if not getattr(options, key):
             raise UsageError(f"{key}: missing; give study=<name> or {example}")
     options = read(FitOptions, _study_defaults(Path(options.results)) | typed)
-    if options.noise < 0 or options.tables < 2:
+    if not 0 <= options.noise < math.inf or options.tables < 2:
         raise UsageError(f"noise={options.noise:g} tables={options.tables}: at least 0, and 2")
     if options.expect:
         return options

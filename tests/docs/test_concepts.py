@@ -48,7 +48,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_every_page_is_in_the_list_of_pages() -> None:
-    listed = set(re.findall(r"\]\((\w+\.md)\)", (DOCS / "README.md").read_text()))
+    listed = set(re.findall(r"\]\(([\w-]+\.md)\)", (DOCS / "README.md").read_text()))
     pages = {page.name for page in DOCS.glob("*.md")} - {"README.md"}
     assert pages == listed
 
