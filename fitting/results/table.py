@@ -47,6 +47,8 @@ _MEASURED = (
     *("bits_with_scales", "unique_tokens"),
 )
 """Columns in which words mean that nothing was measured."""
+ERROR_DIGITS = 12
+"""Digits to which two errors of formats are the same number."""
 
 
 NUMERIC_COLUMNS = (
@@ -89,6 +91,8 @@ def load(
     """
     import pandas as pd
 
+    from fitting.results.format_errors import ERRORS  # scipy
+
     path = Path(path)
     if path.is_dir():
         records, damaged = read_records(path)
@@ -129,6 +133,9 @@ def load(
                     raise ResultsError(said) from error
                 if name in _MEASURED:
                     table[name] = pd.to_numeric(table[name], errors="coerce")
+    for name in set(ERRORS) & set(table.columns):
+        if pd.api.types.is_float_dtype(table[name]):  # computed: another version, another last bit
+            table[name] = table[name].map(lambda error: float(f"{error:.{ERROR_DIGITS}g}"))
     if "run_id" not in table.columns:
         return table
     return table.sort_values("run_id", ignore_index=True, kind="stable")

@@ -15,6 +15,7 @@ from fitting.files.own_json import ResultsError
 from fitting.results.format_errors import ERRORS, FORMATS, MEASURED, measured_errors
 from fitting.results.record import COLUMNS
 from fitting.results.table import load
+from fitting.seeds.noise import noise_floor
 from tests.support.records import RECORD
 
 ROWS = pd.DataFrame(
@@ -57,7 +58,8 @@ def test_errors_are_columns_of_a_record() -> None:
 )
 def test_a_column_a_name_or_a_text_with_columns(path: Path, given: str, names: list[str]) -> None:
     table = load(path, {"params": "N", "tokens": "D", "format_weight": given})
-    assert table["err_weight"].tolist() == [error_of(name) for name in names]
+    expected = [error_of(name) for name in names]
+    assert table["err_weight"].tolist() == pytest.approx(expected, rel=1e-11)
     assert "err_input" not in table
 
 
@@ -95,3 +97,15 @@ def test_errors_as_measured_are_those_of_the_diagnostics() -> None:
     assert values[:2] == pytest.approx([0.01, 10**-1.7])
     assert np.isnan(values[2]), "quantized, but not measured"
     assert values[3:6] == [0.0] * 3
+
+
+def test_errors_that_differ_in_their_last_bit_do_not_part_repeats(tmp_path: Path) -> None:
+    """As records of two versions have them: one cell with two seeds, not two with one."""
+    error = error_of("mxfp4")
+    rows = [(s, 1e6, 1e8, 3.0 + s / 100, error * (1 + s * 2**-52), error) for s in (0, 1)]
+    names = ["seed", "params", "tokens", "loss", "err_input", "err_weight"]
+    pd.DataFrame(rows, columns=names).to_csv(tmp_path / "t.csv", index=False)
+    table = load(tmp_path / "t.csv")
+    assert table["err_input"].nunique() == 1
+    assert table["err_input"].iloc[0] == pytest.approx(error, rel=1e-11)
+    assert noise_floor(table).dof == 1
