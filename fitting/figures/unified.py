@@ -77,7 +77,7 @@ def shares(fit: SavedFit, rows: pd.DataFrame, colours: Mapping[str, str]) -> lis
             tag(marks, name, tips)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xlabel("effective parameters computed from the format's error, share of N")
+        axes.set_xlabel("computed from the format's error, share of N")
         axes.set_ylabel("as measured, share of N")
         if listed:
             legend_below(figure, axes)
