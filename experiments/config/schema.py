@@ -24,7 +24,7 @@ from experiments.measure.ptq import PtqConfig
 from experiments.model import ModelConfig, block_linears
 from experiments.optim import OptimConfig
 from experiments.quant.formats import BFLOAT16_DIGITS, Precision
-from experiments.quant.recipe import RecipeConfig
+from experiments.quant.recipe import RecipeConfig, is_part
 from fitting.entry.errors import one_line
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -270,7 +270,7 @@ def _keep_problems(config: TrainConfig) -> list[str]:
         f"recipe.keep={part}: no such layer; there are blocks.0 to blocks.{blocks - 1} and in each "
         + ", ".join(name.removeprefix("blocks.0.") for name in layers if ".0." in name)
         for part in recipe.keep
-        if not any(f".{part}." in f".{layer}." for layer in layers)
+        if not any(is_part(part, layer) for layer in layers)
     ]
     if not found and all(recipe.keeps(layer, blocks) for layer in layers):
         found.append(

@@ -14,7 +14,7 @@ from experiments.engine.layers import QuantConv1D, QuantConv1d, QuantConv2d
 from experiments.engine.noise import DrawnNoise
 from experiments.quant.formats import Precision
 from experiments.quant.linear import NoiseClock, QuantizedGemms, QuantLinear
-from experiments.quant.recipe import RecipeConfig
+from experiments.quant.recipe import RecipeConfig, is_part
 from fitting.entry.errors import Refusal
 
 How: TypeAlias = "str | RecipeConfig | tuple[str | RecipeConfig, str | Precision] | None"
@@ -25,6 +25,8 @@ REGULAR = "re:"
 """What a pattern among the overrides begins with."""
 DEFAULT = "_default"
 """Among the overrides: what holds for layers that no name and no pattern meets."""
+MOST_LISTED = 6
+"""Names of layers in a message."""
 WHY = "_lowbit_why"
 """Attribute of a layer that stays in high precision: the reason."""
 
@@ -203,18 +205,14 @@ def _heads(model: nn.Module) -> set[nn.Module]:
 
 def _blocks(layers: Mapping[str, nn.Module]) -> tuple[str, int]:
     """The prefix of the numbered blocks with the most layers, and how many blocks there are."""
-    counts: dict[str, set[int]] = {}
-    members: dict[str, int] = {}
+    numbers: dict[str, list[int]] = {}
     for name in layers:
-        for match in re.finditer(r"(?:^|\.)(\d+)\.", name):
-            prefix = name[: match.start(1)]
-            counts.setdefault(prefix, set()).add(int(match[1]))
-            members[prefix] = members.get(prefix, 0) + 1
-            break  # the outermost numbers are the model's blocks
-    if not members:
+        if match := re.search(r"(?:^|\.)(\d+)\.", name):  # the outermost one
+            numbers.setdefault(name[: match.start(1)], []).append(int(match[1]))
+    if not numbers:
         return "", 0
-    prefix = max(members, key=lambda each: members[each])
-    return prefix, max(counts[prefix]) + 1
+    prefix = max(numbers, key=lambda each: len(numbers[each]))
+    return prefix, max(numbers[prefix]) + 1
 
 
 def _keeps(recipe: RecipeConfig, name: str, blocks: tuple[str, int]) -> str:
@@ -240,7 +238,7 @@ def _keeps(recipe: RecipeConfig, name: str, blocks: tuple[str, int]) -> str:
 
 
 def _chosen(name: str, named: Mapping[str, _Plan | None]) -> tuple[_Plan | None, str]:
-    """What the overrides say of a layer, and by which; ("", None) if nothing."""
+    """What the overrides say of a layer, and which does; (None, "") if none does."""
     if name in named:
         return named[name], f"override {name}"
     for pattern, plan in named.items():
@@ -266,8 +264,7 @@ def _refuse_unmet(named: Mapping[str, object], layers: Mapping[str, nn.Module]) 
             raise EngineError(f"overrides[{pattern!r}]: is no pattern ({error})") from error
         if pattern.startswith(REGULAR) and any(expression.fullmatch(name) for name in layers):
             continue
-        known = ", ".join([*layers][:6]) + (", ..." if len(layers) > 6 else "")
-        raise EngineError(f"overrides[{pattern!r}]: meets no layer; there are {known}")
+        raise EngineError(f"overrides[{pattern!r}]: meets no layer; there are {_first_of(layers)}")
 
 
 def _refuse_unkept(plan: _Plan | None, layers: Mapping[str, nn.Module]) -> None:
@@ -277,9 +274,15 @@ def _refuse_unkept(plan: _Plan | None, layers: Mapping[str, nn.Module]) -> None:
         EngineError: There is one.
     """
     for part in plan.recipe.keep if plan is not None else ():
-        if not any(f".{part}." in f".{name}." for name in layers):
-            known = ", ".join([*layers][:6]) + (", ..." if len(layers) > 6 else "")
+        if not any(is_part(part, name) for name in layers):
+            known = _first_of(layers)
             raise EngineError(f"recipe.keep={part}: the model has no such layer; it has {known}")
+
+
+def _first_of(layers: Mapping[str, nn.Module]) -> str:
+    """Some names of layers, for a message."""
+    names = [*layers]
+    return ", ".join(names[:MOST_LISTED]) + (", ..." if len(names) > MOST_LISTED else "")
 
 
 def _become(

@@ -153,9 +153,8 @@ def summary(rows: Iterable[Mapping[str, float]]) -> dict[str, Any]:
     Returns:
         Empty without measurements.  By operand and measure `mean` over layers and time, and
         `worst` (the lowest QSNR and shrinkage, the highest of all else) with its `layer`.
-        `gradient`: of the
-        whole model by `start`, `middle`, `end` its `step`, `cosine` and `norm_ratio`; as many of
-        these as there were measurements, the end first.
+        `gradient`: of the whole model by `start`, `middle`, `end` its `step`, `cosine` and
+        `norm_ratio`; as many of these as there were measurements, the end first.
     """
     key = f"{COSINE}/{_MODEL}"
     measured = [row for row in rows if key in row]

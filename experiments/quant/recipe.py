@@ -243,7 +243,7 @@ class RecipeConfig:
         return (
             number < self.keep_first
             or number >= blocks - self.keep_last
-            or any(f".{part}." in f".{layer}." for part in self.keep)
+            or any(is_part(part, layer) for part in self.keep)
         )
 
     def problems(self) -> list[str]:
@@ -347,6 +347,15 @@ class RecipeConfig:
                 f"E0M1 to E0M{LONGEST_WORD - 1}, not {weight or 'high precision'}"
             )
         return found
+
+
+def is_part(part: str, layer: str) -> bool:
+    """Whether a name of `RecipeConfig.keep` is a layer's, or whole parts of it.
+
+    >>> [is_part("mlp", name) for name in ("blocks.1.mlp.down", "blocks.1.mlp2.down")]
+    [True, False]
+    """
+    return f".{part}." in f".{layer}."
 
 
 def _lmul_problems(key: str, left: Precision, right: Precision) -> list[str]:

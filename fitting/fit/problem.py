@@ -225,13 +225,12 @@ class Problem:
         Returns:
             [batch], [batch, parameters], [batch, parameters, parameters].
         """
-        if len(weights) > 1 and (theta == theta[0]).all():
-            with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-                return self._evaluate(theta[:1], weights, delta, gauss_newton)
         size = max(1, CHUNK // len(self.log_loss))
         parts = []
         # Far out terms overflow or vanish all together: infinite or NaN, which is no descent.
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            if len(weights) > 1 and (theta == theta[0]).all():
+                return self._evaluate(theta[:1], weights, delta, gauss_newton)
             for begin in range(0, len(theta), size):
                 piece = slice(begin, begin + size)
                 w = weights[piece] if len(weights) > 1 else weights

@@ -177,7 +177,7 @@ def _scale(fitted: Fit, weights: Array, delta: float, dof: int) -> float:
     total = float(weights.sum())
     residual = fitted.residuals.to_numpy()
     size = np.abs(residual)
-    counts = np.where(residual < 0, fitted.objective.overestimate or 1.0, 1.0)
+    counts = np.where(residual < 0, fitted.objective.times, 1.0)
     typical = float(np.median(size[weights > 0])) / NORMAL_MEDIAN
     band = max(delta, typical / math.pow(len(residual), 0.2))
     density = float(weights @ (counts * (size <= band))) / total * min(1.0, delta / band)

@@ -23,6 +23,11 @@ class Objective:
     overestimate: float | None = None
     """How many times a run counts that lies below the law; None for once, like any other."""
 
+    @property
+    def times(self) -> float:
+        """`overestimate` as a factor."""
+        return self.overestimate or 1.0
+
 
 @dataclass(frozen=True)
 class Starts:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -152,9 +152,12 @@ def fit(
         )
     above = np.where(residual < 0, overestimate, 1.0)
     value = objective_value(residual, objective, delta, weight * above)
-    how = Objective(objective, delta if objective == "huber" else None, value)
-    if overestimate != 1:
-        how = replace(how, overestimate=overestimate)
+    how = Objective(
+        objective,
+        delta if objective == "huber" else None,
+        value,
+        None if overestimate == 1 else overestimate,
+    )
     return Fit(
         law=law,
         parameters=parameters,
@@ -308,7 +311,7 @@ def in_coordinates(
     """
     held = {name: fitted.parameters[name] for name in fitted.frozen} | dict(freeze or {})
     bounds = {name: ends for name, ends in fitted.bounds.items() if name not in held}
-    return Centred.of(fitted.law, rows, held, bounds, fitted.objective.overestimate or 1.0)
+    return Centred.of(fitted.law, rows, held, bounds, fitted.objective.times)
 
 
 def _refuse_pooling(rows: pd.DataFrame) -> None:

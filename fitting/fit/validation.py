@@ -87,7 +87,7 @@ def hold_out(table: pd.DataFrame, fitted: Fit, held: pd.Series, name: str) -> Pr
         law,
         objective=fitted.objective.name,
         delta=fitted.objective.delta or 1.0,  # has an effect in Huber's objective only
-        overestimate=fitted.objective.overestimate or 1.0,
+        overestimate=fitted.objective.times,
         freeze={n: v for n, v in frozen.items() if n in has},
         bounds=fitted.bounds,
         weights=fitted.weights,
@@ -327,7 +327,7 @@ def _mean_log_likelihood(fitted: Fit, mean: float) -> float:
     """
     if mean == 0:
         return math.inf
-    times = fitted.objective.overestimate or 1.0
+    times = fitted.objective.times
     if fitted.objective.name == "lad":
         return -1 - math.log(mean * (1 + 1 / times))
     if fitted.objective.delta is None:

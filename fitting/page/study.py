@@ -195,15 +195,14 @@ def _by_factor(table: pd.DataFrame) -> pd.DataFrame:
 
     Where both were, the recipes are compared at each scale: what one does may depend on the other.
     """
-    found = {"scale": layouts_by(table, "scale")}
-    scales = sorted(found["scale"]["at"].unique())
-    if _is_crossed(found["scale"]) and _is_crossed(layouts_by(table, "recipe")):
-        quantized = table["granularity"] != "none"
-        for scale in scales:
-            here = table[~quantized | (table["scale"] == scale)]
-            found[WITHIN.format(scale)] = layouts_by(here, "recipe")
+    by_scale, by_recipe = (layouts_by(table, factor) for factor in ("scale", "recipe"))
+    found = {"scale": by_scale}
+    if _is_crossed(by_scale) and _is_crossed(by_recipe):
+        for scale in sorted(by_scale["at"].unique()):
+            # Unquantized runs are left out there, whatever their scale is called.
+            found[WITHIN.format(scale)] = layouts_by(table[table["scale"] == scale], "recipe")
     else:
-        found["recipe"] = layouts_by(table, "recipe")
+        found["recipe"] = by_recipe
     crossed = [each.assign(factor=name) for name, each in found.items() if _is_crossed(each)]
     return pd.concat(crossed, ignore_index=True) if crossed else pd.DataFrame()
 
