@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from experiments.config.schema import COMPUTE_DTYPES, TrainConfig
 from experiments.configure import configure
-from experiments.model import Transformer
+from experiments.models.transformer import Transformer
 from experiments.optim import make_optimizer
 from experiments.run.module import LanguageModel
 from experiments.run.process import use_cpus

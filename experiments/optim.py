@@ -194,7 +194,7 @@ def make_optimizer(model: nn.Module, optim: OptimConfig, seed: int) -> torch.opt
         seed: Seed of the rounding noise, which depends on this, the number of steps that
             the parameter took, and which parameter it is; so a resumed run sees the same.
     """
-    parameters = list(model.parameters())
+    parameters = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": optim.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},

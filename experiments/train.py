@@ -37,6 +37,7 @@ from experiments.config.schema import TrainConfig, check
 from experiments.data.batches import StepLoader, TokenData
 from experiments.measure.ptq import quantized
 from experiments.mirror import tracking
+from experiments.models.build import shape_of
 from experiments.quant.product import full_precision
 from experiments.run.identity import run_folder, run_id
 from experiments.run.module import LanguageModel
@@ -105,7 +106,7 @@ def train(config: TrainConfig, report: Report | None = None, token: str = "") ->
         )
     with _others_told(config) as go_on:
         data = TokenData(config.data)
-        data.check(config.steps, config.batch_size, config.model.vocab_size)
+        data.check(config.steps, config.batch_size, shape_of(config.model).vocab_size)
         folder = run_folder(config)
         folder.mkdir(parents=True, exist_ok=True)
         # Asked again under the lease: its last holder may have finished just now.
@@ -349,14 +350,14 @@ class _Run:
 
     def _score_quantized(self) -> None:
         """Validation loss with the weights quantized after training, for each requested format."""
-        ptq, layers = self.config.ptq, self.module.quantizable().values()
+        ptq, model = self.config.ptq, self.module.model
         for name, precision in ptq.precisions().items():
-            with quantized(layers, precision, ptq.operands):
+            with quantized(model.linears().values(), precision, ptq.operands):
                 self.ptq[name] = self._score()
 
     def _check_that_it_learned(self, loss: float | None) -> None:
         # No knowledge at all costs log(vocabulary) nats; a model above that learned nothing.
-        ceiling = math.log(self.config.model.vocab_size)
+        ceiling = math.log(shape_of(self.config.model).vocab_size)
         if loss is None or not loss < ceiling:
             found = self.module.validation_loss
             raise Diverged(

@@ -9,10 +9,11 @@ The implementation is in `experiments` (training) and `fitting` (laws).
 """
 
 from experiments.configure import configure
-from experiments.engine import DrawnNoise, Reported, quantize_, report
+from experiments.engine import DrawnNoise, Reported, report
 from experiments.quant.formats import Precision
 from experiments.quant.linear import NoiseClock, QuantLinear
 from experiments.quant.recipe import RecipeConfig
+from experiments.quantize import quantize_
 
 __all__ = [
     "DrawnNoise",

@@ -14,11 +14,12 @@ ROWS = {
     "experiments": (
         ("command", "plugins"),
         ("errors", "sweep"),
-        ("engine", "train"),
+        ("quantize", "train"),
         ("run",),
         ("configure", "mirror"),
         ("accounting", "config"),
-        ("measure", "model", "optim"),
+        ("measure", "models", "optim"),
+        ("engine",),
         ("data", "loss_scale", "paths", "quant", "store"),
     ),
     "fitting": (

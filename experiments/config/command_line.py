@@ -78,12 +78,21 @@ def arrange(words: Sequence[str]) -> tuple[list[str], str]:
         elif word == "help":
             options.append("--help")
         else:
-            overrides.append(word)
+            overrides.append(with_open_key(word))
     if {"--help", "-h"} & set(options):  # whatever else was typed is not done
         return ["--help"], ""
     _check_options(options, overrides)
     check_overrides(overrides, several={"-m", "--multirun"} & set(options) != set())
     return [*options, *overrides], folder
+
+
+def with_open_key(word: str) -> str:
+    """An override as Hydra takes it: `model.config` has whatever keys somebody else's model has.
+
+    >>> with_open_key("model.config.hidden_size=64,128")
+    '++model.config.hidden_size=64,128'
+    """
+    return f"++{word}" if word.startswith("model.config.") else word
 
 
 def _with_value(name: str, value: str) -> str:

@@ -20,6 +20,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
+from experiments.config.command_line import with_open_key
 from experiments.config.own_files import named
 from experiments.config.precision import ConfigError
 from experiments.config.read import (
@@ -58,7 +59,7 @@ class Composer:
         Raises:
             ConfigError: It is wrong, in one line.
         """
-        parsed = [self._parse(text) for text in overrides]
+        parsed = [self._parse(with_open_key(text)) for text in overrides]
         for override in parsed:
             if override.key_or_group.partition(".")[0] in SWEEP_KEYS:
                 raise ConfigError(

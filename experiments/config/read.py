@@ -27,6 +27,7 @@ from experiments.config.schema import (
     known_keys,
     leaves,
 )
+from experiments.models.source import ModelError, resolved
 from experiments.quant.formats import FormatError, Precision
 from fitting.entry.errors import one_line
 
@@ -143,6 +144,11 @@ def checked(config: TrainConfig) -> TrainConfig:
     if config.data.path:  # a worker has another working folder
         config.data.path = str(Path(config.data.path).expanduser().absolute())
     config.runs = str(Path(config.runs).expanduser().absolute())
+    if config.model.foreign and not config.model.problems():
+        try:
+            resolved(config.model)
+        except ModelError as error:
+            raise ConfigError(str(error)) from error
     check(config)
     return config
 

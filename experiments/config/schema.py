@@ -21,7 +21,9 @@ from experiments.config.running import (
 from experiments.data.batches import DataConfig
 from experiments.measure.diagnostics import DiagnosticsConfig
 from experiments.measure.ptq import PtqConfig
-from experiments.model import ModelConfig, block_linears
+from experiments.models.build import shape_of
+from experiments.models.config import ModelConfig
+from experiments.models.source import ModelError
 from experiments.optim import OptimConfig
 from experiments.quant.formats import BFLOAT16_DIGITS, Precision
 from experiments.quant.recipe import RecipeConfig, is_part
@@ -32,6 +34,8 @@ TRACKING_MODES = ("offline", "online", "none")
 DEVICES = ("cpu", "cuda")
 ISOLATION = ("none", "process")
 ON_FAILURE = ("continue", "stop")
+MOST_LISTED = 6
+"""Layers of somebody else's model in a message."""
 
 Part = TypeVar("Part", "TrainConfig", SweepConfig)
 
@@ -145,16 +149,16 @@ def check(config: TrainConfig) -> None:
     named = tuple(line.partition("=")[0] for line in found)
     alone = demands.problems(leaves(config))
     found += [line for line in alone if line.partition("=")[0] not in named]
+    if not found and config.model.foreign:
+        found += _foreign_problems(config)
     if not found and config.ptq.formats and not config.recipe.quantized:
         found += _keep_problems(config)
     if not found:
-        found += config.ptq.problems(
-            {
-                "model.hidden": config.model.hidden,
-                "model.ffn": config.model.ffn,
-                "data.seq_len": config.data.seq_len,
-            }
-        )
+        features = {"model.hidden": config.model.hidden, "model.ffn": config.model.ffn}
+        if config.model.foreign:
+            sizes = shape_of(config.model).matrices.items()
+            features = {f"model.{name}.in_features": matrix.in_features for name, matrix in sizes}
+        found += config.ptq.problems({**features, "data.seq_len": config.data.seq_len})
         for name, precision in config.ptq.precisions().items() if not found else ():
             found += _too_fine(f"ptq.formats={name}", precision, config.compute_dtype)
     if not found and config.recipe.quantized:
@@ -217,16 +221,46 @@ def _too_fine(where: str, precision: Precision, compute_dtype: str) -> list[str]
     ]
 
 
+def _foreign_problems(config: TrainConfig) -> list[str]:
+    """Errors of somebody else's model: it cannot be made, or is not what a setting asks for."""
+    try:
+        shape = shape_of(config.model)
+    except ModelError as error:
+        return [str(error)]
+    of_linear = {
+        "ptq.formats": config.ptq.formats,
+        "optim.weights": config.optim.weights,
+        "optim.state": config.optim.state,
+        "recipe.word_length.lookback": config.recipe.word_length.lookback,
+    }
+    other = next((name for name, matrix in shape.matrices.items() if not matrix.linear), None)
+    return [
+        f"{key}={value}: is there for nn.Linear alone, and the model's {other} is another layer"
+        for key, value in of_linear.items()
+        if value and other
+    ]
+
+
+def _axes(config: TrainConfig) -> dict[str, dict[str, int]]:
+    """The axes over which each product sums, by the keys that set them.
+
+    In somebody else's model an axis that a block does not divide is filled up with zeros, as every
+    layer of `experiments.quant.linear` does it; the built-in one asks for sizes that fit, so that
+    a format is what its name says.
+    """
+    if config.model.foreign:
+        return {"output": {}, "grad_input": {}, "grad_weight": {}}
+    model = config.model
+    return {
+        "output": {"model.hidden": model.hidden, "model.ffn": model.ffn},
+        "grad_input": {"model.hidden": model.hidden, "2 x model.ffn": 2 * model.ffn},
+        "grad_weight": {config.rows_name: config.rows},
+    }
+
+
 def _fit_problems(config: TrainConfig) -> list[str]:
     """Errors of combinations of recipe, formats and model."""
-    model, recipe, run = config.model, config.recipe, config.precision.build()
-    rows = {config.rows_name: config.rows}
-    features = {"model.hidden": model.hidden, "model.ffn": model.ffn}
-    axes = {
-        "output": features,
-        "grad_input": {"model.hidden": model.hidden, "2 x model.ffn": 2 * model.ffn},
-        "grad_weight": rows,
-    }
+    recipe, run, axes = config.recipe, config.precision.build(), _axes(config)
     found = _keep_problems(config) + recipe.format_problems(run)
     precisions = recipe.precisions(run)
     for label, key, operand in recipe.rounded():
@@ -237,7 +271,7 @@ def _fit_problems(config: TrainConfig) -> list[str]:
         own = f"{key}.precision={operand.precision}: its block size {precision.block_size} "
         start = own if operand.precision else f"precision.block_size={precision.block_size}: "
         if precision.granularity == "tile":
-            for axis, size in {**features, **rows}.items():
+            for axis, size in {**axes["output"], **axes["grad_weight"]}.items():
                 if size % precision.block_size:
                     found.append(f"{start}must divide {axis}={size} for granularity=tile")
         elif precision.granularity == "block":
@@ -255,7 +289,7 @@ def _fit_problems(config: TrainConfig) -> list[str]:
                     f"over which the {name} product sums"
                 )
     block = recipe.grad_input.row_hadamard
-    if block and config.rows % block:
+    if block and config.rows % block and not config.model.foreign:
         found.append(
             f"recipe.grad_input.row_hadamard={block}: must divide {config.rows_name}={config.rows}"
         )
@@ -264,15 +298,24 @@ def _fit_problems(config: TrainConfig) -> list[str]:
 
 def _keep_problems(config: TrainConfig) -> list[str]:
     """Errors of kept layers: the model does not have one, or none is left to quantize."""
-    recipe, blocks = config.recipe, config.model.layers
-    layers = list(block_linears(config.model))
+    recipe, shape = config.recipe, shape_of(config.model)
+    layers, blocks = list(shape.matrices), shape.blocks
+    there = f"blocks.0 to blocks.{blocks - 1} and in each " + ", ".join(
+        name.removeprefix("blocks.0.") for name in layers if ".0." in name
+    )
+    if config.model.foreign:
+        there = ", ".join(layers[:MOST_LISTED]) + (", ..." if len(layers) > MOST_LISTED else "")
     found = [
-        f"recipe.keep={part}: no such layer; there are blocks.0 to blocks.{blocks - 1} and in each "
-        + ", ".join(name.removeprefix("blocks.0.") for name in layers if ".0." in name)
+        f"recipe.keep={part}: no such layer; there are {there}"
         for part in recipe.keep
         if not any(is_part(part, layer) for layer in layers)
     ]
-    if not found and all(recipe.keeps(layer, blocks) for layer in layers):
+    if (recipe.keep_first or recipe.keep_last) and not blocks:
+        found.append(
+            f"recipe.keep_first={recipe.keep_first}, keep_last={recipe.keep_last}: the model has "
+            "no numbered blocks; name its layers in recipe.keep"
+        )
+    if not found and not shape.quantized(recipe):
         found.append(
             f"recipe.keep={','.join(recipe.keep)}: with keep_first={recipe.keep_first} and "
             f"keep_last={recipe.keep_last} of model.layers={blocks} no layer is left to quantize"

@@ -1,10 +1,10 @@
 """The quantized engine for any model: its linear layers and convolutions, in place.
 
-`quantize_` changes the class of the layers that it quantizes and nothing else: parameters, names,
-hooks, devices and tied weights stay what they were.  `report` says what became of each layer.
+`experiments.quantize.quantize_` decides what becomes of each layer, this how: a layer changes its
+class and nothing else, so that parameters, names, hooks, devices and tied weights stay what they
+were.  `report` says what became of each.
 """
 
-from experiments.engine.convert import quantize_
 from experiments.engine.layers import QuantConv1D, QuantConv1d, QuantConv2d
 from experiments.engine.noise import DrawnNoise
 from experiments.engine.report import Reported, report
@@ -15,6 +15,5 @@ __all__ = [
     "QuantConv1d",
     "QuantConv2d",
     "Reported",
-    "quantize_",
     "report",
 ]

@@ -16,8 +16,7 @@ from experiments.config.precision import ConfigError
 from experiments.config.schema import TrainConfig
 from experiments.data.batches import TokenData
 from experiments.measure.recipe_error import LayerTensors
-from experiments.model import block_linears
-from experiments.quant.linear import QuantLinear
+from experiments.models.build import shape_of
 
 
 def normal_layers(config: TrainConfig) -> list[LayerTensors]:
@@ -27,17 +26,18 @@ def normal_layers(config: TrainConfig) -> list[LayerTensors]:
     under a scale that is a power of two the error depends on where in an octave the data lie.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    shapes = block_linears(config.model)
+    shapes = shape_of(config.model).matrices
     found = []
-    for number, (name, (in_features, out_features)) in enumerate(shapes.items()):
+    for number, (name, matrix) in enumerate(shapes.items()):
         sigma = 2.0 ** ((number + 0.5) / len(shapes))
 
         def normal(rows: int, columns: int, sigma: float = sigma) -> Tensor:
             return torch.randn(rows, columns, generator=generator) * sigma
 
         rows = config.batch_tokens
-        x, dy = normal(rows, in_features), normal(rows, out_features)
-        found.append(LayerTensors(name, x, normal(out_features, in_features), dy))
+        x, dy = normal(rows, matrix.in_features), normal(rows, matrix.out_features)
+        weight = normal(matrix.out_features, matrix.in_features)
+        found.append(LayerTensors(name, x, weight, dy))
     return found
 
 
@@ -75,7 +75,7 @@ def trained_layers(config: TrainConfig) -> list[LayerTensors]:
 
         return keep
 
-    layers = {n: m for n, m in module.model.named_modules() if isinstance(m, QuantLinear)}
+    layers = module.model.linears()
     hooks = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
     batch = TokenData(config.data).batch(config.steps, config.batch_size, config.seed)
     loss = module.model.loss(batch.to(next(module.parameters()).device))

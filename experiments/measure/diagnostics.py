@@ -95,12 +95,12 @@ def measure(model: nn.Module, clock: NoiseClock, loss: Callable[[], Tensor]) -> 
             if math.isfinite(value):
                 found.setdefault(f"{name}_{label}", {})[names[layer]] = value
 
-    parameters = dict(model.named_parameters())
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     quantized = _gradients(parameters, clock, loss, watch)
     exact = _gradients(parameters, clock, loss, None)
     products = {name: _products(quantized[name], exact[name]) for name in parameters}
     whole = torch.stack(list(products.values())).sum(0)
-    weights = {name: products[f"{name}.weight"] for name in names.values()}
+    weights = {n: products[w] for n in names.values() if (w := f"{n}.weight") in products}
     for name, (dot, ours, theirs) in (weights | {_MODEL: whole}).items():
         ratios = {COSINE: dot / (ours * theirs).sqrt(), NORM_RATIO: (ours / theirs).sqrt()}
         for key, value in ratios.items():
@@ -131,7 +131,9 @@ def _gradients(
     # A weight's cast is kept for a whole step; that of another pass belongs to its graph.
     torch.clear_autocast_cache()
     try:
-        found = torch.autograd.grad(loss(), list(parameters.values()))
+        found = torch.autograd.grad(
+            loss(), list(parameters.values()), allow_unused=True, materialize_grads=True
+        )
     finally:
         clock.watch, clock.quantizing = None, True
         torch.clear_autocast_cache()

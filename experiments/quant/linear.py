@@ -37,10 +37,11 @@ from experiments.quant.operand import Operand, factor_of, has_factor, multiply
 from experiments.quant.product import has_wide_product
 from experiments.quant.recipe import GEMMS, SLOTS, OperandConfig, RecipeConfig
 
-_NAMES = (*SLOTS, *GEMMS, "weight", "exp_avg", "exp_avg_sq")
+_NAMES = (*SLOTS, *GEMMS, "weight", "exp_avg", "exp_avg_sq", "dropout")
 STREAMS = {name: number for number, name in enumerate(_NAMES, start=1)}
-"""Streams of noise: of the operands, of the signs of the GEMMs' rotations, and of what an optimizer
-stores.  Their numbers decide what a run draws, so a new one goes to the end."""
+"""Streams of noise: of the operands, of the signs of the GEMMs' rotations, of what an optimizer
+stores, and of a model's own dropout.  Their numbers decide what a run draws, so a new one goes to
+the end."""
 _GRADIENT_OF = {"P1": "grad_input", "P2": "grad_weight"}
 _SHARED = -1
 """Stands for the counter and the layer of signs that do not depend on either."""

@@ -228,23 +228,23 @@ class RecipeConfig:
             "grad_weight": self.grad_weight,
         }
 
-    def keeps(self, layer: str, blocks: int) -> bool:
+    def keeps(self, layer: str, block: int | None, blocks: int) -> bool:
         """Whether a layer stays in high precision.
 
         Args:
-            layer: Its name, blocks.<number>.<part>.
+            layer: Its name.
+            block: The number of the block that it is in; None outside of them.
             blocks: Blocks of the model.
 
         >>> recipe = RecipeConfig(keep_last=1, keep=["mlp.down"])
-        >>> [recipe.keeps(f"blocks.{n}", 4) for n in ("1.mlp.up", "1.mlp.down", "3.mlp.up")]
+        >>> layers = {"blocks.1.mlp.up": 1, "blocks.1.mlp.down": 1, "blocks.3.mlp.up": 3}
+        >>> [recipe.keeps(name, block, 4) for name, block in layers.items()]
         [False, True, True]
         """
-        number = int(layer.split(".")[1])
-        return (
-            number < self.keep_first
-            or number >= blocks - self.keep_last
-            or any(is_part(part, layer) for part in self.keep)
+        at_an_end = block is not None and (
+            block < self.keep_first or block >= blocks - self.keep_last
         )
+        return at_an_end or any(is_part(part, layer) for part in self.keep)
 
     def problems(self) -> list[str]:
         """Errors of this recipe, each as "key=value: what would be right"."""

@@ -12,9 +12,8 @@ from torch import Tensor
 from experiments.config.schema import TrainConfig
 from experiments.loss_scale import LossScale
 from experiments.measure.diagnostics import measure
-from experiments.model import Transformer
+from experiments.models.build import build
 from experiments.optim import lr_factor, make_optimizer, round_weights
-from experiments.quant.linear import QuantLinear
 from experiments.quant.word_length import WordLength
 
 # Where the noise counter of validation starts: far from every training step's.
@@ -23,15 +22,12 @@ _RANK_COUNTERS = 2**44
 
 
 class LanguageModel(L.LightningModule):
-    """Next-token training of a `Transformer` on batches of [B, T + 1] token ids."""
+    """Next-token training of a model on batches of [B, T + 1] token ids."""
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
         self.config = config
-        self.model = Transformer(
-            config.model, config.recipe, config.precision.build(), seed=config.seed
-        )
-        self.model.initialize(config.seed)
+        self.model = build(config.model, config.recipe, config.precision.build(), config.seed)
         round_weights(self.model, config.optim, config.seed)
         self.loss_scale = LossScale(config.optim.loss_scale, config.optim.loss_scale_interval)
         # At once: several processes compare their buffers before the first of them is used.
@@ -39,7 +35,7 @@ class LanguageModel(L.LightningModule):
         adaptive = config.recipe.word_length
         self.word_lengths = {
             name: WordLength(layer, adaptive)
-            for name, layer in (self.quantizable().items() if adaptive.lookback else ())
+            for name, layer in (self.model.linears().items() if adaptive.lookback else ())
         }
         """Word lengths by layer, for a recipe that moves them."""
         self.validation_loss = math.nan
@@ -59,15 +55,6 @@ class LanguageModel(L.LightningModule):
         """Diagnostics of the training step on `batch` that comes next."""
         self._set_clock()
         return measure(self.model, self.model.clock, lambda: self.model.loss(batch))
-
-    def quantizable(self) -> dict[str, QuantLinear]:
-        """The layers that the recipe does not keep in high precision, by name."""
-        recipe, blocks = self.config.recipe, self.config.model.layers
-        return {
-            name: layer
-            for name, layer in self.model.named_modules()
-            if isinstance(layer, QuantLinear) and not recipe.keeps(name, blocks)
-        }
 
     def on_validation_epoch_start(self) -> None:
         """Reset the sum."""

@@ -19,11 +19,11 @@ def named_if_of_memory(error: Exception, config: TrainConfig) -> Exception:
     """The error itself or, if memory ran out, one that says so and what would help."""
     if not wants_memory(error):
         return error
-    need = training_bytes(config.model, config.rows, config.recipe) / 2**30
+    needed = training_bytes(config.model, config.rows, config.recipe, config.data.seq_len)
     given = config.resources.memory
     limit = f"more than resources.memory={given:g} GiB" if given else "more memory than there is"
     return OutOfMemory(
-        f"it takes {limit} (about {need:.1f} GiB by our count, plus the process itself); "
+        f"it takes {limit} (about {needed / 2**30:.1f} GiB by our count, plus the process itself); "
         f"lower batch_size={config.batch_size} or data.seq_len={config.data.seq_len}"
         + (", or raise resources.memory" if given else "")
     )

@@ -19,7 +19,7 @@ import torch
 from experiments.accounting import count_parameters, flops_per_token
 from experiments.config.schema import TrainConfig
 from experiments.data.batches import TokenData
-from experiments.model import block_linears
+from experiments.models.build import shape_of
 from experiments.paths import package_dir
 from experiments.quant.block import backend
 from experiments.quant.normal_error import recipe_errors
@@ -188,9 +188,8 @@ def _format_of(config: TrainConfig) -> _Formats:
         )
     precisions = recipe.precisions(config.precision.build())
     layers = {
-        name: shape
-        for name, shape in block_linears(config.model).items()
-        if not recipe.keeps(name, config.model.layers)
+        name: (matrix.in_features, matrix.out_features)
+        for name, matrix in shape_of(config.model).quantized(recipe).items()
     }
     rows = config.rows
 
@@ -237,10 +236,11 @@ def _format_of(config: TrainConfig) -> _Formats:
 def provenance(config: TrainConfig, started: datetime) -> dict[str, Any]:
     """The origin of a run (code, machine, time): recorded, never part of its identity."""
     sha, dirty = _git_state()
+    versions = (*_RECORDED_VERSIONS, *(("transformers",) if config.model.from_transformers else ()))
     return {
         "git_sha": sha,
         "git_dirty": dirty,
-        "versions": {name: metadata.version(name) for name in _RECORDED_VERSIONS},
+        "versions": {name: metadata.version(name) for name in versions},
         "python": platform.python_version(),
         "host": platform.node(),
         "device": torch.cuda.get_device_name()

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from experiments.accounting import flops_per_token
 from experiments.config.schema import TrainConfig
 from experiments.data.batches import TokenData
+from experiments.models.build import build, shape_of
 
 _ASSUMED_FLOPS_PER_SECOND = 3e10
 """Speed of one core on a small model, used if nothing has been run yet to measure it."""
@@ -53,7 +54,8 @@ class Speeds:
 def _kinds(config: TrainConfig) -> tuple[Kind, ...]:
     """From the narrowest to the widest."""
     model = config.model
-    shape = (config.resources.device, model.hidden, model.ffn, model.layers)
+    sizes = str(shape_of(model).parameters) if model.foreign else ""
+    shape = (config.resources.device, model.hidden, model.ffn, model.layers, sizes)
     return ((*shape, config.recipe.name), shape, (config.resources.device,))
 
 
@@ -64,8 +66,6 @@ def probe(configs: Iterable[TrainConfig], speeds: Speeds) -> None:
     and backward only: torch's optimizers take longer to import than a probe, and little of a step.
     """
     import torch
-
-    from experiments.model import Transformer  # without Lightning, which takes seconds to import
 
     kinds = {_kinds(config)[0]: config for config in configs}
     began, threads = time.monotonic(), torch.get_num_threads()
@@ -79,8 +79,7 @@ def probe(configs: Iterable[TrainConfig], speeds: Speeds) -> None:
                 continue
             if time.monotonic() - began > _PROBE_SECONDS:
                 return
-            model = Transformer(config.model, config.recipe, config.precision.build())
-            model.initialize(config.seed)
+            model = build(config.model, config.recipe, config.precision.build(), config.seed)
             data = TokenData(config.data)
             seconds = []
             for step in range(4):  # the first step bears one-time costs

@@ -17,6 +17,7 @@ from experiments.config.precision import ConfigError
 from experiments.config.running import SweepConfig
 from experiments.config.schema import TrainConfig
 from experiments.data.batches import TokenData
+from experiments.models.build import shape_of
 from experiments.run.identity import NUMERICS_VERSION, off_default, run_folder, run_id
 from experiments.run.record import design
 from experiments.sweep.estimate import Speeds
@@ -112,7 +113,7 @@ class PlannedRun:
     def gibibytes(self) -> float:
         """Memory by our count, an upper bound, process included."""
         config = self.config
-        own = training_bytes(config.model, config.rows, config.recipe)
+        own = training_bytes(config.model, config.rows, config.recipe, config.data.seq_len)
         return (own + _PROCESS_BYTES) / 2**30
 
     def refuse_unless_held_by(self, machines: Sequence[Resources]) -> None:
@@ -235,7 +236,7 @@ def make_plan(configs: Sequence[TrainConfig], sweep: SweepConfig | None = None) 
         key = repr(config.data)
         if key not in opened:
             opened[key] = TokenData(config.data, verify=True)
-        opened[key].check(config.steps, config.batch_size, config.model.vocab_size)
+        opened[key].check(config.steps, config.batch_size, shape_of(config.model).vocab_size)
         identity = run_id(config)
         if identity in runs:
             continue

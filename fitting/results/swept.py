@@ -18,7 +18,7 @@ Config: TypeAlias = Mapping[str, Value]
 
 KEY = re.compile(r"(model|data|optim|precision|recipe|ptq)\.[\w.]+|batch_size|compute_dtype")
 """Keys that a run's result depends on; the seed and the training tokens have columns already."""
-_BESIDE = {"model.name", "data.name", "data.path", "data.max_epochs", "recipe.name"}
+_BESIDE = {"model.name", "model.source", "data.name", "data.path", "data.max_epochs", "recipe.name"}
 """Keys of names, of the data's place and of what is allowed: they do not change the computation."""
 _SLOTS = (
     *("output.input", "output.weight", "grad_input.grad_output", "grad_input.weight"),
@@ -27,6 +27,8 @@ _SLOTS = (
 _OPERANDS = tuple(f"recipe.{slot}." for slot in _SLOTS)
 ABSENT: Mapping[str, Value] = {
     "data.validation_windows": 0,
+    "model.factory": "",
+    "model.sha256": "",
     "optim.weights": "",
     "optim.weights_rounding": "nearest_even",
     "optim.state": "",

@@ -12,7 +12,7 @@ from torch import nn
 from experiments.config.schema import TrainConfig
 from experiments.data.batches import TokenData
 from experiments.loss_scale import LossScale
-from experiments.model import Transformer
+from experiments.models.transformer import Transformer
 from experiments.optim import lr_factor, make_optimizer
 from experiments.run.module import LanguageModel
 from experiments.train import train

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from experiments.config.precision import ConfigError
 from experiments.config.schema import TrainConfig
-from experiments.model import Transformer
+from experiments.models.transformer import Transformer
 from experiments.optim import (
     OptimConfig,
     block_matrices,

@@ -62,7 +62,7 @@ def test_no_recipe_takes_more_than_is_planned(composed: Compose, recipe: str, si
         *(f"recipe={recipe}", f"precision={precision}", "tokens=4096"),
         *("data.seq_len=128", "model.heads=4", *(SIZES | MORE)[size], *layers),
     )
-    planned = training_bytes(config.model, config.rows, config.recipe)
+    planned = training_bytes(config.model, config.rows, config.recipe, config.data.seq_len)
     measured = peak_bytes(config)
     print("RATIO", recipe, size, measured / planned)
     assert measured <= planned

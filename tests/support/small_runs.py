@@ -12,7 +12,7 @@ import pytest
 
 from experiments.config.schema import TrainConfig
 from experiments.configure import configure
-from experiments.model import ModelConfig
+from experiments.models.config import ModelConfig
 from experiments.run.recorder import Progress
 from experiments.store.curve import METRICS
 

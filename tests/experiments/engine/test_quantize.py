@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import lowbit
-from experiments.engine.convert import EngineError
 from experiments.quant.block import quantize
 from experiments.quant.linear import QuantizedGemms
 from experiments.quant.operand import Operand
+from experiments.quantize import EngineError
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")
 IDS = torch.randint(0, 96, (2, 33), generator=torch.Generator().manual_seed(1))

@@ -11,7 +11,7 @@ from experiments.config.schema import TrainConfig
 from experiments.data.batches import TokenData
 from experiments.data.shards import DataError
 from experiments.errors.capture import normal_layers, trained_layers
-from experiments.model import block_linears
+from experiments.models.build import shape_of
 from experiments.quant.linear import QuantLinear
 from experiments.train import train
 
@@ -31,10 +31,10 @@ def test_normal_tensors_have_the_models_shapes_and_run_through_an_octave(small: 
     """Each standard deviation to five of its standard errors, sigma / sqrt(2 n)."""
     config = small()
     layers = normal_layers(config)
-    shapes = block_linears(config.model)
+    shapes = shape_of(config.model).matrices
     assert [layer.name for layer in layers] == list(shapes)
     for number, layer in enumerate(layers):
-        inputs, outputs = shapes[layer.name]
+        inputs, outputs = shapes[layer.name].in_features, shapes[layer.name].out_features
         assert layer.input.shape == (128, inputs)
         assert layer.weight.shape == (outputs, inputs)
         assert layer.grad_output.shape == (128, outputs)
@@ -57,7 +57,7 @@ def test_captured_tensors_are_those_of_the_next_step_of_the_trained_model(small:
     batch = TokenData(config.data).batch(8, 4, 0)
     torch.autograd.backward(result.module.model.loss(batch))
     named = dict(result.module.model.named_modules())
-    assert [layer.name for layer in layers] == list(block_linears(config.model))
+    assert [layer.name for layer in layers] == list(shape_of(config.model).matrices)
     for layer in layers:
         module = named[layer.name]
         assert isinstance(module, QuantLinear)

@@ -31,7 +31,7 @@ from experiments.measure.error import (
     underflown_share,
 )
 from experiments.mirror.files import row_key
-from experiments.model import block_linears
+from experiments.models.build import shape_of
 from experiments.quant.block import quantize
 from experiments.quant.formats import Precision
 from experiments.quant.hadamard import rotate
@@ -189,7 +189,7 @@ def test_measures_are_those_of_the_operands_at_the_gemms(
     module, batch, row = one_measurement(config)
     caught.clear()
     module.model.loss(batch).backward()
-    layers = list(block_linears(config.model))
+    layers = list(shape_of(config.model).matrices)
     assert len(caught) == 6 * len(layers)
     for (label, number), (x, rounded) in caught.items():
         name = layers[number]
@@ -261,7 +261,7 @@ def test_gradients_are_compared_with_those_of_the_same_weights_unquantized(
             {n: p.grad.double() for n, p in module.model.named_parameters() if p.grad is not None}
         )
     ours, theirs = gradients
-    parts = {name: [f"{name}.weight"] for name in block_linears(config.model)}
+    parts = {name: [f"{name}.weight"] for name in shape_of(config.model).matrices}
     for name, members in (parts | {"model": list(theirs)}).items():
         a = torch.cat([ours[member].flatten() for member in members])
         b = torch.cat([theirs[member].flatten() for member in members])
@@ -303,7 +303,7 @@ def test_an_operand_that_is_not_rounded_is_not_measured(small: Compose) -> None:
 def test_the_record_holds_a_summary_below_four_kilobytes(small: Compose) -> None:
     config = small("recipe=quartet_v4", *MEASURED)
     result = train(config)
-    found, names = result.record.diagnostics, list(block_linears(config.model))
+    found, names = result.record.diagnostics, list(shape_of(config.model).matrices)
     rows = [row for row in curve(result.folder) if is_measured(row)]
     assert len(json.dumps(found, indent=1)) < 4_000
     assert list(found) == [*SLOTS, "gradient"]

@@ -15,7 +15,7 @@ from experiments.config.precision import ConfigError
 from experiments.config.schema import TrainConfig
 from experiments.data.batches import TokenData
 from experiments.measure.ptq import PtqConfig, quantized
-from experiments.model import block_linears
+from experiments.models.build import shape_of
 from experiments.quant.block import quantize_plain
 from experiments.quant.formats import Precision
 from experiments.run.identity import run_id, science
@@ -74,7 +74,7 @@ def test_losses_are_those_of_a_model_with_rounded_weights(
     assert len(modules) == 4, "the run, and three formats"
     weights = {n: w.clone() for n, w in module.state_dict().items()}
     assert score(module, config) == record.loss, "the weights are as they were"
-    linears = [name for name in block_linears(config.model) if "blocks.0.mlp" not in name]
+    linears = [name for name in shape_of(config.model).matrices if "blocks.0.mlp" not in name]
     chosen = [f"model.{name}.weight" for name in linears]
     assert list(record.ptq) == ["INT2-row-fp32", "E2M1-block32-e8m0", "INT8-row-fp32"]
     for name, entry in record.ptq.items():

@@ -6,12 +6,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.accounting import count_parameters, flops_per_token
-from experiments.model import (
-    ModelConfig,
+from experiments.models.config import ModelConfig
+from experiments.models.shape import Matrix
+from experiments.models.transformer import (
     Transformer,
     apply_rope,
-    block_linears,
     rope_tables,
+    transformer_shape,
 )
 from experiments.quant.formats import FloatFormat, Precision
 from experiments.quant.linear import QuantLinear
@@ -126,11 +127,11 @@ def test_model_problems_name_key_and_value() -> None:
 def test_the_layers_of_a_recipe_are_the_models() -> None:
     config = ladder("c")
     made = {
-        name: (m.in_features, m.out_features)
+        name: Matrix(m.in_features, m.out_features, int(name.split(".")[1]))
         for name, m in model(config).named_modules()
         if isinstance(m, QuantLinear)
     }
-    assert made == block_linears(config)
+    assert made == transformer_shape(config).matrices
 
 
 def test_kept_layers_are_unquantized_and_the_others_draw_the_same_noise() -> None:

@@ -9,49 +9,25 @@ Shapes: B batch, T positions, D hidden, H heads, K = D / H, F ffn, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.models.config import ModelConfig
+from experiments.models.next_token import NextToken
+from experiments.models.shape import Matrix, ParameterCount, Shape
 from experiments.quant.formats import Precision
-from experiments.quant.linear import NoiseClock, QuantLinear
+from experiments.quant.linear import NoiseClock, QuantizedGemms, QuantLinear
 from experiments.quant.recipe import RecipeConfig
 
 
-@dataclass
-class ModelConfig:
-    """Architecture, as plain numbers."""
+def transformer_shape(config: ModelConfig) -> Shape:
+    """The matrices and sizes of a built-in model, from its numbers alone.
 
-    name: str = "ladder-b"
-    layers: int = 2
-    hidden: int = 64
-    ffn: int = 192
-    heads: int = 2
-    vocab_size: int = 256
-    tied: bool = True
-    """Whether the head is the embedding's matrix."""
-    rope_base: float = 10_000.0
+    Tied weights are in the total once.
 
-    def problems(self) -> list[str]:
-        """Errors of this model, each as "key=value: what would be right"."""
-        found = []
-        for key in ("layers", "hidden", "ffn", "heads", "vocab_size"):
-            if getattr(self, key) < 1:
-                found.append(f"model.{key}={getattr(self, key)}: must be 1 or more")
-        if not found and (self.hidden % self.heads or self.hidden // self.heads % 2):
-            found.append(
-                f"model.heads={self.heads}: hidden={self.hidden} must split into heads of even size"
-            )
-        return found
-
-
-def block_linears(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """The layers that a recipe quantizes or keeps: in_features and out_features by name.
-
-    >>> block_linears(ModelConfig())["blocks.1.mlp.down"]
-    (192, 64)
+    >>> transformer_shape(ModelConfig()).matrices["blocks.1.mlp.down"]
+    Matrix(in_features=192, out_features=64, block=1)
     """
     hidden, ffn = config.hidden, config.ffn
     parts = {
@@ -60,11 +36,17 @@ def block_linears(config: ModelConfig) -> dict[str, tuple[int, int]]:
         "mlp.gate_up": (hidden, 2 * ffn),
         "mlp.down": (ffn, hidden),
     }
-    return {
-        f"blocks.{number}.{part}": shape
+    matrices = {
+        f"blocks.{number}.{part}": Matrix(*sizes, number)
         for number in range(config.layers)
-        for part, shape in parts.items()
+        for part, sizes in parts.items()
     }
+    block = config.layers * (4 * hidden**2 + 3 * hidden * ffn)
+    matrix = config.vocab_size * hidden
+    norm = (2 * config.layers + 1) * hidden
+    total = block + norm + matrix * (1 if config.tied else 2)
+    count = ParameterCount(block, matrix, matrix, norm, total)
+    return Shape(matrices, config.layers, config.vocab_size, count)
 
 
 class Attention(nn.Module):
@@ -134,8 +116,8 @@ class LinearFactory:
         )
 
 
-class Transformer(nn.Module):
-    """Token ids to next-token logits.
+class Transformer(NextToken):
+    """The built-in model.
 
     Args:
         config: Architecture.
@@ -151,15 +133,16 @@ class Transformer(nn.Module):
     def __init__(
         self, config: ModelConfig, recipe: RecipeConfig, precision: Precision, seed: int = 0
     ) -> None:
-        super().__init__()
+        super().__init__(seed)
         self.config = config
-        self.clock = NoiseClock(seed)
         make_linear = LinearFactory(recipe, precision, self.clock)
         self.embedding = nn.Embedding(config.vocab_size, config.hidden)
         self.blocks = nn.ModuleList(Block(config, make_linear) for _ in range(config.layers))
-        for name, layer in self.named_modules():
-            if isinstance(layer, QuantLinear) and recipe.keeps(name, config.layers):
-                layer.kept = True
+        self._kept = transformer_shape(config).kept(recipe)
+        for name in self._kept:
+            layer = self.get_submodule(name)
+            assert isinstance(layer, QuantLinear)
+            layer.kept = True
         self.norm = nn.RMSNorm(config.hidden, eps=1e-6)
         self.head = nn.Linear(config.hidden, config.vocab_size, bias=False)
         if config.tied:
@@ -201,17 +184,13 @@ class Transformer(nn.Module):
         logits: Tensor = self.head(self.norm(x))
         return logits
 
-    def loss(self, batch: Tensor, reduction: str = "mean") -> Tensor:
-        """Cross-entropy in nats of each position's next token, in float32.
-
-        Args:
-            batch: [B, T + 1] token ids.
-            reduction: As for `torch.nn.functional.cross_entropy`.
-        """
-        logits = self(batch[:, :-1])
-        return F.cross_entropy(
-            logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction=reduction
-        )
+    def quantizable(self) -> dict[str, QuantizedGemms]:
+        """The layers that the recipe does not keep in high precision, by name."""
+        return {
+            name: layer
+            for name, layer in self.named_modules()
+            if isinstance(layer, QuantLinear) and name not in self._kept
+        }
 
 
 def rope_tables(length: int, head_size: int, base: float) -> tuple[Tensor, Tensor]:

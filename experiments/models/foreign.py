@@ -1,0 +1,180 @@
+"""Somebody else's model as this project trains it: layers quantized in place, one clock for all.
+
+Its own randomness (dropout) is drawn from a seed that is a function of the run's seed and the step,
+as rounding noise is: a resumed run sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import asdict
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from experiments.engine.blocks import block_numbers
+from experiments.engine.convert import become, output_heads, quantizable
+from experiments.models import source
+from experiments.models.config import ModelConfig
+from experiments.models.next_token import NextToken
+from experiments.models.shape import Cost, Matrix, ParameterCount, Shape
+from experiments.models.source import ModelError
+from experiments.quant.formats import Precision
+from experiments.quant.linear import STREAMS, QuantizedGemms
+from experiments.quant.recipe import RecipeConfig
+from fitting.entry.errors import first_line
+
+
+class ForeignModel(NextToken):
+    """A model of Hugging Face or of the user's, its linear layers quantized.
+
+    Args:
+        config: Where it comes from.
+        recipe: Which operands of which layers are quantized.
+        precision: The format to which they are quantized.
+        seed: As for `NextToken`.
+    """
+
+    def __init__(
+        self, config: ModelConfig, recipe: RecipeConfig, precision: Precision, seed: int = 0
+    ) -> None:
+        super().__init__(seed)
+        self.config = config
+        self.module = source.make(config, seed)
+        layers = quantizable(self.module)
+        kept = shape_of_module(self.module, source.vocabulary(config)).kept(recipe)
+        self._quantizable: dict[str, QuantizedGemms] = {}
+        for number, (name, layer) in enumerate(layers.items()):
+            become(layer, recipe, precision, self.clock, number)
+            assert isinstance(layer, QuantizedGemms)
+            if name in kept:
+                layer.kept = True
+            else:
+                self._quantizable[f"module.{name}"] = layer
+
+    def initialize(self, seed: int) -> None:
+        """Draw the weights anew, or read them again, if the seed is another."""
+        if seed != self.clock.seed:
+            self.module.load_state_dict(source.make(self.config, seed).state_dict())
+
+    def quantizable(self) -> dict[str, QuantizedGemms]:
+        """The layers that the recipe does not keep in high precision, by name."""
+        return self._quantizable
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, T] int64 to [B, T, V] logits."""
+        if not self.training:
+            return _logits(self.module, tokens)
+        devices = [tokens.device] if tokens.is_cuda else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.clock.key(self.clock.counter, 0, STREAMS["dropout"]))
+            return _logits(self.module, tokens)
+
+
+def _logits(module: nn.Module, tokens: Tensor) -> Tensor:
+    """What a model returns for token ids, whether as a tensor or as transformers does."""
+    from_transformers = hasattr(module, "get_output_embeddings")
+    output = module(tokens, use_cache=False) if from_transformers else module(tokens)
+    logits: Tensor = output if isinstance(output, Tensor) else output.logits
+    return logits
+
+
+def foreign_shape(config: ModelConfig) -> Shape:
+    """The matrices and sizes of somebody else's model; it is built, but without values."""
+    return _inspected(_as_text(config), 0)[0]
+
+
+def foreign_cost(config: ModelConfig, seq_len: int) -> Cost:
+    """What a sequence of somebody else's model costs."""
+    cost = _inspected(_as_text(config), seq_len)[1]
+    assert cost is not None
+    return cost
+
+
+def _as_text(config: ModelConfig) -> str:
+    return json.dumps(asdict(config), sort_keys=True)
+
+
+@functools.cache
+def _inspected(config_text: str, seq_len: int) -> tuple[Shape, Cost | None]:
+    """A model's shape and, for sequences of some length, its cost."""
+    config = ModelConfig(**json.loads(config_text))
+    with FakeTensorMode():
+        module = source.without_values(config)
+        shape = shape_of_module(module, source.vocabulary(config))
+        cost = _cost(config, module, seq_len) if seq_len else None
+    if not shape.matrices:
+        raise ModelError(
+            f"model.name={config.name}: has no linear layer and no convolution to quantize"
+        )
+    return shape, cost
+
+
+def _cost(config: ModelConfig, module: nn.Module, seq_len: int) -> Cost:
+    """Count a training step on one sequence.
+
+    Products are counted with attention written out, since its fused kernels are products that
+    torch does not count; memory with the kernels that will run.
+    """
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage._cdata] = storage.nbytes()
+        return tensor
+
+    tokens = torch.zeros(1, seq_len, dtype=torch.int64)
+    counter = FlopCounterMode(display=False)
+    try:
+        with counter, sdpa_kernel(SDPBackend.MATH):
+            torch.autograd.backward(_logits(module, tokens).float().logsumexp(-1).sum())
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            logits = _logits(module, tokens).float().logsumexp(-1)  # which holds what is counted
+    except Exception as error:
+        raise ModelError(
+            f"model.name={config.name}: on token ids [1, {seq_len}] its forward and backward pass "
+            f"raise {type(error).__name__}: {first_line(error)}"
+        ) from error
+    weights = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
+    kept = sum(size for storage, size in saved.items() if storage not in weights)
+    del logits
+    return Cost(counter.get_total_flops() / seq_len, kept / seq_len)
+
+
+def shape_of_module(module: nn.Module, vocab_size: int) -> Shape:
+    """The matrices and sizes of a bare module."""
+    layers = quantizable(module)
+    numbers, blocks = block_numbers(layers)
+    matrices = {
+        name: Matrix(*_sizes(layer), numbers[name], isinstance(layer, nn.Linear))
+        for name, layer in layers.items()
+    }
+    heads = {id(head.weight): head.weight for head in output_heads(module)}
+    tables = [m.weight for m in module.modules() if isinstance(m, nn.Embedding)]
+    head = sum(int(w.numel()) for w in heads.values() if isinstance(w, Tensor))
+    embedding = sum(table.numel() for table in tables)
+    block = sum(_weight(layer).numel() for layer in layers.values())
+    total = sum(parameter.numel() for parameter in module.parameters())  # tied ones once
+    tied = sum(table.numel() for table in tables if id(table) in heads)
+    norm = total - block - head - embedding + tied
+    return Shape(matrices, blocks, vocab_size, ParameterCount(block, head, embedding, norm, total))
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _sizes(layer: nn.Module) -> tuple[int, int]:
+    """in_features and out_features of a layer's product, whatever the layer calls them."""
+    weight = _weight(layer)
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):  # one group's columns
+        return weight[0].numel(), weight.shape[0]
+    return weight.shape[0], weight.shape[1]  # of GPT-2's Conv1D

@@ -1,0 +1,57 @@
+"""What every model that is trained on text has: a loss of the next token, and a source of noise."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.quant.linear import NoiseClock, QuantizedGemms, QuantLinear
+
+
+class NextToken(nn.Module):
+    """Token ids to next-token logits, with quantized layers that one clock tells the step.
+
+    Args:
+        seed: Seed of the stochastic rounding and the random signs (not of the weights: those come
+            from `initialize`).
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.clock = NoiseClock(seed)
+
+    def initialize(self, seed: int) -> None:
+        """Draw the weights: a function of the seed and the shapes alone, whatever the recipe."""
+        raise NotImplementedError
+
+    def extend_tables(self, length: int) -> None:
+        """Make tables of positions long enough for sequences of `length`, if there are any."""
+
+    def quantizable(self) -> dict[str, QuantizedGemms]:
+        """The layers that the recipe does not keep in high precision, by name."""
+        raise NotImplementedError
+
+    def linears(self) -> dict[str, QuantLinear]:
+        """The layers of `quantizable`, by name, in a model where all of them are `nn.Linear`.
+
+        Raises:
+            TypeError: One is another layer; a configuration that would need this is refused before.
+        """
+        found = {}
+        for name, layer in self.quantizable().items():
+            if not isinstance(layer, QuantLinear):
+                raise TypeError(f"{name} is a {type(layer).__name__}, no nn.Linear")
+            found[name] = layer
+        return found
+
+    def loss(self, batch: Tensor, reduction: str = "mean") -> Tensor:
+        """Cross-entropy in nats of each position's next token, in float32.
+
+        Args:
+            batch: [B, T + 1] token ids.
+            reduction: As for `torch.nn.functional.cross_entropy`.
+        """
+        logits = self(batch[:, :-1])
+        return F.cross_entropy(
+            logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction=reduction
+        )

@@ -1,0 +1,273 @@
+"""Where somebody else's model comes from: a folder or configuration of Hugging Face, or a function.
+
+Of a folder, `config.json` and the safetensors are read, never code; a factory is code that the
+user names by its import path.  Neither is ever taken from a record or a checkpoint.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import importlib
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from experiments.models.config import ModelConfig
+from fitting.entry.errors import Refusal, first_line, of_the_system
+
+_CONFIG = "config.json"
+_WEIGHTS = "*.safetensors"
+
+
+class ModelError(Refusal):
+    """A model cannot be had as asked, with what would be right."""
+
+
+def resolved(model: ModelConfig) -> ModelConfig:
+    """The model with its source's path made absolute, its hash and its name filled in, in place.
+
+    Raises:
+        ModelError: There is no such source, or it is not the one that was planned.
+    """
+    if model.source:
+        model.source = str(Path(model.source).expanduser().absolute())
+    found = _sha256(model)
+    if model.sha256 and model.sha256 != found:
+        raise ModelError(
+            f"model.sha256={model.sha256[:12]}: {model.factory or model.source} has {found[:12]} "
+            "now; it was changed after the sweep was planned"
+        )
+    model.sha256 = found
+    if not model.name:
+        whose = Path(model.source).stem if model.source else str(model.config.get("model_type"))
+        if model.source and Path(model.source).name == _CONFIG:
+            whose = Path(model.source).parent.name
+        if model.factory:
+            whose = model.factory.rpartition(":")[2]
+        changes = [f"{k}{v}" for k, v in sorted(model.config.items()) if k != "model_type"]
+        model.name = "-".join([whose, *changes])
+    return model
+
+
+def _sha256(model: ModelConfig) -> str:
+    """Hash of the files that a model is made from; of a configuration typed in full, ""."""
+    digest = hashlib.sha256()
+    for path in _files(model):
+        try:
+            there = path.stat()
+            digest.update(_hash_of(path, there.st_mtime_ns, there.st_ino, there.st_size))
+        except OSError as error:
+            raise ModelError(f"model.source={path}: {of_the_system(error)}") from None
+    return digest.hexdigest() if model.source or model.factory else ""
+
+
+@functools.cache
+def _hash_of(path: Path, *_: int) -> bytes:
+    """Hash of a file, read once for all runs of a sweep unless it was written again."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _files(model: ModelConfig) -> list[Path]:
+    if model.factory:
+        return [Path(inspect.getsourcefile(factory(model)) or "")]
+    if not model.source:
+        return []
+    source = Path(model.source)
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise ModelError(f"model.source={source}: no such file or folder")
+    weights = sorted(source.glob(_WEIGHTS))
+    if not (source / _CONFIG).is_file():
+        raise ModelError(f"model.source={source}: has no {_CONFIG}, so it is no model's folder")
+    if not weights:
+        raise ModelError(
+            f"model.source={source}: has no {_WEIGHTS} to start from; to draw the weights, give "
+            f"{source / _CONFIG}"
+        )
+    return [source / _CONFIG, *weights]
+
+
+def factory(model: ModelConfig) -> Callable[..., nn.Module]:
+    """The function that `model.factory` names.
+
+    Raises:
+        ModelError: There is none.
+    """
+    place, _, name = model.factory.partition(":")
+    try:
+        found = getattr(importlib.import_module(place), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ModelError(
+            f"model.factory={model.factory}: {first_line(error)}; give package.module:function of "
+            "something that Python can import here"
+        ) from None
+    if not callable(found):
+        raise ModelError(f"model.factory={model.factory}: is no function")
+    made: Callable[..., nn.Module] = found
+    return made
+
+
+def hub_config(model: ModelConfig) -> Any:
+    """The configuration of a Hugging Face model, with the user's changes.
+
+    Raises:
+        ModelError: transformers is not installed, does not know the model, or a key is not its.
+    """
+    try:
+        from transformers import CONFIG_MAPPING
+    except ImportError:
+        raise ModelError(
+            f"model.source={model.source}: needs transformers; pip install 'lowbit-scaling[hf]'"
+        ) from None
+    values = _read(model) | model.config
+    kind = values.pop("model_type", None)
+    if kind not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(kind), list(CONFIG_MAPPING), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ModelError(f"model.config.model_type={kind}: transformers has no such model{hint}")
+    made = CONFIG_MAPPING[kind]
+    known = {*made().to_dict(), *made.attribute_map}
+    for key, value in model.config.items():
+        if key != "model_type" and key not in known:
+            near = difflib.get_close_matches(key, sorted(known), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ModelError(f"model.config.{key}={value}: {kind} has no such key{hint}")
+    try:
+        return made(**values)
+    except Exception as error:  # each model checks its own keys, by exceptions of its own
+        raise ModelError(f"model.config={model.config}: {first_line(error)}") from None
+
+
+def _read(model: ModelConfig) -> dict[str, Any]:
+    """The values of a source's configuration."""
+    if not model.source:
+        return {}
+    source = Path(model.source)
+    path = source / _CONFIG if source.is_dir() else source
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ModelError(f"model.source={path}: {of_the_system(error)}") from None
+    except ValueError as error:
+        raise ModelError(f"model.source={path}: is not JSON ({first_line(error)})") from None
+    if not isinstance(values, dict):
+        raise ModelError(f"model.source={path}: must hold keys and values")
+    return values
+
+
+def make(model: ModelConfig, seed: int) -> nn.Module:
+    """The bare module, its weights drawn by its own code from a seed, or read.
+
+    The same seed gives the same weights, and torch's generator is left as it was.
+
+    Raises:
+        ModelError: It cannot be made.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = _from_factory(model) if model.factory else _from_transformers(model)
+    return module.train()
+
+
+def without_values(model: ModelConfig) -> nn.Module:
+    """The module for counting alone: under a `FakeTensorMode` its parameters take no memory.
+
+    A factory is run for real first, since its code may look at values.
+    """
+    with unset_fake_temporarily():
+        if model.factory:
+            module = make(model, 0)
+        else:
+            with torch.device("meta"):
+                module = make(_drawn(model) if _is_folder(model) else model, 0)
+    empty: dict[int, Tensor] = {}
+
+    def emptied(tensor: Tensor) -> Tensor:
+        if id(tensor) not in empty:  # what is tied stays tied
+            like = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+            is_weight = isinstance(tensor, nn.Parameter)
+            empty[id(tensor)] = nn.Parameter(like, tensor.requires_grad) if is_weight else like
+        return empty[id(tensor)]
+
+    for part in module.modules():
+        held: Any
+        for held in (part._parameters, part._buffers):
+            held.update({name: emptied(t) for name, t in held.items() if t is not None})
+    return module
+
+
+def _is_folder(model: ModelConfig) -> bool:
+    return bool(model.source) and Path(model.source).is_dir()
+
+
+def _drawn(model: ModelConfig) -> ModelConfig:
+    """The model of a folder, without the folder's weights."""
+    return ModelConfig(source=str(Path(model.source) / _CONFIG), config=model.config)
+
+
+def _from_factory(model: ModelConfig) -> nn.Module:
+    try:
+        made = factory(model)(**model.config)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"model.factory={model.factory}: with {model.config} it raised {first_line(error)}"
+        ) from error
+    if not isinstance(made, nn.Module):
+        found = type(made).__name__
+        raise ModelError(f"model.factory={model.factory}: returned {found}, no torch.nn.Module")
+    for name, parameter in made.named_parameters():
+        if parameter.dtype is not torch.float32:
+            raise ModelError(
+                f"model.factory={model.factory}: its {name} is {parameter.dtype}; weights are kept "
+                "in torch.float32, whatever the compute_dtype of the products"
+            )
+    return made
+
+
+def _from_transformers(model: ModelConfig) -> nn.Module:
+    config = hub_config(model)
+    from transformers import AutoModelForCausalLM
+
+    made: Any = AutoModelForCausalLM  # whose methods have no types
+    try:
+        if not _is_folder(model):
+            drawn: nn.Module = made.from_config(config, dtype=torch.float32)
+            return drawn
+        loaded, found = made.from_pretrained(
+            model.source,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # from deep inside: a model that is no causal one, other sizes, ...
+        whose = model.source or config.model_type
+        raise ModelError(f"model.source={whose}: {first_line(error)}") from error
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(map(str, found.get(what, ()))):
+            raise ModelError(
+                f"model.source={model.source}: its weights do not suit its configuration: "
+                f"{what.replace('_', ' ')} {', '.join(names[:3])}"
+            )
+    module: nn.Module = loaded
+    return module
+
+
+def vocabulary(model: ModelConfig) -> int:
+    """The number of tokens that a model knows."""
+    if model.factory:
+        return model.vocab_size
+    return int(hub_config(model).get_text_config().vocab_size)

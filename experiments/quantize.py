@@ -1,0 +1,234 @@
+"""Quantize the layers of any model in place: which ones, in which recipe and format."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import nn
+
+from experiments.configure import configure
+from experiments.engine.blocks import block_numbers
+from experiments.engine.convert import (
+    become,
+    called_otherwise,
+    has_matrix,
+    keep,
+    output_heads,
+    quantized_class,
+)
+from experiments.engine.noise import DrawnNoise
+from experiments.quant.formats import Precision
+from experiments.quant.linear import NoiseClock, QuantizedGemms
+from experiments.quant.recipe import RecipeConfig, is_part
+from fitting.entry.errors import Refusal
+
+How: TypeAlias = "str | RecipeConfig | tuple[str | RecipeConfig, str | Precision] | None"
+"""A recipe, or a recipe and its format; None leaves a layer in high precision."""
+Filter: TypeAlias = Callable[[nn.Module, str], bool]
+"""A layer and its full name -> whether to quantize it."""
+REGULAR = "re:"
+"""What a pattern among the overrides begins with."""
+DEFAULT = "_default"
+"""Among the overrides: what holds for layers that no name and no pattern meets."""
+MOST_LISTED = 6
+"""Names of layers in a message."""
+
+
+class EngineError(Refusal):
+    """A model cannot be quantized as asked, with what would be right."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A recipe with its format, checked."""
+
+    recipe: RecipeConfig
+    precision: Precision
+
+
+def quantize_(
+    model: nn.Module,
+    recipe: str | RecipeConfig = "nvidia_nvfp4",
+    precision: str | Precision = "nvfp4",
+    *,
+    filter_fn: Filter | None = None,
+    overrides: Mapping[str, How] | None = None,
+    clock: NoiseClock | None = None,
+) -> nn.Module:
+    """Quantize the linear layers and convolutions of a model, in place.
+
+    A layer's class changes (`QuantLinear` for `nn.Linear`, ...); it stays the same object with the
+    same parameters, buffers, names, hooks, devices, dtypes, `requires_grad` and tied weights, and
+    the model's `state_dict` is what it was.  Calling it again with the same arguments changes
+    nothing; with others, what the layers do.
+
+    Args:
+        model: Any module.
+        recipe: Which operands are quantized: a name as `lowbit-train recipe=` takes it, or a
+            `RecipeConfig`.
+        precision: The format of operands to which the recipe gives none: a name, or a `Precision`.
+        filter_fn: Whether a layer is quantized, by the layer and its full name.  By default all
+            linear layers and convolutions are, except the output head of a language model.
+        overrides: What holds for some layers instead: full names, or patterns that begin with
+            "re:" and match the whole name, -> a recipe, (recipe, precision), or None for high
+            precision.  A full name goes before patterns, these in their order, these before
+            "_default", and any of them before `filter_fn`.
+        clock: The source of noise.  By default it is drawn from torch's generator in each pass
+            (`DrawnNoise`); give a `NoiseClock` to count steps yourself.
+
+    Returns:
+        The model.
+
+    Raises:
+        EngineError: There is no such recipe or format, a name or pattern meets no layer, a recipe
+            needs what only a training loop of ours has, or a layer that was asked for cannot be
+            quantized.
+
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    >>> _ = quantize_(model, "quartet_v4", "mxfp4", filter_fn=lambda layer, name: name == "0")
+    >>> [type(layer).__name__ for layer in model]
+    ['QuantLinear', 'ReLU', 'Linear']
+    """
+    plan = _planned(recipe, precision)
+    named = {name: _planned(how, precision) for name, how in (overrides or {}).items()}
+    layers = {n: m for n, m in model.named_modules() if has_matrix(m)}
+    _refuse_unmet(named, layers)
+    for each in (plan, *named.values()):
+        _refuse_unkept(each, layers)
+    others, heads = called_otherwise(model), output_heads(model)
+    numbers, blocks = block_numbers(layers)
+
+    def decided(name: str, layer: nn.Module) -> _Plan | str:
+        """What a layer becomes, or why it stays in high precision."""
+        chosen, by = _chosen(name, named)
+        if not by and filter_fn is not None:
+            chosen, by = (plan if filter_fn(layer, name) else None), "filter_fn"
+        elif not by:
+            chosen, by = (plan, "") if layer not in heads else (None, "output head")
+        if chosen is None:
+            return by or "recipe none"
+        if not chosen.recipe.quantized:
+            return "recipe none"
+        if _keeps(chosen.recipe, name, numbers[name], blocks):
+            return "recipe.keep"
+        if cannot := _cannot(layer, others):
+            if by:
+                raise EngineError(
+                    f"layer {name}: {cannot}, so it cannot be quantized; leave it out"
+                )
+            return cannot
+        return chosen
+
+    fates = {name: decided(name, layer) for name, layer in layers.items()}
+    fresh = DrawnNoise(0)
+    for number, (name, fate) in enumerate(fates.items()):
+        layer = layers[name]
+        if isinstance(fate, str):
+            keep(layer, fate)
+            continue
+        own = layer.clock if isinstance(layer, QuantizedGemms) else fresh
+        become(layer, fate.recipe, fate.precision, own if clock is None else clock, number)
+    return model
+
+
+def _planned(how: How, precision: str | Precision) -> _Plan | None:
+    """A recipe and a format as objects.
+
+    Raises:
+        EngineError: One of them does not exist, or they do not go together.
+    """
+    if how is None:
+        return None
+    if isinstance(how, tuple):
+        how, precision = how
+    recipe = configure(f"recipe={how}").recipe if isinstance(how, str) else how
+    target = Precision.parse(precision) if isinstance(precision, str) else precision
+    problems = [*recipe.problems(), *(recipe.format_problems(target) if recipe.quantized else [])]
+    if recipe.high_precision_share:
+        problems.append(
+            f"recipe.high_precision_share={recipe.high_precision_share:g}: needs a loop that knows "
+            "how many steps there are; set it to 0, and the layers' clock.quantizing to False then"
+        )
+    if recipe.word_length.lookback:
+        problems.append(
+            f"recipe.word_length.lookback={recipe.word_length.lookback}: needs the training loop "
+            "of lowbit-train; set it to 0"
+        )
+    if problems:
+        raise EngineError("; ".join(problems))
+    return _Plan(recipe, target)
+
+
+def _cannot(layer: nn.Module, others: Mapping[nn.Module, str]) -> str:
+    """Why a layer cannot be quantized; "" if it can."""
+    if layer in others:
+        return others[layer]
+    if quantized_class(layer) is None and not isinstance(layer, QuantizedGemms):
+        return f"{type(layer).__name__} is a class of its own"
+    return ""
+
+
+def _keeps(recipe: RecipeConfig, name: str, block: int | None, blocks: int) -> bool:
+    """Whether a recipe keeps a layer in high precision.
+
+    Raises:
+        EngineError: The recipe keeps first or last blocks, and the model has no numbered ones.
+    """
+    if (recipe.keep_first or recipe.keep_last) and not blocks:
+        raise EngineError(
+            f"recipe.keep_first={recipe.keep_first} and keep_last={recipe.keep_last}: the model "
+            "has no numbered blocks; set them to 0 and name layers in overrides"
+        )
+    return recipe.keeps(name, block, blocks)
+
+
+def _chosen(name: str, named: Mapping[str, _Plan | None]) -> tuple[_Plan | None, str]:
+    """What the overrides say of a layer, and which does; (None, "") if none does."""
+    if name in named:
+        return named[name], f"override {name}"
+    for pattern, plan in named.items():
+        if pattern.startswith(REGULAR) and re.fullmatch(pattern[len(REGULAR) :], name):
+            return plan, f"override {pattern}"
+    if DEFAULT in named:
+        return named[DEFAULT], f"override {DEFAULT}"
+    return None, ""
+
+
+def _refuse_unmet(named: Mapping[str, object], layers: Mapping[str, nn.Module]) -> None:
+    """Refuse names and patterns that meet no layer: they were meant for one.
+
+    Raises:
+        EngineError: There is one.
+    """
+    for pattern in named:
+        if pattern == DEFAULT or pattern in layers:
+            continue
+        try:
+            expression = re.compile(pattern.removeprefix(REGULAR))
+        except re.error as error:
+            raise EngineError(f"overrides[{pattern!r}]: is no pattern ({error})") from error
+        if pattern.startswith(REGULAR) and any(expression.fullmatch(name) for name in layers):
+            continue
+        raise EngineError(f"overrides[{pattern!r}]: meets no layer; there are {_first_of(layers)}")
+
+
+def _refuse_unkept(plan: _Plan | None, layers: Mapping[str, nn.Module]) -> None:
+    """Refuse names of layers that a recipe keeps and the model does not have.
+
+    Raises:
+        EngineError: There is one.
+    """
+    for part in plan.recipe.keep if plan is not None else ():
+        if not any(is_part(part, name) for name in layers):
+            known = _first_of(layers)
+            raise EngineError(f"recipe.keep={part}: the model has no such layer; it has {known}")
+
+
+def _first_of(layers: Mapping[str, nn.Module]) -> str:
+    """Some names of layers, for a message."""
+    names = [*layers]
+    return ", ".join(names[:MOST_LISTED]) + (", ..." if len(names) > MOST_LISTED else "")
