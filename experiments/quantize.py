@@ -11,14 +11,8 @@ from torch import nn
 
 from experiments.configure import configure
 from experiments.engine.blocks import block_numbers
-from experiments.engine.convert import (
-    become,
-    called_otherwise,
-    has_matrix,
-    keep,
-    output_heads,
-    quantized_class,
-)
+from experiments.engine.convert import become, keep
+from experiments.engine.kinds import by_default_not, is_linear, kind, not_its_own
 from experiments.engine.noise import DrawnNoise
 from experiments.quant.formats import Precision
 from experiments.quant.linear import NoiseClock, QuantizedGemms
@@ -58,7 +52,7 @@ def quantize_(
     overrides: Mapping[str, How] | None = None,
     clock: NoiseClock | None = None,
 ) -> nn.Module:
-    """Quantize the linear layers and convolutions of a model, in place.
+    """Quantize the linear layers, convolutions and experts of a model, in place.
 
     A layer's class changes (`QuantLinear` for `nn.Linear`, ...); it stays the same object with the
     same parameters, buffers, names, hooks, devices, dtypes, `requires_grad` and tied weights, and
@@ -71,7 +65,8 @@ def quantize_(
             `RecipeConfig`.
         precision: The format of operands to which the recipe gives none: a name, or a `Precision`.
         filter_fn: Whether a layer is quantized, by the layer and its full name.  By default all
-            linear layers and convolutions are, except the output head of a language model.
+            linear layers, convolutions and experts are, except the output head of a language model
+            and the router of a mixture.
         overrides: What holds for some layers instead: full names, or patterns that begin with
             "re:" and match the whole name, -> a recipe, (recipe, precision), or None for high
             precision.  A full name goes before patterns, these in their order, these before
@@ -95,11 +90,11 @@ def quantize_(
     """
     plan = _planned(recipe, precision)
     named = {name: _planned(how, precision) for name, how in (overrides or {}).items()}
-    layers = {n: m for n, m in model.named_modules() if has_matrix(m)}
+    layers = {n: m for n, m in model.named_modules() if kind(m) is not None or is_linear(m)}
     _refuse_unmet(named, layers)
     for each in (plan, *named.values()):
         _refuse_unkept(each, layers)
-    others, heads = called_otherwise(model), output_heads(model)
+    others, left_out = not_its_own(model), by_default_not(model)
     numbers, blocks = block_numbers(layers)
 
     def decided(name: str, layer: nn.Module) -> _Plan | str:
@@ -108,7 +103,9 @@ def quantize_(
         if not by and filter_fn is not None:
             chosen, by = (plan if filter_fn(layer, name) else None), "filter_fn"
         elif not by:
-            chosen, by = (plan, "") if layer not in heads else (None, "output head")
+            if layer in left_out:
+                return left_out[layer]
+            chosen = plan
         if chosen is None:
             return by or "recipe none"
         if not chosen.recipe.quantized:
@@ -167,7 +164,7 @@ def _cannot(layer: nn.Module, others: Mapping[nn.Module, str]) -> str:
     """Why a layer cannot be quantized; "" if it can."""
     if layer in others:
         return others[layer]
-    if quantized_class(layer) is None and not isinstance(layer, QuantizedGemms):
+    if kind(layer) is None and not isinstance(layer, QuantizedGemms):
         return f"{type(layer).__name__} is a class of its own"
     return ""
 

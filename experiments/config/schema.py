@@ -299,7 +299,7 @@ def _fit_problems(config: TrainConfig) -> list[str]:
 def _keep_problems(config: TrainConfig) -> list[str]:
     """Errors of kept layers: the model does not have one, or none is left to quantize."""
     recipe, shape = config.recipe, shape_of(config.model)
-    layers, blocks = list(shape.matrices), shape.blocks
+    layers, blocks = shape.layers(), shape.blocks
     there = f"blocks.0 to blocks.{blocks - 1} and in each " + ", ".join(
         name.removeprefix("blocks.0.") for name in layers if ".0." in name
     )

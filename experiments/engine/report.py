@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from experiments.engine.convert import WHY
+from experiments.engine.experts import are_experts, matrices
 from experiments.quant.linear import QuantizedGemms
 from experiments.quant.recipe import SLOTS
 
@@ -61,26 +62,22 @@ def report(model: nn.Module) -> Reported:
         model: Any module, quantized or not.
 
     Returns:
-        Linear layers, convolutions and embeddings, and every other parameter with two axes or more
-        (such as the experts of a mixture that are stored as one tensor), which no layer that can
-        be quantized multiplies by.
+        Linear layers, convolutions, embeddings and the parameters that hold a matrix per expert,
+        and every other parameter with two axes or more (such as the router of a mixture), which
+        no layer that can be quantized multiplies by.
     """
     found, seen = [], set()
     for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        is_matrix = isinstance(weight, nn.Parameter) and weight.ndim >= 2
-        if isinstance(module, QuantizedGemms):
-            operands: tuple[str, ...] = ("",) * 6
-            if not module.kept:
-                operands = tuple(str(module.precisions.get(label, "")) for label in SLOTS)
-            why = "" if any(operands) else module.__dict__.get(WHY, "recipe none")
-        elif is_matrix and (WHY in module.__dict__ or _is_known(module)):
-            operands, why = ("",) * 6, module.__dict__.get(WHY, "not asked for")
+        if isinstance(module, QuantizedGemms) and not module.kept:
+            operands = tuple(str(module.precisions.get(label, "")) for label in SLOTS)
         else:
-            continue
-        params = 0 if weight is None or id(weight) in seen else weight.numel()
-        seen.add(id(weight))
-        found.append(Layer(name, type(module).__name__, params, operands, why))
+            operands = ("",) * 6
+        untold = "recipe none" if isinstance(module, QuantizedGemms) else "not asked for"
+        why = "" if any(operands) else module.__dict__.get(WHY, untold)
+        for full_name, matrix in _matrices(name, module).items():
+            params = 0 if id(matrix) in seen else matrix.numel()
+            seen.add(id(matrix))
+            found.append(Layer(full_name, type(module).__name__, params, operands, why))
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2 and id(parameter) not in seen:
             why = "belongs to no linear layer"
@@ -88,5 +85,12 @@ def report(model: nn.Module) -> Reported:
     return Reported(found)
 
 
-def _is_known(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Embedding)
+def _matrices(name: str, module: nn.Module) -> dict[str, Tensor]:
+    """The matrices that a module multiplies by, or could, by the name of their line."""
+    if are_experts(module):
+        return {f"{name}.{each}".lstrip("."): getattr(module, each) for each in matrices(module)}
+    weight = getattr(module, "weight", None)
+    known = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Embedding | QuantizedGemms
+    if isinstance(module, known) or WHY in module.__dict__:
+        return {name: weight} if isinstance(weight, Tensor) and weight.ndim >= 2 else {}
+    return {}

@@ -78,10 +78,13 @@ def measure(model: nn.Module, clock: NoiseClock, loss: Callable[[], Tensor]) -> 
     Returns:
         Finite numbers by name, as the module says.  What is not finite or not defined is left out.
     """
-    names: dict[QuantizedGemms, str] = {
-        layer: name for name, layer in model.named_modules() if isinstance(layer, QuantizedGemms)
-    }
-    found: dict[str, dict[str, float]] = {}
+    names: dict[QuantizedGemms, str] = {}
+    weight_of: dict[str, str] = {}
+    for layer_name, module in model.named_modules():
+        for weight, part in module.parts() if isinstance(module, QuantizedGemms) else ():
+            name = layer_name if part is module else f"{layer_name}.{weight}"
+            names[part], weight_of[name] = name, f"{layer_name}.{weight}"
+    measured: dict[str, dict[str, list[float]]] = {}
 
     def watch(layer: QuantizedGemms, label: str, given: Operand, ready: Operand) -> None:
         rounding = layer.roundings.get(label)
@@ -93,14 +96,19 @@ def measure(model: nn.Module, clock: NoiseClock, loss: Callable[[], Tensor]) -> 
         errors = operand_error(x, ready.values, layer.precisions[label], scales)
         for name, value in asdict(errors).items():
             if math.isfinite(value):
-                found.setdefault(f"{name}_{label}", {})[names[layer]] = value
+                by_layer = measured.setdefault(f"{name}_{label}", {})
+                by_layer.setdefault(names[layer], []).append(value)
 
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     quantized = _gradients(parameters, clock, loss, watch)
     exact = _gradients(parameters, clock, loss, None)
+    found = {
+        key: {name: sum(values) / len(values) for name, values in by_layer.items()}
+        for key, by_layer in measured.items()
+    }  # a layer that runs several times, or for each of its experts, counts once
     products = {name: _products(quantized[name], exact[name]) for name in parameters}
     whole = torch.stack(list(products.values())).sum(0)
-    weights = {n: products[w] for n in names.values() if (w := f"{n}.weight") in products}
+    weights = {name: products[w] for name, w in weight_of.items() if w in products}
     for name, (dot, ours, theirs) in (weights | {_MODEL: whole}).items():
         ratios = {COSINE: dot / (ours * theirs).sqrt(), NORM_RATIO: (ours / theirs).sqrt()}
         for key, value in ratios.items():

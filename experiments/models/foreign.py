@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import torch
@@ -17,7 +18,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.engine.blocks import block_numbers
-from experiments.engine.convert import become, output_heads, quantizable
+from experiments.engine.convert import become, quantizable
+from experiments.engine.experts import QuantExperts, are_experts
+from experiments.engine.experts import matrices as expert_matrices
+from experiments.engine.kinds import output_heads
 from experiments.models import source
 from experiments.models.config import ModelConfig
 from experiments.models.next_token import NextToken
@@ -27,6 +31,9 @@ from experiments.quant.formats import Precision
 from experiments.quant.linear import STREAMS, QuantizedGemms
 from experiments.quant.recipe import RecipeConfig
 from fitting.entry.errors import first_line
+
+_CHOSEN = "num_experts_per_tok"
+"""The key by which transformers says how many experts a token goes to."""
 
 
 class ForeignModel(NextToken):
@@ -127,6 +134,8 @@ def _cost(config: ModelConfig, module: nn.Module, seq_len: int) -> Cost:
         saved[storage._cdata] = storage.nbytes()
         return tensor
 
+    if any(map(are_experts, module.modules())):  # the one way that does not look at values
+        module.set_experts_implementation("batched_mm")  # type: ignore[operator]
     tokens = torch.zeros(1, seq_len, dtype=torch.int64)
     counter = FlopCounterMode(display=False)
     try:
@@ -150,29 +159,45 @@ def shape_of_module(module: nn.Module, vocab_size: int) -> Shape:
     layers = quantizable(module)
     numbers, blocks = block_numbers(layers)
     matrices = {
-        name: Matrix(*_sizes(layer), numbers[name], isinstance(layer, nn.Linear))
-        for name, layer in layers.items()
+        name: matrix
+        for layer_name, layer in layers.items()
+        for name, matrix in _matrices(module, layer_name, layer, numbers[layer_name])
     }
     heads = {id(head.weight): head.weight for head in output_heads(module)}
     tables = [m.weight for m in module.modules() if isinstance(m, nn.Embedding)]
     head = sum(int(w.numel()) for w in heads.values() if isinstance(w, Tensor))
     embedding = sum(table.numel() for table in tables)
-    block = sum(_weight(layer).numel() for layer in layers.values())
+    block = sum(m.in_features * m.out_features * m.copies for m in matrices.values())
     total = sum(parameter.numel() for parameter in module.parameters())  # tied ones once
     tied = sum(table.numel() for table in tables if id(table) in heads)
     norm = total - block - head - embedding + tied
     return Shape(matrices, blocks, vocab_size, ParameterCount(block, head, embedding, norm, total))
 
 
-def _weight(layer: nn.Module) -> Tensor:
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return weight
+def _matrices(
+    model: nn.Module, name: str, layer: nn.Module, block: int | None
+) -> Iterator[tuple[str, Matrix]]:
+    """The matrices of a layer by name: one, or of a layer of experts those of all experts."""
+    if not isinstance(layer, QuantExperts) and not are_experts(layer):
+        yield name, Matrix(*_sizes(layer), block, isinstance(layer, nn.Linear))
+        return
+    count = layer.num_experts
+    assert isinstance(count, int)
+    chosen = getattr(model.config.get_text_config(), _CHOSEN)  # type: ignore[operator, union-attr]
+    for parameter in expert_matrices(layer):
+        _, out, into = getattr(layer, parameter).shape
+        if layer.is_transposed:
+            into, out = out, into
+        yield (
+            f"{name}.{parameter}",
+            Matrix(into, out, block, False, layer=name, copies=count, share=chosen / count),
+        )
 
 
 def _sizes(layer: nn.Module) -> tuple[int, int]:
     """in_features and out_features of a layer's product, whatever the layer calls them."""
-    weight = _weight(layer)
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     if isinstance(layer, nn.Conv1d | nn.Conv2d):  # one group's columns

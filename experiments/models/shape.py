@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from experiments.quant.recipe import RecipeConfig
@@ -34,6 +34,12 @@ class Matrix:
     """The number of the block that it is in; None outside the numbered blocks."""
     linear: bool = True
     """Whether its layer is an `nn.Linear`."""
+    layer: str = ""
+    """The name of its layer, if that holds several matrices; else it is called as its layer is."""
+    copies: int = 1
+    """How many of its shape the layer holds, one for each expert."""
+    share: float = 1.0
+    """The share of the tokens that each of them sees on average."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Shape:
     """A model's matrices and sizes."""
 
     matrices: Mapping[str, Matrix]
-    """Those that a recipe may quantize, by the layer's name, in the model's order."""
+    """Those that a recipe may quantize, by name, in the model's order."""
     blocks: int
     """How many numbered blocks there are."""
     vocab_size: int
@@ -50,15 +56,23 @@ class Shape:
     def kept(self, recipe: RecipeConfig) -> frozenset[str]:
         """The names of the layers that a recipe keeps in high precision."""
         return frozenset(
-            name
-            for name, matrix in self.matrices.items()
-            if recipe.keeps(name, matrix.block, self.blocks)
+            layer
+            for layer, matrix in self._layers()
+            if recipe.keeps(layer, matrix.block, self.blocks)
         )
 
     def quantized(self, recipe: RecipeConfig) -> dict[str, Matrix]:
         """The matrices that a recipe does not keep."""
         kept = self.kept(recipe)
-        return {name: matrix for name, matrix in self.matrices.items() if name not in kept}
+        return {n: m for n, m in self.matrices.items() if (m.layer or n) not in kept}
+
+    def layers(self) -> list[str]:
+        """The names of the layers that hold the matrices."""
+        return list(dict.fromkeys(layer for layer, _ in self._layers()))
+
+    def _layers(self) -> Iterator[tuple[str, Matrix]]:
+        for name, matrix in self.matrices.items():
+            yield matrix.layer or name, matrix
 
 
 @dataclass(frozen=True)

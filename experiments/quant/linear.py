@@ -17,7 +17,7 @@ it is rounded to its format, and then multiplied in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -104,6 +104,10 @@ class QuantizedGemms:
         format: they are multiplied as they are, whatever the compute dtype."""
         self.steps = self._steps()
         """Multiples to which rows, in_features and out_features are filled up with zeros."""
+
+    def parts(self) -> Iterator[tuple[str, QuantizedGemms]]:
+        """What of this layer is watched, each with the name of its weight in the layer."""
+        yield "weight", self
 
     def transform(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Y = x W^T + b: [..., in] and [out, in] to [..., out]."""

@@ -187,13 +187,13 @@ def _format_of(config: TrainConfig) -> _Formats:
             exponent, mantissa, 1.0, bits, "none", "none", dict.fromkeys(SLOTS, 0.0), 0, "none"
         )
     precisions = recipe.precisions(config.precision.build())
-    layers = {
-        name: (matrix.in_features, matrix.out_features)
-        for name, matrix in shape_of(config.model).quantized(recipe).items()
-    }
-    rows = config.rows
+    products = [
+        (max(1, round(config.rows * m.share)), m.in_features, m.out_features, m.copies)
+        for m in shape_of(config.model).quantized(recipe).values()
+    ]
+    count = sum(copies for *_, copies in products)
 
-    def shapes(into: int, out: int) -> dict[str, tuple[int, int]]:
+    def shapes(rows: int, into: int, out: int) -> dict[str, tuple[int, int]]:
         return {
             "P1": (rows, into),
             "P2": (out, into),
@@ -204,17 +204,18 @@ def _format_of(config: TrainConfig) -> _Formats:
         }
 
     operands = [
-        (precisions[label], *shapes(*layer)[label])
-        for layer in layers.values()
+        (precisions[label], *shapes(*sizes)[label], copies)
+        for *sizes, copies in products
         for label in recipe.quantized
     ]
     errors = dict.fromkeys(SLOTS, 0.0)
-    for layer, count in Counter(layers.values()).items():  # many layers have few shapes
-        sharing = {label: precisions[label].sharing(*shapes(*layer)[label]) for label in precisions}
+    for (*sizes, copies), times in Counter(products).items():  # many products have few shapes
+        sharing = {label: precisions[label].sharing(*shapes(*sizes)[label]) for label in precisions}
         for label, error in recipe_errors(recipe, config.precision.build(), sharing).items():
-            errors[label] += error * count / len(layers)
-    elements = sum(r * c for _, r, c in operands)
-    mean_log2 = sum(math.log2(p.sharing(r, c)) for p, r, c in operands) / len(operands)
+            errors[label] += error * (times * copies) / count
+    elements = sum(r * c * n for _, r, c, n in operands)
+    mean_log2 = sum(math.log2(p.sharing(r, c)) * n for p, r, c, n in operands)
+    mean_log2 /= sum(n for *_, n in operands)
     first = precisions[recipe.quantized[0]]
     backends = {backend(p, config.resources.device) for p in precisions.values()}
     if any(rounding.moves_scales for rounding in recipe.roundings().values()):
@@ -223,12 +224,12 @@ def _format_of(config: TrainConfig) -> _Formats:
         first.element.exponent,
         first.element.mantissa,
         2.0**mean_log2,
-        sum(r * c * p.bits_per_element(r, c) for p, r, c in operands) / elements,
+        sum(r * c * n * p.bits_per_element(r, c) for p, r, c, n in operands) / elements,
         first.granularity,
         first.scale.value,
         # A mean of equal numbers may differ from them in its last bit, and models by that.
         {label: float(f"{error:.12g}") for label, error in errors.items()},
-        sum(into * out for into, out in layers.values()),
+        sum(into * out * copies for _, into, out, copies in products),
         "+".join(sorted(backends)),
     )
 

@@ -42,6 +42,9 @@ MODELS = {
         "model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 256,
         "n_positions": 64,
     },
+    "mixtral": {
+        **LLAMA, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2,
+    },
     "neox": {
         "model_type": "gpt_neox", "hidden_size": 32, "intermediate_size": 64, "vocab_size": 256,
         "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -91,18 +94,22 @@ def test_sizes_and_flops_are_those_of_the_model(kind: str) -> None:
     module, count = bare(kind, 0), count_parameters(config)
     assert count.total == sum(p.numel() for p in module.parameters())
     assert count.head == count.embedding - (64 * 32 if kind == "gpt2" else 0) == 256 * 32
-    names = [n for n, m in module.named_modules() if type(m).__name__ in ("Linear", "Conv1D")]
+    kinds = ("Linear", "Conv1D", "MixtralExperts")
+    names = [n for n, m in module.named_modules() if type(m).__name__ in kinds]
     shape = shape_of(config)
-    assert list(shape.matrices) == [n for n in names if "lm_head" not in n and "embed_out" not in n]
-    assert count.block == sum(m.in_features * m.out_features for m in shape.matrices.values())
+    assert shape.layers() == [n for n in names if "lm_head" not in n and "embed_out" not in n]
+    held = [p for n, p in module.named_parameters() if n.startswith(tuple(shape.layers()))]
+    assert count.block == sum(p.numel() for p in held if p.ndim > 1)
     assert (shape.blocks, shape.vocab_size) == (2, 256)
+    if kind == "mixtral":  # grouped products are not counted by torch
+        module.set_experts_implementation("eager")  # type: ignore[operator]
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         tokens = torch.zeros(1, length, dtype=torch.int64)
         torch.autograd.backward(module(tokens, use_cache=False).logits.sum())
     assert flops_per_token(config, length) * length == counter.get_total_flops()
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "neox"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "neox", "mixtral"])
 def test_without_a_recipe_it_is_the_model_bit_for_bit(kind: str) -> None:
     model, reference = ours(kind, seed=3), bare(kind, 3)
     tokens = torch.randint(0, 256, (2, 33))
@@ -181,6 +188,17 @@ def test_a_run_with_dropout_stopped_and_resumed_gives_the_same_bits(
     assert resumed.record.weights_sha256 == undisturbed.record.weights_sha256
     assert rows(resumed.folder) == rows(undisturbed.folder)
     assert read_record(resumed.folder) == resumed.record
+
+
+def test_experts_are_counted_quantized_and_watched(run: Compose) -> None:
+    words = [f"model.config.{k}={v}" for k, v in MODELS["mixtral"].items()]
+    words += ["precision=mxfp4", "diagnostics.apart=8", "diagnostics.points=2"]
+    record = train(run(*words)).record
+    experts = 2 * 4 * 3 * 32 * 80
+    assert record.params == record.params_quantized == experts + 2 * 3072
+    watched = record.diagnostics["P2"]["qsnr"]
+    assert watched["worst"] <= watched["mean"]
+    assert record.diagnostics["gradient"]["end"]["cosine"] > 0.5
 
 
 def test_the_address_is_that_of_the_content_not_of_the_place(run: Compose, llama: Path) -> None:
