@@ -192,7 +192,7 @@ def test_a_run_with_dropout_stopped_and_resumed_gives_the_same_bits(
 
 def test_experts_are_counted_quantized_and_watched(run: Compose) -> None:
     words = [f"model.config.{k}={v}" for k, v in MODELS["mixtral"].items()]
-    words += ["precision=mxfp4", "diagnostics.apart=8", "diagnostics.points=2"]
+    words += ["model.name=moe", "precision=mxfp4", "diagnostics.apart=8", "diagnostics.points=2"]
     record = train(run(*words)).record
     experts = 2 * 4 * 3 * 32 * 80
     assert record.params == record.params_quantized == experts + 2 * 3072
