@@ -14,7 +14,7 @@ ROWS = {
     "experiments": (
         ("command", "plugins"),
         ("errors", "sweep"),
-        ("engine", "train"),
+        ("engine", "export", "train"),
         ("run",),
         ("configure", "mirror"),
         ("accounting", "config"),
