@@ -52,7 +52,7 @@ def write_weights(state: Mapping[str, Tensor], folder: Path) -> None:
         if value.numel() and (first := names.setdefault(place, name)) != name:
             metadata[name] = first
         else:
-            stored[name] = value.detach().contiguous()
+            stored[name] = value.detach().cpu().contiguous()
     write_atomic(safetensors.torch.save(stored, metadata), folder / WEIGHTS)
 
 
