@@ -18,7 +18,7 @@ _EDEN_COPIES = 3
 _ESTIMATE_COPIES = 6
 _LMUL_COPIES = 3
 _FOREIGN_SHARE = 1.5
-"""Of the activations that a forward pass keeps: all that are there at its peak."""
+"""All activations that are there at the peak, over those that a forward pass keeps."""
 
 
 def count_parameters(model: ModelConfig) -> ParameterCount:

@@ -2,8 +2,9 @@
 
 The folder `runs/<study>/<run_id>/` holds `config.json`, `metrics.jsonl` (the loss curve, the
 truth of which W&B gets a copy), `checkpoints/`, a lease while somebody is at work, and at the end
-`result.json` or `failure.json`.  A run that was interrupted goes on from its newest checkpoint, to
-the same bits; a checkpoint holds everything that takes, the loss curve so far included.
+`weights.safetensors`, if they are kept, and `result.json`; or `failure.json`.  A run that was
+interrupted goes on from its newest checkpoint, to the same bits; a checkpoint holds everything that
+takes, the loss curve so far included.
 
 The first process of a run on several tells the others, before it does anything or leaves, whether
 there is something to do: they wait for that word, and would wait for ever for one that left.
@@ -14,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import hashlib
 import json
 import logging
 import math
@@ -33,7 +33,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from experiments.config.precision import ConfigError
-from experiments.config.schema import TrainConfig, check
+from experiments.config.schema import KEPT, TrainConfig, check
 from experiments.data.batches import StepLoader, TokenData
 from experiments.measure.ptq import quantized
 from experiments.mirror import tracking
@@ -48,6 +48,7 @@ from experiments.run.recorder import Diverged, Recorder, Report, Stopped
 from experiments.store.checkpoint import CHECKPOINTS
 from experiments.store.curve import METRICS
 from experiments.store.lease import Fenced, Lease
+from experiments.store.weights import WEIGHTS, sha256_of_weights, write_weights
 from fitting.entry.errors import first_line
 from fitting.files.atomic import write_atomic
 from fitting.results.record import FAILURE, RESULT, RunRecord, read_record, write_exclusive
@@ -89,7 +90,8 @@ def train(config: TrainConfig, report: Report | None = None, token: str = "") ->
         The record, finished or diverged, and where it lies.
 
     Raises:
-        ConfigError: The configuration cannot be run; nothing was written.
+        ConfigError: The configuration cannot be run, or asks for the weights of a run that is done
+            and did not keep them; nothing was written.
         DataError: The data cannot be obtained; nothing was written.
         KeyboardInterrupt: On SIGINT (Ctrl-C) or SIGTERM in the main thread, or on request through
             the lease, after a checkpoint at the end of this step; at once on a second signal.
@@ -110,10 +112,10 @@ def train(config: TrainConfig, report: Report | None = None, token: str = "") ->
         folder = run_folder(config)
         folder.mkdir(parents=True, exist_ok=True)
         # Asked again under the lease: its last holder may have finished just now.
-        if (done := _result(folder)) is not None:
+        if (done := _result(config, folder)) is not None:
             return done
         with Lease(folder, config.lease_seconds, token) as lease:
-            if (done := _result(folder)) is not None:
+            if (done := _result(config, folder)) is not None:
                 return done
             go_on()
             return _lead(_Run(config, data, folder, lease, report))
@@ -194,9 +196,14 @@ def follow(config: TrainConfig) -> None:
         run.fit()
 
 
-def _result(folder: Path) -> RunResult | None:
+def _result(config: TrainConfig, folder: Path) -> RunResult | None:
     if not (folder / RESULT).exists():
         return None
+    if config.keep in KEPT and not (folder / WEIGHTS).exists():
+        raise ConfigError(
+            f"keep={config.keep}: {folder} is done and its weights were not kept; "
+            "runs=FOLDER trains it again elsewhere, to the same bits"
+        )
     record = read_record(folder)
     assert record is not None
     return RunResult(record, folder, already_done=True)
@@ -249,8 +256,10 @@ class _Run:
     def lead(self) -> RunRecord:
         """Train, validate and write the result, in the run's first process."""
         assert self.lease is not None
-        for path in [*self.folder.glob(".*"), *(self.folder / CHECKPOINTS).glob("*.tmp")]:
-            path.unlink(missing_ok=True)  # files that killed attempts left half written
+        half_written = [*self.folder.glob(".*"), *(self.folder / CHECKPOINTS).glob("*.tmp")]
+        # Without a result, weights are those of an attempt that was killed before it gave one.
+        for path in [*half_written, self.folder / WEIGHTS]:
+            path.unlink(missing_ok=True)
         write_atomic(json.dumps(asdict(self.config), indent=1) + "\n", self.folder / "config.json")
         self.lease.check()
         recorder, attempt, identity = self.recorder, self.lease.number, run_id(self.config)
@@ -271,18 +280,23 @@ class _Run:
             if loss is not None:
                 recorder.final(loss, {k: v for k, v in self.ptq.items() if v is not None})
             recorder.write_curve()
-            self.weights_sha256 = _sha256(self.module)
+            weights = self.module.state_dict()
+            self.weights_sha256 = sha256_of_weights(weights)
             record = self.record(status, loss, reason)
             exit_code = 0
         finally:
             tracking.finish(exit_code)
         self.lease.check()
+        if self.config.keep != "none":  # before the result, which says that the run is done
+            write_weights(weights, self.folder)
+            self.lease.check()
         (self.folder / FAILURE).unlink(missing_ok=True)
         if not write_exclusive(record, self.folder):
             earlier = read_record(self.folder)
             assert earlier is not None
             return earlier
-        recorder.checkpoints.remove_all()
+        if self.config.keep != "all":
+            recorder.checkpoints.remove_all()
         return record
 
     def write_failure(self, reason: str) -> None:
@@ -428,12 +442,3 @@ def _lightning_quiet() -> Iterator[None]:
         ):
             warnings.filterwarnings("ignore", message=message)
         yield
-
-
-def _sha256(module: torch.nn.Module) -> str:
-    """Hash of all weights, names and bits."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -4,12 +4,14 @@
 
     lowbit.quantize_(model, "quartet_v4", "mxfp4")
     print(lowbit.report(model))
+    trained = lowbit.load("runs/scratch/nearest-E2M1-...")
 
 The implementation is in `experiments` (training) and `fitting` (laws).
 """
 
 from experiments.configure import configure
 from experiments.engine import DrawnNoise, Reported, report
+from experiments.export.load import load
 from experiments.quant.formats import Precision
 from experiments.quant.linear import NoiseClock, QuantLinear
 from experiments.quant.recipe import RecipeConfig
@@ -23,6 +25,7 @@ __all__ = [
     "RecipeConfig",
     "Reported",
     "configure",
+    "load",
     "quantize_",
     "report",
 ]

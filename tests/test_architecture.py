@@ -14,7 +14,7 @@ ROWS = {
     "experiments": (
         ("command", "plugins"),
         ("errors", "sweep"),
-        ("quantize", "train"),
+        ("export", "quantize", "train"),
         ("run",),
         ("configure", "mirror"),
         ("accounting", "config"),

@@ -24,6 +24,7 @@ from experiments.config.read import from_hydra, sweep_from_hydra
 from experiments.config.schema import TrainConfig
 from experiments.store.curve import duration
 from experiments.store.progress import SPEED, RunState
+from experiments.store.weights import WEIGHTS
 from experiments.sweep.cluster import this_machine
 from experiments.sweep.estimate import probe
 from experiments.sweep.plan import Resources, make_plan, write_study
@@ -81,8 +82,11 @@ def _run_one(config: TrainConfig, plan_only: bool) -> None:
     write_study(plan)
     record = result.record
     loss = "none" if record.loss is None else f"{record.loss:.4f} nats per token"
+    done = " (already done)" if result.already_done else ""
+    if result.already_done and not (result.folder / WEIGHTS).exists():
+        done = " (already done; its weights were not kept)"
     console.print(
-        f"{record.status}{' (already done)' if result.already_done else ''}: "
+        f"{record.status}{done}: "
         f"loss {loss}, {record.tokens:,} tokens in {duration(record.wall_seconds)} "
         f"({record.tokens_per_second:,.0f} a second) {record.reason}\n{result.folder}",
         highlight=False,

@@ -137,7 +137,7 @@ class Composer:
 
 
 def compose_all(composer: Composer, jobs: Sequence[Sequence[str]]) -> list[TrainConfig]:
-    """The configurations of a sweep.
+    """The configurations of a sweep, whose runs keep no weights unless they are told to.
 
     Raises:
         ConfigError: The first that is wrong, with its run.
@@ -145,9 +145,11 @@ def compose_all(composer: Composer, jobs: Sequence[Sequence[str]]) -> list[Train
     configs = []
     for number, overrides in enumerate(jobs):
         try:
-            configs.append(composer(overrides))
+            config = composer(overrides)
         except ConfigError as error:
             raise ConfigError(f"{error} (run {number}: {' '.join(overrides)})") from error
+        config.keep = config.keep or "none"
+        configs.append(config)
     return configs
 
 

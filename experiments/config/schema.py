@@ -36,6 +36,9 @@ ISOLATION = ("none", "process")
 ON_FAILURE = ("continue", "stop")
 MOST_LISTED = 6
 """Layers of somebody else's model in a message."""
+KEEP = ("last", "none", "all")
+KEPT = ("last", "all")
+"""Those that ask for weights."""
 
 Part = TypeVar("Part", "TrainConfig", SweepConfig)
 
@@ -77,6 +80,8 @@ class TrainConfig:
     """Seed of the weights, the data order and the rounding noise."""
     runs: str = "runs"
     """Folder of all studies' results."""
+    keep: str = ""
+    """Weights that stay in a run's folder: one of `KEEP`; "": last, but none in a sweep."""
     checkpoint_seconds: float = 60.0
     lease_seconds: float = 60.0
     """Seconds without a sign of life after which another machine may take a run over."""
@@ -192,6 +197,7 @@ def _scalar_problems(config: TrainConfig) -> list[str]:
         ("tracking.mode", tracking.mode, TRACKING_MODES),
         ("resources.device", resources.device, DEVICES),
         ("resources.isolate", resources.isolate, ISOLATION),
+        ("keep", config.keep or KEEP[0], KEEP),
     ):
         demand(value in choices, key, value, f"must be one of {', '.join(choices)}")
     workers = config.trainer.num_workers

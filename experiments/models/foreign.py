@@ -10,6 +10,7 @@ import functools
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,10 @@ class ForeignModel(NextToken):
     def quantizable(self) -> dict[str, QuantizedGemms]:
         """The layers that the recipe does not keep in high precision, by name."""
         return self._quantizable
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write a model of transformers as that library does, in high precision."""
+        self.module.save_pretrained(folder)  # type: ignore[operator]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, T] int64 to [B, T, V] logits."""

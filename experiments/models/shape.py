@@ -80,6 +80,6 @@ class Cost:
     """What a model costs that no formula of ours knows, counted on tensors without values."""
 
     flops_per_token: float
-    """Of training: forward and backward, multiply and add counted as two."""
+    """FLOPs of training: forward and backward, multiply and add counted as two."""
     saved_per_token: float
     """Bytes that a forward pass keeps for the backward one."""

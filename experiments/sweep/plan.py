@@ -15,11 +15,12 @@ from typing import Any
 from experiments.accounting import count_parameters, flops_per_token, training_bytes
 from experiments.config.precision import ConfigError
 from experiments.config.running import SweepConfig
-from experiments.config.schema import TrainConfig
+from experiments.config.schema import KEPT, TrainConfig
 from experiments.data.batches import TokenData
 from experiments.models.build import shape_of
 from experiments.run.identity import NUMERICS_VERSION, off_default, run_folder, run_id
 from experiments.run.record import design
+from experiments.store.weights import WEIGHTS
 from experiments.sweep.estimate import Speeds
 from fitting.files.atomic import write_atomic
 from fitting.files.own_json import DamagedError
@@ -92,6 +93,12 @@ class PlannedRun:
     def done(self) -> bool:
         """Whether there is a result already."""
         return self.record is not None and self.record.status != "failed"
+
+    @property
+    def lacks_weights(self) -> bool:
+        """Whether it is done and did not keep the weights that are asked for now."""
+        asked = self.config.keep in KEPT
+        return self.done and asked and not (self.folder / WEIGHTS).exists()
 
     @property
     def failed_before(self) -> bool:

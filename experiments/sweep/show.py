@@ -76,6 +76,13 @@ def show_plan(plan: Plan, capacity: Resources, max_parallel: int | None, full: b
         highlight=False,
     )
     show_older(plan)
+    if lacking := sum(run.lacks_weights for run in plan.runs):
+        console.print(
+            f"{lacking} of the runs done did not keep their weights; with another runs=FOLDER they "
+            "are trained again, to the same bits",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 def show_older(plan: Plan) -> None:

@@ -1,6 +1,6 @@
 """Wrong commands through the commands themselves: one line, exit code 2, nothing written anywhere.
 
-Generated over the configuration's keys and over each option of each of the seven commands, so that
+Generated over the configuration's keys and over each option of each of the eight commands, so that
 a new key or option is tried with what it cannot be.
 """
 
@@ -173,6 +173,15 @@ def _others() -> Iterator[Case]:
         "timeout": (*seconds, "0"),
     }
     yield from _pairs("lowbit-dashboard", ("study=text",), dashboard)
+    export = {
+        "run": ("missing", "losses.csv", "empty", ""),
+        "to": ("zzz", "", "HF", "hf,safetensors"),
+        "out": ("", "losses.csv", "text"),
+    }
+    yield from _pairs("lowbit-export", ("run=text", "to=hf", "out=new"), export)
+    for key in export:
+        words = (f"{other}=1" if other != "to" else "to=hf" for other in export if other != key)
+        yield "lowbit-export", tuple(words), f"{key}: missing"
     number = ("zzz", "-1", "1.5", "", "inf", "9" * 5000)
     error = {
         "precision": ("zzz", "", "mxfp4,zzz", "E9M9", "E4M3-block0", "E4M3-block32-zzz"),

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from experiments.config.schema import SWEEP_KEYS, TrainConfig
+from experiments.export import command as export
 from experiments.mirror import dashboard
 from experiments.mirror.sync import parse
 from experiments.store import status
@@ -25,6 +26,7 @@ READERS: dict[str, Callable[[list[str]], object]] = {
     "lowbit-fit": fit_options,
     "lowbit-report": report_options,
     "lowbit-status": status.parse,
+    "lowbit-export": export.parse,
     "lowbit-sync": parse,
     "lowbit-dashboard": dashboard.parse,
 }

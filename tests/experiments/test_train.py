@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from experiments.config.precision import ConfigError
@@ -28,6 +29,7 @@ from experiments.run.identity import run_folder
 from experiments.run.module import LanguageModel
 from experiments.run.recorder import Progress
 from experiments.store.checkpoint import CHECKPOINTS
+from experiments.store.weights import WEIGHTS
 from experiments.train import train
 from fitting.results.record import FAILURE, RESULT, RunRecord, read_record
 from tests.support.small_runs import SMALL, STEPS, Stop, rows, small
@@ -311,12 +313,12 @@ print("at the end:", left)
 def test_a_full_disk_costs_no_result_and_leaves_no_half_of_one(
     small: Compose, tmp_path: Path, phase: str
 ) -> None:
-    """A real one, of 1 MiB: full when the record is to be written, or in the middle of training."""
+    """A real one, of 2 MiB: full when the record is to be written, or in the middle of training."""
     expected = train(small("recipe=none")).record.loss
     disk = tmp_path / "disk"
     disk.mkdir()
     config = asdict(small("recipe=none", f"runs={disk}", "checkpoint_seconds=0"))
-    mount = f'mount -t tmpfs -o size=1m none {disk} && exec $0 -c "$1" "$2" {phase}'
+    mount = f'mount -t tmpfs -o size=2m none {disk} && exec $0 -c "$1" "$2" {phase}'
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", mount, sys.executable, FULL_DISK, json.dumps(config)],
         capture_output=True,
@@ -334,7 +336,7 @@ def test_a_full_disk_costs_no_result_and_leaves_no_half_of_one(
     assert "tmp" not in said["left"]
     assert "ckpt" in said["left"], "what could be kept was kept"
     assert float(said["loss"]) == expected
-    names = ["attempts.json", "config.json", "metrics.jsonl", RESULT]
+    names = ["attempts.json", "config.json", "metrics.jsonl", RESULT, WEIGHTS]
     assert said["at the end"] == str(names)
 
 
@@ -351,7 +353,8 @@ def test_a_checkpoint_and_a_record_load_without_executing_anything(small: Compos
     [checkpoint] = (run_folder(config) / CHECKPOINTS).glob("*.ckpt")
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 12
     folder = train(config).folder
+    assert safetensors.torch.load_file(folder / WEIGHTS)
     for path in folder.rglob("*"):
-        if path.is_file():
+        if path.is_file() and path.name != WEIGHTS:
             path.read_text(encoding="utf-8")
     assert json.loads((folder / RESULT).read_text())["weights_sha256"]

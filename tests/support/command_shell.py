@@ -1,6 +1,6 @@
 """Commands as a shell runs them, without waiting for their imports: each in a fork of one process.
 
-That process has imported what the seven commands import and has done nothing else.  A fork of it
+That process has imported what the eight commands import and has done nothing else.  A fork of it
 has descriptors, an environment, a working folder and an end of its own, so that what a command
 prints, writes and leaves behind is what a user would find.
 """
@@ -28,6 +28,7 @@ COMMANDS = {
     "lowbit-train": ("experiments.command.main", "train"),
     "lowbit-status": ("experiments.store.status", "main"),
     "lowbit-error": ("experiments.errors.command", "error"),
+    "lowbit-export": ("experiments.export.command", "main"),
     "lowbit-sync": ("experiments.mirror.sync", "main"),
     "lowbit-dashboard": ("experiments.mirror.dashboard", "main"),
     "lowbit-fit": ("fitting.command.main", "fit"),
@@ -40,6 +41,7 @@ _LATE = (
         "experiments.errors.recipes",
         "experiments.mirror.panels",
     ),
+    "experiments.export.folder",
     *("experiments.measure.error", "experiments.sweep.launch", "wandb"),
     *(
         "fitting.command.show",

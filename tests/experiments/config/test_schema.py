@@ -196,7 +196,7 @@ def test_defaults_are_golden() -> None:
 def test_every_key_is_hashed_or_changes_no_result() -> None:
     """Tokens are hashed as steps, the seed as it is."""
     unhashed = {key.split(".")[0] for key, _ in leaves(TrainConfig()) if not swept.is_key(key)}
-    around = {"study", "diagnostics", "tracking", "resources", "trainer", "runs"}
+    around = {"study", "diagnostics", "tracking", "resources", "trainer", "runs", "keep"}
     times = {"checkpoint_seconds", "lease_seconds", "timeout_seconds"}
     assert unhashed == around | times | {"tokens", "seed"}
 

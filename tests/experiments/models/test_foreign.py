@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import lowbit
 from experiments.accounting import count_parameters, flops_per_token
 from experiments.config.precision import ConfigError
 from experiments.config.schema import TrainConfig
+from experiments.export.folder import export
+from experiments.export.load import ExportError
 from experiments.models import source
 from experiments.models.build import build, shape_of
 from experiments.models.config import ModelConfig
@@ -233,6 +236,30 @@ def test_a_folder_gives_its_weights(run: Compose, tmp_path: Path) -> None:
     assert config.model.name == "mine"
     for name, value in trained.state_dict().items():
         assert torch.equal(made.state_dict()[f"module.{name}"], value), name
+
+
+def test_trained_weights_are_loaded_and_exported(run: Compose, llama: Path, tmp_path: Path) -> None:
+    result = train(run(f"model.source={llama}", "recipe=quartet_v4", "precision=mxfp4"))
+    model = lowbit.load(result.folder)
+    assert result.module is not None
+    tokens = torch.randint(0, 256, (2, 33))
+    model.clock.quantizing = False
+    export(result.folder, "hf", tmp_path / "out")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(again(tokens, use_cache=False).logits, model(tokens))
+    text = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert text.encode("in few bits") == list(b"in few bits")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "tiny: tiny.json {} of transformers" in card
+    assert "as the model that was trained, without" in card
+
+
+def test_no_record_runs_a_factory(composed: Compose, text: Path) -> None:
+    small = [word for word in SMALL if not word.startswith("model=")]
+    words = ["model=module", f"model.factory={__name__}:mlp", "recipe=none"]
+    folder = train(composed(*words, *small, f"data.path={text}")).folder
+    with pytest.raises(ExportError, match="call that yourself"):
+        lowbit.load(folder)
 
 
 def mlp(width: int = 32, vocab: int = 256) -> nn.Module:

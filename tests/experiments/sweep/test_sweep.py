@@ -257,3 +257,18 @@ def test_a_plan_learns_its_speed_from_runs_that_finished(
     times = [plan.seconds(run) for run in plan.to_do]
     assert slots == pytest.approx([sum(times), max(times)])
     assert plan.makespan(Resources(2.0), max_parallel=1) == pytest.approx(sum(times))
+
+
+@pytest.mark.ray
+def test_a_sweep_keeps_no_weights_unless_it_is_told_to(
+    here: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*SMALL, f"data.path={text}", "-m", "study.name=s", "recipe=none", "tokens=1024"]
+    grids = "study.grids=[{seed: [0], keep: [last]}, {seed: [1]}]"
+    assert lowbit_train(monkeypatch, *command, grids) == 0
+    kept = {path.parent.name for path in (here / "runs" / "s").glob("*/weights.safetensors")}
+    assert [name.split("-")[-2] for name in kept] == ["s0"]
+    capsys.readouterr()
+    asked = [*command, "seed=0,1", "keep=last", "plan_only=true"]
+    assert lowbit_train(monkeypatch, *asked) == 0
+    assert "1 of the runs done did not keep their weights" in capsys.readouterr().out
