@@ -41,7 +41,7 @@ QUANT = (
     *("formats", "modes", "recipe", "scale_rules", "normal_error", "layout", "rounding", "scale"),
     "lmul",
     *("kernels.facts", "kernels.cpu", "kernels.gpu", "hadamard", "straight_through"),
-    *("eden", "operand", "block", "gradient", "linear"),
+    *("eden", "operand", "block", "gradient", "gemms", "passes", "compiled", "linear"),
     "word_length",
 )
 """Within `experiments.quant` the order is the design: each imports only what stands before it."""

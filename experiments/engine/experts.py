@@ -9,14 +9,14 @@ multiplies expert by expert: what an expert rounds depends on the tokens that ca
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from experiments.quant.compiled import compiled_products
 from experiments.quant.formats import Precision
-from experiments.quant.linear import NoiseClock, QuantizedGemms
+from experiments.quant.linear import NoiseClock, QuantizedGemms, compute_dtype
 from experiments.quant.recipe import RecipeConfig
 
 if TYPE_CHECKING:
@@ -71,6 +71,19 @@ class QuantExperts(QuantizedGemms, _Module):
             for product in self.products[name]:
                 product.quantized_as(recipe, precision, clock, number)
                 number += 1
+        self._know_products()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of another layer, of which this is a copy, but not its handles."""
+        super().__setstate__(state)
+        self._know_products()
+
+    def _know_products(self) -> None:
+        self.handles = {
+            name: torch.cat([product.handle for product in products])
+            for name, products in self.products.items()
+        }
+        """What compiled graphs know the products by."""
 
     def parts(self) -> Iterator[tuple[str, QuantizedGemms]]:
         """The products of each expert, by the parameter that holds their matrices."""
@@ -90,26 +103,42 @@ class QuantExperts(QuantizedGemms, _Module):
         if self.kept or not self.clock.quantizing or nothing:
             output: Tensor = super().forward(hidden_states, top_k_index, top_k_weights)
             return output
-        tokens, chosen = top_k_index.shape
-        experts = top_k_index.flatten()
+        chosen, experts = top_k_index.shape[1], top_k_index.flatten()
         order = experts.argsort(stable=True)  # by expert, then by token
-        counts = torch.bincount(experts, minlength=self.num_experts).tolist()
-        rows = torch.split(hidden_states[order // chosen], counts)
-        up, down = (self._by_expert(name) for name in self.products)
-        outputs = []
-        for x, up_one, down_one in zip(rows, up, down, strict=True):
-            if x.shape[0]:
-                x = up_one(x)
-                x = down_one(self._apply_gate(x) if self.has_gate else self.act_fn(x))
-                outputs.append(self.post_expert_norm(x) if self.has_post_expert_norm else x)
-        weighted = torch.cat(outputs) * top_k_weights.flatten()[order, None]
-        by_token = weighted[order.argsort()].view(tokens, chosen, -1)
+        experts = experts[order]
+        ones = torch.ones_like(experts)
+        tokens = experts.new_zeros(self.num_experts).scatter_add(0, experts, ones)
+        up, down = self.products
+        x = self._multiplied(up, hidden_states[order // chosen], experts, tokens)
+        x = self._apply_gate(x) if self.has_gate else self.act_fn(x)
+        x = self._multiplied(down, x, experts, tokens)
+        if self.has_post_expert_norm:
+            x = self.post_expert_norm(x)
+        weighted = x * top_k_weights.flatten()[order, None]
+        by_token = weighted[order.argsort()].view(-1, chosen, weighted.shape[1])
         return by_token.sum(1).to(hidden_states.dtype)
 
-    def _by_expert(self, name: str) -> list[Callable[[Tensor], Tensor]]:
-        """The product with a matrix of each expert, [tokens, in] to [tokens, out]."""
-        weight: Tensor = getattr(self, name)
-        weights = (weight.mT if self.is_transposed else weight).unbind()
-        biases = getattr(self, f"{name}_bias").unbind() if self.has_bias else [None] * len(weights)
-        parts = zip(self.products[name], weights, biases, strict=True)
-        return [partial(gemms.transform, weight=w, bias=b) for gemms, w, b in parts]
+    def _multiplied(self, name: str, x: Tensor, experts: Tensor, tokens: Tensor) -> Tensor:
+        """Rows times the matrices of their experts: [rows, in] to [rows, out].
+
+        Args:
+            name: The parameter.
+            x: The rows, expert by expert.
+            experts: The expert of each.
+            tokens: How many rows each expert has.
+        """
+        weights: Tensor = getattr(self, name)
+        weights = weights.mT if self.is_transposed else weights
+        if torch.compiler.is_compiling():
+            dtype = compute_dtype(x, weights)
+            how = self.handles[name], tokens, bool(self.estimators), dtype
+            output = compiled_products(x, weights, *how)
+        else:
+            parts = zip(
+                self.products[name], torch.split(x, tokens.tolist()), weights.unbind(), strict=True
+            )
+            output = torch.cat([gemms.transform(t, w, None) for gemms, t, w in parts if len(t)])
+        if not self.has_bias:
+            return output
+        bias: Tensor = getattr(self, f"{name}_bias")
+        return output + bias[experts].to(output.dtype)

@@ -10,7 +10,12 @@ from tests.support.places import ROOT
 
 PAGE = (ROOT / "docs" / "bring-your-own.md").read_text(encoding="utf-8")
 PROGRAMS = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
-EXPECTED = (("2 of 2 quantized: 100.0%",), ("recipe.keep", "output head"), ("lora_A.default",))
+EXPECTED = (
+    ("2 of 2 quantized: 100.0%",),
+    ("recipe.keep", "output head"),
+    ("lora_A.default",),
+    (),  # it fails where the graph breaks
+)
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")

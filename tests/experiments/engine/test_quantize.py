@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import lowbit
-from experiments.engine import QuantExperts
 from experiments.quant.block import quantize
 from experiments.quant.linear import QuantizedGemms
 from experiments.quant.operand import Operand
@@ -111,13 +110,6 @@ def layers(model: nn.Module) -> dict[str, QuantizedGemms]:
     return {n: m for n, m in model.named_modules() if isinstance(m, QuantizedGemms) and not m.kept}
 
 
-def gemms(layer: QuantizedGemms) -> list[QuantizedGemms]:
-    """What the products of a layer belong to: itself, or each matrix of its experts."""
-    if not isinstance(layer, QuantExperts):
-        return [layer]
-    return [each for products in layer.products.values() for each in products]
-
-
 @pytest.mark.parametrize("build", MODELS)
 def test_an_empty_recipe_changes_no_bit(build: Callable[[], nn.Module]) -> None:
     model, plain = made(build), made(build)
@@ -165,7 +157,9 @@ def test_every_operand_of_every_product_lies_on_the_grid(build: Callable[[], nn.
     clock.watch = watch
     gradients(model)
     clock.watch = None
-    expected = {(id(g), f"P{k}") for m in layers(model).values() for g in gemms(m) for k in SIX}
+    expected = {
+        (id(g), f"P{k}") for m in layers(model).values() for _, g in m.parts() for k in SIX
+    }
     # The gradient of an image is not asked for.
     inputs = {id(m) for n, m in layers(model).items() if n == "0" or "patch" in n}
     expected -= {(i, label) for i in inputs for label in ("P3", "P4")}

@@ -29,6 +29,7 @@ from tests.support.quantizers import ALL, ROUNDED, normal
 NOT_DOORS = {
     *("straight_through", "differentiated", "passed_back", "wide_product"),
     *("to_blocks", "from_blocks", "turned", "lying_as", "narrowed"),
+    *("filled", "compute_dtype", "forward_product", "backward_products", "compiled_products"),
 }
 """Functions that the doors call, behind them."""
 
