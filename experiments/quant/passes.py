@@ -144,7 +144,7 @@ def _saved(
     right: Operand | None,
     needs: tuple[bool, bool],
 ) -> _Saved:
-    """Of the forward pass what the backward products need; both operands are there if taken."""
+    """What the backward products need of the forward pass; both operands are there if taken."""
     (input_grad, weight_grad), estimators = needs, layer.estimators
     takes_left, takes_right = _takes_over(layer, needs)
     keeps_rows = (weight_grad and not takes_left) or (input_grad and "P1" in estimators)
