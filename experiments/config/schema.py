@@ -109,6 +109,18 @@ class TrainConfig:
         """Optimizer steps."""
         return self.tokens // self.batch_tokens
 
+    @property
+    def quantized_steps(self) -> int:
+        """The number of quantized steps, if the recipe quantizes any operand."""
+        return round((1 - self.recipe.high_precision_share) * self.steps)
+
+    def quantizes(self, step: int) -> bool:
+        """Whether `step` is quantized, not one of the last that the recipe keeps in high precision.
+
+        Step `steps` is the validation after training.
+        """
+        return self.recipe.high_precision_share == 0 or step < self.quantized_steps
+
 
 @dataclass
 class Request(TrainConfig, SweepConfig):

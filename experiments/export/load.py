@@ -20,7 +20,7 @@ from experiments.config.schema import TrainConfig
 from experiments.models.build import build
 from experiments.models.next_token import NextToken
 from experiments.quant.word_length import WordLength
-from experiments.run.identity import NUMERICS_VERSION
+from experiments.run.identity import numerics_version
 from experiments.store.curve import METRICS
 from experiments.store.weights import WEIGHTS, read_weights
 from fitting.entry.errors import Refusal, one_line
@@ -79,6 +79,7 @@ def trained(run: Path | str) -> Trained:
     with torch.random.fork_rng(devices=[]):  # layers draw weights, which are replaced
         model = build(config.model, config.recipe, config.precision.build(), config.seed)
     _fill(model, state, folder)
+    model.clock.quantizing = config.quantizes(config.steps)
     if config.recipe.word_length.lookback:
         _set_word_lengths(model, config, folder, record)
     return Trained(record, config, model.eval())
@@ -92,11 +93,6 @@ def _record(folder: Path) -> RunRecord:
         raise ExportError(f"run={folder}: no run has ended here; there is no {RESULT}")
     if record.status == "failed":
         raise ExportError(f"run={folder}: it failed ({one_line(record.reason)}); it has no weights")
-    if record.numerics_version != NUMERICS_VERSION:
-        raise ExportError(
-            f"run={folder}: numerics_version={record.numerics_version}: this version computes "
-            f"otherwise ({NUMERICS_VERSION}); load it with the version that trained it"
-        )
     return record
 
 
@@ -111,12 +107,18 @@ def _config(folder: Path, record: RunRecord) -> TrainConfig:
             f"load the names of {WEIGHTS} without their beginning, {_PREFIX}module."
         )
     try:
-        return from_dict(record.config)
+        config = from_dict(record.config)
     except ConfigError as error:
         raise ExportError(
             f"run={folder}: another version wrote its configuration ({one_line(error)}); load it "
             "with that one"
         ) from error
+    if record.numerics_version != (now := numerics_version(config)):
+        raise ExportError(
+            f"run={folder}: numerics_version={record.numerics_version}: this version computes "
+            f"otherwise ({now}); load it with the version that trained it"
+        )
+    return config
 
 
 def _fill(model: NextToken, state: dict[str, Tensor], folder: Path) -> None:

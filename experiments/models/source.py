@@ -25,6 +25,8 @@ from fitting.entry.errors import Refusal, first_line, of_the_system
 
 _CONFIG = "config.json"
 _WEIGHTS = "*.safetensors"
+_LONGEST_NAME = 60
+"""Characters of a name made from a source and the keys that were set; a longer one is hashed."""
 
 
 class ModelError(Refusal):
@@ -54,6 +56,9 @@ def resolved(model: ModelConfig) -> ModelConfig:
             whose = model.factory.rpartition(":")[2]
         changes = [f"{k}{v}" for k, v in sorted(model.config.items()) if k != "model_type"]
         model.name = "-".join([whose, *changes])
+        if len(model.name) > _LONGEST_NAME:
+            said = hashlib.sha256(model.name.encode()).hexdigest()
+            model.name = f"{whose[: _LONGEST_NAME - 9]}-{said[:8]}"
     return model
 
 

@@ -23,6 +23,14 @@ NUMERICS_VERSION = 4
 Where quantized operands are multiplied in bfloat16, version 3 computed the same as 4; elsewhere
 version 2 did.
 """
+_ENDS_IN_HIGH_PRECISION = 5
+"""The version of runs that do: version 4 scored them quantized.  All others are as they were."""
+
+
+def numerics_version(config: TrainConfig) -> int:
+    """The version of the numerics that a run's result depends on."""
+    share = config.recipe.high_precision_share if config.recipe.quantized else 0.0
+    return _ENDS_IN_HIGH_PRECISION if share else NUMERICS_VERSION
 
 
 def science(config: TrainConfig) -> dict[str, Any]:
@@ -37,7 +45,7 @@ def science(config: TrainConfig) -> dict[str, Any]:
         "corpus": corpus_sha256(config.data),
         "steps": config.steps,
         "seed": config.seed,
-        "numerics_version": NUMERICS_VERSION,
+        "numerics_version": numerics_version(config),
     }
 
 

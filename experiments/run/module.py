@@ -49,7 +49,7 @@ class LanguageModel(L.LightningModule):
     def _set_clock(self) -> None:
         # Each process of a run has noise of its own; if there is only one, this is the step.
         self.model.clock.counter = self.global_step + _RANK_COUNTERS * self.global_rank
-        self.model.clock.quantizing = quantizes(self.global_step, self.config)
+        self.model.clock.quantizing = self.config.quantizes(self.global_step)
 
     def measure(self, batch: Tensor) -> dict[str, float]:
         """Diagnostics of the training step on `batch` that comes next."""
@@ -63,7 +63,8 @@ class LanguageModel(L.LightningModule):
     def validation_step(self, batch: Tensor, batch_index: int) -> None:
         """Add one batch to the sum; every token weighs the same, whatever its batch's size."""
         self.model.clock.counter = _VALIDATION_COUNTER + batch_index
-        self.model.clock.quantizing = quantizes(self.global_step, self.config)
+        # Not by the step: the trainer that scores has taken none.
+        self.model.clock.quantizing = self.config.quantizes(self.config.steps)
         self._validation_sum += self.model.loss(batch, reduction="sum").double().item()
         self._validation_tokens += batch.shape[0] * (batch.shape[1] - 1)
 
@@ -110,21 +111,8 @@ class LanguageModel(L.LightningModule):
         }
 
 
-def quantizes(step: int, config: TrainConfig) -> bool:
-    """Whether `step` is quantized, not one of the last that the recipe keeps in high precision.
-
-    Step `config.steps` is the validation after training.
-    """
-    return config.recipe.high_precision_share == 0 or step < quantized_steps(config)
-
-
-def quantized_steps(config: TrainConfig) -> int:
-    """The number of quantized steps, if the recipe quantizes any operand."""
-    return round((1 - config.recipe.high_precision_share) * config.steps)
-
-
 def measured_steps(config: TrainConfig) -> frozenset[int]:
     """The steps before which diagnostics are measured: quantized ones."""
     if not config.recipe.quantized:
         return frozenset()
-    return frozenset(config.diagnostics.steps(quantized_steps(config)))
+    return frozenset(config.diagnostics.steps(config.quantized_steps))

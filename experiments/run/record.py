@@ -24,7 +24,7 @@ from experiments.paths import package_dir
 from experiments.quant.block import backend
 from experiments.quant.normal_error import recipe_errors
 from experiments.quant.recipe import SLOTS
-from experiments.run.identity import NUMERICS_VERSION, quantization
+from experiments.run.identity import numerics_version, quantization
 from fitting.results.record import RunRecord
 
 _RECORDED_VERSIONS = ("torch", "lightning", "ray", "wandb", "numpy", "hydra-core")
@@ -80,7 +80,7 @@ def make_record(
         tokens_per_second=tokens / wall_seconds if wall_seconds else 0.0,
         attempts=attempts,
         corpus=data.label,
-        numerics_version=NUMERICS_VERSION,
+        numerics_version=numerics_version(config),
         reason=reason,
         metrics_sha256=hashlib.sha256(metrics.read_bytes()).hexdigest()
         if metrics.is_file()

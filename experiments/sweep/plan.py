@@ -18,7 +18,7 @@ from experiments.config.running import SweepConfig
 from experiments.config.schema import KEPT, TrainConfig
 from experiments.data.batches import TokenData
 from experiments.models.build import shape_of
-from experiments.run.identity import NUMERICS_VERSION, off_default, run_folder, run_id
+from experiments.run.identity import numerics_version, off_default, run_folder, run_id
 from experiments.run.record import design
 from experiments.store.weights import WEIGHTS
 from experiments.sweep.estimate import Speeds
@@ -282,7 +282,7 @@ def _look_for_older(plan: Plan, corpora: Mapping[str, str]) -> None:
             if (
                 record is not None
                 and record.status != "failed"
-                and record.numerics_version < NUMERICS_VERSION
+                and record.numerics_version < numerics_version(config)
                 and (record.seed, record.corpus) == (config.seed, corpora[repr(config.data)])
                 and record.config.get("tokens", 0) // config.batch_tokens == config.steps
                 and off_default(record.config) == off_default(asdict(config))

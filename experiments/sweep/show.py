@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.accounting import count_parameters
-from experiments.run.identity import NUMERICS_VERSION
+from experiments.run.identity import numerics_version
 from experiments.store.curve import duration
 from experiments.store.progress import Progress, RunState
 from experiments.sweep.plan import Plan, PlannedRun, Resources
@@ -90,10 +90,12 @@ def show_older(plan: Plan) -> None:
     older = [run.older for run in plan.to_do if run.older]
     if older:
         versions = " and ".join(map(str, sorted(set(older))))
+        current = sorted({numerics_version(run.config) for run in plan.to_do if run.older})
+        now = " and ".join(map(str, current))
         console.print(
             f"{len(older)} of the runs to do were done under numerics version {versions}; version "
-            f"{NUMERICS_VERSION} gives them new addresses and trains them again; a fit then "
-            "counts the new ones alone",
+            f"{now} gives them new addresses and trains them again; a fit then counts the new ones "
+            "alone",
             soft_wrap=True,
             highlight=False,
         )

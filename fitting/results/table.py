@@ -154,8 +154,25 @@ def table_of(records: Sequence[RunRecord], ptq: bool = False) -> pd.DataFrame:
         more = {key: values[number] for key, values in keys.items()}
         if record.run_id in newer:
             more |= {"status": SUPERSEDED, "reason": f"made again: {newer[record.run_id]}"}
+        elif _scored_quantized(record):
+            more |= {"status": SUPERSEDED, "reason": "scored quantized by mistake: train it again"}
+        more["numerics_version"] = _LIKE.get(record.numerics_version, record.numerics_version)
         found += [row | more for row in rows(record)]
     return pd.DataFrame(found)
+
+
+_LIKE = {5: 4}
+"""Versions of the numerics whose results compare with those of an older one."""
+
+
+def _scored_quantized(record: RunRecord) -> bool:
+    """Whether a run ended in high precision and was scored quantized, as version 4 had it.
+
+    Version 5 is that of such runs alone; it computes the same as 4 in everything else.
+    """
+    recipe = record.config.get("recipe")
+    share = recipe.get("high_precision_share") if isinstance(recipe, dict) else 0
+    return bool(share and record.operands and record.numerics_version <= 4)
 
 
 def superseded(records: Sequence[RunRecord]) -> dict[str, str]:

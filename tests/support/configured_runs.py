@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from experiments.config.read import from_hydra
 from experiments.config.schema import TrainConfig
-from experiments.run.identity import NUMERICS_VERSION, run_id
+from experiments.run.identity import numerics_version, run_id
 from experiments.run.record import design
 from fitting.results.record import RunRecord, write_exclusive
 
@@ -42,7 +42,7 @@ def record(run: TrainConfig, loss: float, **changes: Any) -> RunRecord:
     made = RunRecord(
         run_id=run_id(run), status="finished", loss=loss, train_loss=loss, bits_per_byte=None,
         unique_tokens=known["tokens"], wall_seconds=1.0, tokens_per_second=1.0, attempts=1,
-        corpus="techdocs-v1-0123456789ab", numerics_version=NUMERICS_VERSION,
+        corpus="techdocs-v1-0123456789ab", numerics_version=numerics_version(run),
         config=dataclasses.asdict(run), **known,
     )  # fmt: skip
     return dataclasses.replace(made, **changes)

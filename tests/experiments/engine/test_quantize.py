@@ -157,9 +157,7 @@ def test_every_operand_of_every_product_lies_on_the_grid(build: Callable[[], nn.
     clock.watch = watch
     gradients(model)
     clock.watch = None
-    expected = {
-        (id(g), f"P{k}") for m in layers(model).values() for _, g in m.parts() for k in SIX
-    }
+    expected = {(id(g), f"P{k}") for m in layers(model).values() for _, g in m.parts() for k in SIX}
     # The gradient of an image is not asked for.
     inputs = {id(m) for n, m in layers(model).items() if n == "0" or "patch" in n}
     expected -= {(i, label) for i in inputs for label in ("P3", "P4")}

@@ -30,7 +30,11 @@ from experiments.quant.recipe import RecipeConfig
 from experiments.run.identity import run_id
 from experiments.train import train
 from fitting.results.record import read_record
+from fitting.results.table import table_of
+from fitting.seeds.cells import cell_keys
+from tests.support.configured_runs import record
 from tests.support.small_runs import SMALL, Stop, rows
+from tests.support.tiny_models import one
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")
 Compose = Callable[..., TrainConfig]
@@ -221,6 +225,18 @@ def test_the_address_is_that_of_the_content_not_of_the_place(run: Compose, llama
     assert address(moved) != first
 
 
+def test_two_sources_of_one_name_are_two_cells(run: Compose, llama: Path) -> None:
+    other = llama.parent / "elsewhere" / llama.name
+    other.parent.mkdir()
+    other.write_text(json.dumps({**LLAMA, "rope_theta": 500.0}))
+    runs = [
+        run(f"model.source={path}", f"seed={seed}") for path in (llama, other) for seed in (0, 1)
+    ]
+    table = table_of([record(each, 3.0 + each.seed / 10) for each in runs])
+    assert table["model"].unique().tolist() == ["tiny"]
+    assert table.groupby(cell_keys(table), dropna=False).size().tolist() == [2, 2]
+
+
 def test_a_source_that_changed_after_the_plan_is_refused(llama: Path) -> None:
     planned = source.resolved(ModelConfig(name="", source=str(llama)))
     llama.write_text(json.dumps({**LLAMA, "hidden_size": 64}))
@@ -256,21 +272,14 @@ def test_trained_weights_are_loaded_and_exported(run: Compose, llama: Path, tmp_
 
 def test_no_record_runs_a_factory(composed: Compose, text: Path) -> None:
     small = [word for word in SMALL if not word.startswith("model=")]
-    words = ["model=module", f"model.factory={__name__}:mlp", "recipe=none"]
+    words = ["model=module", "model.factory=tests.support.tiny_models:one", "recipe=none"]
     folder = train(composed(*words, *small, f"data.path={text}")).folder
     with pytest.raises(ExportError, match="call that yourself"):
         lowbit.load(folder)
 
 
-def mlp(width: int = 32, vocab: int = 256) -> nn.Module:
-    """A model of the user's: no attention, blocks without numbers."""
-    return nn.Sequential(
-        nn.Embedding(vocab, width), nn.Linear(width, width), nn.Linear(width, vocab)
-    )
-
-
 def half() -> nn.Module:
-    return mlp().half()
+    return one().half()
 
 
 def no_module() -> Any:
@@ -283,9 +292,9 @@ def without_matrices() -> nn.Module:
 
 def test_a_module_of_ones_own_is_trained(composed: Compose, text: Path) -> None:
     small = [word for word in SMALL if not word.startswith("model=")]
-    words = ["model=module", f"model.factory={__name__}:mlp", "model.config.width=64"]
+    words = ["model=module", "model.factory=tests.support.tiny_models:one", "model.config.width=64"]
     result = train(composed(*words, *small, f"data.path={text}", "precision=mxfp4"))
-    assert result.record.model == "mlp-width64"
+    assert result.record.model == "one-width64"
     assert result.record.params == 64 * 64 + 64 * 256
     assert (result.record.loss or 9.0) < 5.545
 
@@ -306,13 +315,13 @@ WRONG = {
     "model.source={text}": "is not JSON",
     "model.factory=nowhere:build": "model.factory=nowhere:build: No module named 'nowhere'",
     "model.factory={here}:nothing": "has no attribute 'nothing'",
-    "model.factory={here}:mlp model.config.depth=3": "with {'depth': 3} it raised mlp() got an "
+    "model.factory=tests.support.tiny_models:one model.config.depth=3": "with {'depth': 3} it raised one() got an "
     "unexpected keyword argument 'depth'",
     "model.factory={here}:half": "its 0.weight is torch.float16",
     "model.factory={here}:no_module": "returned str, no torch.nn.Module",
     "model.factory={here}:without_matrices": "has no linear layer and no convolution to quantize",
-    "model.factory={here}:mlp recipe=nvidia_nvfp4": "the model has no numbered blocks",
-    "model.factory={here}:mlp model.source=x": "model.source=x is another model",
+    "model.factory=tests.support.tiny_models:one recipe=nvidia_nvfp4": "the model has no numbered blocks",
+    "model.factory=tests.support.tiny_models:one model.source=x": "model.source=x is another model",
     "model.source={llama} recipe.keep=[attn]": "recipe.keep=attn: no such layer; there are "
     "model.layers.0.self_attn.q_proj",
     "model.config.model_type=gpt2 ptq.formats=[mxfp4]": "ptq.formats=['mxfp4']: is there for "

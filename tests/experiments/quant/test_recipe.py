@@ -1,19 +1,23 @@
 """The recipe's schema: what is refused and why, and what a key at its default does not change."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments.config.precision import ConfigError
 from experiments.config.schema import TrainConfig
-from experiments.quant.formats import Precision
+from experiments.data.batches import TokenData
+from experiments.models.build import build
+from experiments.quant.formats import FloatFormat, Precision
 from experiments.quant.recipe import OperandConfig, OutputConfig, RecipeConfig
 from experiments.run.identity import run_id, science
-from experiments.run.module import quantizes
 from experiments.run.record import _format_of
 from experiments.train import train
+from fitting.results.table import SUPERSEDED, table_of
 
 Compose = Callable[..., TrainConfig]
 
@@ -155,17 +159,34 @@ def test_the_record_counts_what_is_quantized(composed: Compose) -> None:
 def test_the_last_share_of_the_steps_is_in_high_precision(composed: Compose) -> None:
     config = composed("recipe.high_precision_share=0.18", "tokens=204800")
     assert config.steps == 100
-    assert [quantizes(step, config) for step in (0, 81, 82, 100)] == [True, True, False, False]
+    assert [config.quantizes(step) for step in (0, 81, 82, 100)] == [True, True, False, False]
     config.recipe.high_precision_share = 0.0
-    assert quantizes(config.steps, config), "the validation of a quantized run is quantized"
+    assert config.quantizes(config.steps), "the validation of a quantized run is quantized"
 
 
 def test_a_run_can_end_in_high_precision(composed: Compose, text: Path) -> None:
     """Half of it: another loss than either, for training remembers how it began."""
     small = ["model=ladder/a", "data=tokens", "data.seq_len=64", "batch_size=4", "tokens=2048"]
     small += ["tracking=none", f"data.path={text}", "precision=mxfp4"]
-    found = [
-        train(composed(*small, *change)).record.loss
+    results = [
+        train(composed(*small, *change))
         for change in (["recipe=none"], [], ["recipe.high_precision_share=0.5"])
     ]
-    assert len(set(found)) == 3
+    assert len({result.record.loss for result in results}) == 3
+    assert [result.record.numerics_version for result in results] == [4, 4, 5]
+    # It is scored as it ended: by its weights in an unquantized model.
+    module = results[2].module
+    assert module is not None
+    plain = build(module.config.model, RecipeConfig(), Precision(FloatFormat(2, 1)), 0).eval()
+    plain.load_state_dict(module.model.state_dict())
+    total = count = 0.0
+    with torch.no_grad():
+        for batch in TokenData(module.config.data).validation_batches(64):
+            total += plain.loss(batch, reduction="sum").double().item()
+            count += batch[:, 1:].numel()
+    assert results[2].record.loss == total / count
+    # Version 4 scored such runs quantized: what it left counts no more, and compares with nothing.
+    records = [result.record for result in results]
+    assert table_of(records)["numerics_version"].tolist() == [4, 4, 4]
+    wrong = dataclasses.replace(records[2], numerics_version=4)
+    assert table_of([*records[:2], wrong])["status"].tolist() == ["finished"] * 2 + [SUPERSEDED]
