@@ -57,6 +57,7 @@ MODELS = {
         "num_hidden_layers": 2, "num_attention_heads": 2,
     },
 }  # fmt: skip
+ONE = "tests.support.tiny_models:one"
 FP4 = Precision(FloatFormat(2, 1))
 
 
@@ -199,7 +200,7 @@ def test_a_run_with_dropout_stopped_and_resumed_gives_the_same_bits(
 
 def test_experts_are_counted_quantized_and_watched(run: Compose) -> None:
     words = [f"model.config.{k}={v}" for k, v in MODELS["mixtral"].items()]
-    words += ["model.name=moe", "precision=mxfp4", "diagnostics.apart=8", "diagnostics.points=2"]
+    words += ["precision=mxfp4", "diagnostics.apart=8", "diagnostics.points=2"]
     record = train(run(*words)).record
     experts = 2 * 4 * 3 * 32 * 80
     assert record.params == record.params_quantized == experts + 2 * 3072
@@ -315,13 +316,13 @@ WRONG = {
     "model.source={text}": "is not JSON",
     "model.factory=nowhere:build": "model.factory=nowhere:build: No module named 'nowhere'",
     "model.factory={here}:nothing": "has no attribute 'nothing'",
-    "model.factory=tests.support.tiny_models:one model.config.depth=3": "with {'depth': 3} it raised one() got an "
+    "model.factory={one} model.config.depth=3": "with {'depth': 3} it raised one() got an "
     "unexpected keyword argument 'depth'",
     "model.factory={here}:half": "its 0.weight is torch.float16",
     "model.factory={here}:no_module": "returned str, no torch.nn.Module",
     "model.factory={here}:without_matrices": "has no linear layer and no convolution to quantize",
-    "model.factory=tests.support.tiny_models:one recipe=nvidia_nvfp4": "the model has no numbered blocks",
-    "model.factory=tests.support.tiny_models:one model.source=x": "model.source=x is another model",
+    "model.factory={one} recipe=nvidia_nvfp4": "the model has no numbered blocks",
+    "model.factory={one} model.source=x": "model.source=x is another model",
     "model.source={llama} recipe.keep=[attn]": "recipe.keep=attn: no such layer; there are "
     "model.layers.0.self_attn.q_proj",
     "model.config.model_type=gpt2 ptq.formats=[mxfp4]": "ptq.formats=['mxfp4']: is there for "
@@ -338,7 +339,9 @@ def test_what_cannot_be_done_is_refused_in_one_line(
     shutil.copy(llama, tmp_path / "bare" / "config.json")
     (tmp_path / "text.json").write_text("hidden_size: 3")
     places = {name: tmp_path / name for name in ("empty", "bare")}
-    filled = words.format(here=__name__, llama=llama, text=tmp_path / "text.json", **places)
+    filled = words.format(
+        here=__name__, one=ONE, llama=llama, text=tmp_path / "text.json", **places
+    )
     with pytest.raises(ConfigError) as error:
         run(*filled.split())
     assert WRONG[words] in str(error.value)
