@@ -303,8 +303,8 @@ def test_a_module_of_ones_own_is_trained(composed: Compose, text: Path) -> None:
 WRONG = {
     "": "model.source=: give a folder or a config.json of Hugging Face",
     "model.source=/no/such": "model.source=/no/such: no such file or folder",
-    "model.config.model_type=lllama": "model.config.model_type=lllama: transformers has no such model; "
-    "did you mean llama?",
+    "model.config.model_type=lllama": "model.config.model_type=lllama: transformers has no such "
+    "model; did you mean llama?",
     "model.config.model_type=llama model.config.hiden_size=3": "model.config.hiden_size=3: llama "
     "has no such key; did you mean hidden_size?",
     "model.config.model_type=llama model.hidden=3": "model.hidden=3: has no effect on a model of "
