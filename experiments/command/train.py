@@ -22,6 +22,7 @@ from experiments.config.command_line import arrange
 from experiments.config.own_files import named, with_own_files
 from experiments.config.read import from_hydra, sweep_from_hydra
 from experiments.config.schema import TrainConfig
+from experiments.run.layers import layers_of
 from experiments.store.curve import duration
 from experiments.store.progress import SPEED, RunState
 from experiments.store.weights import WEIGHTS
@@ -70,6 +71,7 @@ def _run_one(config: TrainConfig, plan_only: bool) -> None:
         probe([config], plan.speeds)
         cores = Resources(config.resources.cpus, config.resources.gpus)
         show_plan(plan, cores, max_parallel=1, full=True)
+        console.print(str(layers_of(config)), markup=False, highlight=False, soft_wrap=True)
         return
     show_older(plan)
     for run in plan.to_do:

@@ -12,6 +12,8 @@ from experiments.engine.experts import are_experts, matrices
 from experiments.quant.linear import QuantizedGemms
 from experiments.quant.recipe import SLOTS
 
+_NONE = ("",) * len(SLOTS)
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -21,9 +23,15 @@ class Layer:
     kind: str
     params: int
     operands: tuple[str, ...]
-    """The formats of P1 to P6; "" where one stays in high precision."""
+    """The formats of P1 to P6, "" where one stays in high precision; empty if all of them do."""
     why: str
     """Why nothing of it is quantized; "" if something is."""
+
+    @property
+    def said(self) -> str:
+        """The formats of its quantized operands in words, or why there are none."""
+        formats = zip(SLOTS, self.operands or _NONE, strict=True)
+        return self.why or " ".join(f"{slot} {name}" for slot, name in formats if name)
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class Reported:
         """The table in words, one line per layer."""
         head = ("layer", "kind", "parameters", *SLOTS, "in high precision because of")
         rows = [
-            (e.name, e.kind, f"{e.params:,}", *(o or "-" for o in e.operands), e.why)
+            (e.name, e.kind, f"{e.params:,}", *(o or "-" for o in e.operands or _NONE), e.why)
             for e in self.layers
         ]
         widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
@@ -71,7 +79,7 @@ def report(model: nn.Module) -> Reported:
         if isinstance(module, QuantizedGemms) and not module.kept:
             operands = tuple(str(module.precisions.get(label, "")) for label in SLOTS)
         else:
-            operands = ("",) * 6
+            operands = ()
         untold = "recipe none" if isinstance(module, QuantizedGemms) else "not asked for"
         why = "" if any(operands) else module.__dict__.get(WHY, untold)
         for full_name, matrix in _matrices(name, module).items():
@@ -81,7 +89,7 @@ def report(model: nn.Module) -> Reported:
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2 and id(parameter) not in seen:
             why = "belongs to no linear layer"
-            found.append(Layer(name, "parameter", parameter.numel(), ("",) * 6, why))
+            found.append(Layer(name, "parameter", parameter.numel(), (), why))
     return Reported(found)
 
 

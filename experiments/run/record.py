@@ -25,6 +25,7 @@ from experiments.quant.block import backend
 from experiments.quant.normal_error import recipe_errors
 from experiments.quant.recipe import SLOTS
 from experiments.run.identity import numerics_version, quantization
+from experiments.run.layers import layers_of
 from fitting.results.record import RunRecord
 
 _RECORDED_VERSIONS = ("torch", "lightning", "ray", "wandb", "numpy", "hydra-core")
@@ -249,6 +250,7 @@ def provenance(config: TrainConfig, started: datetime) -> dict[str, Any]:
         else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "compute_dtype": config.compute_dtype,
+        "layers": {layer.name: layer.said for layer in layers_of(config).layers},
         "started": started.isoformat(timespec="seconds"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }

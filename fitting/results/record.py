@@ -113,7 +113,8 @@ class RunRecord:
     nats per token; None if it is not finite), `bits` of an element, `operands` (weights or
     weights_and_inputs)."""
     provenance: JsonObject = field(default_factory=dict)
-    """git_sha, git_dirty, versions, host, device, threads, compute_dtype, started, finished."""
+    """git_sha, git_dirty, versions, host, device, threads, compute_dtype, started, finished; of the
+    layers the formats, or why they are in high precision."""
     config: JsonObject = field(default_factory=dict)
     """The whole resolved configuration."""
     schema_version: int = SCHEMA_VERSION

@@ -1,0 +1,57 @@
+"""Which layers of a run's model are in which precision: for its plan and its record."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from experiments.config.schema import TrainConfig
+from experiments.engine.report import Layer, Reported
+from experiments.models.build import shape_of
+from experiments.quant.recipe import SLOTS
+
+
+def layers_of(config: TrainConfig) -> Reported:
+    """The matrices that a recipe quantizes or keeps, those of like blocks in one line.
+
+    Other matrices (embeddings, the output head, routers) are in high precision and not listed.
+    """
+    recipe, shape = config.recipe, shape_of(config.model)
+    quantized = recipe.quantized
+    formats = recipe.precisions(config.precision.build()) if quantized else {}
+    operands = tuple(str(formats.get(label, "")) for label in SLOTS)
+    kept = shape.kept(recipe)
+    alike: dict[tuple[str, str, bool], list[int]] = {}
+    params: Counter[tuple[str, str, bool]] = Counter()
+    for name, matrix in shape.matrices.items():
+        numbered = rf"(^|\.){matrix.block}(?=\.)"
+        pattern = name if matrix.block is None else re.sub(numbered, r"\1*", name, count=1)
+        kind = f"{matrix.in_features} to {matrix.out_features}"
+        kind += f", {matrix.copies} experts" if matrix.copies > 1 else ""
+        key = pattern, kind, (matrix.layer or name) in kept
+        alike.setdefault(key, []).extend([] if matrix.block is None else [matrix.block])
+        params[key] += matrix.in_features * matrix.out_features * matrix.copies
+    found = []
+    for key, blocks in alike.items():
+        pattern, kind, is_kept = key
+        why = "recipe none" if not quantized else "recipe.keep" if is_kept else ""
+        name = pattern.replace("*", _ranges(blocks), 1) if blocks else pattern
+        found.append(Layer(name, kind, params[key], () if why else operands, why))
+    return Reported(found)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Numbers in rising order as ranges.
+
+    >>> _ranges([0]), _ranges([0, 1, 2, 5])
+    ('0', '[0-2,5]')
+    """
+    ends: list[list[int]] = []
+    for number in numbers:
+        if ends and number == ends[-1][1] + 1:
+            ends[-1][1] = number
+        else:
+            ends.append([number, number])
+    parts = [f"{low}" if low == high else f"{low}-{high}" for low, high in ends]
+    return parts[0] if len(numbers) == 1 else f"[{','.join(parts)}]"
