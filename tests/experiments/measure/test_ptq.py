@@ -108,18 +108,18 @@ def test_an_error_while_scoring_leaves_the_weights_as_they_were(small: Compose) 
     x = torch.randint(256, (2, 65), generator=torch.Generator().manual_seed(0))
     loss = module.model.loss(x)
     for operands in ("weights", "weights_and_inputs"):
-        context = quantized(module.quantizable().values(), Precision.parse("int2_row"), operands)
+        context = quantized(module.model.linears().values(), Precision.parse("int2_row"), operands)
         with pytest.raises(RuntimeError, match="shape"), context:  # noqa: PT012
             state = module.state_dict()
             assert sum(not torch.equal(state[n], w) for n, w in before.items()) == 8
-            next(iter(module.quantizable().values()))(torch.ones(2, 64))
+            next(iter(module.model.linears().values()))(torch.ones(2, 64))
         assert all(torch.equal(w, before[n]) for n, w in module.state_dict().items())
         assert module.model.loss(x) == loss, "and no hook is left"
 
 
 def test_inputs_are_quantized_only_where_asked(small: Compose) -> None:
     """One layer against the product of both rounded operands."""
-    [layer, *_] = LanguageModel(small("recipe=none")).quantizable().values()
+    [layer, *_] = LanguageModel(small("recipe=none")).model.linears().values()
     int4 = Precision.parse("int4_row")
     x = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(0))
     weight = quantize_plain(layer.weight.detach(), int4)
@@ -139,7 +139,7 @@ def test_bfloat16_does_not_round_what_was_quantized(
     """
     precision = Precision.parse(name)
     module = LanguageModel(small(f"recipe={recipe}", "compute_dtype=bfloat16"))
-    [layer, *_] = module.quantizable().values()
+    [layer, *_] = module.model.linears().values()
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.randn(2, 64, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
         into = quantize_plain(x.float(), precision) if operands != "weights" else x.bfloat16()
