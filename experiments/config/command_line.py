@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 
 from experiments.config.own_files import groups
 from experiments.config.precision import ConfigError
+from experiments.config.schema import Request, leaves
 from fitting.entry.errors import one_line
 
 _WITH_VALUE = (
@@ -78,12 +79,12 @@ def arrange(words: Sequence[str]) -> tuple[list[str], str]:
         elif word == "help":
             options.append("--help")
         else:
-            overrides.append(with_open_key(word))
+            overrides.append(word)
     if {"--help", "-h"} & set(options):  # whatever else was typed is not done
         return ["--help"], ""
     _check_options(options, overrides)
     check_overrides(overrides, several={"-m", "--multirun"} & set(options) != set())
-    return [*options, *overrides], folder
+    return [*options, *map(with_open_key, overrides)], folder
 
 
 def with_open_key(word: str) -> str:
@@ -165,10 +166,27 @@ def _for_a_shell(word: str) -> str:
     return f'"{word}"' if plain else shlex.quote(word)
 
 
+@functools.cache
+def _lists() -> tuple[str, ...]:
+    """The keys that hold a list."""
+    return tuple(name for name, value in leaves(Request()) if isinstance(value, list))
+
+
+def refuse_inside_a_list(key: str, word: str) -> None:
+    """Refuse keys below one that holds a list.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    for name in _lists():
+        if key.startswith(f"{name}."):
+            right = "[{key: [values]}]" if name == "study.grids" else "[a,b]"
+            raise ConfigError(f"{word}: {name} is a list; write {name}={right}")
+
+
 def _check(override: Override, word: str, several: bool) -> None:
     key = override.key_or_group
-    if key.startswith("study.grids."):
-        raise ConfigError(f"{word}: study.grids is a list; write study.grids=[{{key: [values]}}]")
+    refuse_inside_a_list(key, word)
     for start, instead in _OF_HYDRA.items():
         if key == start or key.startswith(f"{start}."):
             raise ConfigError(f"{word}: has no effect here; {instead}")

@@ -20,7 +20,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from experiments.config.command_line import with_open_key
+from experiments.config.command_line import refuse_inside_a_list, with_open_key
 from experiments.config.own_files import named
 from experiments.config.precision import ConfigError
 from experiments.config.read import (
@@ -61,6 +61,7 @@ class Composer:
         """
         parsed = [self._parse(with_open_key(text)) for text in overrides]
         for override in parsed:
+            refuse_inside_a_list(override.key_or_group, override.input_line or "")
             if override.key_or_group.partition(".")[0] in SWEEP_KEYS:
                 raise ConfigError(
                     f"{override.input_line}: belongs to a sweep as a whole, not to one of its runs"

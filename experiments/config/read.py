@@ -175,6 +175,8 @@ def explain(error: BaseException, cfg: DictConfig | None = None) -> str:
     override = re.search(r"Could not override '([^']+)'", text)
     missing = re.search(r"Key '([^']+)' (?:is )?not in", text)
     if (override or missing) and (name := key or (override[1] if override else "")):
+        if isinstance(dict(leaves(Request())).get(name), dict):
+            return f"{name}: must be keys and values, as {name}={{a: 1}}"
         near = difflib.get_close_matches(name, known_keys(), n=1)
         hint = f"; did you mean {near[0]}?" if near else "; see lowbit-train --help"
         return f"{name}: no such key{hint}"

@@ -26,8 +26,9 @@ def transformer_shape(config: ModelConfig) -> Shape:
 
     Tied weights are in the total once.
 
-    >>> transformer_shape(ModelConfig()).matrices["blocks.1.mlp.down"]
-    Matrix(in_features=192, out_features=64, block=1)
+    >>> down = transformer_shape(ModelConfig()).matrices["blocks.1.mlp.down"]
+    >>> down.in_features, down.out_features, down.block
+    (192, 64, 1)
     """
     hidden, ffn = config.hidden, config.ffn
     parts = {
