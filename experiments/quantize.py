@@ -11,7 +11,7 @@ from torch import nn
 
 from experiments.configure import configure
 from experiments.engine.blocks import block_numbers
-from experiments.engine.convert import become, keep
+from experiments.engine.convert import become, keep, multiply_by_layers
 from experiments.engine.kinds import by_default_not, is_linear, kind, not_its_own
 from experiments.engine.noise import DrawnNoise
 from experiments.quant.formats import Precision
@@ -129,6 +129,7 @@ def quantize_(
             continue
         own = layer.clock if isinstance(layer, QuantizedGemms) else fresh
         become(layer, fate.recipe, fate.precision, own if clock is None else clock, number)
+    multiply_by_layers(model)
     return model
 
 

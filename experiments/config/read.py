@@ -177,6 +177,10 @@ def explain(error: BaseException, cfg: DictConfig | None = None) -> str:
     if (override or missing) and (name := key or (override[1] if override else "")):
         if isinstance(dict(leaves(Request())).get(name), dict):
             return f"{name}: must be keys and values, as {name}={{a: 1}}"
+        if name in known_keys():  # of a group whose chosen file leaves it out
+            group = name.partition(".")[0]
+            hint = "; model.source goes with model=hf, whose own keys are model.config.NAME"
+            return f"{name}: does not go with the chosen {group}{hint * (group == 'model')}"
         near = difflib.get_close_matches(name, known_keys(), n=1)
         hint = f"; did you mean {near[0]}?" if near else "; see lowbit-train --help"
         return f"{name}: no such key{hint}"

@@ -23,6 +23,16 @@ def quantizable(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def multiply_by_layers(model: nn.Module) -> None:
+    """Keep torch's encoder layers from going past their linear layers.
+
+    In evaluation they have a fused path that multiplies by the weights itself, unquantized.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # by which that path is taken
+
+
 def keep(layer: nn.Module, why: str) -> None:
     """Leave a layer in high precision, or take it back there, and note the reason."""
     if isinstance(layer, QuantizedGemms):

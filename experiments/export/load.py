@@ -109,6 +109,11 @@ def _config(folder: Path, record: RunRecord) -> TrainConfig:
     try:
         config = from_dict(record.config)
     except ConfigError as error:
+        if str(error).startswith(("model.source", "model.sha256")):
+            raise ExportError(
+                f"run={folder}: its model cannot be made again: {one_line(error)}; put it back "
+                "there"
+            ) from error
         raise ExportError(
             f"run={folder}: another version wrote its configuration ({one_line(error)}); load it "
             "with that one"

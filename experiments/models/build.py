@@ -19,9 +19,15 @@ def build(config: ModelConfig, recipe: RecipeConfig, precision: Precision, seed:
         recipe: Which operands of which layers are quantized.
         precision: The format to which they are quantized.
         seed: Seed of the weights, the rounding noise and the random signs.
+
+    Raises:
+        ModelError: Somebody else's model cannot be made, or sees what it is to predict.
     """
-    kind = ForeignModel if config.foreign else Transformer
-    model = kind(config, recipe, precision, seed)
+    if config.foreign:
+        foreign = ForeignModel(config, recipe, precision, seed)
+        foreign.refuse_unless_causal()
+        return foreign
+    model = Transformer(config, recipe, precision, seed)
     model.initialize(seed)
     return model
 

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.engine.blocks import block_numbers
-from experiments.engine.convert import become, quantizable
+from experiments.engine.convert import become, multiply_by_layers, quantizable
 from experiments.engine.experts import QuantExperts, are_experts
 from experiments.engine.experts import matrices as expert_matrices
 from experiments.engine.kinds import output_heads
@@ -31,7 +31,7 @@ from experiments.models.source import ModelError
 from experiments.quant.formats import Precision
 from experiments.quant.linear import STREAMS, QuantizedGemms
 from experiments.quant.recipe import RecipeConfig
-from fitting.entry.errors import first_line
+from fitting.entry.errors import one_line
 
 _CHOSEN = "num_experts_per_tok"
 """The key by which transformers says how many experts a token goes to."""
@@ -63,6 +63,36 @@ class ForeignModel(NextToken):
                 layer.kept = True
             else:
                 self._quantizable[f"module.{name}"] = layer
+        multiply_by_layers(self.module)
+
+    @torch.no_grad()
+    def refuse_unless_causal(self) -> None:
+        """Make sure that no token can be predicted by looking at it.
+
+        Raises:
+            ModelError: One can, or the model fails on the last token of its vocabulary.
+        """
+        training, quantizing = self.training, self.clock.quantizing
+        self.eval()
+        self.clock.quantizing = False
+        last = source.vocabulary(self.config) - 1
+        tokens = torch.tensor([[0, last, 0, last], [0, last, 0, 0]])
+        try:
+            first, second = self(tokens)[:, :-1]
+        except Exception as error:
+            raise ModelError(
+                f"model.name={self.config.name}: on tokens from 0 to {last} it raises "
+                f"{type(error).__name__}: {one_line(error)}"
+            ) from error
+        finally:
+            self.clock.quantizing = quantizing
+            self.train(training)
+        if not torch.allclose(first, second, rtol=0.0, atol=1e-5 * float(first.abs().max())):
+            raise ModelError(
+                f"model.name={self.config.name}: sees the tokens that it is to predict: another "
+                "last token changes what it says of those before; give a causal model (an encoder "
+                "of Hugging Face is one with model.config.is_decoder=true)"
+            )
 
     def initialize(self, seed: int) -> None:
         """Draw the weights anew, or read them again, if the seed is another."""
@@ -91,8 +121,10 @@ def _logits(module: nn.Module, tokens: Tensor) -> Tensor:
     """What a model returns for token ids, whether as a tensor or as transformers does."""
     from_transformers = hasattr(module, "get_output_embeddings")
     output = module(tokens, use_cache=False) if from_transformers else module(tokens)
-    logits: Tensor = output if isinstance(output, Tensor) else output.logits
-    return logits
+    found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(found, Tensor):
+        raise TypeError(f"it returns {type(output).__name__}, no logits and nothing that has any")
+    return found
 
 
 def foreign_shape(config: ModelConfig) -> Shape:
@@ -115,7 +147,7 @@ def _as_text(config: ModelConfig) -> str:
 def _inspected(config_text: str, seq_len: int) -> tuple[Shape, Cost | None]:
     """A model's shape and, for sequences of some length, its cost."""
     config = ModelConfig(**json.loads(config_text))
-    with FakeTensorMode():
+    with FakeTensorMode(allow_non_fake_inputs=True):  # constants that are no buffers
         module = source.without_values(config)
         shape = shape_of_module(module, source.vocabulary(config))
         cost = _cost(config, module, seq_len) if seq_len else None
@@ -141,17 +173,34 @@ def _cost(config: ModelConfig, module: nn.Module, seq_len: int) -> Cost:
 
     if any(map(are_experts, module.modules())):  # the one way that does not look at values
         module.set_experts_implementation("batched_mm")  # type: ignore[operator]
+    limit = getattr(getattr(module, "config", None), "max_position_embeddings", None)
+    tables = {m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)}
+    if limit is not None and limit < seq_len and tables & {limit, limit + 2}:  # + 2 in OPT's
+        raise ModelError(
+            f"data.seq_len={seq_len}: {config.name} has a table of {limit} positions; set "
+            f"model.config.max_position_embeddings={seq_len}, or a shorter data.seq_len"
+        )
     tokens = torch.zeros(1, seq_len, dtype=torch.int64)
     counter = FlopCounterMode(display=False)
     try:
         with counter, sdpa_kernel(SDPBackend.MATH):
-            torch.autograd.backward(_logits(module, tokens).float().logsumexp(-1).sum())
+            logits = _logits(module, tokens)
+            expected = 1, seq_len, source.vocabulary(config)
+            if logits.shape != expected:
+                raise ModelError(
+                    f"model.name={config.name}: returns {list(logits.shape)} for token ids "
+                    f"{list(tokens.shape)}; must be logits, [batch, tokens, vocabulary]: "
+                    f"{list(expected)}"
+                )
+            torch.autograd.backward(logits.float().logsumexp(-1).sum())
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             logits = _logits(module, tokens).float().logsumexp(-1)  # which holds what is counted
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(
             f"model.name={config.name}: on token ids [1, {seq_len}] its forward and backward pass "
-            f"raise {type(error).__name__}: {first_line(error)}"
+            f"raise {type(error).__name__}: {one_line(error)}"
         ) from error
     weights = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
     kept = sum(size for storage, size in saved.items() if storage not in weights)

@@ -12,16 +12,18 @@ import hashlib
 import importlib
 import inspect
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from experiments.models.config import ModelConfig
-from fitting.entry.errors import Refusal, first_line, of_the_system
+from fitting.entry.errors import Refusal, first_line, of_the_system, one_line
 
 _CONFIG = "config.json"
 _WEIGHTS = "*.safetensors"
@@ -54,7 +56,8 @@ def resolved(model: ModelConfig) -> ModelConfig:
             whose = Path(model.source).parent.name
         if model.factory:
             whose = model.factory.rpartition(":")[2]
-        changes = [f"{k}{v}" for k, v in sorted(model.config.items()) if k != "model_type"]
+        named = () if model.source else ("model_type",)
+        changes = [f"{k}{v}" for k, v in sorted(model.config.items()) if k not in named]
         model.name = "-".join([whose, *changes])
         if len(model.name) > _LONGEST_NAME:
             said = hashlib.sha256(model.name.encode()).hexdigest()
@@ -83,7 +86,12 @@ def _hash_of(path: Path, *_: int) -> bytes:
 
 def _files(model: ModelConfig) -> list[Path]:
     if model.factory:
-        return [Path(inspect.getsourcefile(factory(model)) or "")]
+        try:
+            return [Path(inspect.getsourcefile(factory(model)) or "")]
+        except TypeError:
+            raise ModelError(
+                f"model.factory={model.factory}: has no file that says what it is; give a function"
+            ) from None
     if not model.source:
         return []
     source = Path(model.source)
@@ -109,13 +117,19 @@ def factory(model: ModelConfig) -> Callable[..., nn.Module]:
         ModelError: There is none.
     """
     place, _, name = model.factory.partition(":")
+    if not place or not name:
+        raise ModelError(f"model.factory={model.factory}: must be package.module:function")
     try:
         found = getattr(importlib.import_module(place), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError) as error:
         raise ModelError(
-            f"model.factory={model.factory}: {first_line(error)}; give package.module:function of "
+            f"model.factory={model.factory}: {one_line(error)}; give package.module:function of "
             "something that Python can import here"
         ) from None
+    except (Exception, SystemExit) as error:  # the module's own code
+        raise ModelError(
+            f"model.factory={model.factory}: importing {place} raises {_said(error)}"
+        ) from error
     if not callable(found):
         raise ModelError(f"model.factory={model.factory}: is no function")
     made: Callable[..., nn.Module] = found
@@ -136,12 +150,13 @@ def hub_config(model: ModelConfig) -> Any:
         ) from None
     values = _read(model) | model.config
     kind = values.pop("model_type", None)
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         near = difflib.get_close_matches(str(kind), list(CONFIG_MAPPING), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ModelError(f"model.config.model_type={kind}: transformers has no such model{hint}")
     made = CONFIG_MAPPING[kind]
     known = {*made().to_dict(), *made.attribute_map}
+    known |= {"rope_theta"} if "rope_parameters" in known else set()  # which it is made a part of
     for key, value in model.config.items():
         if key != "model_type" and key not in known:
             near = difflib.get_close_matches(key, sorted(known), n=1)
@@ -150,7 +165,8 @@ def hub_config(model: ModelConfig) -> Any:
     try:
         return made(**values)
     except Exception as error:  # each model checks its own keys, by exceptions of its own
-        raise ModelError(f"model.config={model.config}: {first_line(error)}") from None
+        whose = f"{kind}, model.config={model.config}"
+        raise ModelError(f"model.source={model.source or whose}: {_said(error)}") from None
 
 
 def _read(model: ModelConfig) -> dict[str, Any]:
@@ -173,14 +189,21 @@ def _read(model: ModelConfig) -> dict[str, Any]:
 def make(model: ModelConfig, seed: int) -> nn.Module:
     """The bare module, its weights drawn by its own code from a seed, or read.
 
-    The same seed gives the same weights, and torch's generator is left as it was.
+    The same seed gives the same weights, and all generators are left as they were.
 
     Raises:
         ModelError: It cannot be made.
     """
+    others = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        module = _from_factory(model) if model.factory else _from_transformers(model)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            module = _from_factory(model) if model.factory else _from_transformers(model)
+        finally:
+            random.setstate(others[0])
+            np.random.set_state(others[1])
     return module.train()
 
 
@@ -211,6 +234,11 @@ def without_values(model: ModelConfig) -> nn.Module:
     return module
 
 
+def _said(error: BaseException) -> str:
+    """An exception of somebody else's code in a line."""
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
 def _is_folder(model: ModelConfig) -> bool:
     return bool(model.source) and Path(model.source).is_dir()
 
@@ -225,9 +253,9 @@ def _from_factory(model: ModelConfig) -> nn.Module:
         made = factory(model)(**model.config)
     except ModelError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(
-            f"model.factory={model.factory}: with {model.config} it raised {first_line(error)}"
+            f"model.factory={model.factory}: with {model.config} it raised {_said(error)}"
         ) from error
     if not isinstance(made, nn.Module):
         found = type(made).__name__
@@ -259,8 +287,8 @@ def _from_transformers(model: ModelConfig) -> nn.Module:
             output_loading_info=True,
         )
     except Exception as error:  # from deep inside: a model that is no causal one, other sizes, ...
-        whose = model.source or config.model_type
-        raise ModelError(f"model.source={whose}: {first_line(error)}") from error
+        whose = f"source={model.source}" if model.source else f"config={model.config}"
+        raise ModelError(f"model.{whose}: {_said(error)}") from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, found.get(what, ()))):
             raise ModelError(

@@ -437,3 +437,17 @@ def test_frozen_weights_have_no_product_for_their_gradient() -> None:
     trained = [n for n, p in model.named_parameters() if p.requires_grad]
     assert trained
     assert all("lora" in name for name in trained)
+
+
+def test_torchs_encoder_layers_do_not_go_past_what_was_quantized() -> None:
+    """In evaluation without gradients they multiply by the weights of their layers themselves."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(64, 2, 128, dropout=0.0, batch_first=True)
+    x = torch.randn(2, 8, 64)
+    clock, seen = lowbit.NoiseClock(0), []
+    lowbit.quantize_(layer, "nearest", "mxfp4", clock=clock)
+    clock.watch = lambda _, label, *__: seen.append(label)
+    layer.eval()
+    with torch.no_grad():
+        layer(x)
+    assert seen == ["P1", "P2"] * 2  # attention's own layers are none that can be quantized

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -28,6 +30,7 @@ from experiments.quant.formats import FloatFormat, Precision
 from experiments.quant.linear import QuantizedGemms
 from experiments.quant.recipe import RecipeConfig
 from experiments.run.identity import run_id
+from experiments.sweep.plan import make_plan
 from experiments.train import train
 from fitting.results.record import read_record
 from fitting.results.table import table_of
@@ -279,6 +282,70 @@ def test_no_record_runs_a_factory(composed: Compose, text: Path) -> None:
         lowbit.load(folder)
 
 
+def test_a_run_whose_source_is_gone_says_so(run: Compose, llama: Path) -> None:
+    folder = train(run(f"model.source={llama}", "recipe=none")).folder
+    llama.rename(llama.with_name("moved.json"))
+    with pytest.raises(ExportError, match="tiny.json: no such file or folder.*; put it back there"):
+        lowbit.load(folder)
+
+
+class Sees(nn.Module):
+    """Every position sees the mean of all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(256, 32), nn.Linear(32, 256)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        return self.head(x + x.mean(1, keepdim=True))  # type: ignore[no-any-return]
+
+
+def test_models_that_see_what_they_predict_are_refused() -> None:
+    """An encoder of Hugging Face trains without complaint, and so does a module that averages."""
+    bert = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 256}
+    bert |= {"num_attention_heads": 2, "intermediate_size": 64}
+    with pytest.raises(source.ModelError, match="sees the tokens that it is to predict"):
+        build(ModelConfig(name="bert", config=bert), RecipeConfig(), FP4, 0)
+    build(ModelConfig(name="bert", config={**bert, "is_decoder": True}), RecipeConfig(), FP4, 0)
+    with pytest.raises(source.ModelError, match="sees the tokens that it is to predict"):
+        build(ModelConfig(name="m", factory=f"{__name__}:Sees"), RecipeConfig(), FP4, 0)
+
+
+def test_a_vocabulary_too_small_for_the_tokens_is_refused() -> None:
+    config = ModelConfig(name="m", factory=ONE, config={"vocab": 100})
+    with pytest.raises(source.ModelError, match="on tokens from 0 to 255 it raises IndexError"):
+        build(config, RecipeConfig(), FP4, 0)
+
+
+def drawn() -> nn.Module:
+    made = nn.Embedding(256, 32)
+    with torch.no_grad():
+        made.weight += random.random() + np.random.rand()
+    return made
+
+
+def test_other_generators_follow_the_seed_too() -> None:
+    config = ModelConfig(name="m", factory=f"{__name__}:drawn")
+    first, same, other = (source.make(config, seed).state_dict()["weight"] for seed in (1, 1, 2))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+class Last(Sees):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens)[:, -1]
+
+
+def test_costs_ask_for_logits_and_for_positions(run: Compose) -> None:
+    gpt2 = [f"model.config.{k}={v}" for k, v in (MODELS["gpt2"] | {"n_positions": 32}).items()]
+    with pytest.raises(source.ModelError, match="data.seq_len=64: .* has a table of 32 positions"):
+        make_plan([run(*gpt2)])
+    shapeless = ModelConfig(name="m", factory=f"{__name__}:Last")
+    with pytest.raises(source.ModelError, match=r"returns \[1, 256\] .* must be logits"):
+        flops_per_token(shapeless, 8)
+
+
 def half() -> nn.Module:
     return one().half()
 
@@ -310,14 +377,16 @@ WRONG = {
     "model.config.model_type=llama model.hidden=3": "model.hidden=3: has no effect on a model of "
     "Hugging Face",
     "model.config.model_type=llama model.config.hidden_size=wide": "model.config=",
-    "model.config.model_type=t5": "model.source=t5: ",
+    "model.config.model_type=t5": "model.config={'model_type': 't5'}: ValueError: ",
     "model.source={empty}": "has no config.json, so it is no model's folder",
     "model.source={bare}": "has no *.safetensors to start from; to draw the weights, give",
     "model.source={text}": "is not JSON",
     "model.factory=nowhere:build": "model.factory=nowhere:build: No module named 'nowhere'",
     "model.factory={here}:nothing": "has no attribute 'nothing'",
-    "model.factory={one} model.config.depth=3": "with {'depth': 3} it raised one() got an "
-    "unexpected keyword argument 'depth'",
+    "model.factory={one} model.config.depth=3": "with {'depth': 3} it raised TypeError: one() got "
+    "an unexpected keyword argument 'depth'",
+    "model.factory={here}": "must be package.module:function",
+    "model.factory=torch:zeros": "has no file that says what it is",
     "model.factory={here}:half": "its 0.weight is torch.float16",
     "model.factory={here}:no_module": "returned str, no torch.nn.Module",
     "model.factory={here}:without_matrices": "has no linear layer and no convolution to quantize",
