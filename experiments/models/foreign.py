@@ -29,7 +29,7 @@ from experiments.models.next_token import NextToken
 from experiments.models.shape import Cost, Matrix, ParameterCount, Shape
 from experiments.models.source import ModelError
 from experiments.quant.formats import Precision
-from experiments.quant.linear import STREAMS, QuantizedGemms
+from experiments.quant.linear import STREAMS
 from experiments.quant.recipe import RecipeConfig
 from fitting.entry.errors import one_line
 
@@ -53,16 +53,11 @@ class ForeignModel(NextToken):
         super().__init__(seed)
         self.config = config
         self.module = source.make(config, seed)
-        layers = quantizable(self.module)
-        kept = shape_of_module(self.module, source.vocabulary(config)).kept(recipe)
-        self._quantizable: dict[str, QuantizedGemms] = {}
-        for number, (name, layer) in enumerate(layers.items()):
+        shape = shape_of_module(self.module, source.vocabulary(config))
+        self.vocab_size = shape.vocab_size
+        for number, layer in enumerate(quantizable(self.module).values()):
             become(layer, recipe, precision, self.clock, number)
-            assert isinstance(layer, QuantizedGemms)
-            if name in kept:
-                layer.kept = True
-            else:
-                self._quantizable[f"module.{name}"] = layer
+        self.keep(f"module.{name}" for name in shape.kept(recipe))
         multiply_by_layers(self.module)
 
     @torch.no_grad()
@@ -75,7 +70,7 @@ class ForeignModel(NextToken):
         training, quantizing = self.training, self.clock.quantizing
         self.eval()
         self.clock.quantizing = False
-        last = source.vocabulary(self.config) - 1
+        last = self.vocab_size - 1
         tokens = torch.tensor([[0, last, 0, last], [0, last, 0, 0]])
         try:
             first, second = self(tokens)[:, :-1]
@@ -98,10 +93,6 @@ class ForeignModel(NextToken):
         """Draw the weights anew, or read them again, if the seed is another."""
         if seed != self.clock.seed:
             self.module.load_state_dict(source.make(self.config, seed).state_dict())
-
-    def quantizable(self) -> dict[str, QuantizedGemms]:
-        """The layers that the recipe does not keep in high precision, by name."""
-        return self._quantizable
 
     def save_pretrained(self, folder: Path) -> None:
         """Write a model of transformers as that library does, in high precision."""
@@ -129,14 +120,12 @@ def _logits(module: nn.Module, tokens: Tensor) -> Tensor:
 
 def foreign_shape(config: ModelConfig) -> Shape:
     """The matrices and sizes of somebody else's model; it is built, but without values."""
-    return _inspected(_as_text(config), 0)[0]
+    return _built(_as_text(config))[2]
 
 
 def foreign_cost(config: ModelConfig, seq_len: int) -> Cost:
     """What a sequence of somebody else's model costs."""
-    cost = _inspected(_as_text(config), seq_len)[1]
-    assert cost is not None
-    return cost
+    return _counted(_as_text(config), seq_len)
 
 
 def _as_text(config: ModelConfig) -> str:
@@ -144,21 +133,28 @@ def _as_text(config: ModelConfig) -> str:
 
 
 @functools.cache
-def _inspected(config_text: str, seq_len: int) -> tuple[Shape, Cost | None]:
-    """A model's shape and, for sequences of some length, its cost."""
+def _built(config_text: str) -> tuple[FakeTensorMode, nn.Module, Shape]:
+    """A model without values, the mode in which it runs, and its shape."""
     config = ModelConfig(**json.loads(config_text))
-    with FakeTensorMode(allow_non_fake_inputs=True):  # constants that are no buffers
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:  # constants that are no buffers
         module = source.without_values(config)
         shape = shape_of_module(module, source.vocabulary(config))
-        cost = _cost(config, module, seq_len) if seq_len else None
     if not shape.matrices:
         raise ModelError(
             f"model.name={config.name}: has no linear layer and no convolution to quantize"
         )
-    return shape, cost
+    return mode, module, shape
 
 
-def _cost(config: ModelConfig, module: nn.Module, seq_len: int) -> Cost:
+@functools.cache
+def _counted(config_text: str, seq_len: int) -> Cost:
+    """What a sequence of some length costs."""
+    mode, module, shape = _built(config_text)
+    with mode:
+        return _cost(json.loads(config_text)["name"], module, seq_len, shape.vocab_size)
+
+
+def _cost(name: str, module: nn.Module, seq_len: int, vocab_size: int) -> Cost:
     """Count a training step on one sequence.
 
     Products are counted with attention written out, since its fused kernels are products that
@@ -177,7 +173,7 @@ def _cost(config: ModelConfig, module: nn.Module, seq_len: int) -> Cost:
     tables = {m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)}
     if limit is not None and limit < seq_len and tables & {limit, limit + 2}:  # + 2 in OPT's
         raise ModelError(
-            f"data.seq_len={seq_len}: {config.name} has a table of {limit} positions; set "
+            f"data.seq_len={seq_len}: {name} has a table of {limit} positions; set "
             f"model.config.max_position_embeddings={seq_len}, or a shorter data.seq_len"
         )
     tokens = torch.zeros(1, seq_len, dtype=torch.int64)
@@ -185,26 +181,22 @@ def _cost(config: ModelConfig, module: nn.Module, seq_len: int) -> Cost:
     try:
         with counter, sdpa_kernel(SDPBackend.MATH):
             logits = _logits(module, tokens)
-            expected = 1, seq_len, source.vocabulary(config)
-            if logits.shape != expected:
-                raise ModelError(
-                    f"model.name={config.name}: returns {list(logits.shape)} for token ids "
-                    f"{list(tokens.shape)}; must be logits, [batch, tokens, vocabulary]: "
-                    f"{list(expected)}"
-                )
             torch.autograd.backward(logits.float().logsumexp(-1).sum())
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            logits = _logits(module, tokens).float().logsumexp(-1)  # which holds what is counted
-    except ModelError:
-        raise
+            held = _logits(module, tokens).float().logsumexp(-1)  # its graph keeps what is counted
     except Exception as error:
         raise ModelError(
-            f"model.name={config.name}: on token ids [1, {seq_len}] its forward and backward pass "
+            f"model.name={name}: on token ids [1, {seq_len}] its forward and backward pass "
             f"raise {type(error).__name__}: {one_line(error)}"
         ) from error
+    if logits.shape != (expected := (1, seq_len, vocab_size)):
+        raise ModelError(
+            f"model.name={name}: returns {list(logits.shape)} for token ids {list(tokens.shape)}; "
+            f"must be logits, [batch, tokens, vocabulary]: {list(expected)}"
+        )
     weights = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
     kept = sum(size for storage, size in saved.items() if storage not in weights)
-    del logits
+    del held
     return Cost(counter.get_total_flops() / seq_len, kept / seq_len)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.quant.linear import NoiseClock, QuantizedGemms, QuantLinear
 
 
-class NextToken(nn.Module):
+class NextToken(nn.Module, ABC):
     """Token ids to next-token logits, with quantized layers that one clock tells the step.
 
     Args:
@@ -19,17 +22,30 @@ class NextToken(nn.Module):
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.clock = NoiseClock(seed)
+        self._kept: frozenset[str] = frozenset()
 
+    @abstractmethod
     def initialize(self, seed: int) -> None:
         """Draw the weights: a function of the seed and the shapes alone, whatever the recipe."""
-        raise NotImplementedError
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Leave quantized layers in high precision, as the recipe says, by name."""
+        self._kept = frozenset(names)
+        for name in self._kept:
+            layer = self.get_submodule(name)
+            assert isinstance(layer, QuantizedGemms)
+            layer.kept = True
 
     def extend_tables(self, length: int) -> None:
         """Make tables of positions long enough for sequences of `length`, if there are any."""
 
     def quantizable(self) -> dict[str, QuantizedGemms]:
         """The layers that the recipe does not keep in high precision, by name."""
-        raise NotImplementedError
+        return {
+            name: layer
+            for name, layer in self.named_modules()
+            if isinstance(layer, QuantizedGemms) and name not in self._kept
+        }
 
     def linears(self) -> dict[str, QuantLinear]:
         """The layers of `quantizable`, by name, in a model where all of them are `nn.Linear`.

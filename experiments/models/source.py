@@ -50,19 +50,24 @@ def resolved(model: ModelConfig) -> ModelConfig:
             "now; it was changed after the sweep was planned"
         )
     model.sha256 = found
-    if not model.name:
-        whose = Path(model.source).stem if model.source else str(model.config.get("model_type"))
-        if model.source and Path(model.source).name == _CONFIG:
-            whose = Path(model.source).parent.name
-        if model.factory:
-            whose = model.factory.rpartition(":")[2]
-        named = () if model.source else ("model_type",)
-        changes = [f"{k}{v}" for k, v in sorted(model.config.items()) if k not in named]
-        model.name = "-".join([whose, *changes])
-        if len(model.name) > _LONGEST_NAME:
-            said = hashlib.sha256(model.name.encode()).hexdigest()
-            model.name = f"{whose[: _LONGEST_NAME - 9]}-{said[:8]}"
+    model.name = model.name or _name(model)
     return model
+
+
+def _name(model: ModelConfig) -> str:
+    """A name made from the source and the keys that were set."""
+    changes = dict(sorted(model.config.items()))
+    if model.factory:
+        whose = model.factory.rpartition(":")[2]
+    elif model.source:
+        path = Path(model.source)
+        whose = path.parent.name if path.name == _CONFIG else path.stem
+    else:
+        whose = str(changes.pop("model_type"))
+    name = "-".join([whose, *(f"{key}{value}" for key, value in changes.items())])
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{whose[: _LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _sha256(model: ModelConfig) -> str:
@@ -249,10 +254,9 @@ def _drawn(model: ModelConfig) -> ModelConfig:
 
 
 def _from_factory(model: ModelConfig) -> nn.Module:
+    build = factory(model)
     try:
-        made = factory(model)(**model.config)
-    except ModelError:
-        raise
+        made = build(**model.config)
     except (Exception, SystemExit) as error:
         raise ModelError(
             f"model.factory={model.factory}: with {model.config} it raised {_said(error)}"

@@ -17,7 +17,7 @@ from experiments.models.config import ModelConfig
 from experiments.models.next_token import NextToken
 from experiments.models.shape import Matrix, ParameterCount, Shape
 from experiments.quant.formats import Precision
-from experiments.quant.linear import NoiseClock, QuantizedGemms, QuantLinear
+from experiments.quant.linear import NoiseClock, QuantLinear
 from experiments.quant.recipe import RecipeConfig
 
 
@@ -139,11 +139,7 @@ class Transformer(NextToken):
         make_linear = LinearFactory(recipe, precision, self.clock)
         self.embedding = nn.Embedding(config.vocab_size, config.hidden)
         self.blocks = nn.ModuleList(Block(config, make_linear) for _ in range(config.layers))
-        self._kept = transformer_shape(config).kept(recipe)
-        for name in self._kept:
-            layer = self.get_submodule(name)
-            assert isinstance(layer, QuantLinear)
-            layer.kept = True
+        self.keep(transformer_shape(config).kept(recipe))
         self.norm = nn.RMSNorm(config.hidden, eps=1e-6)
         self.head = nn.Linear(config.hidden, config.vocab_size, bias=False)
         if config.tied:
@@ -184,14 +180,6 @@ class Transformer(NextToken):
             x = block(x, cos, sin)
         logits: Tensor = self.head(self.norm(x))
         return logits
-
-    def quantizable(self) -> dict[str, QuantizedGemms]:
-        """The layers that the recipe does not keep in high precision, by name."""
-        return {
-            name: layer
-            for name, layer in self.named_modules()
-            if isinstance(layer, QuantLinear) and name not in self._kept
-        }
 
 
 def rope_tables(length: int, head_size: int, base: float) -> tuple[Tensor, Tensor]:

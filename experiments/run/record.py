@@ -27,6 +27,7 @@ from experiments.quant.recipe import SLOTS
 from experiments.run.identity import numerics_version, quantization
 from experiments.run.layers import layers_of
 from fitting.results.record import RunRecord
+from fitting.results.table import ERROR_DIGITS
 
 _RECORDED_VERSIONS = ("torch", "lightning", "ray", "wandb", "numpy", "hydra-core")
 
@@ -229,7 +230,7 @@ def _format_of(config: TrainConfig) -> _Formats:
         first.granularity,
         first.scale.value,
         # A mean of equal numbers may differ from them in its last bit, and models by that.
-        {label: float(f"{error:.12g}") for label, error in errors.items()},
+        {label: float(f"{error:.{ERROR_DIGITS}g}") for label, error in errors.items()},
         sum(into * out * copies for _, into, out, copies in products),
         "+".join(sorted(backends)),
     )
