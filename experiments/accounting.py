@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from experiments.finetune.config import AdapterConfig
 from experiments.models.build import shape_of
 from experiments.models.config import ModelConfig
 from experiments.models.foreign import foreign_cost
@@ -17,6 +18,7 @@ Like those below chosen by the peaks that were measured at one shape, and held t
 _EDEN_COPIES = 3
 _ESTIMATE_COPIES = 6
 _LMUL_COPIES = 3
+_NONE = AdapterConfig()
 _FOREIGN_SHARE = 1.5
 """All activations that are there at the peak, over those that a forward pass keeps."""
 
@@ -26,21 +28,43 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
     return shape_of(model).parameters
 
 
-def flops_per_token(model: ModelConfig, seq_len: int) -> float:
+def adapter_parameters(model: ModelConfig, adapter: AdapterConfig) -> int:
+    """Parameters of the adapters beside a model's layers."""
+    if not adapter.there:
+        return 0
+    matrices = shape_of(model).matrices.items()
+    chosen = [m for name, m in matrices if m.adapts and adapter.targets(name)]
+    return sum(adapter.r * (m.in_features + m.out_features) for m in chosen)
+
+
+def flops_per_token(model: ModelConfig, seq_len: int, adapter: AdapterConfig = _NONE) -> float:
     """Training FLOPs per token, multiply and add counted as two.
 
     6 (block + head) for forward and backward of every matrix, plus 12 L T h for the two attention
     products over all T x T scores (Chowdhery et al. 2204.02311, appendix B, the causal half not
     deducted).  Somebody else's model is counted product by product on tensors without values.
-    Quantization itself is not counted.
+    Quantization itself is not counted.  With an adapter 6 times its parameters are added, and the
+    2 per weight that made the gradients of frozen matrices are not there.
     """
+    shape = shape_of(model)
+    count = shape.parameters
     if model.foreign:
-        return foreign_cost(model, seq_len).flops_per_token
-    count = count_parameters(model)
-    return 6.0 * (count.block + count.head) + 12.0 * model.layers * seq_len * model.hidden
+        every = foreign_cost(model, seq_len).flops_per_token
+    else:
+        every = 6.0 * (count.block + count.head) + 12.0 * model.layers * seq_len * model.hidden
+    if not adapter.there:
+        return every
+    seen = sum(m.in_features * m.out_features * m.copies * m.share for m in shape.matrices.values())
+    return every - 2.0 * (seen + count.head) + 6.0 * adapter_parameters(model, adapter)
 
 
-def training_bytes(model: ModelConfig, rows: int, recipe: RecipeConfig, seq_len: int) -> int:
+def training_bytes(
+    model: ModelConfig,
+    rows: int,
+    recipe: RecipeConfig,
+    seq_len: int,
+    adapter: AdapterConfig = _NONE,
+) -> int:
     """An upper bound on the memory that a run takes, in bytes, without the process itself.
 
     Float32 weights, gradients and two AdamW moments; per token and layer about 34 activations of
@@ -54,9 +78,12 @@ def training_bytes(model: ModelConfig, rows: int, recipe: RecipeConfig, seq_len:
         rows: Tokens per step of one process.
         recipe: How its layers multiply.
         seq_len: Tokens per sequence.
+        adapter: What alone is trained; the model's own weights then have no gradients and moments.
     """
     shape = shape_of(model)
     weights = 16 * shape.parameters.total
+    if adapter.there:
+        weights = 4 * shape.parameters.total + 16 * adapter_parameters(model, adapter)
     if model.foreign:
         per_token = _FOREIGN_SHARE * foreign_cost(model, seq_len).saved_per_token
     else:

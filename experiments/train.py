@@ -35,6 +35,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from experiments.config.precision import ConfigError
 from experiments.config.schema import KEPT, TrainConfig, check
 from experiments.data.batches import StepLoader, TokenData
+from experiments.finetune.adapters import merged
 from experiments.measure.ptq import quantized
 from experiments.mirror import tracking
 from experiments.models.build import shape_of
@@ -245,6 +246,7 @@ class _Run:
         self.recorder = Recorder(config, folder, lease, report)
         self.weights_sha256 = ""
         self.ptq: dict[str, float | None] = {}
+        self.merged_loss: float | None = None
         """Validation loss by format of the weights after training."""
         use_cpus(config.resources.cpus)
 
@@ -275,6 +277,7 @@ class _Run:
                     loss = self._score()
                     self._check_that_it_learned(loss)
                     self._score_quantized()
+                    self._score_merged()
             except Diverged as error:
                 status, reason = "diverged", str(error)
             if loss is not None:
@@ -369,6 +372,12 @@ class _Run:
             with quantized(model.linears().values(), precision, ptq.operands):
                 self.ptq[name] = self._score()
 
+    def _score_merged(self) -> None:
+        """Validation loss with the adapter in the weights, which the recipe then quantizes."""
+        if self.config.adapter.there:
+            with merged(self.module.model):
+                self.merged_loss = self._score()
+
     def _check_that_it_learned(self, loss: float | None) -> None:
         # No knowledge at all costs log(vocabulary) nats; a model above that learned nothing.
         ceiling = math.log(shape_of(self.config.model).vocab_size)
@@ -425,6 +434,7 @@ class _Run:
             started=self.started,
             diagnostics=self.recorder.diagnostics(),
             ptq=self.ptq,
+            merged_loss=self.merged_loss,
         )
 
 

@@ -18,6 +18,7 @@ ROWS = {
         ("run",),
         ("configure", "mirror"),
         ("accounting", "config"),
+        ("finetune",),
         ("measure", "models", "optim"),
         ("engine",),
         ("data", "loss_scale", "paths", "quant", "store"),

@@ -27,9 +27,11 @@ from experiments.config.schema import (
     known_keys,
     leaves,
 )
+from experiments.finetune.base import BaseError, base_of, find_run
 from experiments.models.source import ModelError, resolved
 from experiments.quant.formats import FormatError, Precision
 from fitting.entry.errors import one_line
+from fitting.files.own_json import DamagedError
 
 
 def from_hydra(cfg: DictConfig) -> TrainConfig:
@@ -148,6 +150,12 @@ def checked(config: TrainConfig) -> TrainConfig:
         try:
             resolved(config.model)
         except ModelError as error:
+            raise ConfigError(str(error)) from error
+    if config.init_from and not config.base.sha256:
+        try:
+            folder = find_run(config.init_from)
+            config.init_from, config.base = str(folder), base_of(folder, config.model)
+        except (BaseError, DamagedError) as error:
             raise ConfigError(str(error)) from error
     check(config)
     return config

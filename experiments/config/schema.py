@@ -19,11 +19,12 @@ from experiments.config.running import (
     TrainerConfig,
 )
 from experiments.data.batches import DataConfig
+from experiments.finetune.config import AdapterConfig, BaseConfig
 from experiments.measure.diagnostics import DiagnosticsConfig
 from experiments.measure.ptq import PtqConfig
 from experiments.models.build import shape_of
 from experiments.models.config import ModelConfig
-from experiments.models.source import ModelError
+from experiments.models.source import ModelError, is_folder
 from experiments.optim import OptimConfig
 from experiments.quant.formats import BFLOAT16_DIGITS, Precision
 from experiments.quant.recipe import RecipeConfig, is_part
@@ -68,6 +69,8 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     ptq: PtqConfig = field(default_factory=PtqConfig)
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    base: BaseConfig = field(default_factory=BaseConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -76,6 +79,8 @@ class TrainConfig:
     batch_size: int = 8
     """Sequences per step."""
     compute_dtype: str = "float32"
+    init_from: str = ""
+    """A run, whose weights are the start: its folder, or a pattern that one run's matches."""
     seed: int = 0
     """Seed of the weights, the data order and the rounding noise."""
     runs: str = "runs"
@@ -161,6 +166,7 @@ def check(config: TrainConfig) -> None:
         *config.recipe.problems(),
         *config.optim.problems(),
         *config.diagnostics.problems(),
+        *config.adapter.problems(),
         *_scalar_problems(config),
     ]
     named = tuple(line.partition("=")[0] for line in found)
@@ -168,6 +174,8 @@ def check(config: TrainConfig) -> None:
     found += [line for line in alone if line.partition("=")[0] not in named]
     if not found and config.model.foreign:
         found += _foreign_problems(config)
+    if not found:
+        found += _finetune_problems(config)
     if not found and config.ptq.formats and not config.recipe.quantized:
         found += _keep_problems(config)
     if not found:
@@ -257,6 +265,48 @@ def _foreign_problems(config: TrainConfig) -> list[str]:
         for key, value in of_linear.items()
         if value and other
     ]
+
+
+def _finetune_problems(config: TrainConfig) -> list[str]:
+    """Errors of a base and of an adapter, together with the rest."""
+    adapter, optim = config.adapter, config.optim
+    if not config.init_from and config.base != BaseConfig():
+        return [f"base.label={config.base.label}: is filled in from init_from, which is empty"]
+    if not adapter.there:
+        return []
+    found = []
+    if not (config.init_from or is_folder(config.model)):
+        found.append(
+            f"adapter.name={adapter.name}: needs trained weights beside it; give init_from=RUN, or "
+            "model=hf and a model.source with weights"
+        )
+    for key, value in (("optim.weights", optim.weights), ("optim.state", optim.state)):
+        if value:
+            found.append(
+                f"{key}={value}: is for the matrices of the model, which are frozen with "
+                f"adapter.name={adapter.name}"
+            )
+    if config.recipe.word_length.lookback:
+        found.append(
+            f"recipe.word_length.lookback={config.recipe.word_length.lookback}: moves by gradients "
+            f"of weights, which are frozen with adapter.name={adapter.name}"
+        )
+    matrices = shape_of(config.model).matrices
+    for end in adapter.target_modules or ():
+        met = [name for name in matrices if f".{name}".endswith(f".{end}")]
+        if not met:
+            names = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in matrices))
+            found.append(
+                f"adapter.target_modules={end}: no layer's name ends so; there are {names}"
+            )
+        elif any(not matrices[name].adapts for name in met):
+            found.append(
+                f"adapter.target_modules={end}: {met[0]} is no nn.Linear, beside which an adapter "
+                "could stand"
+            )
+    if not found and not any(m.adapts and adapter.targets(n) for n, m in matrices.items()):
+        found.append(f"adapter.name={adapter.name}: the model has no nn.Linear to put it beside")
+    return found
 
 
 def _axes(config: TrainConfig) -> dict[str, dict[str, int]]:

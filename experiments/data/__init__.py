@@ -4,11 +4,11 @@ from experiments.data.batches import (
     DataConfig,
     StepLoader,
     TokenData,
-    TokenStream,
     corpus_folder,
     corpus_sha256,
 )
 from experiments.data.shards import DataError
+from experiments.data.stream import TokenStream
 
 __all__ = [
     "DataConfig",

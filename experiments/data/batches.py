@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +23,15 @@ import torch
 from torch import Tensor
 
 from experiments.data.imports import import_path
+from experiments.data.selection import selected
 from experiments.data.shards import (
     DataError,
     Manifest,
-    Shard,
     cache_folder,
     fingerprint,
     read_manifest,
 )
+from experiments.data.stream import TokenStream
 from experiments.data.techdocs import REBUILD, TECHDOCS_SHA256, techdocs
 from experiments.data.verified import verify as verify_shards
 
@@ -53,19 +54,37 @@ class DataConfig:
     """0: the whole validation stream; n: the same n windows, evenly spaced over it, every time."""
     max_epochs: int = 1
     """How often a token may be seen in training."""
+    only: list[str] = field(default_factory=list)
+    """Beginnings of the names of the documents to take; none: all of them."""
+    without: list[str] = field(default_factory=list)
+    """Beginnings of the names of the documents to leave out."""
 
     @property
     def key(self) -> str:
         """The beginning of errors about the data itself."""
         return f"data.path={self.path}" if self.name == "tokens" else f"data.name={self.name}"
 
+    @property
+    def selects(self) -> bool:
+        """Whether it is some of the documents of a corpus."""
+        return bool(self.only or self.without)
+
 
 def corpus_folder(config: DataConfig) -> Path:
-    """The folder of the corpus' shards; makes or imports it first if necessary.
+    """The folder of the corpus' shards; makes, imports or selects it first if necessary.
 
     Raises:
-        DataError: The name or the path cannot be used; see `techdocs` and `import_path`.
+        DataError: The name or the path cannot be used; see `techdocs`, `import_path`, `selected`.
     """
+    folder = _whole_folder(config)
+    if not config.selects:
+        return folder
+    manifest, remedy = _manifest(folder, replace(config, only=[], without=[]))
+    verify_shards(folder, manifest, config.key, remedy)
+    return selected(folder, manifest, tuple(config.only), tuple(config.without), config.key)
+
+
+def _whole_folder(config: DataConfig) -> Path:
     if config.name not in NAMES:
         raise DataError(f"data.name={config.name}: must be one of {', '.join(NAMES)}")
     if config.name == "techdocs":
@@ -86,52 +105,24 @@ def _imported(path: Path, key: str, state: str) -> Path:
 
 def corpus_sha256(config: DataConfig) -> str:
     """The corpus' identity, for a run's id; that of techdocs is known without making it."""
-    if config.name == "techdocs" and not config.path:
+    if config.name == "techdocs" and not config.path and not config.selects:
         return TECHDOCS_SHA256
     return _manifest(corpus_folder(config), config)[0].sha256
 
 
 def _manifest(folder: Path, config: DataConfig) -> tuple[Manifest, str]:
     """A corpus' manifest, and what to do if its shards are damaged."""
-    if config.name == "techdocs":
+    if config.name == "techdocs" and not config.selects:
         remedy = REBUILD
     elif folder.is_relative_to(cache_folder()):
-        remedy = f"delete {folder}, and it is imported again"
+        remedy = f"delete {folder}, and it is made again"
     else:
         remedy = "restore it from where it came from"
     manifest = read_manifest(folder, config.key, remedy)
-    if config.name == "techdocs" and manifest.sha256 != TECHDOCS_SHA256:
+    pinned = config.name == "techdocs" and not config.selects
+    if pinned and manifest.sha256 != TECHDOCS_SHA256:
         raise DataError(f"{config.key}: {folder} is not techdocs-v1; {REBUILD}")
     return manifest, remedy
-
-
-class TokenStream:
-    """The shards of one part of a corpus as one sequence of tokens; nothing is read until asked.
-
-    Args:
-        folder: The corpus folder.
-        shards: The part's shards, in order.
-        dtype: Type of the tokens on disk, "uint16" or "uint32".
-    """
-
-    def __init__(self, folder: Path, shards: tuple[Shard, ...], dtype: str) -> None:
-        kind = np.dtype(dtype).newbyteorder("<")
-        self._shards = [np.memmap(folder / s.file, kind, "r") for s in shards if s.tokens]
-        self._ends = np.cumsum([len(shard) for shard in self._shards])
-
-    def __len__(self) -> int:
-        """Tokens."""
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def read(self, start: int, count: int) -> np.ndarray:
-        """Tokens [start, start + count), [count]; across shards if necessary."""
-        shard = int(np.searchsorted(self._ends, start, side="right"))
-        pieces = []
-        while count:
-            offset = start - (int(self._ends[shard - 1]) if shard else 0)
-            pieces.append(self._shards[shard][offset : offset + count])
-            start, count, shard = start + len(pieces[-1]), count - len(pieces[-1]), shard + 1
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 class TokenData:

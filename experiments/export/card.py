@@ -43,6 +43,9 @@ _FOREIGN = """
 quantization: the weights are in float32 as training left them.  The SHA-256 above is of the weights
 under the names that the run kept them by.
 """
+_MERGED = """
+What the adapter adds is in these weights; its own two matrices per layer are not in this folder.
+"""
 _ROUNDED = """
 The losses above were computed with the operands above quantized.  Nothing is quantized in this
 folder, and the recipe is not written as a configuration of TransformerEngine, ModelOpt or torchao:
@@ -89,6 +92,7 @@ def card(trained: Trained, to: str, has_tokenizer: bool) -> str:
         "model": f"{_model(model)}, windows of {config.data.seq_len}",
         "optimizer": f"AdamW, learning rate {config.optim.lr:g}, "
         f"batches of {config.batch_tokens:,} tokens, seed {config.seed}",
+        **_fine_tuning(trained),
         "SHA-256 of the weights": record.weights_sha256,
         "numerics version": record.numerics_version,
     }
@@ -98,8 +102,24 @@ def card(trained: Trained, to: str, has_tokenizer: bool) -> str:
         return text + _WEIGHTS
     head = "the embedding" if model.tied else "a matrix of its own"
     text += _FOREIGN if model.foreign else _LLAMA.format(head=head)
+    text += _MERGED if config.adapter.there else ""
     text += _ROUNDED if record.operands else ""
     return text + (_BYTES if has_tokenizer else _NO_TOKENIZER)
+
+
+def _fine_tuning(trained: Trained) -> dict[str, object]:
+    """The rows about the base and the adapter of a run that has them."""
+    base, adapter, found = trained.config.base, trained.config.adapter, {}
+    if trained.config.init_from:
+        found["base"] = f"{base.label}, weights {base.sha256}"
+    if adapter.there:
+        which = ", ".join(adapter.target_modules) or "all matrices that a recipe may quantize"
+        how = adapter.precision or "float32"
+        found["adapter"] = (
+            f"{adapter.name} of rank {adapter.r}, scaled by {adapter.scaling:g}, in {how}: {which}"
+        )
+        found["validation loss with it merged"] = _nats(trained.record.merged_loss)
+    return found
 
 
 def _model(model: ModelConfig) -> str:

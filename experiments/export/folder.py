@@ -15,6 +15,7 @@ from experiments.export.card import card
 from experiments.export.llama import llama_config, llama_state
 from experiments.export.load import Trained, trained
 from experiments.export.tokenizer import END_OF_TEXT, tokenizer_config, tokenizer_json
+from experiments.finetune.adapters import merge
 from experiments.models.foreign import ForeignModel
 from experiments.models.transformer import Transformer
 from experiments.store.weights import TORCH, WEIGHTS
@@ -26,7 +27,7 @@ def export(run: Path, to: str, out: Path) -> None:
 
     Args:
         run: The run's folder.
-        to: hf or safetensors.
+        to: hf, with adapters merged, or safetensors, with the weights as the run kept them.
         out: The folder to write; must not exist, or be empty.
 
     Raises:
@@ -37,6 +38,7 @@ def export(run: Path, to: str, out: Path) -> None:
     found, of_bytes = trained(run), False
     if to == "hf":
         of_bytes = _is_of_bytes(found)
+        merge(found.model)
         files = _hugging_face(found, of_bytes)
     else:
         files = {WEIGHTS: (run / WEIGHTS).read_bytes()}

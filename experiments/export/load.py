@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from experiments.config.precision import ConfigError
 from experiments.config.read import from_dict
 from experiments.config.schema import TrainConfig
+from experiments.finetune.adapters import attach
+from experiments.finetune.base import PREFIX, fill
 from experiments.models.build import build
 from experiments.models.next_token import NextToken
 from experiments.quant.word_length import WordLength
@@ -27,8 +28,6 @@ from fitting.entry.errors import Refusal, one_line
 from fitting.files.own_json import DamagedError
 from fitting.results.record import RESULT, RunRecord, read_record
 
-_PREFIX = "model."
-"""The model's place in the names of a run's weights."""
 _WORD_LENGTH = "word_length/"
 """Beginning of the loss curve's columns for the word lengths of layers."""
 
@@ -78,7 +77,8 @@ def trained(run: Path | str) -> Trained:
         ) from None
     with torch.random.fork_rng(devices=[]):  # layers draw weights, which are replaced
         model = build(config.model, config.recipe, config.precision.build(), config.seed)
-    _fill(model, state, folder)
+        attach(model, config.adapter, config.seed)
+    fill(model, state, folder)
     model.clock.quantizing = config.quantizes(config.steps)
     if config.recipe.word_length.lookback:
         _set_word_lengths(model, config, folder, record)
@@ -104,7 +104,7 @@ def _config(folder: Path, record: RunRecord) -> TrainConfig:
     if factory:  # code, which no record may name
         raise ExportError(
             f"run={folder}: its model is made by {factory}; call that yourself, quantize_ it, and "
-            f"load the names of {WEIGHTS} without their beginning, {_PREFIX}module."
+            f"load the names of {WEIGHTS} without their beginning, {PREFIX}module."
         )
     try:
         config = from_dict(record.config)
@@ -124,16 +124,6 @@ def _config(folder: Path, record: RunRecord) -> TrainConfig:
             f"otherwise ({now}); load it with the version that trained it"
         )
     return config
-
-
-def _fill(model: NextToken, state: dict[str, Tensor], folder: Path) -> None:
-    """Put the weights into the model; their names, shapes and types must be its own."""
-    own = {f"{_PREFIX}{name}": value for name, value in model.state_dict().items()}
-    held = {name: (value.shape, value.dtype) for name, value in state.items()}
-    if held != {name: (value.shape, value.dtype) for name, value in own.items()}:
-        why = f"its weights do not suit the model of {RESULT}"
-        raise DamagedError(folder / WEIGHTS, why, "restore both from a copy")
-    model.load_state_dict({name.removeprefix(_PREFIX): value for name, value in state.items()})
 
 
 def _set_word_lengths(

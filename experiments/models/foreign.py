@@ -225,7 +225,8 @@ def _matrices(
 ) -> Iterator[tuple[str, Matrix]]:
     """The matrices of a layer by name: one, or of a layer of experts those of all experts."""
     if not isinstance(layer, QuantExperts) and not are_experts(layer):
-        yield name, Matrix(*_sizes(layer), block, isinstance(layer, nn.Linear))
+        adapts = not isinstance(layer, nn.Conv1d | nn.Conv2d)
+        yield name, Matrix(*_sizes(layer), block, isinstance(layer, nn.Linear), adapts=adapts)
         return
     count = layer.num_experts
     assert isinstance(count, int)
@@ -236,7 +237,7 @@ def _matrices(
             into, out = out, into
         yield (
             f"{name}.{parameter}",
-            Matrix(into, out, block, False, layer=name, copies=count, share=chosen / count),
+            Matrix(into, out, block, False, name, count, adapts=False, share=chosen / count),
         )
 
 

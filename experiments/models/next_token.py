@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from experiments.quant.linear import NoiseClock, QuantizedGemms, QuantLinear
 
+BASE_LAYER = ".base_layer"
+"""End of the name of a layer that `peft` has wrapped."""
+
 
 class NextToken(nn.Module, ABC):
     """Token ids to next-token logits, with quantized layers that one clock tells the step.
@@ -22,7 +25,7 @@ class NextToken(nn.Module, ABC):
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.clock = NoiseClock(seed)
-        self._kept: frozenset[str] = frozenset()
+        self._kept: frozenset[QuantizedGemms] = frozenset()
 
     @abstractmethod
     def initialize(self, seed: int) -> None:
@@ -30,21 +33,24 @@ class NextToken(nn.Module, ABC):
 
     def keep(self, names: Iterable[str]) -> None:
         """Leave quantized layers in high precision, as the recipe says, by name."""
-        self._kept = frozenset(names)
-        for name in self._kept:
-            layer = self.get_submodule(name)
-            assert isinstance(layer, QuantizedGemms)
+        kept = [self.get_submodule(name) for name in names]
+        self._kept = frozenset(layer for layer in kept if isinstance(layer, QuantizedGemms))
+        assert len(self._kept) == len(kept)
+        for layer in self._kept:
             layer.kept = True
 
     def extend_tables(self, length: int) -> None:
         """Make tables of positions long enough for sequences of `length`, if there are any."""
 
     def quantizable(self) -> dict[str, QuantizedGemms]:
-        """The layers that the recipe does not keep in high precision, by name."""
+        """The layers that the recipe does not keep in high precision, by name.
+
+        A layer that an adapter was put beside is called what it was called before.
+        """
         return {
-            name: layer
+            name.replace(BASE_LAYER, ""): layer
             for name, layer in self.named_modules()
-            if isinstance(layer, QuantizedGemms) and name not in self._kept
+            if isinstance(layer, QuantizedGemms) and layer not in self._kept
         }
 
     def linears(self) -> dict[str, QuantLinear]:

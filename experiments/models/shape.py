@@ -38,6 +38,8 @@ class Matrix:
     """The name of its layer, if that holds several matrices; else it is called as its layer is."""
     copies: int = 1
     """How many of its shape the layer holds, one for each expert."""
+    adapts: bool = True
+    """Whether an adapter can stand beside its layer: a product with one matrix."""
     share: float = 1.0
     """The share of the tokens that each of them sees on average."""
 

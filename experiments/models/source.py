@@ -222,7 +222,7 @@ def without_values(model: ModelConfig) -> nn.Module:
             module = make(model, 0)
         else:
             with torch.device("meta"):
-                module = make(_drawn(model) if _is_folder(model) else model, 0)
+                module = make(_drawn(model) if is_folder(model) else model, 0)
     empty: dict[int, Tensor] = {}
 
     def emptied(tensor: Tensor) -> Tensor:
@@ -244,7 +244,8 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error)}"
 
 
-def _is_folder(model: ModelConfig) -> bool:
+def is_folder(model: ModelConfig) -> bool:
+    """Whether a model is a folder of Hugging Face, whose weights are taken."""
     return bool(model.source) and Path(model.source).is_dir()
 
 
@@ -279,7 +280,7 @@ def _from_transformers(model: ModelConfig) -> nn.Module:
 
     made: Any = AutoModelForCausalLM  # whose methods have no types
     try:
-        if not _is_folder(model):
+        if not is_folder(model):
             drawn: nn.Module = made.from_config(config, dtype=torch.float32)
             return drawn
         loaded, found = made.from_pretrained(

@@ -41,12 +41,17 @@ def science(config: TrainConfig) -> dict[str, Any]:
     """
     values = asdict(config)
     values["ptq"]["formats"] = list(config.ptq.precisions())
-    return off_default(values) | {
-        "corpus": corpus_sha256(config.data),
-        "steps": config.steps,
-        "seed": config.seed,
-        "numerics_version": numerics_version(config),
-    }
+    base = {"base.sha256": config.base.sha256} if config.init_from else {}
+    return (
+        off_default(values)
+        | base
+        | {
+            "corpus": corpus_sha256(config.data),
+            "steps": config.steps,
+            "seed": config.seed,
+            "numerics_version": numerics_version(config),
+        }
+    )
 
 
 def off_default(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from experiments.config.schema import TrainConfig
 from experiments.engine.report import Layer, Reported
+from experiments.finetune.config import AdapterConfig
 from experiments.models.build import shape_of
 from experiments.quant.recipe import SLOTS
 
@@ -17,28 +18,44 @@ def layers_of(config: TrainConfig) -> Reported:
 
     Other matrices (embeddings, the output head, routers) are in high precision and not listed.
     """
-    recipe, shape = config.recipe, shape_of(config.model)
+    recipe, shape, adapter = config.recipe, shape_of(config.model), config.adapter
     quantized = recipe.quantized
     formats = recipe.precisions(config.precision.build()) if quantized else {}
     operands = tuple(str(formats.get(label, "")) for label in SLOTS)
     kept = shape.kept(recipe)
-    alike: dict[tuple[str, str, bool], list[int]] = {}
-    params: Counter[tuple[str, str, bool]] = Counter()
+    alike: dict[tuple[str, str, bool, bool], list[int]] = {}
+    params: Counter[tuple[str, str, bool, bool]] = Counter()
     for name, matrix in shape.matrices.items():
         numbered = rf"(^|\.){matrix.block}(?=\.)"
         pattern = name if matrix.block is None else re.sub(numbered, r"\1*", name, count=1)
         kind = f"{matrix.in_features} to {matrix.out_features}"
         kind += f", {matrix.copies} experts" if matrix.copies > 1 else ""
-        key = pattern, kind, (matrix.layer or name) in kept
+        adapted = adapter.there and matrix.adapts and adapter.targets(name)
+        key = pattern, kind, (matrix.layer or name) in kept, adapted
         alike.setdefault(key, []).extend([] if matrix.block is None else [matrix.block])
         params[key] += matrix.in_features * matrix.out_features * matrix.copies
     found = []
     for key, blocks in alike.items():
-        pattern, kind, is_kept = key
+        pattern, kind, is_kept, adapted = key
         why = "recipe none" if not quantized else "recipe.keep" if is_kept else ""
         name = pattern.replace("*", _ranges(blocks), 1) if blocks else pattern
         found.append(Layer(name, kind, params[key], () if why else operands, why))
+        if adapted:
+            found.append(_adapter(name, kind, len(blocks) or 1, adapter))
     return Reported(found)
+
+
+def _adapter(name: str, kind: str, count: int, adapter: AdapterConfig) -> Layer:
+    """The adapters beside layers, in one line."""
+    into, _, out = kind.partition(" to ")
+    operands = ("", adapter.precision, "", "", "", "")
+    return Layer(
+        f"{name} + {adapter.name}",
+        f"{into} to {adapter.r} to {out}",
+        count * adapter.r * (int(into) + int(out)),
+        operands if adapter.precision else (),
+        "" if adapter.precision else "adapter.precision",
+    )
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from experiments.config.schema import TrainConfig
+from experiments.finetune.adapters import attach
+from experiments.finetune.base import start_from
 from experiments.loss_scale import LossScale
 from experiments.measure.diagnostics import measure
 from experiments.models.build import build
@@ -28,7 +31,10 @@ class LanguageModel(L.LightningModule):
         super().__init__()
         self.config = config
         self.model = build(config.model, config.recipe, config.precision.build(), config.seed)
+        if config.init_from:
+            start_from(self.model, Path(config.init_from), config.base, config.model)
         round_weights(self.model, config.optim, config.seed)
+        attach(self.model, config.adapter, config.seed)
         self.loss_scale = LossScale(config.optim.loss_scale, config.optim.loss_scale_interval)
         # At once: several processes compare their buffers before the first of them is used.
         self.model.extend_tables(config.data.seq_len)

@@ -19,7 +19,9 @@ def named_if_of_memory(error: Exception, config: TrainConfig) -> Exception:
     """The error itself or, if memory ran out, one that says so and what would help."""
     if not wants_memory(error):
         return error
-    needed = training_bytes(config.model, config.rows, config.recipe, config.data.seq_len)
+    needed = training_bytes(
+        config.model, config.rows, config.recipe, config.data.seq_len, config.adapter
+    )
     given = config.resources.memory
     limit = f"more than resources.memory={given:g} GiB" if given else "more memory than there is"
     return OutOfMemory(

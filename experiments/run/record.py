@@ -49,6 +49,7 @@ def make_record(
     started: datetime,
     diagnostics: dict[str, Any],
     ptq: dict[str, float | None],
+    merged_loss: float | None,
 ) -> RunRecord:
     """The record of one run.
 
@@ -68,6 +69,7 @@ def make_record(
         started: Start of the last attempt.
         diagnostics: Summary of the diagnostics.
         ptq: Validation loss by format of the weights; None if it is not finite.
+        merged_loss: Validation loss with the adapter merged; None if there is none.
     """
     tokens = steps * config.batch_tokens
     bytes_per_token = data.bytes_per_token
@@ -98,6 +100,7 @@ def make_record(
             for name, precision in config.ptq.precisions().items()
             if name in ptq
         },
+        merged_loss=merged_loss,
         provenance=provenance(config, started),
         config=asdict(config),
         **design(config, steps),
@@ -135,7 +138,7 @@ def design(config: TrainConfig, steps: int) -> dict[str, Any]:
         "params_total": count.total,
         "params_quantized": formats.params,
         "tokens": tokens,
-        "flops": tokens * flops_per_token(model, config.data.seq_len),
+        "flops": tokens * flops_per_token(model, config.data.seq_len, config.adapter),
         "seed": config.seed,
         "quantize_backend": formats.backend,
     }

@@ -93,4 +93,4 @@ def probe(configs: Iterable[TrainConfig], speeds: Speeds) -> None:
 
 
 def _step_flops(config: TrainConfig) -> float:
-    return config.batch_tokens * flops_per_token(config.model, config.data.seq_len)
+    return config.batch_tokens * flops_per_token(config.model, config.data.seq_len, config.adapter)

@@ -120,7 +120,9 @@ class PlannedRun:
     def gibibytes(self) -> float:
         """Memory by our count, an upper bound, process included."""
         config = self.config
-        own = training_bytes(config.model, config.rows, config.recipe, config.data.seq_len)
+        own = training_bytes(
+            config.model, config.rows, config.recipe, config.data.seq_len, config.adapter
+        )
         return (own + _PROCESS_BYTES) / 2**30
 
     def refuse_unless_held_by(self, machines: Sequence[Resources]) -> None:
@@ -248,7 +250,7 @@ def make_plan(configs: Sequence[TrainConfig], sweep: SweepConfig | None = None) 
         if identity in runs:
             continue
         folder = run_folder(config)
-        a_token = flops_per_token(config.model, config.data.seq_len)
+        a_token = flops_per_token(config.model, config.data.seq_len, config.adapter)
         flops = config.steps * config.batch_tokens * a_token
         scoring = len(opened[key].validation) * config.data.seq_len * a_token / 3
         runs[identity] = PlannedRun(config, identity, folder, flops, scoring, *look_at(folder))

@@ -92,6 +92,9 @@ class RunRecord:
     """Validation loss, nats per token; None if the run has none."""
     train_loss: float | None
     """Mean training loss of the last tenth of the run, nats per token."""
+    merged_loss: float | None = field(default=None, kw_only=True)
+    """Validation loss with the adapter's product in the weights, as the recipe quantizes them;
+    None for a run without an adapter."""
     bits_per_byte: float | None
     wall_seconds: float
     tokens_per_second: float

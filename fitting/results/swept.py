@@ -16,9 +16,14 @@ Value: TypeAlias = Any
 """The value of a configuration's key."""
 Config: TypeAlias = Mapping[str, Value]
 
-KEY = re.compile(r"(model|data|optim|precision|recipe|ptq)\.[\w.]+|batch_size|compute_dtype")
+KEY = re.compile(
+    r"(model|data|optim|precision|recipe|ptq|base|adapter)\.[\w.]+|batch_size|compute_dtype"
+)
 """Keys that a run's result depends on; the seed and the training tokens have columns already."""
-_BESIDE = {"model.name", "model.source", "data.name", "data.path", "data.max_epochs", "recipe.name"}
+_BESIDE = {
+    *("model.name", "model.source", "data.name", "data.path", "data.max_epochs", "recipe.name"),
+    "base.sha256",  # of one seed's base; the label says which base it is
+}
 """Keys of names, of the data's place and of what is allowed: they do not change the computation."""
 _SLOTS = (
     *("output.input", "output.weight", "grad_input.grad_output", "grad_input.weight"),
@@ -26,7 +31,13 @@ _SLOTS = (
 )
 _OPERANDS = tuple(f"recipe.{slot}." for slot in _SLOTS)
 ABSENT: Mapping[str, Value] = {
+    "adapter.name": "none",
+    "base.label": "",
+    "base.bits": 0.0,
+    "base.tokens": 0,
+    "data.only": [],
     "data.validation_windows": 0,
+    "data.without": [],
     "model.factory": "",
     "model.sha256": "",
     "optim.weights": "",
@@ -93,6 +104,9 @@ def science(config: Config) -> dict[str, Value]:
             flat.pop(f"optim.{key}_rounding", None)
     if flat.get("optim.loss_scale", "dynamic") != "dynamic":
         flat.pop("optim.loss_scale_interval", None)
+    if flat.get("adapter.name", "none") == "none":
+        for key in [key for key in flat if key.startswith("adapter.") and key != "adapter.name"]:
+            del flat[key]
     if flat.get("ptq.formats", []) == []:
         flat.pop("ptq.operands", None)
     if isinstance(formats := flat.get("ptq.formats"), list):

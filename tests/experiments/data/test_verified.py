@@ -139,7 +139,7 @@ def test_own_tokens_that_change_under_their_recorded_identity_are_refused(tokens
     times = file.stat()
     one_bit(file)
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-    with pytest.raises(DataError, match="train.bin .*has sha256 .* imported again"):
+    with pytest.raises(DataError, match="train.bin .*has sha256 .* made again"):
         TokenData(config, verify=True)
 
 

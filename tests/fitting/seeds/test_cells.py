@@ -75,6 +75,12 @@ SWEPT: dict[str, tuple[Any, Any]] = {
     "ptq.formats": ([], ["int4_row"]),
     "model.factory": ("tests.support.tiny_models:one", "tests.support.tiny_models:other"),
     "model.config.width": (32, 64),
+    "data.only": ([], ["py/"]),
+    "data.without": ([], ["py/"]),
+    "adapter.name": ("none", "lora"),
+    "base.label": ("", "none-ladder-b-1M-abcdef"),
+    "base.bits": (0.0, 4.5),
+    "base.tokens": (0, 65_536),
 }
 for _slot in (
     *("output.input", "output.weight", "grad_input.grad_output", "grad_input.weight"),
@@ -109,8 +115,19 @@ SWEPT |= {
     "optim.state_rounding": ("nearest_even", "stochastic"),
     "optim.loss_scale_interval": (2_000, 1_000),
     "ptq.operands": ("weights", "weights_and_inputs"),
+    "adapter.r": (8, 4),
+    "adapter.lora_alpha": (8.0, 16.0),
+    "adapter.use_rslora": (False, True),
+    "adapter.target_modules": ([], ["mlp.down"]),
+    "adapter.precision": ("", "int4_row"),
 }
-LABELS = {"model.name", "model.source", "data.name", "data.path", "data.max_epochs", "recipe.name"}
+BASE = {"init_from": "runs/bases/one", "base.sha256": "ab" * 32}
+EFFECT |= {key: BASE for key in SWEPT if key.startswith("base.")}
+EFFECT |= {key: {"adapter.name": "lora", **BASE} for key in SWEPT if key.startswith("adapter.")}
+LABELS = {
+    *("model.name", "model.source", "data.name", "data.path", "data.max_epochs", "recipe.name"),
+    "base.sha256",
+}
 OPERAND_OFF = tuple(f"recipe.{slot}" for slot in ("output.input", "grad_weight.grad_output"))
 
 

@@ -1,0 +1,82 @@
+"""Which run's weights another one starts from, and what is trained beside them, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from experiments.quant.formats import FormatError, Precision
+
+ADAPTERS = ("none", "lora")
+SIGN = "sign"
+"""Name of the format of one bit: the sign, times the mean magnitude."""
+
+
+@dataclass
+class BaseConfig:
+    """The run that `init_from` names, filled in from its record: what is to know of it."""
+
+    label: str = ""
+    """Its recipe, format, tokens, and a hash of all that its result depends on, but for the seed:
+    bases that differ in their seeds alone have one label."""
+    bits: float = 0.0
+    """Bits of its quantized operands' elements, scales included."""
+    tokens: int = 0
+    """Tokens it was trained on."""
+    sha256: str = ""
+    """Hash of its weights."""
+
+
+@dataclass
+class AdapterConfig:
+    """What is trained while the weights of the base are frozen; named as in `peft`."""
+
+    name: str = "none"
+    """One of `ADAPTERS`; none: all weights are trained."""
+    r: int = 8
+    """Rank."""
+    lora_alpha: float = 8.0
+    """What an adapter adds is multiplied by lora_alpha / r."""
+    use_rslora: bool = False
+    """Multiplied by lora_alpha / sqrt(r) instead (2312.03732)."""
+    target_modules: list[str] = field(default_factory=list)
+    """Ends of the names of the layers that get one; none: all that a recipe may quantize."""
+    precision: str = ""
+    """Format to which its two matrices are rounded in the forward pass: a name that
+    `Precision.parse` reads, or sign; "": high precision."""
+
+    @property
+    def there(self) -> bool:
+        """Whether there is one."""
+        return self.name != "none"
+
+    @property
+    def scaling(self) -> float:
+        """The factor of what an adapter adds."""
+        return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
+
+    def targets(self, layer: str) -> bool:
+        """Whether a layer gets one, by its full name.
+
+        >>> AdapterConfig(target_modules=["mlp.down"]).targets("blocks.1.mlp.down")
+        True
+        """
+        ends = self.target_modules
+        return not ends or any(f".{layer}".endswith(f".{end}") for end in ends)
+
+    def problems(self) -> list[str]:
+        """Errors, each as "key=value: what would be right"."""
+        found = []
+        if self.name not in ADAPTERS:
+            found.append(f"adapter.name={self.name}: must be one of {', '.join(ADAPTERS)}")
+        if self.precision not in ("", SIGN):
+            try:
+                precision = Precision.parse(self.precision)
+            except FormatError as error:
+                found.append(f"adapter.precision={self.precision}: {error}; or {SIGN}, of one bit")
+            else:
+                if precision.tile:
+                    found.append(
+                        f"adapter.precision={self.precision}: tiles do not suit matrices of "
+                        "adapter.r rows; give blocks, row or tensor"
+                    )
+        return found

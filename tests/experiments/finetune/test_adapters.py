@@ -1,0 +1,360 @@
+"""Adapters: what they compute, what they leave alone, and what they become when merged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import lowbit
+from experiments.accounting import adapter_parameters, flops_per_token, training_bytes
+from experiments.config.precision import ConfigError
+from experiments.config.schema import TrainConfig, check
+from experiments.configure import configure
+from experiments.export.folder import export
+from experiments.finetune.adapters import adapted, attach, merged
+from experiments.finetune.config import AdapterConfig
+from experiments.finetune.rounded import RoundedLinear
+from experiments.models.build import build, shape_of
+from experiments.models.next_token import NextToken
+from experiments.quant.formats import Precision
+from experiments.quant.linear import QuantLinear
+from experiments.run.layers import layers_of
+from experiments.train import RunResult, train
+from tests.support.small_runs import SMALL, Stop, rows, small
+
+Compose = Callable[..., TrainConfig]
+__all__ = ["small"]  # a fixture
+LORA = ["adapter=lora", "adapter.r=3", "optim.lr=2e-2", "keep=last"]
+LLAMA = [
+    *("model=hf", "model.config.model_type=llama", "model.config.hidden_size=32"),
+    *("model.config.intermediate_size=64", "model.config.num_hidden_layers=2"),
+    *("model.config.num_attention_heads=4", "model.config.num_key_value_heads=2"),
+    *("model.config.vocab_size=256", "model.config.max_position_embeddings=64"),
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """A trained run that kept its weights."""
+    place = tmp_path_factory.mktemp("base")
+    (place / "text.txt").write_text("the run of a model in few bits\n" * 3000)
+    where = [f"data.path={place / 'text.txt'}", f"runs={place / 'runs'}"]
+    return train(configure(*SMALL, *where, "recipe=none", "keep=last"))
+
+
+@pytest.fixture
+def tuned(small: Compose, base: RunResult) -> Compose:
+    return lambda *more: small(f"init_from={base.folder}", *more)
+
+
+def bare(adapter: AdapterConfig, recipe: str = "none", seed: int = 0) -> NextToken:
+    config = configure("model=ladder/a", f"recipe={recipe}", "precision=mxfp4")
+    model = build(config.model, config.recipe, config.precision.build(), 5)
+    attach(model, adapter, seed)
+    return model
+
+
+TOKENS = torch.randint(256, (2, 33), generator=torch.Generator().manual_seed(1))
+
+
+def test_at_the_start_an_adapter_adds_nothing() -> None:
+    for recipe in ("none", "nearest"):
+        plain, wrapped = (bare(AdapterConfig(name), recipe) for name in ("none", "lora"))
+        assert torch.equal(plain(TOKENS), wrapped(TOKENS))
+
+
+def test_only_adapters_are_trained_and_their_weights_follow_the_seed() -> None:
+    one, again, other = (bare(AdapterConfig("none")) for _ in range(3))
+    before = torch.random.get_rng_state()
+    for model, seed in ((one, 1), (again, 1), (other, 2)):
+        attach(model, AdapterConfig("lora", r=3), seed)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    trained = {name for name, p in one.named_parameters() if p.requires_grad}
+    assert trained == {name for name, _ in one.named_parameters() if ".lora_" in name}
+    assert len(trained) == 2 * 2 * 4, "two for each of four matrices of two blocks"
+    drawn = "blocks.0.attention.qkv.lora_A.default.weight"
+    a, b, c = (model.state_dict()[drawn] for model in (one, again, other))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def shaken(model: NextToken) -> NextToken:
+    """A model whose adapters add something."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for layer in adapted(model).values():
+            for matrix in (layer.lora_A["default"], layer.lora_B["default"]):
+                matrix.weight += 0.1 * torch.randn(matrix.weight.shape, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_gradients_are_those_of_the_sum_in_float64(rslora: bool) -> None:
+    """Of W + s B A, multiplied as one matrix."""
+    adapter = AdapterConfig("lora", r=4, lora_alpha=6, use_rslora=rslora)
+    model = shaken(bare(adapter)).double()
+    layer = adapted(model)["blocks.1.mlp.down"]
+    x = torch.randn(7, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    x.requires_grad_(True)
+    (layer(x) ** 2).sum().backward()
+    found = [x.grad, a.grad, b.grad]
+    leaf = [t.detach().clone().requires_grad_(True) for t in (x, a, b)]
+    scale = 6 / 2 if rslora else 6 / 4
+    whole = layer.base_layer.weight.detach() + scale * leaf[2] @ leaf[1]
+    (F.linear(leaf[0], whole) ** 2).sum().backward()
+    for mine, theirs in zip(found, leaf, strict=True):
+        torch.testing.assert_close(mine, theirs.grad, rtol=1e-5, atol=1e-7)  # peft casts x
+    assert layer.base_layer.weight.grad is None
+
+
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
+    """What adapters multiply from now on: weights as stored, and as multiplied."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    multiply = RoundedLinear.forward
+
+    def forward(self: RoundedLinear, input: Tensor) -> Tensor:
+        output = multiply(self, input)
+        unit = torch.eye(self.in_features)
+        seen.append((self.weight.detach().clone(), multiply(self, unit).detach().t()))
+        return output
+
+    monkeypatch.setattr(RoundedLinear, "forward", forward)
+    return seen
+
+
+def lines(weight: Tensor) -> Iterator[Tensor]:
+    """The rows of A [r, in], or the columns of B [out, r]: what has scales of its own."""
+    yield from weight if weight.shape[0] == 3 else weight.t()
+
+
+def test_int4_matrices_lie_on_the_grid_along_their_long_axis(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = shaken(bare(AdapterConfig("lora", r=3, precision="int4_row")))
+    seen = spied(monkeypatch)
+    model(TOKENS)
+    assert len(seen) == 2 * 2 * 4
+    for stored, multiplied in seen:
+        for before, after in zip(lines(stored), lines(multiplied), strict=True):
+            step = before.abs().max() / 7
+            torch.testing.assert_close(after, (before / step).round() * step)
+            assert len(after.unique()) > 4
+
+
+def test_one_bit_is_the_sign_times_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = shaken(bare(AdapterConfig("lora", r=3, precision="sign")))
+    seen = spied(monkeypatch)
+    model(TOKENS)
+    for stored, multiplied in seen:
+        for before, after in zip(lines(stored), lines(multiplied), strict=True):
+            signs = torch.where(before < 0, -1.0, 1.0)
+            torch.testing.assert_close(after, signs * before.abs().mean())
+
+
+def test_blocks_that_do_not_divide_are_filled_up_with_zeros() -> None:
+    layer = nn.Linear(40, 3, bias=False)
+    layer.__class__ = RoundedLinear
+    assert isinstance(layer, RoundedLinear)
+    layer.become("E2M1-block32-fp32", columns=False)
+    rounded = layer.rounded()
+    steps = Precision.parse("E2M1-block32-fp32").element
+    grid = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    assert steps.bits == 4
+    for start, end in ((0, 32), (32, 40)):
+        for before, after in zip(layer.weight[:, start:end], rounded[:, start:end], strict=True):
+            scale = before.abs().max() / 6
+            nearest = grid[(before.abs()[:, None] / scale - grid).abs().argmin(1)]
+            torch.testing.assert_close(after, nearest * scale * before.sign())
+
+
+def test_the_gradient_passes_the_rounding_straight_through() -> None:
+    x = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+    layer = nn.Linear(40, 3, bias=False)
+    layer.__class__ = RoundedLinear
+    assert isinstance(layer, RoundedLinear)
+    layer.become("int2_row", columns=False)
+    (layer(x) ** 2).sum().backward()
+    leaf = layer.rounded().clone().requires_grad_(True)
+    (F.linear(x, leaf) ** 2).sum().backward()
+    assert layer.weight.grad is not None
+    torch.testing.assert_close(layer.weight.grad, leaf.grad)
+
+
+@pytest.mark.parametrize("precision", ["", "int2_row", "sign"])
+@pytest.mark.parametrize("source", ["ladder", "gpt2"])
+def test_merged_without_a_recipe_it_is_the_same_function(precision: str, source: str) -> None:
+    adapter = AdapterConfig("lora", r=3, precision=precision)
+    if source == "ladder":
+        model = shaken(bare(adapter))
+    else:
+        sizes = ["model.config.n_embd=32", "model.config.n_layer=2", "model.config.n_head=2"]
+        kind = ["model=hf", "model.config.model_type=gpt2", "model.config.vocab_size=256"]
+        config = configure(*kind, *sizes, "recipe=none")
+        model = build(config.model, config.recipe, config.precision.build(), 5)
+        attach(model, adapter, 0)
+        assert len(adapted(model)) == 8, "GPT-2's matrices are stored transposed"
+        shaken(model)
+    model.eval()
+    wrapped, state = model(TOKENS), {k: v.clone() for k, v in model.state_dict().items()}
+    with merged(model):
+        assert not adapted(model)
+        torch.testing.assert_close(model(TOKENS), wrapped, rtol=1e-4, atol=1e-5)
+    assert torch.equal(model(TOKENS), wrapped)
+    assert {k: v.tolist() for k, v in model.state_dict().items()} == {
+        k: v.tolist() for k, v in state.items()
+    }
+
+
+def test_merged_weights_are_quantized_with_what_was_added() -> None:
+    """So the loss differs from that of the quantized base and its adapter: the price of merging."""
+    model = shaken(bare(AdapterConfig("lora", r=3), "nearest")).eval()
+    wrapped = model(TOKENS)
+    with merged(model):
+        layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantLinear)}
+        assert len(layers) == 8
+        assert not torch.allclose(model(TOKENS), wrapped, rtol=1e-2)
+
+
+def test_a_run_trains_its_adapter_alone_and_records_both_losses(
+    tuned: Compose, base: RunResult
+) -> None:
+    config = tuned(*LORA, "recipe=none")
+    result = train(config)
+    assert result.module is not None
+    state = result.module.state_dict()
+    assert base.module is not None
+    for name, value in base.module.state_dict().items():
+        held = {name, name.replace(".weight", ".base_layer.weight")} & set(state)
+        assert torch.equal(state[held.pop()], value), name
+    record = result.record
+    assert record.loss is not None
+    assert record.merged_loss == pytest.approx(record.loss, rel=1e-5)
+    assert train(tuned("recipe=none", "seed=3")).record.merged_loss is None
+    loaded = lowbit.load(result.folder)
+    assert {n: v.tolist() for n, v in loaded.state_dict().items()} == {
+        n.removeprefix("model."): v.tolist() for n, v in state.items()
+    }
+
+
+@pytest.mark.parametrize("precision", ["", "sign"])
+def test_stopped_and_resumed_it_gives_the_same_bits(
+    tuned: Compose, tmp_path: Path, precision: str
+) -> None:
+    more = [*LORA, "recipe=stochastic", "precision=nvfp4", f"adapter.precision={precision}"]
+    whole = train(tuned(*more, f"runs={tmp_path / 'whole'}"))
+    config = tuned(*more)
+    for step in (8, 16):
+        with pytest.raises(KeyboardInterrupt):
+            train(config, Stop(step))
+    result = train(config)
+    assert result.record.attempts == 3
+    assert result.record.weights_sha256 == whole.record.weights_sha256
+    assert result.record.merged_loss == whole.record.merged_loss
+    assert rows(result.folder) == rows(whole.folder)
+
+
+def test_an_adapter_on_a_base_in_nvfp4_learns(tuned: Compose) -> None:
+    """Its base is quantized in every product, and cannot be what learned."""
+    frozen = train(tuned(*LORA, "recipe=nearest", "precision=nvfp4", "optim.lr=1e-9"))
+    learned = train(tuned(*LORA, "recipe=nearest", "precision=nvfp4"))
+    assert frozen.record.loss is not None
+    assert learned.record.loss is not None
+    assert learned.record.loss < frozen.record.loss - 0.5
+    assert learned.record.operands == "P1 P2 P3 P4 P5 P6"
+
+
+def test_a_model_of_hugging_face_gets_one(small: Compose, tmp_path: Path) -> None:
+    """From a run of it, and from a folder with its weights; exported, it is merged."""
+    from transformers import AutoModelForCausalLM
+
+    start = train(small(*LLAMA, "recipe=none", "keep=last"))
+    export(start.folder, "hf", tmp_path / "start")
+    from_run = small(*LLAMA, f"init_from={start.folder}", *LORA, "recipe=none")
+    there = [f"model.source={tmp_path / 'start'}", "model=hf"]
+    from_folder = small(*there, *LORA, "recipe=none")
+    losses = {train(config).record.loss for config in (from_run, from_folder)}
+    assert len(losses) == 1
+    tuned = train(from_run)
+    export(tuned.folder, "hf", tmp_path / "tuned")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned").eval()
+    ours = lowbit.load(tuned.folder)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(TOKENS).logits, ours(TOKENS), rtol=1e-4, atol=1e-4)
+    assert "merged" in (tmp_path / "tuned" / "README.md").read_text()
+
+
+def test_layers_say_what_stands_beside_them(tuned: Compose) -> None:
+    more = ["adapter.target_modules=[mlp.down,blocks.0.attention.qkv]", "adapter.precision=sign"]
+    said = layers_of(tuned(*LORA, *more, "recipe=none")).layers
+    assert [(layer.name, layer.params, layer.said) for layer in said if "lora" in layer.name] == [
+        ("blocks.0.attention.qkv + lora", 3 * (32 + 96), "P2 sign"),
+        ("blocks.[0-1].mlp.down + lora", 2 * 3 * (32 + 96), "P2 sign"),
+    ]
+
+
+@pytest.mark.parametrize("source", ["model=ladder/b", "llama"])
+def test_costs_are_those_of_torchs_counter(source: str) -> None:
+    """But for the first block, whose input needs no gradient: that is counted as if it did."""
+    overrides = LLAMA if source == "llama" else [source]
+    config = configure(*overrides, "recipe=none", "data.seq_len=64")
+    adapter = AdapterConfig("lora", r=4)
+    model = build(config.model, config.recipe, config.precision.build(), 0)
+    attach(model, adapter, 0)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trained == adapter_parameters(config.model, adapter)
+    tokens = torch.zeros(1, 65, dtype=torch.int64)
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model.loss(tokens).backward()  # type: ignore[no-untyped-call]
+    ours = 64 * flops_per_token(config.model, 64, adapter)
+    assert 0.9 < counter.get_total_flops() / ours <= 1.0
+    full = training_bytes(config.model, 512, config.recipe, 64)
+    weights = shape_of(config.model).parameters.total
+    assert training_bytes(config.model, 512, config.recipe, 64, adapter) == (
+        full - 12 * weights + 16 * trained
+    )
+
+
+REFUSED = {
+    "adapter.name=lorra": "adapter.name=lorra: must be one of none, lora",
+    "adapter.r=0": "adapter.r=0: must be 1 or more",
+    "adapter.lora_alpha=0": "adapter.lora_alpha=0.0: must be positive",
+    "adapter.precision=int1_row": "adapter.precision=int1_row: .* or sign, of one bit",
+    "adapter.precision=nvfp4_tile": "adapter.precision=nvfp4_tile: tiles do not suit",
+    "adapter.target_modules=[mlp.dow]": "adapter.target_modules=mlp.dow: no layer's name ends so; "
+    "there are qkv, out, gate_up, down",
+    "optim.weights=bf16": "optim.weights=bf16: .*frozen with adapter.name=lora",
+    "optim.state=bf16": "optim.state=bf16: .*frozen with adapter.name=lora",
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_what_cannot_be_done_is_refused_in_one_line(tuned: Compose, override: str) -> None:
+    with pytest.raises(Exception, match=f"^{REFUSED[override]}") as error:
+        tuned(*LORA, "recipe=none", override)
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_beside_weights_that_were_only_drawn_is_refused(small: Compose) -> None:
+    with pytest.raises(Exception, match="^adapter.name=lora: needs trained weights beside it"):
+        small(*LORA)
+    with pytest.raises(Exception, match="^adapter.name=lora: needs trained weights beside it"):
+        small(*LLAMA, *LORA)
+
+
+def test_experts_stored_as_one_tensor_cannot_have_one(tuned: Compose) -> None:
+    config = tuned(*LORA, "recipe=none")
+    kind = [word.replace("llama", "mixtral") for word in LLAMA]
+    config.model = configure(*kind, "model.config.num_local_experts=2", "recipe=none").model
+    check(config)
+    config.adapter.target_modules = ["gate_up_proj"]
+    with pytest.raises(ConfigError, match="^adapter.target_modules=gate_up_proj: .*no nn.Linear"):
+        check(config)
