@@ -281,7 +281,9 @@ class _Run:
             except Diverged as error:
                 status, reason = "diverged", str(error)
             if loss is not None:
-                recorder.final(loss, {k: v for k, v in self.ptq.items() if v is not None})
+                others = {f"ptq/{name}": value for name, value in self.ptq.items()}
+                others["merged/loss"] = self.merged_loss
+                recorder.final(loss, {k: v for k, v in others.items() if v is not None})
             recorder.write_curve()
             weights = self.module.state_dict()
             self.weights_sha256 = sha256_of_weights(weights)

@@ -109,7 +109,8 @@ def card(trained: Trained, to: str, has_tokenizer: bool) -> str:
 
 def _fine_tuning(trained: Trained) -> dict[str, object]:
     """The rows about the base and the adapter of a run that has them."""
-    base, adapter, found = trained.config.base, trained.config.adapter, {}
+    base, adapter = trained.config.base, trained.config.adapter
+    found: dict[str, object] = {}
     if trained.config.init_from:
         found["base"] = f"{base.label}, weights {base.sha256}"
     if adapter.there:

@@ -299,6 +299,7 @@ def _sections(logged: Logged) -> list[tuple[str, list[Any]]]:
     curves = [_line(TRAIN_LOSS, "Training loss"), _bars(LOSS), *_scatters(), _coordinates()]
     found = [("Loss", curves), ("Speed and learning rate", [_line(SPEED), _line(RATE)])]
     found += [("Rounded after training", [_bars(n) for n in _below(logged, "ptq")])]
+    found += [("Adapter merged", [_bars(n) for n in _below(logged, "merged")])]
     found += [("Gradient against the unquantized", [_line(n) for n in _MODEL])]
     means = _means(logged)
     for measure in sorted({name.partition("/")[0] for name in means}, key=_rank):

@@ -200,15 +200,15 @@ class Recorder(L.Callback):
         if self.report:
             self.report(Progress(self.step, config.steps, speed, loss))
 
-    def final(self, loss: float, ptq: Mapping[str, float]) -> None:
-        """Write the last row: the validation loss, and that of the quantized weights by format."""
+    def final(self, loss: float, others: Mapping[str, float]) -> None:
+        """Write the last row: the validation loss, and others of changed weights, by column."""
         self._write(
             {
                 "step": self.step,
                 "tokens": self.step * self.config.batch_tokens,
                 "validation/loss": loss,
             }
-            | {f"ptq/{name}": value for name, value in ptq.items()}
+            | dict(others)
         )
 
     def diagnostics(self) -> dict[str, Any]:
