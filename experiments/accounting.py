@@ -34,7 +34,7 @@ def adapter_parameters(model: ModelConfig, adapter: AdapterConfig) -> int:
         return 0
     matrices = shape_of(model).matrices.items()
     chosen = [m for name, m in matrices if m.adapts and adapter.targets(name)]
-    return sum(adapter.r * (m.in_features + m.out_features) for m in chosen)
+    return sum(adapter.parameters(m.in_features, m.out_features) for m in chosen)
 
 
 def flops_per_token(model: ModelConfig, seq_len: int, adapter: AdapterConfig = _NONE) -> float:

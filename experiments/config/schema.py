@@ -19,11 +19,12 @@ from experiments.config.running import (
     TrainerConfig,
 )
 from experiments.data.batches import DataConfig
-from experiments.finetune.config import AdapterConfig, BaseConfig
+from experiments.finetune.config import IN_THE_WEIGHT, LOW_RANK, AdapterConfig, BaseConfig
 from experiments.measure.diagnostics import DiagnosticsConfig
 from experiments.measure.ptq import PtqConfig
 from experiments.models.build import shape_of
 from experiments.models.config import ModelConfig
+from experiments.models.shape import Matrix
 from experiments.models.source import ModelError, is_folder
 from experiments.optim import OptimConfig
 from experiments.quant.formats import BFLOAT16_DIGITS, Precision
@@ -286,6 +287,16 @@ def _finetune_problems(config: TrainConfig) -> list[str]:
                 f"{key}={value}: is for the matrices of the model, which are frozen with "
                 f"adapter.name={adapter.name}"
             )
+    if adapter.name in IN_THE_WEIGHT and config.ptq.formats:
+        found.append(
+            f"ptq.formats={','.join(config.ptq.formats)}: would round the base without what "
+            f"adapter.name={adapter.name} changed in it; score the run's export instead"
+        )
+    if adapter.init == "error" and config.recipe.output.hadamard:
+        found.append(
+            f"adapter.init=error: recipe.output.hadamard={config.recipe.output.hadamard} rounds "
+            "the weight after a rotation, whose error another adapter would have to undo; use zero"
+        )
     if config.recipe.word_length.lookback:
         found.append(
             f"recipe.word_length.lookback={config.recipe.word_length.lookback}: moves by gradients "
@@ -299,14 +310,23 @@ def _finetune_problems(config: TrainConfig) -> list[str]:
             found.append(
                 f"adapter.target_modules={end}: no layer's name ends so; there are {names}"
             )
-        elif any(not matrices[name].adapts for name in met):
+        elif any(not _adapts(matrices[name], adapter) for name in met):
             found.append(
                 f"adapter.target_modules={end}: {met[0]} is no nn.Linear, beside which an adapter "
                 "could stand"
             )
-    if not found and not any(m.adapts and adapter.targets(n) for n, m in matrices.items()):
+    chosen = [m for n, m in matrices.items() if _adapts(m, adapter) and adapter.targets(n)]
+    narrow = min((m.in_features for m in chosen), default=0)
+    if not found and not chosen:
         found.append(f"adapter.name={adapter.name}: the model has no nn.Linear to put it beside")
+    elif adapter.name == "paca" and adapter.r > narrow:
+        found.append(f"adapter.r={adapter.r}: must be at most {narrow}, the columns that there are")
     return found
+
+
+def _adapts(matrix: Matrix, adapter: AdapterConfig) -> bool:
+    """Whether a layer can have an adapter."""
+    return matrix.adapts if adapter.name in LOW_RANK else matrix.linear
 
 
 def _axes(config: TrainConfig) -> dict[str, dict[str, int]]:

@@ -8,6 +8,8 @@ from experiments.engine.experts import QuantExperts, are_experts
 from experiments.engine.layers import QuantConv1D, QuantConv1d, QuantConv2d
 from experiments.quant.linear import QuantizedGemms, QuantLinear
 
+BASE_LAYER = ".base_layer"
+"""End of the name of a layer that an adapter has wrapped, in peft and here."""
 _EXACT = {nn.Linear: QuantLinear, nn.Conv1d: QuantConv1d, nn.Conv2d: QuantConv2d}
 _MIXED: dict[tuple[type, type], type] = {}
 

@@ -6,7 +6,12 @@ from dataclasses import dataclass, field
 
 from experiments.quant.formats import FormatError, Precision
 
-ADAPTERS = ("none", "lora")
+ADAPTERS = ("none", "lora", "paca", "shira", "qwha")
+LOW_RANK = ("lora",)
+"""Those of two small matrices."""
+IN_THE_WEIGHT = ("paca", "shira")
+"""Those that change the weight before it is quantized."""
+INITS = ("zero", "error")
 SIGN = "sign"
 """Name of the format of one bit: the sign, times the mean magnitude."""
 
@@ -33,15 +38,18 @@ class AdapterConfig:
     name: str = "none"
     """One of `ADAPTERS`; none: all weights are trained."""
     r: int = 8
-    """Rank."""
+    """Rank; of paca the columns, of shira and qwha the numbers per row and column."""
     lora_alpha: float = 8.0
-    """What an adapter adds is multiplied by lora_alpha / r."""
+    """What LoRA adds is multiplied by lora_alpha / r."""
     use_rslora: bool = False
     """Multiplied by lora_alpha / sqrt(r) instead (2312.03732)."""
     target_modules: list[str] = field(default_factory=list)
     """Ends of the names of the layers that get one; none: all that a recipe may quantize."""
+    init: str = "zero"
+    """zero: at the start nothing is added; error: what comes nearest to the error that the recipe
+    makes in the weight."""
     precision: str = ""
-    """Format to which its two matrices are rounded in the forward pass: a name that
+    """Format to which LoRA's two matrices are rounded in the forward pass: a name that
     `Precision.parse` reads, or sign; "": high precision."""
 
     @property
@@ -63,11 +71,30 @@ class AdapterConfig:
         ends = self.target_modules
         return not ends or any(f".{layer}".endswith(f".{end}") for end in ends)
 
+    def parameters(self, into: int, out: int) -> int:
+        """Trained numbers beside a layer."""
+        if self.name == "paca":
+            return self.r * out
+        count = self.r * (into + out)
+        return count if self.name in LOW_RANK else min(count, into * out)
+
     def problems(self) -> list[str]:
         """Errors, each as "key=value: what would be right"."""
         found = []
         if self.name not in ADAPTERS:
             found.append(f"adapter.name={self.name}: must be one of {', '.join(ADAPTERS)}")
+        if self.init not in INITS:
+            found.append(f"adapter.init={self.init}: must be one of {', '.join(INITS)}")
+        elif self.init == "error" and self.name in IN_THE_WEIGHT:
+            found.append(
+                f"adapter.init={self.init}: {self.name} is in the weight and quantized with it, so "
+                "it cannot add what that loses; use zero"
+            )
+        default = AdapterConfig(self.name)
+        for key in ("lora_alpha", "use_rslora", "precision"):
+            value = getattr(self, key)
+            if self.there and self.name not in LOW_RANK and value != getattr(default, key):
+                found.append(f"adapter.{key}={value}: has no effect on {self.name}; it is LoRA's")
         if self.precision not in ("", SIGN):
             try:
                 precision = Precision.parse(self.precision)

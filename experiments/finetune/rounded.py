@@ -1,4 +1,4 @@
-"""The two matrices of an adapter, rounded in the forward pass.
+"""Rounded weights: the two matrices of an adapter, and what the base loses by its own rounding.
 
 Each component of the adapter is a column of B times a row of A, and both are rounded along
 themselves: A [r, in] along its rows, B [out, r] along its columns, where blocks have room and a
@@ -7,39 +7,55 @@ scale is shared by many.  Rounded to nearest; the gradient passes straight throu
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.finetune.config import SIGN
 from experiments.quant.block import quantize
 from experiments.quant.formats import Precision
+from experiments.quant.linear import QuantizedGemms
+from experiments.quant.straight_through import straight_through
 
 
 class RoundedLinear(nn.Linear):
     """A linear layer that multiplies by its rounded weight; one of an adapter becomes this."""
 
     precision: str
+    """The format: a name that `Precision.parse` reads, or `SIGN`."""
     columns: bool
     """Whether scales are shared along columns, not rows."""
 
-    def become(self, precision: str, columns: bool) -> None:
-        """Set the format, and along what scales are shared."""
-        self.precision, self.columns = precision, columns
+    @staticmethod
+    def become(layer: nn.Linear, precision: str, columns: bool) -> None:
+        """Make a linear layer one of these, in place."""
+        layer.__class__ = RoundedLinear
+        assert isinstance(layer, RoundedLinear)
+        layer.precision, layer.columns = precision, columns
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
-        weight = self.weight
-        rounded = weight + (self.rounded() - weight).detach()
+        rounded = straight_through(lambda x, *_: self._values(x), self.weight, None, 0, None)
         return F.linear(input, rounded, self.bias)
 
-    def rounded(self) -> Tensor:
-        """The weight as it multiplies, [out, in], float32."""
-        weight = self.weight.detach().float()
-        return (
-            _rounded(weight.t(), self.precision).t()
-            if self.columns
-            else _rounded(weight, self.precision)
-        )
+    def _values(self, weight: Tensor) -> Tensor:
+        lines = weight.float().t() if self.columns else weight.float()
+        values = _rounded(lines, self.precision)
+        return (values.t() if self.columns else values).to(weight.dtype)
+
+
+@torch.no_grad()
+def weight_error(layer: QuantizedGemms, weight: Tensor) -> Tensor | None:
+    """What the forward product loses of a layer's weight, W - Q(W), rounded to nearest, [out, in].
+
+    Args:
+        layer: Says to which format; None is returned where it loses nothing.
+        weight: As it multiplies, [out, in].
+    """
+    precision = layer.precisions.get("P2")
+    if precision is None or layer.kept:
+        return None
+    return weight.float() - _rounded(weight.float(), str(precision))
 
 
 def _rounded(x: Tensor, to: str) -> Tensor:

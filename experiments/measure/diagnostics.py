@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from experiments.engine.kinds import BASE_LAYER
 from experiments.measure.error import OperandError, operand_error
 from experiments.quant.linear import NoiseClock, QuantizedGemms
 from experiments.quant.operand import Operand
@@ -82,7 +83,8 @@ def measure(model: nn.Module, clock: NoiseClock, loss: Callable[[], Tensor]) -> 
     weight_of: dict[str, str] = {}
     for layer_name, module in model.named_modules():
         for weight, part in module.parts() if isinstance(module, QuantizedGemms) else ():
-            name = layer_name if part is module else f"{layer_name}.{weight}"
+            own = layer_name.replace(BASE_LAYER, "")  # as it is called without an adapter
+            name = own if part is module else f"{own}.{weight}"
             names[part], weight_of[name] = name, f"{layer_name}.{weight}"
     measured: dict[str, dict[str, list[float]]] = {}
 

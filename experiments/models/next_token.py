@@ -8,10 +8,8 @@ from collections.abc import Iterable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.engine.kinds import BASE_LAYER
 from experiments.quant.linear import NoiseClock, QuantizedGemms, QuantLinear
-
-BASE_LAYER = ".base_layer"
-"""End of the name of a layer that `peft` has wrapped."""
 
 
 class NextToken(nn.Module, ABC):

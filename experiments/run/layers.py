@@ -52,7 +52,7 @@ def _adapter(name: str, kind: str, count: int, adapter: AdapterConfig) -> Layer:
     return Layer(
         f"{name} + {adapter.name}",
         f"{into} to {adapter.r} to {out}",
-        count * adapter.r * (int(into) + int(out)),
+        count * adapter.parameters(int(into), int(out)),
         operands if adapter.precision else (),
         "" if adapter.precision else "adapter.precision",
     )

@@ -31,6 +31,7 @@ _SLOTS = (
 )
 _OPERANDS = tuple(f"recipe.{slot}." for slot in _SLOTS)
 ABSENT: Mapping[str, Value] = {
+    "adapter.init": "zero",
     "adapter.name": "none",
     "base.label": "",
     "base.bits": 0.0,

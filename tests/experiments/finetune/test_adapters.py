@@ -18,11 +18,14 @@ from experiments.config.schema import TrainConfig, check
 from experiments.configure import configure
 from experiments.export.folder import export
 from experiments.finetune.adapters import adapted, attach, merged
-from experiments.finetune.config import AdapterConfig
+from experiments.finetune.config import ADAPTERS as ADAPTERS_THERE_ARE
+from experiments.finetune.config import IN_THE_WEIGHT, AdapterConfig
 from experiments.finetune.rounded import RoundedLinear
 from experiments.models.build import build, shape_of
 from experiments.models.next_token import NextToken
+from experiments.quant.block import quantize
 from experiments.quant.formats import Precision
+from experiments.quant.hadamard import rotate
 from experiments.quant.linear import QuantLinear
 from experiments.run.layers import layers_of
 from experiments.train import RunResult, train
@@ -30,6 +33,7 @@ from tests.support.small_runs import SMALL, Stop, rows, small
 
 Compose = Callable[..., TrainConfig]
 __all__ = ["small"]  # a fixture
+KINDS = ADAPTERS_THERE_ARE[1:]
 LORA = ["adapter=lora", "adapter.r=3", "optim.lr=2e-2", "keep=last"]
 LLAMA = [
     *("model=hf", "model.config.model_type=llama", "model.config.hidden_size=32"),
@@ -63,10 +67,12 @@ def bare(adapter: AdapterConfig, recipe: str = "none", seed: int = 0) -> NextTok
 TOKENS = torch.randint(256, (2, 33), generator=torch.Generator().manual_seed(1))
 
 
-def test_at_the_start_an_adapter_adds_nothing() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_the_start_an_adapter_adds_nothing(kind: str) -> None:
     for recipe in ("none", "nearest"):
-        plain, wrapped = (bare(AdapterConfig(name), recipe) for name in ("none", "lora"))
+        plain, wrapped = (bare(AdapterConfig(name), recipe) for name in ("none", kind))
         assert torch.equal(plain(TOKENS), wrapped(TOKENS))
+        assert not torch.equal(plain(TOKENS), shaken(wrapped)(TOKENS))
 
 
 def test_only_adapters_are_trained_and_their_weights_follow_the_seed() -> None:
@@ -88,9 +94,10 @@ def shaken(model: NextToken) -> NextToken:
     """A model whose adapters add something."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for layer in adapted(model).values():
-            for matrix in (layer.lora_A["default"], layer.lora_B["default"]):
-                matrix.weight += 0.1 * torch.randn(matrix.weight.shape, generator=generator)
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                assert ".lora_" in name or name.endswith(".values")
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     return model
 
 
@@ -160,10 +167,8 @@ def test_one_bit_is_the_sign_times_the_mean(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_blocks_that_do_not_divide_are_filled_up_with_zeros() -> None:
     layer = nn.Linear(40, 3, bias=False)
-    layer.__class__ = RoundedLinear
-    assert isinstance(layer, RoundedLinear)
-    layer.become("E2M1-block32-fp32", columns=False)
-    rounded = layer.rounded()
+    RoundedLinear.become(layer, "E2M1-block32-fp32", columns=False)
+    rounded = layer(torch.eye(40)).detach().t()
     steps = Precision.parse("E2M1-block32-fp32").element
     grid = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
     assert steps.bits == 4
@@ -177,26 +182,29 @@ def test_blocks_that_do_not_divide_are_filled_up_with_zeros() -> None:
 def test_the_gradient_passes_the_rounding_straight_through() -> None:
     x = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
     layer = nn.Linear(40, 3, bias=False)
-    layer.__class__ = RoundedLinear
-    assert isinstance(layer, RoundedLinear)
-    layer.become("int2_row", columns=False)
+    RoundedLinear.become(layer, "int2_row", columns=False)
+    leaf = layer(torch.eye(40)).detach().t().clone().requires_grad_(True)
     (layer(x) ** 2).sum().backward()
-    leaf = layer.rounded().clone().requires_grad_(True)
     (F.linear(x, leaf) ** 2).sum().backward()
     assert layer.weight.grad is not None
     torch.testing.assert_close(layer.weight.grad, leaf.grad)
 
 
-@pytest.mark.parametrize("precision", ["", "int2_row", "sign"])
-@pytest.mark.parametrize("source", ["ladder", "gpt2"])
-def test_merged_without_a_recipe_it_is_the_same_function(precision: str, source: str) -> None:
-    adapter = AdapterConfig("lora", r=3, precision=precision)
+@pytest.mark.parametrize(
+    ("kind", "precision", "source"),
+    [(kind, "", "ladder") for kind in KINDS]
+    + [("lora", precision, "gpt2") for precision in ("", "int2_row", "sign")],
+)
+def test_merged_without_a_recipe_it_is_the_same_function(
+    kind: str, precision: str, source: str
+) -> None:
+    adapter = AdapterConfig(kind, r=3, precision=precision)
     if source == "ladder":
         model = shaken(bare(adapter))
     else:
         sizes = ["model.config.n_embd=32", "model.config.n_layer=2", "model.config.n_head=2"]
-        kind = ["model=hf", "model.config.model_type=gpt2", "model.config.vocab_size=256"]
-        config = configure(*kind, *sizes, "recipe=none")
+        gpt2 = ["model=hf", "model.config.model_type=gpt2", "model.config.vocab_size=256"]
+        config = configure(*gpt2, *sizes, "recipe=none")
         model = build(config.model, config.recipe, config.precision.build(), 5)
         attach(model, adapter, 0)
         assert len(adapted(model)) == 8, "GPT-2's matrices are stored transposed"
@@ -212,14 +220,103 @@ def test_merged_without_a_recipe_it_is_the_same_function(precision: str, source:
     }
 
 
-def test_merged_weights_are_quantized_with_what_was_added() -> None:
-    """So the loss differs from that of the quantized base and its adapter: the price of merging."""
-    model = shaken(bare(AdapterConfig("lora", r=3), "nearest")).eval()
+@pytest.mark.parametrize("kind", KINDS)
+def test_merged_weights_are_quantized_with_what_was_added(kind: str) -> None:
+    """Where it stood beside the layer the loss differs: the price of merging.
+
+    Where it was in the weight it is the same, to the bit.
+    """
+    model = shaken(bare(AdapterConfig(kind, r=3), "nearest")).eval()
     wrapped = model(TOKENS)
     with merged(model):
         layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantLinear)}
         assert len(layers) == 8
-        assert not torch.allclose(model(TOKENS), wrapped, rtol=1e-2)
+        assert torch.equal(model(TOKENS), wrapped) == (kind in IN_THE_WEIGHT)
+        assert torch.allclose(model(TOKENS), wrapped, rtol=1e-2) == (kind in IN_THE_WEIGHT)
+
+
+def trained_weight(model: NextToken, name: str) -> Tensor:
+    """The gradient of a whole weight that is not frozen."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, QuantLinear)
+    layer.weight.requires_grad_(True)
+    (layer(features(layer.in_features)) ** 2).sum().backward()
+    assert layer.weight.grad is not None
+    return layer.weight.grad
+
+
+def features(into: int) -> Tensor:
+    return torch.randn(64, into, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("recipe", ["none", "nearest"])
+@pytest.mark.parametrize("kind", IN_THE_WEIGHT)
+def test_what_is_in_the_weight_has_the_gradient_of_its_entries(kind: str, recipe: str) -> None:
+    """So training it is training those entries, and no others."""
+    whole, name = bare(AdapterConfig("none"), recipe), "blocks.1.mlp.down"
+    gradient = trained_weight(whole, name)
+    layer = adapted(bare(AdapterConfig(kind, r=3), recipe))[name]
+    (layer(features(96)) ** 2).sum().backward()
+    rows, columns = layer.index // 96, layer.index % 96
+    torch.testing.assert_close(layer.values.grad, gradient[rows, columns], rtol=1e-5, atol=1e-5)
+    count = 3 * 32 if kind == "paca" else 3 * (32 + 96)
+    assert len(layer.index.unique()) == count
+    assert (len(columns.unique()) == 3) == (kind == "paca")
+
+
+def test_walsh_hadamard_coefficients_have_their_gradient() -> None:
+    """Against a transform written out, of blocks of 32 since 96 = 3 x 32."""
+    layer = adapted(shaken(bare(AdapterConfig("qwha", r=3)).double()))["blocks.1.mlp.down"]
+    h = torch.ones(1, 1, dtype=torch.float64)
+    for _ in range(5):
+        h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)]) / 2**0.5
+    transform = torch.block_diag(h, h, h)
+    x = features(96).double()
+    values = layer.values.detach().clone().requires_grad_(True)
+    matrix = torch.zeros(32 * 96, dtype=torch.float64).index_put((layer.index,), values)
+    whole = layer.base_layer.weight + matrix.view(32, 96) @ transform
+    torch.testing.assert_close(layer(x), F.linear(x, whole))
+    (layer(x) ** 2).sum().backward()
+    (F.linear(x, whole) ** 2).sum().backward()
+    torch.testing.assert_close(layer.values.grad, values.grad)
+
+
+def test_what_begins_with_the_error_is_nearer_to_the_unquantized_model() -> None:
+    """LoRA: no product of its rank is nearer (Eckart and Young); at full rank nothing is left."""
+    plain = bare(AdapterConfig("none"))
+    coarse = bare(AdapterConfig("none"), "nearest")
+    same = bare(AdapterConfig("lora", init="error"), "none")
+    assert torch.equal(same(TOKENS), plain(TOKENS)), "no weight lacks anything"
+    name = "blocks.1.mlp.down"
+    weight = plain.get_submodule(name).weight
+    layer = coarse.get_submodule(name)
+    assert isinstance(layer, QuantLinear)
+    assert isinstance(weight, Tensor)
+    error = (weight - quantize(layer.weight, layer.precisions["P2"])).detach()
+    left = []
+    for r in (1, 4, 32):
+        adapter = AdapterConfig("lora", r=r, lora_alpha=3.0, init="error")
+        wrapped = adapted(bare(adapter, "nearest"))[name]
+        b, a = (part["default"].weight.detach() for part in (wrapped.lora_B, wrapped.lora_A))
+        left.append(float((error - adapter.scaling * b @ a).norm() ** 2))
+        values = torch.linalg.svdvals(error.double())
+        assert left[-1] == pytest.approx(float((values[r:] ** 2).sum()), rel=1e-3, abs=1e-9)
+    assert left[0] > left[1] > 100 * left[2]
+
+
+def test_hadamard_coefficients_that_begin_with_the_error_are_its_largest() -> None:
+    wrapped = adapted(bare(AdapterConfig("qwha", r=3, init="error"), "nearest"))
+    layer = wrapped["blocks.1.mlp.down"]
+    weight = layer.base_layer.weight
+    error = (weight - quantize(weight, layer.base_layer.precisions["P2"])).detach()
+    wanted = rotate(error, 32).flatten()
+    assert len(layer.index) == 3 * (32 + 96)
+    torch.testing.assert_close(layer.values.detach(), wanted[layer.index])
+    others = torch.ones_like(wanted, dtype=torch.bool)
+    others[layer.index] = False
+    assert float(wanted[layer.index].abs().min()) >= float(wanted[others].abs().max())
+    left = float((error - layer.delta().detach()).norm() ** 2)
+    assert left == pytest.approx(float((wanted[others] ** 2).sum()), rel=1e-3)
 
 
 def test_a_run_trains_its_adapter_alone_and_records_both_losses(
@@ -243,11 +340,17 @@ def test_a_run_trains_its_adapter_alone_and_records_both_losses(
     }
 
 
-@pytest.mark.parametrize("precision", ["", "sign"])
+ADAPTERS = {
+    kind: [f"adapter={kind}", "adapter.r=3", "optim.lr=1e-2", "keep=last"] for kind in KINDS
+}
+ADAPTERS["sign"] = [*LORA, "adapter.precision=sign"]
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
 def test_stopped_and_resumed_it_gives_the_same_bits(
-    tuned: Compose, tmp_path: Path, precision: str
+    tuned: Compose, tmp_path: Path, adapter: str
 ) -> None:
-    more = [*LORA, "recipe=stochastic", "precision=nvfp4", f"adapter.precision={precision}"]
+    more = [*ADAPTERS[adapter], "recipe=stochastic", "precision=nvfp4"]
     whole = train(tuned(*more, f"runs={tmp_path / 'whole'}"))
     config = tuned(*more)
     for step in (8, 16):
@@ -324,7 +427,8 @@ def test_costs_are_those_of_torchs_counter(source: str) -> None:
 
 
 REFUSED = {
-    "adapter.name=lorra": "adapter.name=lorra: must be one of none, lora",
+    "adapter.name=lorra": "adapter.name=lorra: must be one of none, lora, paca, shira, qwha",
+    "adapter.init=eror": "adapter.init=eror: must be one of zero, error",
     "adapter.r=0": "adapter.r=0: must be 1 or more",
     "adapter.lora_alpha=0": "adapter.lora_alpha=0.0: must be positive",
     "adapter.precision=int1_row": "adapter.precision=int1_row: .* or sign, of one bit",
@@ -348,6 +452,24 @@ def test_an_adapter_beside_weights_that_were_only_drawn_is_refused(small: Compos
         small(*LORA)
     with pytest.raises(Exception, match="^adapter.name=lora: needs trained weights beside it"):
         small(*LLAMA, *LORA)
+
+
+OF_OTHERS = {
+    ("paca", "adapter.r=33"): "adapter.r=33: must be at most 32, the columns that there are",
+    ("paca", "adapter.init=error"): "adapter.init=error: paca is in the weight",
+    ("shira", "adapter.precision=sign"): "adapter.precision=sign: has no effect on shira",
+    ("qwha", "adapter.lora_alpha=2"): "adapter.lora_alpha=2.0: has no effect on qwha",
+    ("shira", "ptq.formats=[mxfp4]"): "ptq.formats=mxfp4: would round the base without what",
+    ("lora", "recipe=hadamard"): "adapter.init=error: recipe.output.hadamard=.* use zero",
+}
+
+
+@pytest.mark.parametrize(("kind", "override"), OF_OTHERS)
+def test_what_an_adapter_does_not_have_is_refused(tuned: Compose, kind: str, override: str) -> None:
+    more = ["adapter.init=error", "precision=mxfp4"] if "hadamard" in override else ["recipe=none"]
+    with pytest.raises(ConfigError, match=f"^{OF_OTHERS[kind, override]}") as error:
+        tuned(f"adapter={kind}", *more, override)
+    assert "\n" not in str(error.value)
 
 
 def test_experts_stored_as_one_tensor_cannot_have_one(tuned: Compose) -> None:

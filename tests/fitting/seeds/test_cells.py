@@ -119,6 +119,7 @@ SWEPT |= {
     "adapter.lora_alpha": (8.0, 16.0),
     "adapter.use_rslora": (False, True),
     "adapter.target_modules": ([], ["mlp.down"]),
+    "adapter.init": ("zero", "error"),
     "adapter.precision": ("", "int4_row"),
 }
 BASE = {"init_from": "runs/bases/one", "base.sha256": "ab" * 32}
