@@ -428,7 +428,7 @@ def test_costs_are_those_of_torchs_counter(source: str) -> None:
 
 REFUSED = {
     "adapter.name=lorra": "adapter.name=lorra: must be one of none, lora, paca, shira, qwha",
-    "adapter.init=eror": "adapter.init=eror: must be one of zero, error",
+    "adapter.init=errors": "adapter.init=errors: must be one of zero, error",
     "adapter.r=0": "adapter.r=0: must be 1 or more",
     "adapter.lora_alpha=0": "adapter.lora_alpha=0.0: must be positive",
     "adapter.precision=int1_row": "adapter.precision=int1_row: .* or sign, of one bit",
