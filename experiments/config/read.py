@@ -145,6 +145,8 @@ def checked(config: TrainConfig) -> TrainConfig:
     """The configuration, its paths made absolute in place; raises as `from_hydra` does."""
     if config.data.path:  # a worker has another working folder
         config.data.path = str(Path(config.data.path).expanduser().absolute())
+    if file := config.data.tokenizer_file:
+        config.data.tokenizer = str(file.absolute())
     config.runs = str(Path(config.runs).expanduser().absolute())
     if config.model.foreign and not config.model.problems():
         try:

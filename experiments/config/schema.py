@@ -19,6 +19,7 @@ from experiments.config.running import (
     TrainerConfig,
 )
 from experiments.data.batches import DataConfig
+from experiments.data.windows import WINDOWS
 from experiments.finetune.config import IN_THE_WEIGHT, LOW_RANK, AdapterConfig, BaseConfig
 from experiments.measure.diagnostics import DiagnosticsConfig
 from experiments.measure.ptq import PtqConfig
@@ -219,6 +220,7 @@ def _scalar_problems(config: TrainConfig) -> list[str]:
         ("resources.device", resources.device, DEVICES),
         ("resources.isolate", resources.isolate, ISOLATION),
         ("keep", config.keep or KEEP[0], KEEP),
+        ("data.windows", config.data.windows, WINDOWS),
     ):
         demand(value in choices, key, value, f"must be one of {', '.join(choices)}")
     workers = config.trainer.num_workers

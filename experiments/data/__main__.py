@@ -1,6 +1,6 @@
-"""`python -m experiments.data`: make, check or rebuild the built-in corpus."""
+"""`python -m experiments.data`: make, check or rebuild the built-in corpus, or a user's own."""
 
-from experiments.data.techdocs import main
+from experiments.data.command import main
 
 if __name__ == "__main__":
     main()

@@ -8,6 +8,7 @@ of W takes the r-th of W equal slices of it.
 So the batches do not depend on the number of processes; resuming at step k is asking for batch k;
 a run on fewer tokens sees a prefix of what a longer one sees; and runs that differ in precision
 alone see the same batches, so that the data's noise cancels from the difference of their losses.
+With data.windows=within_documents the windows lie otherwise (`experiments.data.windows`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.data.imports import TextOptions, import_path
 from experiments.data.imports import import_path
 from experiments.data.selection import selected
 from experiments.data.shards import (
@@ -33,9 +35,13 @@ from experiments.data.shards import (
 )
 from experiments.data.stream import TokenStream
 from experiments.data.techdocs import REBUILD, TECHDOCS_SHA256, techdocs
+from experiments.data.tokenizer import TIKTOKEN
 from experiments.data.verified import verify as verify_shards
+from experiments.data.windows import ACROSS, WINDOWS, WITHIN, Windows, document_starts
 
 NAMES = ("techdocs", "tokens")
+HARMLESS_SHARE = 0.5
+"""Tokens that windows within documents may leave out before that is said."""
 HARMLESS_EPOCHS = 4
 """Epochs up to which repeated data is nearly as good as new (Muennighoff et al., 2305.16264)."""
 
@@ -58,6 +64,14 @@ class DataConfig:
     """Beginnings of the names of the documents to take; none: all of them."""
     without: list[str] = field(default_factory=list)
     """Beginnings of the names of the documents to leave out."""
+    tokenizer: str = ""
+    """What `experiments.data.tokenizer.open_tokenizer` takes; "": tokens are bytes."""
+    eos: str = ""
+    """The token that ends a document, or its id; "": the tokenizer's own."""
+    text_column: str = "text"
+    """Key or column of the text, in JSON lines, Parquet and Arrow."""
+    windows: str = ACROSS
+    """across_documents, or within_documents: no window holds tokens of two."""
 
     @property
     def key(self) -> str:
@@ -65,47 +79,70 @@ class DataConfig:
         return f"data.path={self.path}" if self.name == "tokens" else f"data.name={self.name}"
 
     @property
+    def text(self) -> TextOptions:
+        """How text is read."""
+        return TextOptions(self.tokenizer, self.eos, self.text_column)
+
+    @property
+    def tokenizer_file(self) -> Path | None:
+        """The file of the tokenizer, if it is one."""
+        own = self.tokenizer and not self.tokenizer.startswith(TIKTOKEN)
+        return Path(self.tokenizer).expanduser() if own else None
+
+    @property
     def selects(self) -> bool:
         """Whether it is some of the documents of a corpus."""
         return bool(self.only or self.without)
 
 
-def corpus_folder(config: DataConfig) -> Path:
+def corpus_folder(config: DataConfig, again: bool = False) -> Path:
     """The folder of the corpus' shards; makes, imports or selects it first if necessary.
+
+    Args:
+        config: The corpus.
+        again: Make or import it even if that was done.
 
     Raises:
         DataError: The name or the path cannot be used; see `techdocs`, `import_path`, `selected`.
     """
-    folder = _whole_folder(config)
+    folder = _whole_folder(config, again)
     if not config.selects:
         return folder
     manifest, remedy = _manifest(folder, replace(config, only=[], without=[]))
     verify_shards(folder, manifest, config.key, remedy)
-    return selected(folder, manifest, tuple(config.only), tuple(config.without), config.key)
+    only, without = tuple(config.only), tuple(config.without)
+    return selected(folder, manifest, only, without, config.key, again)
 
 
-def _whole_folder(config: DataConfig) -> Path:
+def _whole_folder(config: DataConfig, again: bool) -> Path:
     if config.name not in NAMES:
         raise DataError(f"data.name={config.name}: must be one of {', '.join(NAMES)}")
     if config.name == "techdocs":
         if config.path:
             raise DataError(f"data.path={config.path}: is read with data=tokens only")
-        return techdocs()
+        for key, value in config.text.off_default().items():
+            raise DataError(f"{key}={value}: is read with data=tokens only")
+        return techdocs(again)
     if not config.path:
         raise DataError("data.path=: data=tokens needs the path of your text or tokens")
     path = Path(config.path).expanduser()
-    return _imported(path, config.key, fingerprint(path))
+    if again:
+        return import_path(path, config.key, config.text, again)
+    beside = [Path(f"{path}{suffix}") for suffix in (".idx", ".bin")]  # Megatron's
+    files = [path, *beside, *filter(None, [config.tokenizer_file])]
+    return _imported(path, config.key, config.text, "".join(map(fingerprint, files)))
 
 
 @functools.lru_cache(maxsize=16)
-def _imported(path: Path, key: str, state: str) -> Path:
+def _imported(path: Path, key: str, text: TextOptions, state: str) -> Path:
     """`import_path`, once per process and `state` of the files: a sweep calls it for every run."""
-    return import_path(path, key)
+    return import_path(path, key, text)
 
 
 def corpus_sha256(config: DataConfig) -> str:
     """The corpus' identity, for a run's id; that of techdocs is known without making it."""
-    if config.name == "techdocs" and not config.path and not config.selects:
+    whole = not (config.selects or config.text.off_default())
+    if config.name == "techdocs" and not config.path and whole:
         return TECHDOCS_SHA256
     return _manifest(corpus_folder(config), config)[0].sha256
 
@@ -145,7 +182,11 @@ class TokenData:
         self.train = TokenStream(folder, self.manifest.train, self.manifest.dtype)
         self.val = TokenStream(folder, self.manifest.val, self.manifest.dtype)
         self.seq_len = config.seq_len
-        self.windows = self._windows(self.train, "training")
+        if config.windows not in WINDOWS:
+            raise DataError(f"data.windows={config.windows}: must be one of {', '.join(WINDOWS)}")
+        self._train_windows = self._windows(folder, "train", len(self.train))
+        self._val_windows = self._windows(folder, "val", len(self.val))
+        self.windows = len(self._train_windows)
         """Windows in the training stream: sequences in one epoch."""
         self.validation = self._validation_windows()
         """The numbers of the validation windows that are scored, ascending."""
@@ -230,7 +271,7 @@ class TokenData:
         for sequence in range(first, first + share):
             epoch, position = divmod(sequence, self.windows)
             windows.append(int(_order(self.windows, seed, epoch)[position]))
-        return self._gather(self.train, windows)
+        return self._gather(self.train, self._train_windows, windows)
 
     def validation_batches(self, batch_size: int) -> Iterator[Tensor]:
         """The validation windows in order, int64 [batch_size, seq_len + 1]; the last may be short.
@@ -238,26 +279,42 @@ class TokenData:
         Every target of the stream comes once, except the last few that do not fill a window.
         """
         for start in range(0, len(self.validation), batch_size):
-            yield self._gather(self.val, self.validation[start : start + batch_size])
+            some = self.validation[start : start + batch_size]
+            yield self._gather(self.val, self._val_windows, some)
 
-    def _gather(self, stream: TokenStream, windows: list[int]) -> Tensor:
+    def _gather(self, stream: TokenStream, where: Windows, windows: list[int]) -> Tensor:
         length = self.seq_len
         batch = np.empty((len(windows), length + 1), dtype=np.int64)
         for row, window in enumerate(windows):
-            batch[row] = stream.read(window * length, length + 1)
+            batch[row] = stream.read(where.start(window), length + 1)
         return torch.from_numpy(batch)
 
-    def _windows(self, stream: TokenStream, part: str) -> int:
-        windows = (len(stream) - 1) // self.seq_len
-        if windows < 1:
+    def _windows(self, folder: Path, part: str, tokens: int) -> Windows:
+        config, length = self.config, self.seq_len
+        called = {"train": "training", "val": "validation"}[part]
+        if tokens <= length:
             raise DataError(
-                f"{self.config.key}: the {part} stream has {len(stream):,} tokens, fewer than one "
-                f"window of data.seq_len={self.seq_len} and its last target"
+                f"{config.key}: the {called} stream has {tokens:,} tokens, fewer than one "
+                f"window of data.seq_len={length} and its last target"
+            )
+        if config.windows == ACROSS:
+            return Windows(length, tokens)
+        windows = Windows(length, tokens, document_starts(folder, self.manifest, part, config.key))
+        if not len(windows):
+            raise DataError(
+                f"data.windows={WITHIN}: no document of the {called} stream of {config.key} is "
+                f"longer than data.seq_len={length} tokens"
+            )
+        if len(windows) * length < (1 - HARMLESS_SHARE) * tokens:
+            warnings.warn(
+                f"data.windows={WITHIN}: {1 - len(windows) * length / tokens:.0%} of the {called} "
+                f"tokens are in no window of data.seq_len={length}; a smaller one leaves out fewer",
+                stacklevel=1,  # one place, so that it is said once
             )
         return windows
 
     def _validation_windows(self) -> list[int]:
-        windows = self._windows(self.val, "validation")
+        windows = len(self._val_windows)
         wanted = self.config.validation_windows or windows
         if not 1 <= wanted <= windows:
             raise DataError(

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,16 +20,17 @@ import numpy as np
 from experiments.data.shards import (
     DOCUMENTS,
     MANIFEST,
-    SHARD_TOKENS,
     DataError,
     Manifest,
-    Shard,
     cache_folder,
+    corpus_identity,
+    file_sha256,
     make_once,
-    shards_sha256,
+    starts_file,
     write_manifest,
 )
 from experiments.data.stream import TokenStream
+from experiments.data.writer import SHARD_TOKENS, PartWriter, join_documents
 
 PARTS = ("train", "val")
 _LONGEST_NAME = 40
@@ -39,7 +41,12 @@ Documents = dict[str, list[tuple[str, int]]]
 
 
 def selected(
-    folder: Path, manifest: Manifest, only: tuple[str, ...], without: tuple[str, ...], key: str
+    folder: Path,
+    manifest: Manifest,
+    only: tuple[str, ...],
+    without: tuple[str, ...],
+    key: str,
+    again: bool = False,
 ) -> Path:
     """The folder of a corpus that has some of the documents of another; made once.
 
@@ -49,6 +56,7 @@ def selected(
         only: Beginnings of the names of the documents to take; none: all of them.
         without: Beginnings of the names of the documents to leave out.
         key: The option that names the corpus; errors start with it.
+        again: Make it even if that was done.
 
     Raises:
         DataError: Where its documents begin is not known, or a beginning meets none of them.
@@ -58,7 +66,7 @@ def selected(
     asked = json.dumps([manifest.sha256, only, without])
     digest = hashlib.sha256(asked.encode()).hexdigest()[:12]
     target = cache_folder() / "parts" / f"{name}-{digest}"
-    if (target / MANIFEST).exists():
+    if (target / MANIFEST).exists() and not again:
         return target
     documents = _documents(folder, manifest, key)
     names = [name for part in PARTS for name, _ in documents[part]]
@@ -75,9 +83,9 @@ def selected(
         return taken and not document.startswith(without)
 
     def make(new: Path) -> None:
-        _write(new, folder, manifest, documents, [n for n in names if chosen(n)], name)
+        _write(new, folder, manifest, documents, chosen, name)
 
-    return make_once(target, make)
+    return make_once(target, make, again)
 
 
 def _documents(folder: Path, manifest: Manifest, key: str) -> Documents:
@@ -110,60 +118,31 @@ def _write(
     folder: Path,
     manifest: Manifest,
     documents: Documents,
-    chosen: Sequence[str],
+    chosen: Callable[[str], bool],
     name: str,
 ) -> None:
-    wanted = set(chosen)
-    shards: dict[str, tuple[Shard, ...]] = {}
-    offsets: Documents = {}
+    dtype, writers = manifest.dtype, {}
     for part in PARTS:
-        stream = TokenStream(folder, getattr(manifest, part), manifest.dtype)
+        stream = TokenStream(folder, getattr(manifest, part), dtype)
+        writers[part] = writer = PartWriter(new, part, dtype, SHARD_TOKENS)
         starts = [start for _, start in documents[part]] + [len(stream)]
-        spans = [
-            (document, start, end)
-            for (document, _), (start, end) in zip(documents[part], pairwise(starts), strict=True)
-            if document in wanted
-        ]
-        ends = np.cumsum([0] + [end - start for _, start, end in spans]).tolist()
-        offsets[part] = [(s[0], first) for s, first in zip(spans, ends[:-1], strict=True)]
-        pieces = (stream.read(start, end - start) for _, start, end in spans if end > start)
-        shards[part] = tuple(_write_shards(new, part, pieces, manifest.dtype))
-    (new / DOCUMENTS).write_text(json.dumps(offsets, indent=0), encoding="utf-8")
-    made = Manifest(
+        for (document, _), (start, end) in zip(documents[part], pairwise(starts), strict=True):
+            if chosen(document):
+                writer.list(document, writer.tokens)
+                writer.mark()
+                tokens = stream.read(start, end - start)
+                writer.write(tokens.astype(np.dtype(dtype).newbyteorder("<")).tobytes())
+    train, val = (writers[part].close() for part in PARTS)
+    join_documents(new, writers)
+    made = replace(
+        manifest,
         name=name,
-        sha256=shards_sha256(shards["train"] + shards["val"]),
-        tokenizer=manifest.tokenizer,
-        vocab_size=manifest.vocab_size,
-        dtype=manifest.dtype,
+        sha256=corpus_identity(train + val, manifest.vocabulary),
         bytes_per_token=manifest.bytes_per_token if manifest.tokenizer == "bytes" else None,
-        split=manifest.split,
         sources={manifest.name: manifest.sha256},
-        documents={part: len(found) for part, found in offsets.items()},
-        train=shards["train"],
-        val=shards["val"],
+        documents={part: writer.documents for part, writer in writers.items()},
+        train=train,
+        val=val,
+        starts={part: file_sha256(starts_file(new, part)) for part in PARTS},
     )
     write_manifest(made, new)
-
-
-def _write_shards(
-    folder: Path, part: str, pieces: Iterator[np.ndarray], dtype: str
-) -> Iterator[Shard]:
-    """Write pieces of a stream one after the other, in files of at most `SHARD_TOKENS`."""
-    kind, held = np.dtype(dtype).newbyteorder("<"), np.empty(0, dtype)
-
-    def write(number: int, tokens: np.ndarray) -> Shard:
-        content = tokens.astype(kind).tobytes()
-        file = f"{part}-{number:04d}.bin"
-        (folder / file).write_bytes(content)
-        return Shard(file, len(tokens), hashlib.sha256(content).hexdigest())
-
-    number, waiting, count = 0, [held], 0
-    for piece in pieces:
-        waiting.append(piece)
-        count += len(piece)
-        while count >= SHARD_TOKENS:
-            joined = np.concatenate(waiting)
-            yield write(number, joined[:SHARD_TOKENS])
-            number, waiting, count = number + 1, [joined[SHARD_TOKENS:]], count - SHARD_TOKENS
-    if count or not number:
-        yield write(number, np.concatenate(waiting))

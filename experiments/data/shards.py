@@ -2,7 +2,8 @@
 
 A corpus is a folder: `train-0000.bin`, ..., `val-0000.bin`, ... (little-endian tokens, no header),
 `documents.json` (which document starts at which token) and `manifest.json` (what it is, and the
-SHA-256 of every shard).  The tokens of a text are its UTF-8 bytes; 0 ends a document.
+SHA-256 of every shard).  The tokens of a text are its UTF-8 bytes, and 0 ends a document, unless
+the manifest names a tokenizer.
 """
 
 from __future__ import annotations
@@ -13,22 +14,21 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fitting.entry.errors import Refusal
+from experiments.data.sorting import BLOCK
+from fitting.entry.errors import Refusal, of_the_system
 
 MANIFEST = "manifest.json"
 DOCUMENTS = "documents.json"
 FORMAT = 1
-SHARD_TOKENS = 1 << 24
-SPLIT_SALT = "v1"
-VALIDATION_SHARE = 0.05
 ITEM_BYTES = {"uint16": 2, "uint32": 4}
 
 
@@ -69,7 +69,11 @@ def make_once(target: Path, make: Callable[[Path], None], again: bool = False) -
     except OSError as error:
         raise DataError(f"LOWBIT_CACHE={cache_folder()}: cannot be written ({error})") from error
     with lock:  # released when its holder dies, too
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{target}: another process makes it; waiting", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if (target / MANIFEST).exists() and not again:
             return target
         try:
@@ -79,6 +83,9 @@ def make_once(target: Path, make: Callable[[Path], None], again: bool = False) -
             if target.exists():  # readers that have its files mapped keep them
                 target.rename(Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix)) / "old")
             folder.rename(target)
+        except OSError as error:
+            where = f"LOWBIT_CACHE={cache_folder()}"
+            raise DataError(f"{where}: cannot be written ({of_the_system(error)})") from error
         finally:
             for leftover in target.parent.glob(glob.escape(prefix) + "*"):  # and of killed builds
                 shutil.rmtree(leftover)
@@ -95,6 +102,10 @@ class Shard:
     file: str
     tokens: int
     sha256: str
+    start: int = 0
+    """Tokens of the file before the first one."""
+    of: int = 0
+    """Tokens in the whole file, if these are a part of them."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,8 @@ class Manifest:
 
     name: str
     sha256: str
-    """Hash of the shards' hashes: what `sha256sum train-*.bin val-*.bin | sha256sum` prints."""
+    """Hash of the shards' hashes: what `sha256sum train-*.bin val-*.bin | sha256sum` prints; where
+    there is a tokenizer or an end-of-document token, these add a line each (`corpus_identity`)."""
     tokenizer: str
     vocab_size: int
     dtype: str
@@ -119,6 +131,38 @@ class Manifest:
     train: tuple[Shard, ...]
     val: tuple[Shard, ...]
     format: int = FORMAT
+    tokenizer_sha256: str = ""
+    """Hash of the tokenizer's content; "" for bytes, and where it is not known."""
+    eos: int | None = None
+    """The token that ends a document; None for bytes, where it is 0, and where it is not known."""
+    starts: dict[str, str] = field(default_factory=dict)
+    """Part -> SHA-256 of its `starts_file`; empty for corpora without one."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The meaning of its tokens."""
+        return Vocabulary(self.tokenizer, self.vocab_size, self.tokenizer_sha256, self.eos)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The meaning of tokens."""
+
+    tokenizer: str
+    """Its name, for people."""
+    size: int
+    """All ids are below it."""
+    sha256: str = ""
+    eos: int | None = None
+
+    @property
+    def dtype(self) -> str:
+        """The type that holds all ids, uint16 or uint32."""
+        return "uint16" if self.size <= 1 << 16 else "uint32"
+
+
+BYTES = Vocabulary("bytes", 256)
+"""UTF-8; 0 ends a document."""
 
 
 def shards_sha256(shards: Sequence[Shard]) -> str:
@@ -127,10 +171,36 @@ def shards_sha256(shards: Sequence[Shard]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def corpus_identity(shards: Sequence[Shard], vocabulary: Vocabulary) -> str:
+    """Hash of the shards' hashes and of what their tokens mean."""
+    said = {"tokenizer": vocabulary.sha256, "eos": vocabulary.eos}
+    lines = "".join(f"{value}  {name}\n" for name, value in said.items() if value not in ("", None))
+    own = shards_sha256(shards)
+    return hashlib.sha256((own + "\n" + lines).encode()).hexdigest() if lines else own
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def token_blocks(file: Path, dtype: str, start: int, tokens: int) -> Iterator[np.ndarray]:
+    """Tokens [start, start + tokens) of a file, some at a time; fewer if it is shorter."""
+    kind = np.dtype(dtype).newbyteorder("<")
+    with open(file, "rb") as opened:
+        opened.seek(start * kind.itemsize)
+        while tokens and len(block := np.fromfile(opened, kind, min(tokens, BLOCK))):
+            tokens -= len(block)
+            yield block
+
+
+def shard_sha256(file: Path, shard: Shard, dtype: str) -> str:
+    """SHA-256 of a shard's tokens, which may be a part of its file."""
+    digest = hashlib.sha256()
+    for block in token_blocks(file, dtype, shard.start, shard.tokens):
+        digest.update(block.data)
+    return digest.hexdigest()
 
 
 def fingerprint(path: Path) -> str:
@@ -140,85 +210,9 @@ def fingerprint(path: Path) -> str:
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
 
-def split_key(document: str) -> int:
-    """The document's place in the corpus, uniform in [0, 2^64): a hash of its name alone.
-
-    A document stays on its side of the split, whatever other documents are added.
-    """
-    digest = hashlib.sha256((SPLIT_SALT + document).encode()).digest()
-    return int.from_bytes(digest[:8], "big")
-
-
-def write_corpus(
-    documents: Mapping[str, str],
-    folder: Path,
-    name: str,
-    sources: Mapping[str, str],
-    shard_tokens: int = SHARD_TOKENS,
-) -> Manifest:
-    """Split documents into training and validation and write them as shards of bytes.
-
-    Documents go in the order of `split_key`, which is as good as shuffled, so that every prefix of
-    either part is a mixture of all sources.  The first 5 % of the keys are validation.  Where that
-    gives a validation part of less than 1 % or more than 20 % of the tokens (a handful of
-    documents), the last 5 % of the tokens are validation instead, cut without regard to documents.
-
-    Args:
-        documents: Name -> text; a NUL in the text is dropped, since it ends a document.
-        folder: Existing, empty folder.
-        name: The corpus' name in the manifest and in every run record.
-        sources: File -> SHA-256 of what the documents come from, for the manifest.
-        shard_tokens: Tokens per shard; the last of a part may have fewer.
-    """
-    order = sorted((d for d, text in documents.items() if text), key=split_key)
-    encoded = {d: documents[d].replace("\0", "").encode() + b"\0" for d in order}
-    total = sum(map(len, encoded.values()))
-    limit = VALIDATION_SHARE * 2**64
-    parts = {
-        "train": [d for d in order if split_key(d) >= limit],
-        "val": [d for d in order if split_key(d) < limit],
-    }
-    streams = {part: b"".join(encoded[d] for d in names) for part, names in parts.items()}
-    split = f"documents by sha256({SPLIT_SALT!r} + name), share {VALIDATION_SHARE}"
-    if not 0.01 * total <= len(streams["val"]) <= 0.20 * total:
-        stream = b"".join(encoded.values())
-        cut = len(stream) - round(VALIDATION_SHARE * len(stream))
-        parts = {"train": order, "val": []}
-        streams = {"train": stream[:cut], "val": stream[cut:]}
-        split = f"the last {VALIDATION_SHARE:.0%} of the tokens"
-
-    shards: dict[str, tuple[Shard, ...]] = {}
-    for part, stream in streams.items():
-        tokens = np.frombuffer(stream, dtype=np.uint8).astype("<u2")
-        written = []
-        for number, start in enumerate(range(0, len(tokens), shard_tokens)):
-            data = tokens[start : start + shard_tokens].tobytes()
-            file = f"{part}-{number:04d}.bin"
-            (folder / file).write_bytes(data)
-            written.append(Shard(file, len(data) // 2, hashlib.sha256(data).hexdigest()))
-        shards[part] = tuple(written)
-
-    offsets: dict[str, list[tuple[str, int]]] = {}
-    for part, names in parts.items():
-        starts = np.cumsum([0] + [len(encoded[d]) for d in names]).tolist()
-        offsets[part] = list(zip(names, starts, strict=False))
-    (folder / DOCUMENTS).write_text(json.dumps(offsets, indent=0), encoding="utf-8")
-
-    manifest = Manifest(
-        name=name,
-        sha256=shards_sha256(shards["train"] + shards["val"]),
-        tokenizer="bytes",
-        vocab_size=256,
-        dtype="uint16",
-        bytes_per_token=1.0,
-        split=split,
-        sources=dict(sources),
-        documents={part: len(names) for part, names in parts.items()},
-        train=shards["train"],
-        val=shards["val"],
-    )
-    write_manifest(manifest, folder)
-    return manifest
+def starts_file(folder: Path, part: str) -> Path:
+    """Where each document of a part starts, as little-endian uint64."""
+    return folder / f"documents-{part}.uint64"
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
@@ -248,14 +242,16 @@ def read_manifest(folder: Path, key: str, remedy: str = "", verify: bool = False
         usable = manifest.format == FORMAT
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{key}: {path} is not a corpus manifest ({error!r})") from error
-    if not usable or manifest.sha256 != shards_sha256(train + val):
+    vocabulary = Vocabulary("", 0, manifest.tokenizer_sha256, manifest.eos)
+    if not usable or manifest.sha256 != corpus_identity(train + val, vocabulary):
         raise DataError(f"{key}: {path} is of another format, or altered; {remedy}".rstrip("; "))
     for shard in train + val:
         file = folder / shard.file
         size = file.stat().st_size if file.exists() else 0
-        if size != shard.tokens * item:
-            problem = f"has {size:,} bytes where {shard.tokens * item:,} were written"
-        elif verify and (found := file_sha256(file)) != shard.sha256:
+        whole = (shard.of or shard.tokens) * item
+        if size != whole:
+            problem = f"has {size:,} bytes where {whole:,} were written"
+        elif verify and (found := shard_sha256(file, shard, manifest.dtype)) != shard.sha256:
             problem = f"has sha256 {found[:12]} where {shard.sha256[:12]} was written"
         else:
             continue

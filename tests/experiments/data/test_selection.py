@@ -8,8 +8,9 @@ import pytest
 
 from experiments.data import selection
 from experiments.data.batches import DataConfig, TokenData, corpus_folder, corpus_sha256
-from experiments.data.shards import MANIFEST, DataError, write_corpus
+from experiments.data.shards import MANIFEST, DataError
 from experiments.data.verified import verify
+from experiments.data.writer import write_corpus
 
 WORDS = "a run of few bits costs some loss and saves much time".split()
 DOCUMENTS = {

@@ -16,8 +16,8 @@ from experiments.data.shards import (
     fingerprint,
     make_once,
     read_manifest,
-    write_corpus,
 )
+from experiments.data.writer import write_corpus
 
 KEY = "data.path=x"
 

@@ -13,8 +13,9 @@ from experiments.config.schema import TrainConfig
 from experiments.data import verified
 from experiments.data.batches import DataConfig, TokenData
 from experiments.data.imports import import_path
-from experiments.data.shards import DataError, file_sha256, read_manifest, write_corpus
+from experiments.data.shards import DataError, file_sha256, read_manifest
 from experiments.data.techdocs import techdocs
+from experiments.data.writer import write_corpus
 from experiments.sweep.plan import make_plan
 from experiments.train import train
 

@@ -36,6 +36,7 @@ SWEPT: dict[str, tuple[Any, Any]] = {
     "model.rope_base": (10_000.0, 500.0),
     "data.seq_len": (64, 128),
     "data.validation_windows": (0, 4),
+    "data.windows": ("across_documents", "within_documents"),
     "optim.lr": (0.016, 0.001),
     "optim.beta1": (0.9, 0.8),
     "optim.beta2": (0.95, 0.99),
@@ -127,7 +128,7 @@ EFFECT |= {key: BASE for key in SWEPT if key.startswith("base.")}
 EFFECT |= {key: {"adapter.name": "lora", **BASE} for key in SWEPT if key.startswith("adapter.")}
 LABELS = {
     *("model.name", "model.source", "data.name", "data.path", "data.max_epochs", "recipe.name"),
-    "base.sha256",
+    *("data.tokenizer", "data.eos", "data.text_column", "base.sha256"),
 }
 OPERAND_OFF = tuple(f"recipe.{slot}" for slot in ("output.input", "grad_weight.grad_output"))
 

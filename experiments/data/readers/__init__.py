@@ -1,0 +1,1 @@
+"""Readers: what people have, document by document, in bounded memory; or tokens where they lie."""
