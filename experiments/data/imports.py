@@ -19,6 +19,7 @@ from experiments.data.readers.parquet import read_parquet
 from experiments.data.readers.text import read_text
 from experiments.data.readers.token_files import import_token_files
 from experiments.data.shards import (
+    ITEM_BYTES,
     MANIFEST,
     DataError,
     cache_folder,
@@ -27,7 +28,7 @@ from experiments.data.shards import (
 )
 from experiments.data.stamps import PLACE, remembered, stamps_path
 from experiments.data.tokenizer import open_tokenizer, tokenized
-from experiments.data.writer import Piece, write_shards
+from experiments.data.writer import Piece, sort_documents, write_shards
 from fitting.entry.errors import of_the_system
 
 TEXT_SUFFIXES = (".txt", ".md", ".jsonl")
@@ -218,8 +219,14 @@ def _import_text(
 
         size = sum(file.stat().st_size for file in files)
         expected = sum(file.stat().st_size * _UNPACKED.get(file.suffix, 1) for file in files)
-        with progress(key, size) as advance:
-            written = write_shards(pieces(advance), folder, name, sources, vocabulary, 2 * expected)
+        with progress(f"{key}: reading", size) as advance:
+            found = sort_documents(pieces(advance), folder, vocabulary, 2 * expected)
+        item = ITEM_BYTES[vocabulary.dtype]
+        with progress(f"{key}: writing", found.tokens * item) as advance:
+            written = write_shards(
+                *(found, folder, name, sources, vocabulary),
+                advance=lambda tokens: advance(tokens * item),
+            )
         tokens = sum(shard.tokens for shard in written.train + written.val)
         documents = sum(written.documents.values())
         many = f"{len(files):,} file{'s' * (len(files) > 1)} of {_kind(files[0])}"

@@ -59,7 +59,7 @@ class Lines:
         rate = self._done / (now - self._start)
         left = round((self._total - self._done) / rate)
         print(
-            f"{self._label}: read {self._done / 1e6:,.0f} of {self._total / 1e6:,.0f} MB "
+            f"{self._label} {self._done / 1e6:,.0f} of {self._total / 1e6:,.0f} MB "
             f"({self._done / self._total:.0%}), {rate / 1e6:,.1f} MB/s, "
             f"about {left // 3600:d}:{left // 60 % 60:02d}:{left % 60:02d} left",
             file=sys.stderr,

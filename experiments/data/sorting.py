@@ -67,11 +67,11 @@ class DocumentSorter:
         """Close them."""
         self._files.close()
 
-    def add(self, name: str, tokens: np.ndarray, last: bool = True) -> tuple[int, int]:
+    def add(self, name: str, tokens: np.ndarray, last: bool = True) -> int:
         """Append to the document `name`; its next tokens come with the next call until `last`.
 
         Returns:
-            The document's key, and its tokens so far.
+            The document's key.
         """
         if self._open is None:
             key = self._key(name)
@@ -79,11 +79,11 @@ class DocumentSorter:
         key, number, start = self._open
         self._data[number].write(tokens.astype(self._dtype, copy=False).tobytes())
         self._ends[number] += len(tokens)
-        length = self._ends[number] - start
         if last:
-            self._lists[number].write(json.dumps([key, start, length, name]) + "\n")
+            entry = [key, start, self._ends[number] - start, name]
+            self._lists[number].write(json.dumps(entry) + "\n")
             self._open = None
-        return key, length
+        return key
 
     def in_order(self) -> Iterator[Sorted]:
         """All documents, once; those with equal keys as they came."""

@@ -179,7 +179,7 @@ def _end(
 ) -> int:
     """The id of the token that ends a document."""
     if eos:
-        chosen = int(eos) if eos.isdecimal() and find(eos) is None else find(eos)
+        chosen = int(eos) if eos.isdecimal() else find(eos)
         if chosen is None or chosen >= size:
             raise DataError(
                 f"data.eos={eos}: must be a token of {key}, or an id below its vocabulary of "
@@ -245,12 +245,12 @@ def _no_network(load: Any, name: str, own: bytes | None) -> Iterator[None]:
     def read(url: str) -> bytes:
         if own is not None:
             return own
-        encoding = name.removeprefix(TIKTOKEN)
+        encoding, file = name.removeprefix(TIKTOKEN), Path(url).name
+        other = f", or set data.tokenizer to a copy of {file}" if file.endswith(".tiktoken") else ""
         raise DataError(
             f"data.tokenizer={name}: is not in tiktoken's cache, and nothing is downloaded here; "
-            f"set TIKTOKEN_CACHE_DIR to a folder, and with a network run python -c "
-            f'"import tiktoken; tiktoken.get_encoding({encoding!r})", or name the file '
-            f"{Path(url).name}"
+            f"set TIKTOKEN_CACHE_DIR to a folder and fill it where there is a network: python -c "
+            f'"import tiktoken; tiktoken.get_encoding({encoding!r})"{other}'
         )
 
     theirs, cache = load.read_file, os.environ.get("TIKTOKEN_CACHE_DIR")

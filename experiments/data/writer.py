@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -28,6 +28,8 @@ from experiments.data.sorting import DocumentSorter
 SHARD_TOKENS = 1 << 24
 SPLIT_SALT = "v1"
 VALIDATION_SHARE = 0.05
+_LIMIT = VALIDATION_SHARE * 2**64
+"""Documents with a smaller key are validation."""
 
 
 def split_key(document: str) -> int:
@@ -68,7 +70,8 @@ def write_corpus(
     """
     expected = 2 * sum(map(len, documents.values()))
     pieces = (bytes_piece(d, text) for d, text in documents.items() if text)
-    return write_shards(pieces, folder, name, sources, BYTES, expected, shard_tokens)
+    found = sort_documents(pieces, folder, BYTES, expected)
+    return write_shards(found, folder, name, sources, BYTES, shard_tokens)
 
 
 def bytes_piece(document: str, text: str, last: bool = True) -> Piece:
@@ -77,14 +80,44 @@ def bytes_piece(document: str, text: str, last: bool = True) -> Piece:
     return Piece(document, np.frombuffer(encoded, dtype=np.uint8), len(encoded), last)
 
 
+class Unsorted(NamedTuple):
+    """The documents of a corpus, on disk, before they are in order."""
+
+    sorter: DocumentSorter
+    tokens: int
+    held_out: int
+    """Tokens of the documents whose keys make them validation."""
+    text_bytes: int
+
+
+def sort_documents(
+    pieces: Iterable[Piece], folder: Path, vocabulary: Vocabulary, expected: int = 0
+) -> Unsorted:
+    """Take in all documents, in bounded memory.
+
+    Args:
+        pieces: The documents, one after the other, each ending with the token that ends it.
+        folder: Existing folder for them, until `write_shards`.
+        vocabulary: What the tokens mean.
+        expected: Bytes of all tokens on disk, roughly.
+    """
+    tokens = held_out = text_bytes = 0
+    with DocumentSorter(folder, vocabulary.dtype, split_key, expected) as sorter:
+        for document, some, size, last in pieces:
+            key = sorter.add(document, some, last)
+            tokens, text_bytes = tokens + len(some), text_bytes + size
+            held_out += len(some) if key < _LIMIT else 0
+    return Unsorted(sorter, tokens, held_out, text_bytes)
+
+
 def write_shards(
-    pieces: Iterable[Piece],
+    found: Unsorted,
     folder: Path,
     name: str,
     sources: Mapping[str, str],
     vocabulary: Vocabulary,
-    expected: int = 0,
     shard_tokens: int = SHARD_TOKENS,
+    advance: Callable[[int], object] = int,
 ) -> Manifest:
     """Split documents into training and validation and write them as shards, in bounded memory.
 
@@ -94,61 +127,51 @@ def write_shards(
     documents), the last 5 % of the tokens are validation instead, cut without regard to documents.
 
     Args:
-        pieces: The documents, one after the other, each ending with the token that ends it.
+        found: The documents.
         folder: Existing, empty folder.
         name: The corpus' name in the manifest and in every run record.
         sources: File -> SHA-256 of what the documents come from, for the manifest.
         vocabulary: What the tokens mean.
-        expected: Bytes of all tokens on disk, roughly.
         shard_tokens: Tokens per shard; the last of a part may have fewer.
+        advance: Called with numbers of tokens that were written.
     """
-    limit = VALIDATION_SHARE * 2**64
-    total = held_out = text_bytes = 0
-    dtype = vocabulary.dtype
-    with DocumentSorter(folder, dtype, split_key, expected) as sorter:
-        for document, tokens, size, last in pieces:
-            key, _ = sorter.add(document, tokens, last)
-            total, text_bytes = total + len(tokens), text_bytes + size
-            held_out += len(tokens) if key < limit else 0
-        by_document = 0.01 * total <= held_out <= 0.20 * total
-        split = f"documents by sha256({SPLIT_SALT!r} + name), share {VALIDATION_SHARE}"
-        if not by_document:
-            split = f"the last {VALIDATION_SHARE:.0%} of the tokens"
-        parts = {part: PartWriter(folder, part, dtype, shard_tokens) for part in ("train", "val")}
-        train, val = parts["train"], parts["val"]
-        room = 0 if by_document else total - round(VALIDATION_SHARE * total)
-        for key, document, _, blocks in sorter.in_order():
-            if by_document:
-                part = val if key < limit else train
-                part.list(document, part.tokens)
-            else:
-                part = train if train.tokens < room else val
-                train.list(document, train.tokens + val.tokens)
+    dtype, total = vocabulary.dtype, found.tokens
+    by_document = 0.01 * total <= found.held_out <= 0.20 * total
+    train, val = (PartWriter(folder, part, dtype, shard_tokens) for part in ("train", "val"))
+    room = total - round(VALIDATION_SHARE * total)
+    for key, document, tokens, blocks in found.sorter.in_order():
+        if by_document:
+            part = val if key < _LIMIT else train
+            part.list(document, part.tokens)
             part.mark()
             for block in blocks:
-                first = (
-                    (room - train.tokens) * ITEM_BYTES[dtype] if part is train and room else None
-                )
-                part.write(block[:first])
-                if first is not None:
-                    val.write(block[first:])
-    shards = {part: writer.close() for part, writer in parts.items()}
-    join_documents(folder, parts)
+                part.write(block)
+        else:
+            train.list(document, train.tokens + val.tokens)
+            (train if train.tokens < room else val).mark()
+            for block in blocks:
+                fits = (room - train.tokens) * ITEM_BYTES[dtype]
+                train.write(block[:fits])
+                val.write(block[fits:])
+        advance(tokens)
+    shards = {"train": train.close(), "val": val.close()}
+    join_documents(folder, {"train": train, "val": val})
+    by_name = f"documents by sha256({SPLIT_SALT!r} + name), share {VALIDATION_SHARE}"
     manifest = Manifest(
         name=name,
         sha256=corpus_identity(shards["train"] + shards["val"], vocabulary),
         tokenizer=vocabulary.tokenizer,
         vocab_size=vocabulary.size,
         dtype=dtype,
-        bytes_per_token=text_bytes / total if total else None,
-        split=split,
+        bytes_per_token=found.text_bytes / total if total else None,
+        split=by_name if by_document else f"the last {VALIDATION_SHARE:.0%} of the tokens",
         sources=dict(sources),
-        documents={part: writer.documents for part, writer in parts.items()},
+        documents={"train": train.documents, "val": val.documents},
         train=shards["train"],
         val=shards["val"],
         tokenizer_sha256=vocabulary.sha256,
         eos=vocabulary.eos,
-        starts={part: file_sha256(starts_file(folder, part)) for part in parts},
+        starts={part: file_sha256(starts_file(folder, part)) for part in ("train", "val")},
     )
     write_manifest(manifest, folder)
     return manifest
