@@ -108,7 +108,7 @@ def test_where_documents_end_must_be_known(tmp_path: Path) -> None:
     assert sorted(epoch(data)) == sorted(
         windows_of(np.fromfile(tmp_path / "train.bin", "<u2").tolist(), 49)
     )
-    with pytest.raises(DataError, match=r"no document ends in the train part, which has no tok"):
+    with pytest.raises(DataError, match=r"no document ends in the train part, which has no token"):
         TokenData(DataConfig("tokens", str(tmp_path), T, eos="60000", windows=WITHIN))
     with pytest.raises(DataError, match=r"^data.eos=the: must be the id of a token"):
         TokenData(DataConfig("tokens", str(tmp_path), T, eos="the"))
@@ -120,7 +120,9 @@ def test_a_list_of_documents_that_was_altered_is_one_line(tmp_path: Path) -> Non
     write_corpus({f"{n}": page for n, page in enumerate(pages(300))}, path, "own", {})
     starts = path / "documents-train.uint64"
     starts.write_bytes(starts.read_bytes()[:-8])
-    with pytest.raises(DataError, match=r"documents-train.uint64 is not the list of documents tha"):
+    with pytest.raises(
+        DataError, match=r"documents-train.uint64 is not the list of documents"
+    ):
         TokenData(DataConfig("tokens", str(path), T, windows=WITHIN))
     TokenData(DataConfig("tokens", str(path), T))
 
