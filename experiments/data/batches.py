@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from experiments.data.imports import TextOptions, import_path
-from experiments.data.imports import import_path
 from experiments.data.selection import selected
 from experiments.data.shards import (
     DataError,

@@ -120,9 +120,7 @@ def test_a_list_of_documents_that_was_altered_is_one_line(tmp_path: Path) -> Non
     write_corpus({f"{n}": page for n, page in enumerate(pages(300))}, path, "own", {})
     starts = path / "documents-train.uint64"
     starts.write_bytes(starts.read_bytes()[:-8])
-    with pytest.raises(
-        DataError, match=r"documents-train.uint64 is not the list of documents"
-    ):
+    with pytest.raises(DataError, match=r"documents-train.uint64 is not the list of documents"):
         TokenData(DataConfig("tokens", str(path), T, windows=WITHIN))
     TokenData(DataConfig("tokens", str(path), T))
 
