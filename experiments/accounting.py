@@ -19,6 +19,10 @@ _EDEN_COPIES = 3
 _ESTIMATE_COPIES = 6
 _LMUL_COPIES = 3
 _NONE = AdapterConfig()
+_PROBABILITIES_KEPT = 3
+"""Copies of attention's probabilities that every layer keeps: before and after dropout, rounded."""
+_PROBABILITIES_AT_ONCE = 6
+"""Copies of those of one layer while its gradient is computed."""
 _FOREIGN_SHARE = 1.5
 """All activations that are there at the peak, over those that a forward pass keeps."""
 
@@ -71,7 +75,7 @@ def training_bytes(
     the hidden size and 6 of the ffn, and the logits three times over; in somebody else's model what
     one sequence keeps for the backward pass, and half as much again.  For a recipe: the rounded
     weights that the backward pass takes from the forward one, and the memory for preparing the
-    operands of the largest layer.
+    operands of the largest layer; for attention with quantized operands its probabilities.
 
     Args:
         model: The model.
@@ -89,7 +93,20 @@ def training_bytes(
     else:
         per_token = model.layers * (34 * model.hidden + 6 * model.ffn) + 3 * model.vocab_size
         per_token *= 4
+    per_token += _attention_bytes(model, shape, recipe, seq_len)
     return weights + math.ceil(rows * per_token) + _recipe_bytes(shape, rows, recipe)
+
+
+def _attention_bytes(model: ModelConfig, shape: Shape, recipe: RecipeConfig, seq_len: int) -> float:
+    """Memory per token of attention that is written out, because its operands are quantized."""
+    count = len(shape.attention) if shape.attended(recipe) else 0
+    if not count:
+        return 0.0
+    if model.foreign:
+        one_layer = foreign_cost(model, seq_len).probabilities_per_token / count
+    else:
+        one_layer = 4.0 * model.heads * seq_len
+    return one_layer * (_PROBABILITIES_KEPT * count + _PROBABILITIES_AT_ONCE)
 
 
 def _recipe_bytes(shape: Shape, rows: int, recipe: RecipeConfig) -> int:

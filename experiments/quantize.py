@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from torch import nn
 
 from experiments.configure import configure
+from experiments.engine.attention import attentions, give_back, products_of, reach, unreached
 from experiments.engine.blocks import block_numbers
-from experiments.engine.convert import become, keep, multiply_by_layers
+from experiments.engine.convert import attend, become, do_not_attend, keep, multiply_by_layers
 from experiments.engine.kinds import by_default_not, is_linear, kind, not_its_own
 from experiments.engine.noise import DrawnNoise
 from experiments.quant.formats import Precision
@@ -29,6 +30,10 @@ DEFAULT = "_default"
 """Among the overrides: what holds for layers that no name and no pattern meets."""
 MOST_LISTED = 6
 """Names of layers in a message."""
+_REACHED = (
+    "attention that can be reached: that of transformers which goes by its AttentionInterface, or "
+    "lowbit.AttentionProducts in place of scaled_dot_product_attention"
+)
 
 
 class EngineError(Refusal):
@@ -52,7 +57,7 @@ def quantize_(
     overrides: Mapping[str, How] | None = None,
     clock: NoiseClock | None = None,
 ) -> nn.Module:
-    """Quantize the linear layers, convolutions and experts of a model, in place.
+    """Quantize linear layers, convolutions, experts and, if asked, attention of a model, in place.
 
     A layer's class changes (`QuantLinear` for `nn.Linear`, ...); it stays the same object with the
     same parameters, buffers, names, hooks, devices, dtypes, `requires_grad` and tied weights, and
@@ -66,11 +71,12 @@ def quantize_(
         precision: The format of operands to which the recipe gives none: a name, or a `Precision`.
         filter_fn: Whether a layer is quantized, by the layer and its full name.  By default all
             linear layers, convolutions and experts are, except the output head of a language model
-            and the router of a mixture.
+            and the router of a mixture, and so are the products of attention if the recipe says
+            it (`recipe.attention`).  It is asked about embeddings, too.
         overrides: What holds for some layers instead: full names, or patterns that begin with
             "re:" and match the whole name, -> a recipe, (recipe, precision), or None for high
             precision.  A full name goes before patterns, these in their order, these before
-            "_default", and any of them before `filter_fn`.
+            "_default" (which means no embedding), and any of them before `filter_fn`.
         clock: The source of noise.  By default it is drawn from torch's generator in each pass
             (`DrawnNoise`); give a `NoiseClock` to count steps yourself.
 
@@ -79,8 +85,8 @@ def quantize_(
 
     Raises:
         EngineError: There is no such recipe or format, a name or pattern meets no layer, a recipe
-            needs what only a training loop of ours has, or a layer that was asked for cannot be
-            quantized.
+            needs what only a training loop of ours has, or a layer or an attention that was asked
+            for cannot be quantized.
 
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
@@ -91,25 +97,37 @@ def quantize_(
     plan = _planned(recipe, precision)
     named = {name: _planned(how, precision) for name, how in (overrides or {}).items()}
     layers = {n: m for n, m in model.named_modules() if kind(m) is not None or is_linear(m)}
-    _refuse_unmet(named, layers)
-    for each in (plan, *named.values()):
-        _refuse_unkept(each, layers)
+    plans = [each for each in (plan, *named.values()) if each is not None]
+    asked = any(each.recipe.attention.quantized for each in plans)
+    heads = attentions(model) if asked else {}
+    hidden = unreached(model) if asked else {}
+    if asked and not heads and not hidden:
+        raise EngineError(f"recipe.attention: the model has no {_REACHED}")
+    _refuse_unmet(named, [*layers, *heads, *hidden])
+    for each in plans:
+        _refuse_unkept(each, [*layers, *heads, *hidden])
     others, left_out = not_its_own(model), by_default_not(model)
-    numbers, blocks = block_numbers(layers)
+    numbers, blocks = block_numbers([*layers, *heads, *hidden])
+
+    def planned(name: str, layer: nn.Module) -> tuple[_Plan | None, str]:
+        """What somebody said of a layer, and where; ("", the recipe) if nobody did."""
+        chosen, by = _chosen(name, named)
+        if by or filter_fn is None:
+            return (chosen, by) if by else (plan, "")
+        return (plan if filter_fn(layer, name) else None), "filter_fn"
 
     def decided(name: str, layer: nn.Module) -> _Plan | str:
         """What a layer becomes, or why it stays in high precision."""
-        chosen, by = _chosen(name, named)
-        if not by and filter_fn is not None:
-            chosen, by = (plan if filter_fn(layer, name) else None), "filter_fn"
-        elif not by:
-            if layer in left_out:
-                return left_out[layer]
-            chosen = plan
+        chosen, by = planned(name, layer)
+        is_table = isinstance(layer, nn.Embedding)
+        if layer in left_out and (not by or (is_table and by == f"override {DEFAULT}")):
+            return left_out[layer]
         if chosen is None:
             return by or "recipe none"
         if not chosen.recipe.quantized:
             return "recipe none"
+        if is_table and "P2" not in chosen.recipe.precisions(chosen.precision):
+            return "recipe without output.weight"
         if _keeps(chosen.recipe, name, numbers[name], blocks):
             return "recipe.keep"
         if cannot := _cannot(layer, others):
@@ -120,8 +138,35 @@ def quantize_(
             return cannot
         return chosen
 
+    def attended(name: str, module: nn.Module) -> _Plan | str:
+        """What becomes of an attention's products, or why they stay in high precision."""
+        chosen, by = planned(name, module)
+        if chosen is None:
+            return by or "recipe none"
+        if not chosen.recipe.attention.quantized:
+            return "recipe without attention"
+        if _keeps(chosen.recipe, name, numbers[name], blocks):
+            return "recipe.keep"
+        if name in hidden:
+            raise EngineError(
+                f"layer {name}: {hidden[name]}, so recipe.attention cannot be had there; leave it "
+                f"out by overrides={{{name!r}: None}}, or use {_REACHED}"
+            )
+        return chosen
+
     fates = {name: decided(name, layer) for name, layer in layers.items()}
+    modules = {name: model.get_submodule(name) for name in hidden} | heads
+    of_heads = {name: attended(name, module) for name, module in modules.items()}
     fresh = DrawnNoise(0)
+    for module in model.modules():
+        do_not_attend(module)
+    for number, (name, module) in enumerate(heads.items()):
+        if isinstance(fate := of_heads[name], str):
+            do_not_attend(reach(module), fate)
+            continue
+        ours = getattr(products_of(module), "clock", fresh)
+        attend(module, fate.recipe, fate.precision, ours if clock is None else clock, number)
+    give_back(model)
     for number, (name, fate) in enumerate(fates.items()):
         layer = layers[name]
         if isinstance(fate, str):
@@ -145,7 +190,7 @@ def _planned(how: How, precision: str | Precision) -> _Plan | None:
         how, precision = how
     recipe = configure(f"recipe={how}").recipe if isinstance(how, str) else how
     target = Precision.parse(precision) if isinstance(precision, str) else precision
-    problems = [*recipe.problems(), *(recipe.format_problems(target) if recipe.quantized else [])]
+    problems = [*recipe.problems(), *(recipe.format_problems(target) if recipe.quantizes else [])]
     if recipe.high_precision_share:
         problems.append(
             f"recipe.high_precision_share={recipe.high_precision_share:g}: needs a loop that knows "
@@ -196,7 +241,7 @@ def _chosen(name: str, named: Mapping[str, _Plan | None]) -> tuple[_Plan | None,
     return None, ""
 
 
-def _refuse_unmet(named: Mapping[str, object], layers: Mapping[str, nn.Module]) -> None:
+def _refuse_unmet(named: Mapping[str, object], layers: Collection[str]) -> None:
     """Refuse names and patterns that meet no layer: they were meant for one.
 
     Raises:
@@ -214,19 +259,19 @@ def _refuse_unmet(named: Mapping[str, object], layers: Mapping[str, nn.Module]) 
         raise EngineError(f"overrides[{pattern!r}]: meets no layer; there are {_first_of(layers)}")
 
 
-def _refuse_unkept(plan: _Plan | None, layers: Mapping[str, nn.Module]) -> None:
+def _refuse_unkept(plan: _Plan, layers: Collection[str]) -> None:
     """Refuse names of layers that a recipe keeps and the model does not have.
 
     Raises:
         EngineError: There is one.
     """
-    for part in plan.recipe.keep if plan is not None else ():
+    for part in plan.recipe.keep:
         if not any(is_part(part, name) for name in layers):
             known = _first_of(layers)
             raise EngineError(f"recipe.keep={part}: the model has no such layer; it has {known}")
 
 
-def _first_of(layers: Mapping[str, nn.Module]) -> str:
+def _first_of(layers: Collection[str]) -> str:
     """Some names of layers, for a message."""
     names = [*layers]
     return ", ".join(names[:MOST_LISTED]) + (", ..." if len(names) > MOST_LISTED else "")

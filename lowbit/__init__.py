@@ -12,12 +12,14 @@ The implementation is in `experiments` (training) and `fitting` (laws).
 from experiments.configure import configure
 from experiments.engine import DrawnNoise, Reported, report
 from experiments.export.load import load
+from experiments.quant.attention import AttentionProducts
 from experiments.quant.formats import Precision
 from experiments.quant.linear import NoiseClock, QuantLinear
 from experiments.quant.recipe import RecipeConfig
 from experiments.quantize import quantize_
 
 __all__ = [
+    "AttentionProducts",
     "DrawnNoise",
     "NoiseClock",
     "Precision",

@@ -39,17 +39,29 @@ ROWS = {
 """The packages of each column, the highest first: a module imports its own and lower rows."""
 QUANT = (
     *("kernels.dense", "kernels.noise", "kernels.triton_quantize", "product"),
-    *("formats", "modes", "recipe", "scale_rules", "normal_error", "layout", "rounding", "scale"),
+    *(
+        "formats",
+        "modes",
+        "slots",
+        "recipe",
+        "scale_rules",
+        "normal_error",
+        "layout",
+        "rounding",
+        "scale",
+    ),
     "lmul",
     *("kernels.facts", "kernels.cpu", "kernels.gpu", "hadamard", "straight_through"),
     *("eden", "operand", "block", "gradient", "gemms", "passes", "compiled", "linear"),
+    "attention",
     "word_length",
 )
 """Within `experiments.quant` the order is the design: each imports only what stands before it."""
 SHARED = {"fitting.entry", "fitting.files", "fitting.results"}
 """What training and fitting have in common: how commands end, files, and the run record."""
 FORMATS = tuple(
-    f"experiments.quant.{n}" for n in ("formats", "modes", "recipe", "scale_rules", "normal_error")
+    f"experiments.quant.{n}"
+    for n in ("formats", "modes", "slots", "recipe", "scale_rules", "normal_error")
 )
 """What a format is, and its error: data without torch, which a law about formats must know."""
 NO_TORCH = {*FORMATS, "experiments.accounting"}

@@ -7,6 +7,7 @@ way to write it.  The user's own files (`--config-dir`) come before built-in one
 from __future__ import annotations
 
 import functools
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,11 @@ _CHOICES = {
 }
 _MODES = (("--multirun", "-m"), ("--run", "-r"), _SHOWN, _INFO, _COMPLETION)
 """Groups of options of which a command line may have one."""
+_OPERAND = re.compile(
+    r"recipe\.((output|grad_input|grad_weight)\.(input|weight|grad_output)"
+    r"|attention\.(query|key|probabilities|value))[.=]"
+)
+"""The beginning of a word that sets an operand of a recipe, or one of its keys."""
 _INSTEAD = ("--config-path", "-cp", "--config-name", "-cn")
 _OF_HYDRA = {
     "hydra.sweeper": "a sweep is typed with -m key=a,b or written as study.grids",
@@ -88,12 +94,19 @@ def arrange(words: Sequence[str]) -> tuple[list[str], str]:
 
 
 def with_open_key(word: str) -> str:
-    """An override as Hydra takes it: `model.config` has whatever keys somebody else's model has.
+    """An override as Hydra takes it, for keys that need not be there before.
+
+    `model.config` has whatever keys somebody else's model has; an operand of a recipe may be null,
+    which a typed tree cannot fill.
 
     >>> with_open_key("model.config.hidden_size=64,128")
     '++model.config.hidden_size=64,128'
+    >>> with_open_key("recipe.output.weight.precision=mxfp4")
+    '++recipe.output.weight.precision=mxfp4'
     """
-    return f"++{word}" if word.startswith("model.config.") else word
+    if _OPERAND.match(word) and word.endswith("={}"):
+        word = word.removesuffix("={}") + ".rounding=nearest_even"
+    return f"++{word}" if word.startswith("model.config.") or _OPERAND.match(word) else word
 
 
 def _with_value(name: str, value: str) -> str:

@@ -178,7 +178,7 @@ def check(config: TrainConfig) -> None:
         found += _foreign_problems(config)
     if not found:
         found += _finetune_problems(config)
-    if not found and config.ptq.formats and not config.recipe.quantized:
+    if not found and config.ptq.formats and not config.recipe.quantizes:
         found += _keep_problems(config)
     if not found:
         features = {"model.hidden": config.model.hidden, "model.ffn": config.model.ffn}
@@ -188,7 +188,7 @@ def check(config: TrainConfig) -> None:
         found += config.ptq.problems({**features, "data.seq_len": config.data.seq_len})
         for name, precision in config.ptq.precisions().items() if not found else ():
             found += _too_fine(f"ptq.formats={name}", precision, config.compute_dtype)
-    if not found and config.recipe.quantized:
+    if not found and config.recipe.quantizes:
         try:
             config.precision.build()
             found += _fit_problems(config)
@@ -351,7 +351,7 @@ def _axes(config: TrainConfig) -> dict[str, dict[str, int]]:
 def _fit_problems(config: TrainConfig) -> list[str]:
     """Errors of combinations of recipe, formats and model."""
     recipe, run, axes = config.recipe, config.precision.build(), _axes(config)
-    found = _keep_problems(config) + recipe.format_problems(run)
+    found = _keep_problems(config) + _attention_problems(config) + recipe.format_problems(run)
     precisions = recipe.precisions(run)
     for label, key, operand in recipe.rounded():
         name, precision = key.split(".")[1], precisions[label]
@@ -386,10 +386,34 @@ def _fit_problems(config: TrainConfig) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def _attention_problems(config: TrainConfig) -> list[str]:
+    """Errors of a recipe for attention: it cannot be reached, or the run would pass for another."""
+    recipe, shape, found = config.recipe, shape_of(config.model), []
+    if recipe.name == "none":
+        found.append("recipe.name=none: is that of runs without quantization; set another name")
+    run = config.precision.build()
+    for name, precision in recipe.attention.precisions(run).items():
+        own = recipe.attention.operands()[name].precision
+        where = f"recipe.attention.{name}.precision={own or precision}"
+        found += _too_fine(where, precision, config.compute_dtype)
+    if recipe.attention.quantized:
+        key = f"recipe.attention.{recipe.attention.quantized[0]}"
+        found += [
+            f"{key}: {name} cannot be quantized: {why}; set recipe.attention to null, or keep "
+            f"this module in high precision by recipe.keep=[{name}]"
+            for name, why in shape.unreached.items()
+            if not recipe.keeps(name, None, shape.blocks)
+        ]
+        if not found and not shape.attention:
+            found.append(f"{key}: the model has no attention that can be reached; it must be null")
+    return found
+
+
 def _keep_problems(config: TrainConfig) -> list[str]:
     """Errors of kept layers: the model does not have one, or none is left to quantize."""
     recipe, shape = config.recipe, shape_of(config.model)
     layers, blocks = shape.layers(), shape.blocks
+    others = (*shape.attention, *shape.unreached) if recipe.attention.quantized else ()
     there = f"blocks.0 to blocks.{blocks - 1} and in each " + ", ".join(
         name.removeprefix("blocks.0.") for name in layers if ".0." in name
     )
@@ -398,14 +422,14 @@ def _keep_problems(config: TrainConfig) -> list[str]:
     found = [
         f"recipe.keep={part}: no such layer; there are {there}"
         for part in recipe.keep
-        if not any(is_part(part, layer) for layer in layers)
+        if not any(is_part(part, layer) for layer in (*layers, *others))
     ]
     if (recipe.keep_first or recipe.keep_last) and not blocks:
         found.append(
             f"recipe.keep_first={recipe.keep_first}, keep_last={recipe.keep_last}: the model has "
             "no numbered blocks; name its layers in recipe.keep"
         )
-    if not found and not shape.quantized(recipe):
+    if not found and not shape.quantized(recipe) and not shape.attended(recipe):
         found.append(
             f"recipe.keep={','.join(recipe.keep)}: with keep_first={recipe.keep_first} and "
             f"keep_last={recipe.keep_last} of model.layers={blocks} no layer is left to quantize"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from experiments.engine.attention import products_of, reach
 from experiments.engine.kinds import by_default_not, kind, not_its_own
 from experiments.quant.formats import Precision
 from experiments.quant.linear import NoiseClock, QuantizedGemms
@@ -21,6 +22,36 @@ def quantizable(model: nn.Module) -> dict[str, nn.Module]:
         for name, layer in model.named_modules()
         if kind(layer) is not None and layer not in left_out
     }
+
+
+def attend(
+    module: nn.Module, recipe: RecipeConfig, precision: Precision, clock: NoiseClock, number: int
+) -> None:
+    """Quantize the products of an attention.
+
+    Args:
+        module: One of `experiments.engine.attention.attentions`.
+        recipe: Which operands, which rounding.
+        precision: The format of operands to which the recipe gives none.
+        clock: The source of noise.
+        number: The attention's number, part of the noise's address.
+    """
+    products = reach(module)
+    products.__dict__.pop(WHY, None)
+    now = (products.recipe, products.precision, products.layer) if products.precisions else None
+    if now != (recipe, precision, number) or products.clock is not clock or products.kept:
+        products.quantized_as(recipe, precision, clock, number)
+
+
+def do_not_attend(module: nn.Module, why: str = "") -> None:
+    """Leave an attention in high precision, or take it back there, and note the reason."""
+    if (products := products_of(module)) is None:
+        return
+    products.kept = True
+    if why:
+        products.__dict__[WHY] = why
+    else:
+        products.__dict__.pop(WHY, None)
 
 
 def multiply_by_layers(model: nn.Module) -> None:

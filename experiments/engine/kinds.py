@@ -5,12 +5,17 @@ from __future__ import annotations
 from torch import nn
 
 from experiments.engine.experts import QuantExperts, are_experts
-from experiments.engine.layers import QuantConv1D, QuantConv1d, QuantConv2d
+from experiments.engine.layers import QuantConv1D, QuantConv1d, QuantConv2d, QuantEmbedding
 from experiments.quant.linear import QuantizedGemms, QuantLinear
 
 BASE_LAYER = ".base_layer"
 """End of the name of a layer that an adapter has wrapped, in peft and here."""
-_EXACT = {nn.Linear: QuantLinear, nn.Conv1d: QuantConv1d, nn.Conv2d: QuantConv2d}
+_EXACT = {
+    nn.Linear: QuantLinear,
+    nn.Conv1d: QuantConv1d,
+    nn.Conv2d: QuantConv2d,
+    nn.Embedding: QuantEmbedding,
+}
 _MIXED: dict[tuple[type, type], type] = {}
 
 
@@ -34,7 +39,7 @@ def _mixed(ours: type, base: type) -> type:
 
 def is_linear(layer: nn.Module) -> bool:
     """Whether a layer is quantized already, or would be but for a class of its own."""
-    return isinstance(layer, QuantizedGemms | nn.Linear | nn.Conv1d | nn.Conv2d)
+    return isinstance(layer, QuantizedGemms | nn.Linear | nn.Conv1d | nn.Conv2d | nn.Embedding)
 
 
 def not_its_own(model: nn.Module) -> dict[nn.Module, str]:
@@ -43,6 +48,8 @@ def not_its_own(model: nn.Module) -> dict[nn.Module, str]:
     for module in model.modules():
         if isinstance(module, nn.MultiheadAttention):
             found[module.out_proj] = "nn.MultiheadAttention multiplies by its weights itself"
+        elif isinstance(module, nn.Embedding) and module.max_norm is not None:
+            found[module] = "it renormalizes its weight as it looks rows up (max_norm)"
         elif are_experts(module) and module._is_expert_parallel:
             found[module] = "its experts are spread over processes"
     return found
@@ -50,8 +57,11 @@ def not_its_own(model: nn.Module) -> dict[nn.Module, str]:
 
 def by_default_not(model: nn.Module) -> dict[nn.Module, str]:
     """Layers that are quantized only when they are asked for, and what they are."""
-    return dict.fromkeys(output_heads(model), "output head") | dict.fromkeys(
-        _routers(model), "router"
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    return (
+        dict.fromkeys(embeddings, "embedding")
+        | dict.fromkeys(output_heads(model), "output head")
+        | dict.fromkeys(_routers(model), "router")
     )
 
 
@@ -59,7 +69,10 @@ def output_heads(model: nn.Module) -> set[nn.Module]:
     """Output heads: what transformers names one, and what shares its weight with an embedding."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     found = {
-        m for m in model.modules() if is_linear(m) and id(getattr(m, "weight", None)) in embeddings
+        module
+        for module in model.modules()
+        if is_linear(module) and not isinstance(module, nn.Embedding)
+        if id(getattr(module, "weight", None)) in embeddings
     }
     for module in model.modules():
         get = getattr(module, "get_output_embeddings", None)

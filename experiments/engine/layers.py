@@ -1,15 +1,18 @@
-"""Layers other than `nn.Linear` whose products are the same three GEMMs."""
+"""Layers other than `nn.Linear` whose products are the same three GEMMs, and the embedding."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from experiments.quant.block import quantize_as
+from experiments.quant.gemms import STREAMS, filled
 from experiments.quant.linear import QuantizedGemms
+from experiments.quant.operand import Operand
 
 if TYPE_CHECKING:
     _Module = nn.Module
@@ -78,3 +81,53 @@ class QuantConv1d(_QuantConv, nn.Conv1d):
 
 class QuantConv2d(_QuantConv, nn.Conv2d):
     """`nn.Conv2d` as quantized GEMMs."""
+
+
+class QuantEmbedding(QuantizedGemms, nn.Embedding):
+    """`nn.Embedding` whose rows are rounded as its recipe rounds a weight (P2), each along itself.
+
+    There is no product, so nothing else of the recipe has an effect: no rotation, no input, and the
+    gradient passes straight through.  A table that is a head's matrix, too, is rounded here for
+    the rows that are looked up, and there for the product.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Indices [...] to rows [..., embedding_dim]."""
+        if self.kept or not self.clock.quantizing or input.is_meta:
+            return super().forward(input)
+        if self._rows_are_independent:
+            found: Tensor = super().forward(input)
+            rows: Tensor = _RoundedRows.apply(found.flatten(0, -2), self)  # type: ignore[no-untyped-call]
+            return rows.view_as(found)
+        table: Tensor = _RoundedRows.apply(self.weight, self)  # type: ignore[no-untyped-call]
+        return F.embedding(input, table, self.padding_idx)
+
+    @property
+    def _rows_are_independent(self) -> bool:
+        """Whether a row is rounded to the same values whatever other rows there are."""
+        precision = self.precisions["P2"]
+        of_all = precision.granularity == "tensor" or precision.scale.two_level
+        return not (of_all or precision.tile or self.roundings["P2"].draws)
+
+    def rounded(self, rows: Tensor) -> Tensor:
+        """Rows of the table, [rows, embedding_dim], as their format has them."""
+        precision, rounding = self.precisions["P2"], self.roundings["P2"]
+        counter = self.clock.counter
+        key = self.clock.key(counter, self.layer, STREAMS["P2"]) if rounding.draws else None
+        x = filled(rows.float(), precision.tile or 1, precision.divisor)
+        values = quantize_as(x, precision, rounding, key)[: rows.shape[0], : rows.shape[1]]
+        if self.clock.watch is not None:
+            self.clock.watch(self, "P2", Operand(rows), Operand(values, True))
+        return values.to(rows.dtype)
+
+
+class _RoundedRows(torch.autograd.Function):
+    """Rounded rows; the gradient passes straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, embedding: QuantEmbedding) -> Tensor:
+        return embedding.rounded(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None

@@ -55,7 +55,7 @@ def trained_layers(config: TrainConfig) -> list[LayerTensors]:
     """
     from experiments.train import train  # Lightning takes seconds to import
 
-    if config.recipe.quantized:
+    if config.recipe.quantizes:
         raise ConfigError(f"recipe={config.recipe.name}: must be none for the run to capture from")
     with tempfile.TemporaryDirectory() as folder:
         result = train(dataclasses.replace(config, runs=folder))

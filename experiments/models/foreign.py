@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from experiments.engine.attention import attentions, unreached
 from experiments.engine.blocks import block_numbers
 from experiments.engine.convert import become, multiply_by_layers, quantizable
 from experiments.engine.experts import QuantExperts, are_experts
@@ -58,6 +60,7 @@ class ForeignModel(NextToken):
         for number, layer in enumerate(quantizable(self.module).values()):
             become(layer, recipe, precision, self.clock, number)
         self.keep(f"module.{name}" for name in shape.kept(recipe))
+        self.attend(shape, recipe, precision, "module.")
         multiply_by_layers(self.module)
 
     @torch.no_grad()
@@ -160,12 +163,23 @@ def _cost(name: str, module: nn.Module, seq_len: int, vocab_size: int) -> Cost:
     Products are counted with attention written out, since its fused kernels are products that
     torch does not count; memory with the kernels that will run.
     """
-    saved: dict[int, int] = {}
+    weights = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage._cdata] = storage.nbytes()
-        return tensor
+    def kept(*backends: SDPBackend) -> int:
+        """Bytes that the graph of a forward pass keeps, with these kernels of attention."""
+        saved: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            saved[storage._cdata] = storage.nbytes()
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with hooks, sdpa_kernel(list(backends)) if backends else nullcontext():
+            held = _logits(module, tokens).float().logsumexp(-1)
+        total = sum(size for storage, size in saved.items() if storage not in weights)
+        del held  # whose graph kept what is counted
+        return total
 
     if any(map(are_experts, module.modules())):  # the one way that does not look at values
         module.set_experts_implementation("batched_mm")  # type: ignore[operator]
@@ -182,8 +196,8 @@ def _cost(name: str, module: nn.Module, seq_len: int, vocab_size: int) -> Cost:
         with counter, sdpa_kernel(SDPBackend.MATH):
             logits = _logits(module, tokens)
             torch.autograd.backward(logits.float().logsumexp(-1).sum())
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            held = _logits(module, tokens).float().logsumexp(-1)  # its graph keeps what is counted
+        saved = kept()
+        written_out = kept(SDPBackend.MATH)
     except Exception as error:
         raise ModelError(
             f"model.name={name}: on token ids [1, {seq_len}] its forward and backward pass "
@@ -194,10 +208,8 @@ def _cost(name: str, module: nn.Module, seq_len: int, vocab_size: int) -> Cost:
             f"model.name={name}: returns {list(logits.shape)} for token ids {list(tokens.shape)}; "
             f"must be logits, [batch, tokens, vocabulary]: {list(expected)}"
         )
-    weights = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
-    kept = sum(size for storage, size in saved.items() if storage not in weights)
-    del held
-    return Cost(counter.get_total_flops() / seq_len, kept / seq_len)
+    more = max(written_out - saved, 0)
+    return Cost(counter.get_total_flops() / seq_len, saved / seq_len, more / seq_len)
 
 
 def shape_of_module(module: nn.Module, vocab_size: int) -> Shape:
@@ -217,7 +229,10 @@ def shape_of_module(module: nn.Module, vocab_size: int) -> Shape:
     total = sum(parameter.numel() for parameter in module.parameters())  # tied ones once
     tied = sum(table.numel() for table in tables if id(table) in heads)
     norm = total - block - head - embedding + tied
-    return Shape(matrices, blocks, vocab_size, ParameterCount(block, head, embedding, norm, total))
+    count = ParameterCount(block, head, embedding, norm, total)
+    of_attention, _ = block_numbers([*layers, *attentions(module)])
+    attention = {name: of_attention[name] for name in attentions(module)}
+    return Shape(matrices, blocks, vocab_size, count, attention, unreached(module))
 
 
 def _matrices(

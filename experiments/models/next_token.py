@@ -9,7 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.engine.kinds import BASE_LAYER
+from experiments.engine.convert import attend, do_not_attend
+from experiments.models.shape import Shape
+from experiments.quant.formats import Precision
 from experiments.quant.linear import NoiseClock, QuantizedGemms, QuantLinear
+from experiments.quant.recipe import RecipeConfig
 
 
 class NextToken(nn.Module, ABC):
@@ -36,6 +40,23 @@ class NextToken(nn.Module, ABC):
         assert len(self._kept) == len(kept)
         for layer in self._kept:
             layer.kept = True
+
+    def attend(self, shape: Shape, recipe: RecipeConfig, precision: Precision, prefix: str) -> None:
+        """Quantize the products of attention, as the recipe says.
+
+        Args:
+            shape: The model's.
+            recipe: Which operands of which attention.
+            precision: The format of operands to which it gives none.
+            prefix: What stands before the names of the shape in this model.
+        """
+        quantized = shape.attended(recipe)
+        for number, name in enumerate(shape.attention if recipe.attention.quantized else ()):
+            module = self.get_submodule(f"{prefix}{name}")
+            if name in quantized:
+                attend(module, recipe, precision, self.clock, number)
+            else:
+                do_not_attend(module, "recipe.keep")
 
     def extend_tables(self, length: int) -> None:
         """Make tables of positions long enough for sequences of `length`, if there are any."""

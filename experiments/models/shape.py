@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from experiments.quant.recipe import RecipeConfig
 
@@ -54,6 +54,16 @@ class Shape:
     """How many numbered blocks there are."""
     vocab_size: int
     parameters: ParameterCount
+    attention: Mapping[str, int | None] = field(default_factory=dict)
+    """The attention whose products a recipe may quantize, by name, with its block's number."""
+    unreached: Mapping[str, str] = field(default_factory=dict)
+    """Attention whose products it cannot, by name, and why."""
+
+    def attended(self, recipe: RecipeConfig) -> list[str]:
+        """The attention whose products a recipe quantizes."""
+        if not recipe.attention.quantized:
+            return []
+        return [n for n, block in self.attention.items() if not recipe.keeps(n, block, self.blocks)]
 
     def kept(self, recipe: RecipeConfig) -> frozenset[str]:
         """The names of the layers that a recipe keeps in high precision."""
@@ -85,3 +95,5 @@ class Cost:
     """FLOPs of training: forward and backward, multiply and add counted as two."""
     saved_per_token: float
     """Bytes that a forward pass keeps for the backward one."""
+    probabilities_per_token: float
+    """Bytes of all attention's probabilities, which are there at once where it is written out."""

@@ -1,8 +1,8 @@
 """A decoder-only Llama-style Transformer whose block matrices are quantized.
 
 RMSNorm before attention and MLP, rotary positions, SwiGLU, no biases (Sun et al. 2501.02423,
-section 4; Quartet 2505.14669, appendix).  Quantized: the linear layers inside the blocks.  In high
-precision: embedding, head, norms, and the attention products.
+section 4; Quartet 2505.14669, appendix).  Quantized: the linear layers inside the blocks, and the
+attention products if the recipe says so.  In high precision: embedding, head, norms.
 
 Shapes: B batch, T positions, D hidden, H heads, K = D / H, F ffn, V vocabulary.
 """
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from experiments.models.config import ModelConfig
 from experiments.models.next_token import NextToken
 from experiments.models.shape import Matrix, ParameterCount, Shape
+from experiments.quant.attention import AttentionProducts
 from experiments.quant.formats import Precision
 from experiments.quant.linear import NoiseClock, QuantLinear
 from experiments.quant.recipe import RecipeConfig
@@ -47,7 +48,8 @@ def transformer_shape(config: ModelConfig) -> Shape:
     norm = (2 * config.layers + 1) * hidden
     total = block + norm + matrix * (1 if config.tied else 2)
     count = ParameterCount(block, matrix, matrix, norm, total)
-    return Shape(matrices, config.layers, config.vocab_size, count)
+    attention = {f"blocks.{number}.attention.products": number for number in range(config.layers)}
+    return Shape(matrices, config.layers, config.vocab_size, count, attention)
 
 
 class Attention(nn.Module):
@@ -58,6 +60,7 @@ class Attention(nn.Module):
         self.heads = config.heads
         self.qkv = make_linear(config.hidden, 3 * config.hidden)
         self.out = make_linear(config.hidden, config.hidden)
+        self.products = AttentionProducts()
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """[B, T, D] to [B, T, D]."""
@@ -65,7 +68,7 @@ class Attention(nn.Module):
         # [B, T, 3D] -> 3 x [B, H, T, K]
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = self.products(q, k, v, is_causal=True)
         output: Tensor = self.out(y.transpose(1, 2).reshape(batch, length, hidden))
         return output
 
@@ -139,7 +142,9 @@ class Transformer(NextToken):
         make_linear = LinearFactory(recipe, precision, self.clock)
         self.embedding = nn.Embedding(config.vocab_size, config.hidden)
         self.blocks = nn.ModuleList(Block(config, make_linear) for _ in range(config.layers))
-        self.keep(transformer_shape(config).kept(recipe))
+        shape = transformer_shape(config)
+        self.keep(shape.kept(recipe))
+        self.attend(shape, recipe, precision, "")
         self.norm = nn.RMSNorm(config.hidden, eps=1e-6)
         self.head = nn.Linear(config.hidden, config.vocab_size, bias=False)
         if config.tied:

@@ -27,15 +27,24 @@ from torch.library import custom_op
 from experiments.quant.gemms import Gemms
 from experiments.quant.passes import backward_products, forward_product
 
-_LAYERS: WeakValueDictionary[int, Gemms] = WeakValueDictionary()
+_LAYERS: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _NUMBERS = itertools.count()
 
 
-def handle_of(layer: Gemms) -> Tensor:
-    """A new handle, [1], under which the operations find a layer as long as it lives."""
+def handle_of(layer: Any) -> Tensor:
+    """A new handle, [1], under which the operations find a layer as long as it lives.
+
+    Args:
+        layer: A `Gemms`, or another that has a clock and operations of its own.
+    """
     number = next(_NUMBERS)
     _LAYERS[number] = layer
     return torch.tensor([number], device="cpu")
+
+
+def layer_of(handle: Tensor) -> Any:
+    """The layer of a handle."""
+    return _LAYERS[int(handle)]
 
 
 def compiled_products(
@@ -59,13 +68,13 @@ def compiled_products(
     Returns:
         [rows, out].
     """
-    counts = _counts(handles, tokens)
+    counts = clock_counts(handles, tokens)
     product: Tensor = _gemms(input, weights, handles, counts, tokens, estimated, dtype)
     return product
 
 
 @custom_op("lowbit::counts", mutates_args=(), tags=torch.Tag.nondeterministic_seeded)
-def _counts(handles: Tensor, tokens: Tensor | None) -> Tensor:
+def clock_counts(handles: Tensor, tokens: Tensor | None) -> Tensor:
     """The counts of the layers' clocks; 0 where there are no rows, for which nothing is drawn."""
     layers = [_LAYERS[number] for number in handles.tolist()]
     used = [1] if tokens is None else tokens.tolist()
@@ -73,7 +82,7 @@ def _counts(handles: Tensor, tokens: Tensor | None) -> Tensor:
     return torch.tensor(counts, device="cpu")
 
 
-@_counts.register_fake
+@clock_counts.register_fake
 def _(handles: Tensor, tokens: Tensor | None) -> Tensor:
     return torch.empty_like(handles)
 

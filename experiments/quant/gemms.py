@@ -31,12 +31,13 @@ from experiments.quant.lmul import lmul
 from experiments.quant.operand import Operand, factor_of, has_factor, multiply
 from experiments.quant.product import has_wide_product
 from experiments.quant.recipe import GEMMS, SLOTS, RecipeConfig
+from experiments.quant.slots import ATTENTION
 
-_NAMES = (*SLOTS, *GEMMS, "weight", "exp_avg", "exp_avg_sq", "dropout")
+_NAMES = (*SLOTS, *GEMMS, "weight", "exp_avg", "exp_avg_sq", "dropout", *ATTENTION)
 STREAMS = {name: number for number, name in enumerate(_NAMES, start=1)}
 """Streams of noise: of the operands, of the signs of the GEMMs' rotations, of what an optimizer
-stores, and of a model's own dropout.  Their numbers decide what a run draws, so a new one goes to
-the end."""
+stores, of a model's own dropout, of attention's operands.  Their numbers decide what a run draws,
+so a new one goes to the end."""
 _GRADIENT_OF = {"P1": "grad_input", "P2": "grad_weight"}
 _SHARED = -1
 """Stands for the counter and the layer of signs that do not depend on either."""

@@ -20,12 +20,31 @@ from typing import NamedTuple
 from experiments.quant.formats import (
     PRECISIONS,
     FloatFormat,
-    FormatError,
     Precision,
     ScaleFormat,
 )
 from experiments.quant.modes import Estimator, Rounding
-from fitting.entry.errors import Refusal
+from experiments.quant.slots import AttentionConfig, OperandConfig, has_gradient
+
+__all__ = [
+    "FORWARD_OF",
+    "GEMMS",
+    "LONGEST_WORD",
+    "PRODUCTS",
+    "SHORTEST_WORD",
+    "SIGNS",
+    "SLOTS",
+    "AttentionConfig",
+    "GemmConfig",
+    "GradInputConfig",
+    "GradWeightConfig",
+    "OperandConfig",
+    "OutputConfig",
+    "RecipeConfig",
+    "Slot",
+    "WordLengthConfig",
+    "is_part",
+]
 
 SIGNS = ("fixed", "random", "shared")
 PRODUCTS = ("exact", "lmul")
@@ -61,27 +80,6 @@ GEMMS = {"output": ("P1", "P2"), "grad_input": ("P3", "P4"), "grad_weight": ("P5
 """The operands of each GEMM, left and right."""
 FORWARD_OF = {"P4": "P2", "P6": "P1"}
 """The operands of the backward products that the forward product multiplies, too."""
-
-
-@dataclass
-class OperandConfig:
-    """One quantized operand."""
-
-    rounding: str = "nearest_even"
-    """A name that `Rounding.parse` reads; none: taken as the forward product rounded it."""
-    precision: str = ""
-    """A name that `Precision.parse` reads; "" is the run's."""
-    forward: bool = False
-    """For grad_input.weight and grad_weight.input: take what the forward product multiplied, as it
-    was rotated there, instead of the high-precision tensor."""
-    gradient: str = "straight_through"
-    """For output.input and output.weight: how the gradient passes the rounding, a name that
-    `Estimator.parse` reads."""
-
-    @property
-    def taken_over(self) -> bool:
-        """Whether it is the forward product's rounded operand, not rounded again."""
-        return self.rounding == "none"
 
 
 @dataclass
@@ -139,12 +137,13 @@ GemmConfig = OutputConfig | GradInputConfig | GradWeightConfig
 
 @dataclass
 class RecipeConfig:
-    """Where and how linear layers are quantized, and which of them are."""
+    """Where and how linear layers and attention are quantized, and which of them are."""
 
     name: str = "none"
     output: OutputConfig = field(default_factory=OutputConfig)
     grad_input: GradInputConfig = field(default_factory=GradInputConfig)
     grad_weight: GradWeightConfig = field(default_factory=GradWeightConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
     keep_first: int = 0
     """Blocks at the input that stay in high precision."""
     keep_last: int = 0
@@ -169,8 +168,13 @@ class RecipeConfig:
 
     @property
     def quantized(self) -> tuple[str, ...]:
-        """Labels of the quantized operands, e.g. ("P2", "P4", "P6")."""
+        """Labels of linear layers' quantized operands, e.g. ("P2", "P4", "P6")."""
         return tuple(label for label, operand in self.slots().items() if operand is not None)
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether any operand is quantized, of linear layers or of attention."""
+        return bool(self.quantized or self.attention.quantized)
 
     def rounded(self) -> Iterator[tuple[str, str, OperandConfig]]:
         """Label, key and slot of each operand that is rounded, not merely taken over rounded."""
@@ -204,7 +208,9 @@ class RecipeConfig:
     @property
     def uses_run_precision(self) -> bool:
         """Whether any operand uses the run's precision."""
-        return any(not operand.precision for _, _, operand in self.rounded())
+        of_attention = self.attention.operands().values()
+        own = [operand for _, _, operand in self.rounded()]
+        return any(not operand.precision for operand in (*own, *of_attention))
 
     def precisions(self, run: Precision) -> dict[str, Precision]:
         """Formats of the quantized operands, by label.
@@ -271,6 +277,7 @@ class RecipeConfig:
                 operand = self.slots()[label]
                 if operand is not None:
                     found += self._operand_problems(label, operand)
+        found += self.attention.problems()
         for name in ("keep_first", "keep_last"):
             if getattr(self, name) < 0:
                 found.append(f"recipe.{name}={getattr(self, name)}: must be 0 or more blocks")
@@ -285,37 +292,11 @@ class RecipeConfig:
         return found
 
     def _operand_problems(self, label: str, operand: OperandConfig) -> list[str]:
-        found = []
-
-        def refuse(key: str, right: str) -> None:
-            found.append(f"{SLOTS[label].key(key)}={str(getattr(operand, key)).lower()}: {right}")
-
-        if not operand.taken_over:
-            try:
-                Rounding.parse(operand.rounding)
-            except Refusal as error:
-                refuse("rounding", f"{error}, none")
-        elif not operand.forward:
-            refuse("rounding", "is for forward=true; null leaves an operand in high precision")
-        if operand.precision:
-            if operand.taken_over:
-                refuse("precision", "must be empty with rounding=none, the forward product's holds")
-            try:
-                Precision.parse(operand.precision)
-            except FormatError as error:
-                refuse("precision", str(error))
-        if operand.forward:
-            if label not in FORWARD_OF:
-                refuse("forward", "only grad_input.weight and grad_weight.input can be true")
-            elif self.slots()[FORWARD_OF[label]] is None:
-                refuse("forward", f"needs {'.'.join(SLOTS[FORWARD_OF[label]])} to be quantized")
-        try:
-            estimator = Estimator.parse(operand.gradient)
-            if not estimator.straight_through and label not in GEMMS["output"]:
-                refuse("gradient", "only output.input and output.weight have another")
-        except Refusal as error:
-            refuse("gradient", str(error))
-        return found
+        of_forward = FORWARD_OF.get(label)
+        right = "" if of_forward else "only grad_input.weight and grad_weight.input can be true"
+        if of_forward and self.slots()[of_forward] is None:
+            right = f"needs {'.'.join(SLOTS[of_forward])} to be quantized"
+        return operand.problems(SLOTS[label].key(), right, label in GEMMS["output"])
 
     def format_problems(self, run: Precision) -> list[str]:
         """Formats that cannot do what the recipe asks, each as "key=value: what would be right".
@@ -329,13 +310,12 @@ class RecipeConfig:
             precision, rounding = precisions[label], roundings[label]
             if rounding.moves_scales and precision != PRECISIONS["nvfp4"]:
                 found.append(f"{key}.rounding={rounding}: needs precision nvfp4, not {precision}")
-            if label in self.estimators() and (
-                precision.scale is ScaleFormat.E4M3_4_6 or precision.tile
-            ):
+            if label in self.estimators() and not has_gradient(precision):
                 found.append(
                     f"{key}.gradient={operand.gradient}: needs one scale rule along the summed "
                     f"axis, which {precision} does not have"
                 )
+        found += self.attention.format_problems(run)
         for name, gemm in self.gemms().items():
             if gemm.product == "lmul":
                 left, right = (precisions[label] for label in GEMMS[name])

@@ -29,7 +29,7 @@ _ENDS_IN_HIGH_PRECISION = 5
 
 def numerics_version(config: TrainConfig) -> int:
     """The version of the numerics that a run's result depends on."""
-    share = config.recipe.high_precision_share if config.recipe.quantized else 0.0
+    share = config.recipe.high_precision_share if config.recipe.quantizes else 0.0
     return _ENDS_IN_HIGH_PRECISION if share else NUMERICS_VERSION
 
 

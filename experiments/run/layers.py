@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from experiments.config.schema import TrainConfig
 from experiments.engine.report import Layer, Reported
 from experiments.finetune.config import AdapterConfig
 from experiments.models.build import shape_of
+from experiments.models.shape import Shape
 from experiments.quant.recipe import SLOTS
+from experiments.quant.slots import ATTENTION
 
 
 def layers_of(config: TrainConfig) -> Reported:
@@ -26,8 +28,7 @@ def layers_of(config: TrainConfig) -> Reported:
     alike: dict[tuple[str, str, bool, bool], list[int]] = {}
     params: Counter[tuple[str, str, bool, bool]] = Counter()
     for name, matrix in shape.matrices.items():
-        numbered = rf"(^|\.){matrix.block}(?=\.)"
-        pattern = name if matrix.block is None else re.sub(numbered, r"\1*", name, count=1)
+        pattern = _pattern(name, matrix.block)
         kind = f"{matrix.in_features} to {matrix.out_features}"
         kind += f", {matrix.copies} experts" if matrix.copies > 1 else ""
         adapted = adapter.there and matrix.adapts and adapter.targets(name)
@@ -42,7 +43,30 @@ def layers_of(config: TrainConfig) -> Reported:
         found.append(Layer(name, kind, params[key], () if why else operands, why))
         if adapted:
             found.append(_adapter(name, kind, len(blocks) or 1, adapter))
-    return Reported(found)
+    return Reported([*found, *_attention(config, shape)])
+
+
+def _attention(config: TrainConfig, shape: Shape) -> Iterator[Layer]:
+    """The attention of a recipe that asks for it."""
+    recipe = config.recipe
+    if not recipe.attention.quantized:
+        return
+    formats = recipe.attention.precisions(config.precision.build())
+    operands = tuple(str(formats.get(label, "")) for label in ATTENTION)
+    quantized = set(shape.attended(recipe))
+    alike: dict[tuple[str, bool], list[int]] = {}
+    for name, block in shape.attention.items():
+        key = _pattern(name, block), name not in quantized
+        alike.setdefault(key, []).extend([] if block is None else [block])
+    for (pattern, is_kept), blocks in alike.items():
+        name = pattern.replace("*", _ranges(blocks), 1) if blocks else pattern
+        why = "recipe.keep" if is_kept else ""
+        yield Layer(name, "attention", 0, () if why else operands, why, ATTENTION)
+
+
+def _pattern(name: str, block: int | None) -> str:
+    """A layer's name with * in place of its block's number."""
+    return name if block is None else re.sub(rf"(^|\.){block}(?=\.)", r"\1*", name, count=1)
 
 
 def _adapter(name: str, kind: str, count: int, adapter: AdapterConfig) -> Layer:

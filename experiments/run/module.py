@@ -119,6 +119,6 @@ class LanguageModel(L.LightningModule):
 
 def measured_steps(config: TrainConfig) -> frozenset[int]:
     """The steps before which diagnostics are measured: quantized ones."""
-    if not config.recipe.quantized:
+    if not config.recipe.quantizes:
         return frozenset()
     return frozenset(config.diagnostics.steps(config.quantized_steps))

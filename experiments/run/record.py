@@ -129,7 +129,7 @@ def design(config: TrainConfig, steps: int) -> dict[str, Any]:
         "block_size": formats.sharing,
         "granularity": formats.granularity,
         "scale": formats.scale,
-        "operands": " ".join(config.recipe.quantized),
+        "operands": " ".join([*config.recipe.quantized, *config.recipe.attention.quantized]),
         "operand_values": "exact",  # QuantLinear has no other way
         **{SLOTS[label].error: error for label, error in formats.errors.items()},
         "params": count.block,

@@ -32,6 +32,7 @@ How a text becomes tokens is known by the corpus.
 _SLOTS = (
     *("output.input", "output.weight", "grad_input.grad_output", "grad_input.weight"),
     *("grad_weight.grad_output", "grad_weight.input"),
+    *("attention.query", "attention.key", "attention.probabilities", "attention.value"),
 )
 _OPERANDS = tuple(f"recipe.{slot}." for slot in _SLOTS)
 ABSENT: Mapping[str, Value] = {
@@ -59,6 +60,7 @@ ABSENT: Mapping[str, Value] = {
     "recipe.grad_input.product": "exact",
     "recipe.grad_weight.product": "exact",
     "recipe.grad_input.row_hadamard": 0,
+    "recipe.attention.value_along": "head_dim",
     "recipe.keep_first": 0,
     "recipe.keep_last": 0,
     "recipe.keep": [],
@@ -147,6 +149,8 @@ def _without_effect(flat: dict[str, Value]) -> None:
         for key in [key for key in flat if key.startswith("recipe.")]:
             if not (scored and key.startswith("recipe.keep")):
                 del flat[key]
+    if "attention.value" not in rounding:
+        flat.pop("recipe.attention.value_along", None)
     used = any(
         how != "none" and not flat.get(f"recipe.{slot}.precision") for slot, how in rounding.items()
     )

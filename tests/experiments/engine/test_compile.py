@@ -16,6 +16,7 @@ import lowbit
 from experiments.engine import QuantConv2d
 from experiments.quant.linear import QuantizedGemms
 from experiments.quant.operand import Operand
+from tests.support import hub_models
 
 IDS = torch.randint(0, 96, (2, 33), generator=torch.Generator().manual_seed(1))
 STOCHASTIC = ("recipe=nearest", "recipe.output.input.rounding=stochastic")
@@ -42,24 +43,16 @@ def perceptron(recipe: Any, **more: Any) -> nn.Module:
     return lowbit.quantize_(model, recipe, "mxfp4", **more)
 
 
-def llama(recipe: str) -> nn.Module:
-    transformers = pytest.importorskip("transformers", reason="needs the extra hf")
+def llama(recipe: Any) -> nn.Module:
+    pytest.importorskip("transformers", reason="needs the extra hf")
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=96, pad_token_id=0,
-    )  # fmt: skip
-    return lowbit.quantize_(transformers.LlamaForCausalLM(config), recipe, "mxfp4")
+    return lowbit.quantize_(hub_models.llama(), recipe, "mxfp4")
 
 
 def mixtral(recipe: str) -> nn.Module:
-    transformers = pytest.importorskip("transformers", reason="needs the extra hf")
+    pytest.importorskip("transformers", reason="needs the extra hf")
     torch.manual_seed(0)
-    config = transformers.MixtralConfig(
-        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=96, num_local_experts=8,
-    )  # fmt: skip
-    return lowbit.quantize_(transformers.MixtralForCausalLM(config), recipe, "mxfp4")
+    return lowbit.quantize_(hub_models.mixtral(experts=8), recipe, "mxfp4")
 
 
 def mean_square(model: Any) -> Tensor:

@@ -16,58 +16,12 @@ from experiments.quant.block import quantize
 from experiments.quant.linear import QuantizedGemms
 from experiments.quant.operand import Operand
 from experiments.quantize import EngineError
+from tests.support.hub_models import gpt2, llama, mixtral, qwen, vit
 
-transformers = pytest.importorskip("transformers", reason="needs the extra hf")
+pytest.importorskip("transformers", reason="needs the extra hf")
 IDS = torch.randint(0, 96, (2, 33), generator=torch.Generator().manual_seed(1))
 SIX = range(1, 7)
 IMAGES = torch.randn(4, 3, 17, 17, generator=torch.Generator().manual_seed(2))
-
-
-def llama() -> nn.Module:
-    """Grouped queries; 33 positions, which no block divides."""
-    config = transformers.LlamaConfig(
-        hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=96, pad_token_id=0,
-    )  # fmt: skip
-    return transformers.LlamaForCausalLM(config)  # type: ignore[no-any-return]
-
-
-def qwen() -> nn.Module:
-    """Normed queries and keys, and a head that is the embedding's matrix."""
-    config = transformers.Qwen3Config(
-        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, vocab_size=96, tie_word_embeddings=True,
-    )  # fmt: skip
-    return transformers.Qwen3ForCausalLM(config)  # type: ignore[no-any-return]
-
-
-def gpt2() -> nn.Module:
-    """Weights stored [in, out], in a class of transformers' own."""
-    config = transformers.GPT2Config(
-        n_embd=64, n_layer=2, n_head=2, vocab_size=96, n_positions=64, resid_pdrop=0.0,
-        embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
-        loss_type="ForCausalLM",
-    )  # fmt: skip
-    return transformers.GPT2LMHeadModel(config)  # type: ignore[no-any-return]
-
-
-def mixtral() -> nn.Module:
-    """Four experts, whose weights are one tensor."""
-    config = transformers.MixtralConfig(
-        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=96, num_local_experts=4,
-    )  # fmt: skip
-    return transformers.MixtralForCausalLM(config)  # type: ignore[no-any-return]
-
-
-def vit() -> nn.Module:
-    """Patches by a convolution, 17 positions."""
-    config = transformers.ViTConfig(
-        hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96,
-        image_size=16, patch_size=4, num_labels=10, hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    return transformers.ViTForImageClassification(config)  # type: ignore[no-any-return]
 
 
 def convolutions() -> nn.Module:
