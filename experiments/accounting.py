@@ -94,13 +94,14 @@ def training_bytes(
         per_token = model.layers * (34 * model.hidden + 6 * model.ffn) + 3 * model.vocab_size
         per_token *= 4
     per_token += _attention_bytes(model, shape, recipe, seq_len)
-    return weights + math.ceil(rows * per_token) + _recipe_bytes(shape, rows, recipe)
+    of_recipes = max(_recipe_bytes(shape, rows, each) for each in recipe.recipes())
+    return weights + math.ceil(rows * per_token) + of_recipes
 
 
 def _attention_bytes(model: ModelConfig, shape: Shape, recipe: RecipeConfig, seq_len: int) -> float:
     """Memory per token of attention that is written out, because its operands are quantized."""
-    count = len(shape.attention) if shape.attended(recipe) else 0
-    if not count:
+    count = len(shape.attention)
+    if not any(treated.recipe is not None for treated in shape.attended(recipe).values()):
         return 0.0
     if model.foreign:
         one_layer = foreign_cost(model, seq_len).probabilities_per_token / count

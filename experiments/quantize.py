@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -17,6 +16,7 @@ from experiments.engine.kinds import by_default_not, is_linear, kind, not_its_ow
 from experiments.engine.noise import DrawnNoise
 from experiments.quant.formats import Precision
 from experiments.quant.linear import NoiseClock, QuantizedGemms
+from experiments.quant.overrides import DEFAULT, select, unmet
 from experiments.quant.recipe import RecipeConfig, is_part
 from fitting.entry.errors import Refusal
 
@@ -24,10 +24,6 @@ How: TypeAlias = "str | RecipeConfig | tuple[str | RecipeConfig, str | Precision
 """A recipe, or a recipe and its format; None leaves a layer in high precision."""
 Filter: TypeAlias = Callable[[nn.Module, str], bool]
 """A layer and its full name -> whether to quantize it."""
-REGULAR = "re:"
-"""What a pattern among the overrides begins with."""
-DEFAULT = "_default"
-"""Among the overrides: what holds for layers that no name and no pattern meets."""
 MOST_LISTED = 6
 """Names of layers in a message."""
 _REACHED = (
@@ -76,7 +72,8 @@ def quantize_(
         overrides: What holds for some layers instead: full names, or patterns that begin with
             "re:" and match the whole name, -> a recipe, (recipe, precision), or None for high
             precision.  A full name goes before patterns, these in their order, these before
-            "_default" (which means no embedding), and any of them before `filter_fn`.
+            "_default" (which means no embedding), and any of them before `filter_fn`.  Those that
+            a recipe has itself (`recipe.overrides`) come after these.
         clock: The source of noise.  By default it is drawn from torch's generator in each pass
             (`DrawnNoise`); give a `NoiseClock` to count steps yourself.
 
@@ -95,7 +92,12 @@ def quantize_(
     ['QuantLinear', 'ReLU', 'Linear']
     """
     plan = _planned(recipe, precision)
-    named = {name: _planned(how, precision) for name, how in (overrides or {}).items()}
+    said: dict[str, How] = dict(overrides or {})
+    if plan is not None:
+        for name, its in plan.recipe.overrides.items():
+            its_own: How = (its.recipe, its.precision or precision) if its is not None else None
+            said.setdefault(name, its_own)
+    named = {name: _planned(how, precision) for name, how in said.items()}
     layers = {n: m for n, m in model.named_modules() if kind(m) is not None or is_linear(m)}
     plans = [each for each in (plan, *named.values()) if each is not None]
     asked = any(each.recipe.attention.quantized for each in plans)
@@ -111,7 +113,7 @@ def quantize_(
 
     def planned(name: str, layer: nn.Module) -> tuple[_Plan | None, str]:
         """What somebody said of a layer, and where; ("", the recipe) if nobody did."""
-        chosen, by = _chosen(name, named)
+        chosen, by = select(name, named)
         if by or filter_fn is None:
             return (chosen, by) if by else (plan, "")
         return (plan if filter_fn(layer, name) else None), "filter_fn"
@@ -229,34 +231,15 @@ def _keeps(recipe: RecipeConfig, name: str, block: int | None, blocks: int) -> b
     return recipe.keeps(name, block, blocks)
 
 
-def _chosen(name: str, named: Mapping[str, _Plan | None]) -> tuple[_Plan | None, str]:
-    """What the overrides say of a layer, and which does; (None, "") if none does."""
-    if name in named:
-        return named[name], f"override {name}"
-    for pattern, plan in named.items():
-        if pattern.startswith(REGULAR) and re.fullmatch(pattern[len(REGULAR) :], name):
-            return plan, f"override {pattern}"
-    if DEFAULT in named:
-        return named[DEFAULT], f"override {DEFAULT}"
-    return None, ""
-
-
 def _refuse_unmet(named: Mapping[str, object], layers: Collection[str]) -> None:
     """Refuse names and patterns that meet no layer: they were meant for one.
 
     Raises:
         EngineError: There is one.
     """
-    for pattern in named:
-        if pattern == DEFAULT or pattern in layers:
-            continue
-        try:
-            expression = re.compile(pattern.removeprefix(REGULAR))
-        except re.error as error:
-            raise EngineError(f"overrides[{pattern!r}]: is no pattern ({error})") from error
-        if pattern.startswith(REGULAR) and any(expression.fullmatch(name) for name in layers):
-            continue
-        raise EngineError(f"overrides[{pattern!r}]: meets no layer; there are {_first_of(layers)}")
+    for pattern, wrong in unmet(named, layers).items():
+        hint = f"; there are {_first_of(layers)}" if wrong == "meets no layer" else ""
+        raise EngineError(f"overrides[{pattern!r}]: {wrong}{hint}")
 
 
 def _refuse_unkept(plan: _Plan, layers: Collection[str]) -> None:

@@ -37,6 +37,8 @@ _CHOICES = {
 }
 _MODES = (("--multirun", "-m"), ("--run", "-r"), _SHOWN, _INFO, _COMPLETION)
 """Groups of options of which a command line may have one."""
+_OPEN = ("model.config.", "recipe.overrides.", "recipe.overrides=")
+"""Beginnings of keys that end as the user likes."""
 _OPERAND = re.compile(
     r"recipe\.((output|grad_input|grad_weight)\.(input|weight|grad_output)"
     r"|attention\.(query|key|probabilities|value))[.=]"
@@ -106,7 +108,7 @@ def with_open_key(word: str) -> str:
     """
     if _OPERAND.match(word) and word.endswith("={}"):
         word = word.removesuffix("={}") + ".rounding=nearest_even"
-    return f"++{word}" if word.startswith("model.config.") or _OPERAND.match(word) else word
+    return f"++{word}" if word.startswith(_OPEN) or _OPERAND.match(word) else word
 
 
 def _with_value(name: str, value: str) -> str:
@@ -162,6 +164,12 @@ def check_overrides(words: Sequence[str], several: bool) -> None:
 
 def _unreadable(word: str, parser: OverridesParser) -> str:
     """The error for a word that does not fit Hydra's grammar."""
+    if word.startswith("recipe.overrides."):
+        return (
+            f"{word}: a pattern cannot be typed as a key; write it with a backslash before each of "
+            r": ( ) [ ] { } and in single quotes, 'recipe.overrides={re\:.*down: nearest}', or as "
+            "recipe.overrides in a recipe's file"
+        )
     key, equals, value = word.partition("=")
     if not equals or not key:
         return f"{word}: cannot be read as key=value; see lowbit-train --help"
@@ -210,6 +218,12 @@ def _check(override: Override, word: str, several: bool) -> None:
             f"{word}: has several values; add -m to sweep over them, or write {key}=[{value}] for "
             f"a list, or {as_text} for one text"
         )
+    if key == "recipe.overrides" and not override.is_sweep_override():
+        if not isinstance(override.value(), dict):
+            raise ConfigError(
+                f"{word}: must be names of layers and recipes, {key}={{NAME: nearest}}"
+            )
+        return
     if key not in groups() or override.is_delete() or override.is_sweep_override():
         return
     chosen = override.value()

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import demands
+from experiments.config.overrides import resolve
 from experiments.config.precision import ConfigError
 from experiments.config.running import SweepConfig
 from experiments.config.schema import (
@@ -148,6 +149,7 @@ def checked(config: TrainConfig) -> TrainConfig:
     if file := config.data.tokenizer_file:
         config.data.tokenizer = str(file.absolute())
     config.runs = str(Path(config.runs).expanduser().absolute())
+    resolve(config.recipe)
     if config.model.foreign and not config.model.problems():
         try:
             resolved(config.model)

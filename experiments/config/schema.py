@@ -29,6 +29,7 @@ from experiments.models.shape import Matrix
 from experiments.models.source import ModelError, is_folder
 from experiments.optim import OptimConfig
 from experiments.quant.formats import BFLOAT16_DIGITS, Precision
+from experiments.quant.overrides import treatment, unmet
 from experiments.quant.recipe import RecipeConfig, is_part
 from fitting.entry.errors import one_line
 
@@ -178,6 +179,8 @@ def check(config: TrainConfig) -> None:
         found += _foreign_problems(config)
     if not found:
         found += _finetune_problems(config)
+    if not found and config.recipe.overrides:
+        found += _override_problems(config)
     if not found and config.ptq.formats and not config.recipe.quantizes:
         found += _keep_problems(config)
     if not found:
@@ -350,9 +353,52 @@ def _axes(config: TrainConfig) -> dict[str, dict[str, int]]:
 
 def _fit_problems(config: TrainConfig) -> list[str]:
     """Errors of combinations of recipe, formats and model."""
-    recipe, run, axes = config.recipe, config.precision.build(), _axes(config)
-    found = _keep_problems(config) + _attention_problems(config) + recipe.format_problems(run)
+    recipe, run = config.recipe, config.precision.build()
+    found = _keep_problems(config) + _attention_problems(config)
+    if recipe.name == "none":
+        found.append("recipe.name=none: is that of runs without quantization; set another name")
+    found += recipe.format_problems(run) + _size_problems(config, recipe, run)
+    for pattern, override in recipe.overridden().items():
+        target = Precision.parse(override.precision) if override.precision else run
+        inner = _size_problems(config, override.recipe, target)
+        found += [f"recipe.overrides[{pattern}]: {problem}" for problem in inner]
+    return list(dict.fromkeys(found))
+
+
+def _override_problems(config: TrainConfig) -> list[str]:
+    """Errors of overrides: no layer has the name, or something else would need layers alike."""
+    recipe, shape = config.recipe, shape_of(config.model)
+    asked = any(each.attention.quantized for each in recipe.recipes())
+    hidden = (*shape.attention, *shape.unreached) if asked else ()
+    layers = [*shape.layers(), *shape.others, *hidden]
+    there = ", ".join(layers[:MOST_LISTED]) + (", ..." if len(layers) > MOST_LISTED else "")
+    found = [
+        f"recipe.overrides[{pattern}]: {wrong}" + f"; there are {there}" * ("meets" in wrong)
+        for pattern, wrong in unmet(recipe.overrides, layers).items()
+    ]
+    treated = {} if found else shape.treated(recipe)
+    of_others = [n for n, m in shape.others.items() if treated and treated[n].recipe is not None]
+    of_blocks = {
+        "ptq.formats": config.ptq.formats,
+        "optim.weights": config.optim.weights,
+        "optim.state": config.optim.state,
+    }
+    return found + [
+        f"{key}={value}: is for the layers that are quantized by default; leave {of_others[0]} out "
+        "of recipe.overrides"
+        for key, value in of_blocks.items()
+        if value and of_others
+    ]
+
+
+def _size_problems(config: TrainConfig, recipe: RecipeConfig, run: Precision) -> list[str]:
+    """Errors of blocks and rotations that do not suit the model's sizes."""
+    found, axes = [], _axes(config)
     precisions = recipe.precisions(run)
+    for name, operand in recipe.attention.operands().items():
+        precision = recipe.attention.precisions(run)[name]
+        where = f"recipe.attention.{name}.precision={operand.precision or precision}"
+        found += _too_fine(where, precision, config.compute_dtype)
     for label, key, operand in recipe.rounded():
         name, precision = key.split(".")[1], precisions[label]
         own = f"{key}.precision={operand.precision}"
@@ -387,25 +433,21 @@ def _fit_problems(config: TrainConfig) -> list[str]:
 
 
 def _attention_problems(config: TrainConfig) -> list[str]:
-    """Errors of a recipe for attention: it cannot be reached, or the run would pass for another."""
-    recipe, shape, found = config.recipe, shape_of(config.model), []
-    if recipe.name == "none":
-        found.append("recipe.name=none: is that of runs without quantization; set another name")
-    run = config.precision.build()
-    for name, precision in recipe.attention.precisions(run).items():
-        own = recipe.attention.operands()[name].precision
-        where = f"recipe.attention.{name}.precision={own or precision}"
-        found += _too_fine(where, precision, config.compute_dtype)
-    if recipe.attention.quantized:
-        key = f"recipe.attention.{recipe.attention.quantized[0]}"
-        found += [
-            f"{key}: {name} cannot be quantized: {why}; set recipe.attention to null, or keep "
-            f"this module in high precision by recipe.keep=[{name}]"
-            for name, why in shape.unreached.items()
-            if not recipe.keeps(name, None, shape.blocks)
-        ]
-        if not found and not shape.attention:
-            found.append(f"{key}: the model has no attention that can be reached; it must be null")
+    """Errors of a recipe for attention: it cannot be reached."""
+    recipe, shape = config.recipe, shape_of(config.model)
+    asked = [each.attention.quantized for each in recipe.recipes() if each.attention.quantized]
+    if not asked:
+        return []
+    key, found = f"recipe.attention.{asked[0][0]}", []
+    for name, why in shape.unreached.items():
+        treated = treatment(recipe, name, None, shape.blocks).recipe
+        if treated is not None and treated.attention.quantized:
+            found.append(
+                f"{key}: {name} cannot be quantized: {why}; it must be null, or "
+                f"recipe.keep=[{name}] keep this module in high precision"
+            )
+    if not found and not shape.attention:
+        found.append(f"{key}: the model has no attention that can be reached; it must be null")
     return found
 
 
@@ -413,7 +455,8 @@ def _keep_problems(config: TrainConfig) -> list[str]:
     """Errors of kept layers: the model does not have one, or none is left to quantize."""
     recipe, shape = config.recipe, shape_of(config.model)
     layers, blocks = shape.layers(), shape.blocks
-    others = (*shape.attention, *shape.unreached) if recipe.attention.quantized else ()
+    asked = any(each.attention.quantized for each in recipe.recipes())
+    others = (*shape.attention, *shape.unreached) if asked else ()
     there = f"blocks.0 to blocks.{blocks - 1} and in each " + ", ".join(
         name.removeprefix("blocks.0.") for name in layers if ".0." in name
     )
@@ -429,9 +472,11 @@ def _keep_problems(config: TrainConfig) -> list[str]:
             f"recipe.keep_first={recipe.keep_first}, keep_last={recipe.keep_last}: the model has "
             "no numbered blocks; name its layers in recipe.keep"
         )
-    if not found and not shape.quantized(recipe) and not shape.attended(recipe):
+    attended = any(treated.recipe for treated in shape.attended(recipe).values())
+    if not found and not shape.quantized(recipe) and not attended and recipe.quantizes:
+        keep = ",".join(recipe.keep) + " and recipe.overrides" * bool(recipe.overrides)
         found.append(
-            f"recipe.keep={','.join(recipe.keep)}: with keep_first={recipe.keep_first} and "
+            f"recipe.keep={keep}: with keep_first={recipe.keep_first} and "
             f"keep_last={recipe.keep_last} of model.layers={blocks} no layer is left to quantize"
         )
     return found

@@ -10,6 +10,8 @@ from experiments.quant.linear import QuantizedGemms, QuantLinear
 
 BASE_LAYER = ".base_layer"
 """End of the name of a layer that an adapter has wrapped, in peft and here."""
+EMBEDDING, HEAD = "embedding", "output head"
+"""What layers are that are quantized only when they are asked for; the other is a router."""
 _EXACT = {
     nn.Linear: QuantLinear,
     nn.Conv1d: QuantConv1d,
@@ -59,8 +61,8 @@ def by_default_not(model: nn.Module) -> dict[nn.Module, str]:
     """Layers that are quantized only when they are asked for, and what they are."""
     embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     return (
-        dict.fromkeys(embeddings, "embedding")
-        | dict.fromkeys(output_heads(model), "output head")
+        dict.fromkeys(embeddings, EMBEDDING)
+        | dict.fromkeys(output_heads(model), HEAD)
         | dict.fromkeys(_routers(model), "router")
     )
 

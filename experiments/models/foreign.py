@@ -24,7 +24,7 @@ from experiments.engine.blocks import block_numbers
 from experiments.engine.convert import become, multiply_by_layers, quantizable
 from experiments.engine.experts import QuantExperts, are_experts
 from experiments.engine.experts import matrices as expert_matrices
-from experiments.engine.kinds import output_heads
+from experiments.engine.kinds import by_default_not, kind, not_its_own, output_heads
 from experiments.models import source
 from experiments.models.config import ModelConfig
 from experiments.models.next_token import NextToken
@@ -59,8 +59,7 @@ class ForeignModel(NextToken):
         self.vocab_size = shape.vocab_size
         for number, layer in enumerate(quantizable(self.module).values()):
             become(layer, recipe, precision, self.clock, number)
-        self.keep(f"module.{name}" for name in shape.kept(recipe))
-        self.attend(shape, recipe, precision, "module.")
+        self.treat(shape, recipe, precision, "module.")
         multiply_by_layers(self.module)
 
     @torch.no_grad()
@@ -232,7 +231,17 @@ def shape_of_module(module: nn.Module, vocab_size: int) -> Shape:
     count = ParameterCount(block, head, embedding, norm, total)
     of_attention, _ = block_numbers([*layers, *attentions(module)])
     attention = {name: of_attention[name] for name in attentions(module)}
-    return Shape(matrices, blocks, vocab_size, count, attention, unreached(module))
+    others = dict(_others(module))
+    return Shape(matrices, blocks, vocab_size, count, others, attention, unreached(module))
+
+
+def _others(module: nn.Module) -> Iterator[tuple[str, Matrix]]:
+    """Heads, routers and embeddings, which only overrides quantize."""
+    left_out, impossible = by_default_not(module), not_its_own(module)
+    for name, layer in module.named_modules():
+        if layer in left_out and layer not in impossible and kind(layer) is not None:
+            what = left_out[layer]
+            yield name, Matrix(*_sizes(layer), None, isinstance(layer, nn.Linear), left_out=what)
 
 
 def _matrices(
@@ -262,6 +271,8 @@ def _sizes(layer: nn.Module) -> tuple[int, int]:
     assert isinstance(weight, Tensor)
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
+    if isinstance(layer, nn.Embedding):
+        return layer.embedding_dim, layer.num_embeddings
     if isinstance(layer, nn.Conv1d | nn.Conv2d):  # one group's columns
         return weight[0].numel(), weight.shape[0]
     return weight.shape[0], weight.shape[1]  # of GPT-2's Conv1D

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.engine.convert import attend, become, do_not_attend
 from experiments.engine.kinds import BASE_LAYER
-from experiments.engine.convert import attend, do_not_attend
 from experiments.models.shape import Shape
 from experiments.quant.formats import Precision
 from experiments.quant.linear import NoiseClock, QuantizedGemms, QuantLinear
@@ -41,22 +41,30 @@ class NextToken(nn.Module, ABC):
         for layer in self._kept:
             layer.kept = True
 
-    def attend(self, shape: Shape, recipe: RecipeConfig, precision: Precision, prefix: str) -> None:
-        """Quantize the products of attention, as the recipe says.
+    def treat(
+        self, shape: Shape, recipe: RecipeConfig, precision: Precision, prefix: str = ""
+    ) -> None:
+        """Leave layers in high precision, and do what a recipe's overrides and attention ask for.
 
         Args:
             shape: The model's.
-            recipe: Which operands of which attention.
-            precision: The format of operands to which it gives none.
+            recipe: The run's; those layers that it quantizes by default are quantized already.
+            precision: The run's.
             prefix: What stands before the names of the shape in this model.
         """
-        quantized = shape.attended(recipe)
-        for number, name in enumerate(shape.attention if recipe.attention.quantized else ()):
+        self.keep(f"{prefix}{name}" for name in shape.kept(recipe))
+        for number, (name, treated) in enumerate(shape.treated(recipe).items()):
+            if treated.own:
+                assert treated.recipe is not None
+                how = treated.recipe, treated.format_of(precision), self.clock
+                become(self.get_submodule(f"{prefix}{name}"), *how, number)
+        for number, (name, treated) in enumerate(shape.attended(recipe).items()):
             module = self.get_submodule(f"{prefix}{name}")
-            if name in quantized:
-                attend(module, recipe, precision, self.clock, number)
+            if treated.recipe is None:
+                do_not_attend(module, treated.why)
             else:
-                do_not_attend(module, "recipe.keep")
+                how = treated.recipe, treated.format_of(precision), self.clock
+                attend(module, *how, number)
 
     def extend_tables(self, length: int) -> None:
         """Make tables of positions long enough for sequences of `length`, if there are any."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from experiments.quant.recipe import RecipeConfig
+from experiments.engine.kinds import EMBEDDING
+from experiments.quant.overrides import Treatment, treatment
+from experiments.quant.recipe import SLOTS, RecipeConfig
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,14 @@ class Matrix:
     """Whether an adapter can stand beside its layer: a product with one matrix."""
     share: float = 1.0
     """The share of the tokens that each of them sees on average."""
+    left_out: str = ""
+    """What its layer is (output head, router, embedding), if only a name or a pattern among the
+    overrides quantizes it."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Its operands: all six, or, as rows of an embedding are looked up, its own alone."""
+        return ("P2",) if self.left_out == EMBEDDING else tuple(SLOTS)
 
 
 @dataclass(frozen=True)
@@ -54,36 +64,59 @@ class Shape:
     """How many numbered blocks there are."""
     vocab_size: int
     parameters: ParameterCount
+    others: Mapping[str, Matrix] = field(default_factory=dict)
+    """Matrices that a recipe's overrides may quantize by name, those that have `left_out`."""
     attention: Mapping[str, int | None] = field(default_factory=dict)
     """The attention whose products a recipe may quantize, by name, with its block's number."""
     unreached: Mapping[str, str] = field(default_factory=dict)
     """Attention whose products it cannot, by name, and why."""
 
-    def attended(self, recipe: RecipeConfig) -> list[str]:
-        """The attention whose products a recipe quantizes."""
-        if not recipe.attention.quantized:
-            return []
-        return [n for n, block in self.attention.items() if not recipe.keeps(n, block, self.blocks)]
+    def attended(self, recipe: RecipeConfig) -> dict[str, Treatment]:
+        """How a recipe treats each attention, if anything of it asks for any."""
+        if not any(each.attention.quantized for each in recipe.recipes()):
+            return {}
+        found = {}
+        for name, block in self.attention.items():
+            treated = treatment(recipe, name, block, self.blocks)
+            if treated.recipe is not None and not treated.recipe.attention.quantized:
+                treated = Treatment(None, why="recipe without attention")
+            found[name] = treated
+        return found
+
+    def treated(self, recipe: RecipeConfig) -> dict[str, Treatment]:
+        """How a recipe treats each layer that it may quantize, by the layer's name."""
+        found = {}
+        for layer, matrix in self._layers():
+            treated = treatment(recipe, layer, matrix.block, self.blocks, matrix.left_out)
+            of_it = treated.recipe.quantized if treated.recipe is not None else ()
+            if treated.recipe is not None and not set(matrix.labels) & set(of_it):
+                treated = Treatment(None, why="recipe none")
+            found[layer] = treated
+        return found
 
     def kept(self, recipe: RecipeConfig) -> frozenset[str]:
-        """The names of the layers that a recipe keeps in high precision."""
-        return frozenset(
-            layer
-            for layer, matrix in self._layers()
-            if recipe.keeps(layer, matrix.block, self.blocks)
-        )
+        """The names of the layers that a recipe keeps in high precision, of its usual ones."""
+        found = set()
+        for layer, matrix in self._layers():
+            how = treatment(recipe, layer, matrix.block, self.blocks)
+            nothing = how.recipe is None or (how.own and not how.recipe.quantized)
+            if nothing and not matrix.left_out:
+                found.add(layer)
+        return frozenset(found)
 
-    def quantized(self, recipe: RecipeConfig) -> dict[str, Matrix]:
-        """The matrices that a recipe does not keep."""
-        kept = self.kept(recipe)
-        return {n: m for n, m in self.matrices.items() if (m.layer or n) not in kept}
+    def quantized(self, recipe: RecipeConfig) -> dict[str, tuple[Matrix, Treatment]]:
+        """The matrices that a recipe or its overrides quantize, and how."""
+        treated = self.treated(recipe)
+        every = {**self.matrices, **self.others}
+        found = {name: (matrix, treated[matrix.layer or name]) for name, matrix in every.items()}
+        return {name: pair for name, pair in found.items() if pair[1].recipe is not None}
 
     def layers(self) -> list[str]:
         """The names of the layers that hold the matrices."""
-        return list(dict.fromkeys(layer for layer, _ in self._layers()))
+        return list(dict.fromkeys(m.layer or name for name, m in self.matrices.items()))
 
     def _layers(self) -> Iterator[tuple[str, Matrix]]:
-        for name, matrix in self.matrices.items():
+        for name, matrix in {**self.matrices, **self.others}.items():
             yield matrix.layer or name, matrix
 
 

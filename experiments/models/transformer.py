@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.engine.kinds import EMBEDDING, HEAD
 from experiments.models.config import ModelConfig
 from experiments.models.next_token import NextToken
 from experiments.models.shape import Matrix, ParameterCount, Shape
@@ -49,7 +50,11 @@ def transformer_shape(config: ModelConfig) -> Shape:
     total = block + norm + matrix * (1 if config.tied else 2)
     count = ParameterCount(block, matrix, matrix, norm, total)
     attention = {f"blocks.{number}.attention.products": number for number in range(config.layers)}
-    return Shape(matrices, config.layers, config.vocab_size, count, attention)
+    others = {
+        name: Matrix(hidden, config.vocab_size, None, left_out=what)
+        for name, what in (("embedding", EMBEDDING), ("head", HEAD))
+    }
+    return Shape(matrices, config.layers, config.vocab_size, count, others, attention)
 
 
 class Attention(nn.Module):
@@ -142,13 +147,11 @@ class Transformer(NextToken):
         make_linear = LinearFactory(recipe, precision, self.clock)
         self.embedding = nn.Embedding(config.vocab_size, config.hidden)
         self.blocks = nn.ModuleList(Block(config, make_linear) for _ in range(config.layers))
-        shape = transformer_shape(config)
-        self.keep(shape.kept(recipe))
-        self.attend(shape, recipe, precision, "")
         self.norm = nn.RMSNorm(config.hidden, eps=1e-6)
         self.head = nn.Linear(config.hidden, config.vocab_size, bias=False)
         if config.tied:
             self.head.weight = self.embedding.weight
+        self.treat(transformer_shape(config), recipe, precision)
         self.register_buffer("cos", torch.empty(0), persistent=False)
         self.register_buffer("sin", torch.empty(0), persistent=False)
 

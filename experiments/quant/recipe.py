@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from experiments.quant.formats import (
     PRECISIONS,
@@ -40,6 +40,7 @@ __all__ = [
     "GradWeightConfig",
     "OperandConfig",
     "OutputConfig",
+    "Override",
     "RecipeConfig",
     "Slot",
     "WordLengthConfig",
@@ -154,6 +155,9 @@ class RecipeConfig:
     high_precision_share: float = 0.0
     """Last share of the training steps, and the validation after them, without quantization."""
     word_length: WordLengthConfig = field(default_factory=WordLengthConfig)
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """By full name, pattern ("re:...") or "_default", what holds for layers instead: an `Override`,
+    or None for high precision (`experiments.quant.overrides`)."""
 
     def slots(self) -> dict[str, OperandConfig | None]:
         """The six operands by their label in the literature."""
@@ -174,7 +178,17 @@ class RecipeConfig:
     @property
     def quantizes(self) -> bool:
         """Whether any operand is quantized, of linear layers or of attention."""
-        return bool(self.quantized or self.attention.quantized)
+        return bool(self.quantized or self.attention.quantized) or any(
+            override.recipe.quantizes for override in self.overridden().values()
+        )
+
+    def overridden(self) -> dict[str, Override]:
+        """The overrides that are not high precision."""
+        return {n: how for n, how in self.overrides.items() if isinstance(how, Override)}
+
+    def recipes(self) -> list[RecipeConfig]:
+        """This recipe and those of its overrides."""
+        return [self, *(override.recipe for override in self.overridden().values())]
 
     def rounded(self) -> Iterator[tuple[str, str, OperandConfig]]:
         """Label, key and slot of each operand that is rounded, not merely taken over rounded."""
@@ -210,7 +224,10 @@ class RecipeConfig:
         """Whether any operand uses the run's precision."""
         of_attention = self.attention.operands().values()
         own = [operand for _, _, operand in self.rounded()]
-        return any(not operand.precision for operand in (*own, *of_attention))
+        return any(not operand.precision for operand in (*own, *of_attention)) or any(
+            not override.precision and override.recipe.uses_run_precision
+            for override in self.overridden().values()
+        )
 
     def precisions(self, run: Precision) -> dict[str, Precision]:
         """Formats of the quantized operands, by label.
@@ -278,6 +295,18 @@ class RecipeConfig:
                 if operand is not None:
                     found += self._operand_problems(label, operand)
         found += self.attention.problems()
+        for name, override in self.overridden().items():
+            inner = override.recipe.problems()
+            if override.recipe.overrides:
+                inner.append("recipe.overrides: an override has none of its own")
+            if override.recipe.high_precision_share or override.recipe.word_length.lookback:
+                inner.append("high_precision_share and word_length are those of the run's recipe")
+            found += [f"recipe.overrides[{name}]: {problem}" for problem in inner]
+        if self.overridden() and self.word_length.lookback:
+            found.append(
+                f"recipe.word_length.lookback={self.word_length.lookback}: moves the word lengths "
+                "of all layers alike; leave out recipe.overrides"
+            )
         for name in ("keep_first", "keep_last"):
             if getattr(self, name) < 0:
                 found.append(f"recipe.{name}={getattr(self, name)}: must be 0 or more blocks")
@@ -320,6 +349,12 @@ class RecipeConfig:
             if gemm.product == "lmul":
                 left, right = (precisions[label] for label in GEMMS[name])
                 found += _lmul_problems(f"recipe.{name}.product=lmul", left, right)
+        for pattern, override in self.overridden().items():
+            target = Precision.parse(override.precision) if override.precision else run
+            found += [
+                f"recipe.overrides[{pattern}]: {problem}"
+                for problem in override.recipe.format_problems(target)
+            ]
         lookback, weight = self.word_length.lookback, precisions.get("P2")
         if lookback and not (weight and weight.fixed_point):
             found.append(
@@ -327,6 +362,15 @@ class RecipeConfig:
                 f"E0M1 to E0M{LONGEST_WORD - 1}, not {weight or 'high precision'}"
             )
         return found
+
+
+@dataclass
+class Override:
+    """What holds for some layers instead of the run's recipe."""
+
+    recipe: RecipeConfig
+    precision: str = ""
+    """The format of operands to which it gives none; "" is the run's."""
 
 
 def is_part(part: str, layer: str) -> bool:

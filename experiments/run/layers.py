@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from experiments.config.schema import TrainConfig
 from experiments.engine.report import Layer, Reported
 from experiments.finetune.config import AdapterConfig
 from experiments.models.build import shape_of
-from experiments.models.shape import Shape
+from experiments.models.shape import Matrix
 from experiments.quant.recipe import SLOTS
 from experiments.quant.slots import ATTENTION
 
@@ -18,68 +19,65 @@ from experiments.quant.slots import ATTENTION
 def layers_of(config: TrainConfig) -> Reported:
     """The matrices that a recipe quantizes or keeps, those of like blocks in one line.
 
-    Other matrices (embeddings, the output head, routers) are in high precision and not listed.
+    Other matrices (embeddings, the output head, routers) are in high precision and not listed,
+    unless an override quantizes them; attention is, if the recipe asks for any.
     """
-    recipe, shape, adapter = config.recipe, shape_of(config.model), config.adapter
-    quantized = recipe.quantized
-    formats = recipe.precisions(config.precision.build()) if quantized else {}
-    operands = tuple(str(formats.get(label, "")) for label in SLOTS)
-    kept = shape.kept(recipe)
-    alike: dict[tuple[str, str, bool, bool], list[int]] = {}
-    params: Counter[tuple[str, str, bool, bool]] = Counter()
-    for name, matrix in shape.matrices.items():
-        pattern = _pattern(name, matrix.block)
+    recipe, shape, run = config.recipe, shape_of(config.model), config.precision.build()
+    adapter = config.adapter
+    treated, lines = shape.treated(recipe), _Lines()
+    asked = {n: m for n, m in shape.others.items() if treated[n].recipe is not None}
+    for name, matrix in {**shape.matrices, **asked}.items():
+        how = treated[matrix.layer or name]
+        formats = how.recipe.precisions(how.format_of(run)) if how.recipe is not None else {}
+        operands = tuple(str(formats.get(s, "")) if s in matrix.labels else "" for s in SLOTS)
+        why = "recipe none" if how.recipe is None and not recipe.quantizes else how.why
         kind = f"{matrix.in_features} to {matrix.out_features}"
         kind += f", {matrix.copies} experts" if matrix.copies > 1 else ""
-        adapted = adapter.there and matrix.adapts and adapter.targets(name)
-        key = pattern, kind, (matrix.layer or name) in kept, adapted
-        alike.setdefault(key, []).extend([] if matrix.block is None else [matrix.block])
-        params[key] += matrix.in_features * matrix.out_features * matrix.copies
-    found = []
-    for key, blocks in alike.items():
-        pattern, kind, is_kept, adapted = key
-        why = "recipe none" if not quantized else "recipe.keep" if is_kept else ""
-        name = pattern.replace("*", _ranges(blocks), 1) if blocks else pattern
-        found.append(Layer(name, kind, params[key], () if why else operands, why))
-        if adapted:
-            found.append(_adapter(name, kind, len(blocks) or 1, adapter))
-    return Reported([*found, *_attention(config, shape)])
+        params = matrix.in_features * matrix.out_features * matrix.copies
+        line = Layer("", kind, 0, operands if formats else (), "" if formats else why)
+        lines.add(name, matrix.block, line, params)
+        if adapter.there and matrix.adapts and adapter.targets(name):
+            count = adapter.parameters(matrix.in_features, matrix.out_features)
+            beside = f"{name} + {adapter.name}"
+            lines.add(beside, matrix.block, _adapter(matrix, adapter), count)
+    for name, how in shape.attended(recipe).items():
+        line = Layer("", "attention", 0, (), how.why, ATTENTION)
+        if how.recipe is not None:
+            of_attention = how.recipe.attention.precisions(how.format_of(run))
+            operands = tuple(str(of_attention.get(label, "")) for label in ATTENTION)
+            line = Layer("", "attention", 0, operands, "", ATTENTION)
+        lines.add(name, shape.attention[name], line, 0)
+    return Reported(list(lines.joined()))
 
 
-def _attention(config: TrainConfig, shape: Shape) -> Iterator[Layer]:
-    """The attention of a recipe that asks for it."""
-    recipe = config.recipe
-    if not recipe.attention.quantized:
-        return
-    formats = recipe.attention.precisions(config.precision.build())
-    operands = tuple(str(formats.get(label, "")) for label in ATTENTION)
-    quantized = set(shape.attended(recipe))
-    alike: dict[tuple[str, bool], list[int]] = {}
-    for name, block in shape.attention.items():
-        key = _pattern(name, block), name not in quantized
-        alike.setdefault(key, []).extend([] if block is None else [block])
-    for (pattern, is_kept), blocks in alike.items():
-        name = pattern.replace("*", _ranges(blocks), 1) if blocks else pattern
-        why = "recipe.keep" if is_kept else ""
-        yield Layer(name, "attention", 0, () if why else operands, why, ATTENTION)
+class _Lines:
+    """Lines of a report, of which like ones of several blocks become one."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[tuple[str, Layer], list[int]] = {}
+        self._params: Counter[tuple[str, Layer]] = Counter()
+
+    def add(self, name: str, block: int | None, line: Layer, params: int) -> None:
+        """Add a line; its name and number of parameters are those given here."""
+        numbered = rf"(^|\.){block}(?=\.)"
+        pattern = name if block is None else re.sub(numbered, r"\1*", name, count=1)
+        key = pattern, line
+        self._blocks.setdefault(key, []).extend([] if block is None else [block])
+        self._params[key] += params
+
+    def joined(self) -> Iterator[Layer]:
+        """The lines, with ranges of blocks in their names."""
+        for (pattern, line), blocks in self._blocks.items():
+            name = pattern.replace("*", _ranges(blocks), 1) if blocks else pattern
+            yield replace(line, name=name, params=self._params[pattern, line])
 
 
-def _pattern(name: str, block: int | None) -> str:
-    """A layer's name with * in place of its block's number."""
-    return name if block is None else re.sub(rf"(^|\.){block}(?=\.)", r"\1*", name, count=1)
-
-
-def _adapter(name: str, kind: str, count: int, adapter: AdapterConfig) -> Layer:
-    """The adapters beside layers, in one line."""
-    into, _, out = kind.partition(" to ")
-    operands = ("", adapter.precision, "", "", "", "")
-    return Layer(
-        f"{name} + {adapter.name}",
-        f"{into} to {adapter.r} to {out}",
-        count * adapter.parameters(int(into), int(out)),
-        operands if adapter.precision else (),
-        "" if adapter.precision else "adapter.precision",
-    )
+def _adapter(matrix: Matrix, adapter: AdapterConfig) -> Layer:
+    """The line of an adapter."""
+    kind = f"{matrix.in_features} to {matrix.out_features}, r {adapter.r}"
+    if not adapter.precision:
+        return Layer("", kind, 0, (), f"adapter {adapter.name}")
+    return Layer("", kind, 0, ("", adapter.precision, "", "", "", ""), "")
 
 
 def _ranges(numbers: Sequence[int]) -> str:

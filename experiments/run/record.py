@@ -22,8 +22,10 @@ from experiments.data.batches import TokenData
 from experiments.models.build import shape_of
 from experiments.paths import package_dir
 from experiments.quant.block import backend
+from experiments.quant.formats import Precision
 from experiments.quant.normal_error import recipe_errors
-from experiments.quant.recipe import SLOTS
+from experiments.quant.recipe import SLOTS, RecipeConfig
+from experiments.quant.slots import ATTENTION
 from experiments.run.identity import numerics_version, quantization
 from experiments.run.layers import layers_of
 from fitting.results.record import RunRecord
@@ -129,7 +131,7 @@ def design(config: TrainConfig, steps: int) -> dict[str, Any]:
         "block_size": formats.sharing,
         "granularity": formats.granularity,
         "scale": formats.scale,
-        "operands": " ".join([*config.recipe.quantized, *config.recipe.attention.quantized]),
+        "operands": " ".join(_operands(config.recipe)),
         "operand_values": "exact",  # QuantLinear has no other way
         **{SLOTS[label].error: error for label, error in formats.errors.items()},
         "params": count.block,
@@ -142,6 +144,12 @@ def design(config: TrainConfig, steps: int) -> dict[str, Any]:
         "seed": config.seed,
         "quantize_backend": formats.backend,
     }
+
+
+def _operands(recipe: RecipeConfig) -> list[str]:
+    """The operands that a recipe or any of its overrides quantizes, of linear layers first."""
+    found = {o for each in recipe.recipes() for o in (*each.quantized, *each.attention.quantized)}
+    return [label for label in (*SLOTS, *ATTENTION) if label in found]
 
 
 def columns(config: TrainConfig) -> dict[str, int | str]:
@@ -179,24 +187,23 @@ def _format_of(config: TrainConfig) -> _Formats:
     """The formats of a run in one row.
 
     Element, granularity and scale are those of the first quantized operand, P1 before P2 and so
-    on, where the recipe gives operands formats of their own; bits with scales is the mean over all
-    elements of all operands.  The number that shares a scale differs between operands if that is a
-    row or a whole tensor; the geometric mean is taken, because the laws take its logarithm.  If a
-    run has several processes, each quantizes its own share of a batch: that is what shares a scale.
+    on, where the recipe gives operands formats of their own, and of the run's recipe where
+    overrides have others.  Bits with scales is the mean over all elements of all operands of all
+    quantized layers, errors are means over these layers; attention has no part in it.  The number
+    that shares a scale differs between operands if that is a row or a whole tensor; the geometric
+    mean is taken, because the laws take its logarithm.  If a run has several processes, each
+    quantizes its own share of a batch: that is what shares a scale.
     """
-    recipe = config.recipe
-    if not recipe.quantized:
+    run, shape = config.precision.build(), shape_of(config.model)
+    treated = [(m, t.recipe, t.format_of(run)) for m, t in shape.quantized(config.recipe).values()]
+    layers = [(m, recipe, precision) for m, recipe, precision in treated if recipe is not None]
+    if not layers:
         exponent, mantissa = (8, 7) if config.compute_dtype == "bfloat16" else (8, 23)
         bits = float(1 + exponent + mantissa)
         return _Formats(
             exponent, mantissa, 1.0, bits, "none", "none", dict.fromkeys(SLOTS, 0.0), 0, "none"
         )
-    precisions = recipe.precisions(config.precision.build())
-    products = [
-        (max(1, round(config.rows * m.share)), m.in_features, m.out_features, m.copies)
-        for m in shape_of(config.model).quantized(recipe).values()
-    ]
-    count = sum(copies for *_, copies in products)
+    count = sum(matrix.copies for matrix, _, _ in layers)
 
     def shapes(rows: int, into: int, out: int) -> dict[str, tuple[int, int]]:
         return {
@@ -208,23 +215,33 @@ def _format_of(config: TrainConfig) -> _Formats:
             "P6": (into, rows),
         }
 
-    operands = [
-        (precisions[label], *shapes(*sizes)[label], copies)
-        for *sizes, copies in products
-        for label in recipe.quantized
-    ]
-    errors = dict.fromkeys(SLOTS, 0.0)
-    for (*sizes, copies), times in Counter(products).items():  # many products have few shapes
+    operands, errors, backends = [], dict.fromkeys(SLOTS, 0.0), set()
+    seen: Counter[tuple[Any, ...]] = Counter()
+    kinds: dict[tuple[Any, ...], tuple[RecipeConfig, Precision]] = {}
+    for matrix, recipe, precision in layers:
+        sizes = max(1, round(config.rows * matrix.share)), matrix.in_features, matrix.out_features
+        precisions = recipe.precisions(precision)
+        labels = tuple(label for label in recipe.quantized if label in matrix.labels)
+        operands += [(precisions[at], *shapes(*sizes)[at], matrix.copies) for at in labels]
+        backends |= {backend(precisions[at], config.resources.device) for at in labels}
+        if any(rounding.moves_scales for rounding in recipe.roundings().values()):
+            backends.add("torch")
+        key = id(recipe), precision, labels, sizes  # many products have few shapes
+        seen[key] += matrix.copies
+        kinds[key] = recipe, precision
+    for key, times in seen.items():
+        recipe, precision = kinds[key]
+        *_, labels, sizes = key
+        precisions = recipe.precisions(precision)
         sharing = {label: precisions[label].sharing(*shapes(*sizes)[label]) for label in precisions}
-        for label, error in recipe_errors(recipe, config.precision.build(), sharing).items():
-            errors[label] += error * (times * copies) / count
+        for label, error in recipe_errors(recipe, precision, sharing).items():
+            errors[label] += error * times / count if label in labels else 0.0
     elements = sum(r * c * n for _, r, c, n in operands)
     mean_log2 = sum(math.log2(p.sharing(r, c)) * n for p, r, c, n in operands)
     mean_log2 /= sum(n for *_, n in operands)
-    first = precisions[recipe.quantized[0]]
-    backends = {backend(p, config.resources.device) for p in precisions.values()}
-    if any(rounding.moves_scales for rounding in recipe.roundings().values()):
-        backends.add("torch")
+    own = [(recipe, precision) for _, recipe, precision in layers if recipe is config.recipe]
+    recipe, precision = own[0] if own else layers[0][1:]
+    first = recipe.precisions(precision)[recipe.quantized[0]]
     return _Formats(
         first.element.exponent,
         first.element.mantissa,
@@ -234,7 +251,7 @@ def _format_of(config: TrainConfig) -> _Formats:
         first.scale.value,
         # A mean of equal numbers may differ from them in its last bit, and models by that.
         {label: float(f"{error:.{ERROR_DIGITS}g}") for label, error in errors.items()},
-        sum(into * out * copies for _, into, out, copies in products),
+        sum(matrix.in_features * matrix.out_features * matrix.copies for matrix, _, _ in layers),
         "+".join(sorted(backends)),
     )
 

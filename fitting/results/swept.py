@@ -29,6 +29,8 @@ _BESIDE = {
 
 How a text becomes tokens is known by the corpus.
 """
+_OVERRIDES = "recipe.overrides"
+"""A key that is one value: its names are those of layers."""
 _SLOTS = (
     *("output.input", "output.weight", "grad_input.grad_output", "grad_input.weight"),
     *("grad_weight.grad_output", "grad_weight.input"),
@@ -117,6 +119,8 @@ def science(config: Config) -> dict[str, Value]:
             del flat[key]
     if flat.get("ptq.formats", []) == []:
         flat.pop("ptq.operands", None)
+    if isinstance(overrides := flat.get(_OVERRIDES), Mapping):
+        flat[_OVERRIDES] = json.dumps([[n, _override(how)] for n, how in overrides.items()])
     if isinstance(formats := flat.get("ptq.formats"), list):
         flat["ptq.formats"] = sorted(formats)
     return {key: plain(value) for key, value in flat.items()}
@@ -124,10 +128,35 @@ def science(config: Config) -> dict[str, Value]:
 
 def _flat(config: Config, above: str = "") -> Iterator[tuple[str, Value]]:
     for key, value in config.items():
-        if isinstance(value, Mapping):
+        if f"{above}{key}" == _OVERRIDES:
+            if value:
+                yield _OVERRIDES, value
+        elif isinstance(value, Mapping):
             yield from _flat(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", value
+
+
+def _uses_run_precision(how: Value) -> bool:
+    """Whether an override has operands to which neither it nor its recipe gives a format."""
+    if not isinstance(how, Mapping) or how.get("precision"):
+        return False
+    flat = dict(_flat({"recipe": how.get("recipe", {})}))
+    return any(
+        flat.get(f"recipe.{slot}.rounding", "none") != "none"
+        and not flat.get(f"recipe.{slot}.precision")
+        for slot in _SLOTS
+    )
+
+
+def _override(how: Value) -> Value:
+    """What an override does: None, or its format and its recipe's keys that have an effect."""
+    if not isinstance(how, Mapping):
+        return how
+    said = science({"recipe": how.get("recipe", {})})
+    there = {key: value for key, value in said.items() if value is not None}
+    effective = {k: v for k, v in there.items() if k not in ABSENT or v != plain(ABSENT[k])}
+    return [how.get("precision", ""), dict(sorted(effective.items()))]
 
 
 def plain(value: Value) -> Value:
@@ -146,14 +175,14 @@ def _without_effect(flat: dict[str, Value]) -> None:
     }
     if not rounding:
         scored = flat.get("ptq.formats", [])
-        for key in [key for key in flat if key.startswith("recipe.")]:
+        for key in [key for key in flat if key.startswith("recipe.") and key != _OVERRIDES]:
             if not (scored and key.startswith("recipe.keep")):
                 del flat[key]
     if "attention.value" not in rounding:
         flat.pop("recipe.attention.value_along", None)
     used = any(
         how != "none" and not flat.get(f"recipe.{slot}.precision") for slot, how in rounding.items()
-    )
+    ) or any(map(_uses_run_precision, flat.get(_OVERRIDES, {}).values()))
     for key in [key for key in flat if key.startswith("precision.")]:
         if not used:
             del flat[key]

@@ -29,6 +29,9 @@ from experiments.sweep.estimate import probe
 from experiments.sweep.plan import make_plan, write_table
 from experiments.sweep.show import console, show_plan, show_results
 
+_SPECIAL, _ESCAPED = re.compile(r"[\\:()\[\]{}=, ]"), r"\\\g<0>"
+"""What in a key of a mapping Hydra reads as itself only behind a backslash."""
+
 
 class GridSweeper(BasicSweeper):
     """The union of a study's grids, each a product of choices; the command line wins.
@@ -65,6 +68,11 @@ def _written(value: object) -> str:
     if isinstance(value, str) and not re.fullmatch(r"[\w./+-]+", value):
         text = value.replace("\\", "\\\\").replace("'", "\\'")
         return f"'{text}'"
+    if isinstance(value, dict):
+        pairs = (f"{_SPECIAL.sub(_ESCAPED, str(k))}: {_written(v)}" for k, v in value.items())
+        return f"{{{', '.join(pairs)}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_written, value))}]"
     return "null" if value is None else str(value)
 
 

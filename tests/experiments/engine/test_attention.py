@@ -1,4 +1,4 @@
-"""Attention of models of transformers and of users': what is reached, rounded, reported, refused."""
+"""Attention of other people's models: what is reached, rounded, reported, refused."""
 
 from __future__ import annotations
 
@@ -287,7 +287,7 @@ def sinks() -> nn.Module:
     [
         (Own, "layer : Own multiplies by itself"),
         (lambda: nn.Sequential(Own(), Reachable()), "layer 0: Own multiplies by itself"),
-        (lambda: nn.ModuleList([WrittenOutAttention()]), "layer 0: WrittenOutAttention multipl"),
+        (lambda: nn.ModuleList([WrittenOutAttention()]), "layer 0: WrittenOutAttention"),
         (lambda: nn.MultiheadAttention(32, 2), "layer : nn.MultiheadAttention multiplies"),
         (lambda: nn.TransformerEncoderLayer(32, 2, 64), "layer self_attn: nn.MultiheadAtt"),
         (sinks, r"layer model.layers.0.self_attn: its attention is more than softmax"),

@@ -1,4 +1,4 @@
-"""The products of attention: against float64 and the papers' rounding, finite differences, torch."""
+"""The products of attention: against a transcription in float64, finite differences, torch."""
 
 from __future__ import annotations
 
@@ -321,7 +321,9 @@ def test_one_graph_has_the_bits_of_eager_execution(rounding: str, gradient: str)
             model.zero_grad()
             loss = each(x).square().mean()
             loss.backward()
-            found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])  # fmt: skip
+            found.append(
+                [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+            )
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
         losses.append(found[0][0].item())
     assert counter.frame_count == 1
