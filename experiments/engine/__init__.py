@@ -6,7 +6,7 @@ were.  `report` says what became of each.
 """
 
 from experiments.engine.experts import QuantExperts
-from experiments.engine.layers import QuantConv1D, QuantConv1d, QuantConv2d
+from experiments.engine.layers import QuantConv1D, QuantConv1d, QuantConv2d, QuantEmbedding
 from experiments.engine.noise import DrawnNoise
 from experiments.engine.report import Reported, report
 
@@ -15,6 +15,7 @@ __all__ = [
     "QuantConv1D",
     "QuantConv1d",
     "QuantConv2d",
+    "QuantEmbedding",
     "QuantExperts",
     "Reported",
     "report",

@@ -3,13 +3,11 @@
 from collections.abc import Callable
 
 import pytest
-import torch
-from torch.profiler import ProfilerActivity, profile
 
 from experiments.accounting import training_bytes
 from experiments.config.schema import TrainConfig
 from experiments.paths import conf_dir
-from experiments.run.module import LanguageModel
+from tests.support.memory import peak_bytes
 
 Compose = Callable[..., TrainConfig]
 RECIPES = sorted(path.stem for path in (conf_dir() / "recipe").glob("*.yaml"))
@@ -28,30 +26,6 @@ CASES = [
     *(pytest.param(recipe, size) for recipe in RECIPES for size in SIZES),
     *(pytest.param(recipe, size, marks=pytest.mark.long) for recipe in RECIPES for size in MORE),
 ]
-
-
-def peak_bytes(config: TrainConfig) -> int:
-    """Most bytes of tensors alive at once within two steps, from the allocator's own events."""
-    torch.set_num_threads(1)
-    module = LanguageModel(config)
-    optimizer = module.configure_optimizers()["optimizer"]
-    held = sum(p.untyped_storage().nbytes() for p in set(module.parameters()))
-    shape = (config.batch_size, config.data.seq_len + 1)
-    batches = torch.randint(config.model.vocab_size, (2, *shape))
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
-        for step, batch in enumerate(batches):
-            module.model.clock.counter = step
-            torch.autograd.backward(module.model.loss(batch))
-            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-    events = [e for e in measured.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    assert peak > held, "gradients and moments alone are more"
-    return held + peak
 
 
 @pytest.mark.parametrize(("recipe", "size"), CASES)

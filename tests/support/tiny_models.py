@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
+
+from experiments.quant.attention import AttentionProducts
 
 
 def one(width: int = 32, vocab: int = 256) -> nn.Module:
@@ -17,3 +19,40 @@ def other(width: int = 32) -> nn.Module:
     return nn.Sequential(
         nn.Embedding(256, width), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 256)
     )
+
+
+class Fused(nn.Module):
+    """Attention by torch's fused function, causal, of one head."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(width, 3 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x)[:, None].chunk(3, -1)
+        return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)[:, 0]
+
+
+class Reached(Fused):
+    """The same by the module that can be quantized."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.products = AttentionProducts()
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x)[:, None].chunk(3, -1)
+        output: Tensor = self.products(q, k, v, is_causal=True)[:, 0]
+        return output
+
+
+def fused(width: int = 32) -> nn.Module:
+    """With attention that cannot be reached, and then some that can."""
+    block = nn.Sequential()
+    block.add_module("attend", Fused(width))
+    return nn.Sequential(nn.Embedding(256, width), block, Reached(width), nn.Linear(width, 256))
+
+
+def reached(width: int = 32) -> nn.Module:
+    """With attention that can."""
+    return nn.Sequential(nn.Embedding(256, width), Reached(width), nn.Linear(width, 256))

@@ -1,0 +1,33 @@
+"""The memory that training takes, from the allocator's own events."""
+
+from __future__ import annotations
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from experiments.config.schema import TrainConfig
+from experiments.run.module import LanguageModel
+
+
+def peak_bytes(config: TrainConfig) -> int:
+    """Most bytes of tensors alive at once within two steps, from the allocator's own events."""
+    torch.set_num_threads(1)
+    module = LanguageModel(config)
+    optimizer = module.configure_optimizers()["optimizer"]
+    held = sum(p.untyped_storage().nbytes() for p in set(module.parameters()))
+    shape = (config.batch_size, config.data.seq_len + 1)
+    batches = torch.randint(config.model.vocab_size, (2, *shape))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
+        for step, batch in enumerate(batches):
+            module.model.clock.counter = step
+            torch.autograd.backward(module.model.loss(batch))
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    events = [e for e in measured.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    assert peak > held, "gradients and moments alone are more"
+    return held + peak
