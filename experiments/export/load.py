@@ -18,7 +18,7 @@ from experiments.config.read import from_dict
 from experiments.config.schema import TrainConfig
 from experiments.finetune.adapters import attach
 from experiments.finetune.base import PREFIX, fill
-from experiments.models.build import build
+from experiments.models.build import build, shape_of
 from experiments.models.next_token import NextToken
 from experiments.quant.word_length import WordLength
 from experiments.run.identity import numerics_version
@@ -77,7 +77,7 @@ def trained(run: Path | str) -> Trained:
         ) from None
     with torch.random.fork_rng(devices=[]):  # layers draw weights, which are replaced
         model = build(config.model, config.recipe, config.precision.build(), config.seed)
-        attach(model, config.adapter, config.seed)
+        attach(model, shape_of(config.model), config.adapter, config.seed)
     fill(model, state, folder)
     model.clock.quantizing = config.quantizes(config.steps)
     if config.recipe.word_length.lookback:

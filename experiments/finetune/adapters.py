@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.engine.layers import QuantConv1D
 from experiments.finetune.config import LOW_RANK, AdapterConfig
 from experiments.finetune.rounded import RoundedLinear, weight_error
 from experiments.finetune.sparse import SparseAdapter, sparse
+from experiments.models.foreign import FOREIGN
 from experiments.models.next_token import NextToken
+from experiments.models.shape import Shape
 from experiments.models.source import ModelError
 from experiments.quant.linear import QuantLinear
 
@@ -26,11 +27,12 @@ _NAME = "default"
 """What peft calls the only adapter of a layer."""
 
 
-def attach(model: NextToken, adapter: AdapterConfig, seed: int) -> None:
+def attach(model: NextToken, shape: Shape, adapter: AdapterConfig, seed: int) -> None:
     """Freeze a model and give its layers adapters, in place; without one, do nothing.
 
     Args:
         model: Its weights are those of the base.
+        shape: The model's, whose matrices may get one.
         adapter: Which.
         seed: Seed of what is drawn for the adapters.
 
@@ -39,8 +41,8 @@ def attach(model: NextToken, adapter: AdapterConfig, seed: int) -> None:
     """
     if not adapter.there:
         return
-    names = [name for name, layer in model.named_modules() if _can_have_one(layer)]
-    names = [name for name in names if adapter.targets(name)]
+    chosen = {n for n, m in shape.matrices.items() if m.adapts and adapter.targets(n)}
+    names = [name for name, _ in model.named_modules() if name.removeprefix(FOREIGN) in chosen]
     model.requires_grad_(False)
     if adapter.name in LOW_RANK:
         _attach_low_rank(model, names, adapter, seed)
@@ -50,11 +52,6 @@ def attach(model: NextToken, adapter: AdapterConfig, seed: int) -> None:
         layer = model.get_submodule(name)
         assert isinstance(layer, QuantLinear)
         _put(model, name, sparse(layer, adapter, generator))
-
-
-def _can_have_one(layer: nn.Module) -> bool:
-    """Whether a layer is one that a recipe may quantize, and a product with one matrix."""
-    return isinstance(layer, QuantLinear | QuantConv1D)
 
 
 def _attach_low_rank(

@@ -35,6 +35,8 @@ from experiments.quant.linear import STREAMS
 from experiments.quant.recipe import RecipeConfig
 from fitting.entry.errors import one_line
 
+FOREIGN = "module."
+"""What stands before the names of somebody else's layers here."""
 _CHOSEN = "num_experts_per_tok"
 """The key by which transformers says how many experts a token goes to."""
 
@@ -59,7 +61,7 @@ class ForeignModel(NextToken):
         self.vocab_size = shape.vocab_size
         for number, layer in enumerate(quantizable(self.module).values()):
             become(layer, recipe, precision, self.clock, number)
-        self.treat(shape, recipe, precision, "module.")
+        self.treat(shape, recipe, precision, FOREIGN)
         multiply_by_layers(self.module)
 
     @torch.no_grad()

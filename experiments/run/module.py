@@ -15,7 +15,7 @@ from experiments.finetune.adapters import attach
 from experiments.finetune.base import start_from
 from experiments.loss_scale import LossScale
 from experiments.measure.diagnostics import measure
-from experiments.models.build import build
+from experiments.models.build import build, shape_of
 from experiments.optim import lr_factor, make_optimizer, round_weights
 from experiments.quant.word_length import WordLength
 
@@ -34,7 +34,7 @@ class LanguageModel(L.LightningModule):
         if config.init_from:
             start_from(self.model, Path(config.init_from), config.base, config.model)
         round_weights(self.model, config.optim, config.seed)
-        attach(self.model, config.adapter, config.seed)
+        attach(self.model, shape_of(config.model), config.adapter, config.seed)
         self.loss_scale = LossScale(config.optim.loss_scale, config.optim.loss_scale_interval)
         # At once: several processes compare their buffers before the first of them is used.
         self.model.extend_tables(config.data.seq_len)

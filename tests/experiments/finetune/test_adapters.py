@@ -29,7 +29,7 @@ from experiments.quant.hadamard import rotate
 from experiments.quant.linear import QuantLinear
 from experiments.run.layers import layers_of
 from experiments.train import RunResult, train
-from tests.support.small_runs import SMALL, Stop, rows, small
+from tests.support.small_runs import SMALL, Stop, ladder, rows, small
 
 Compose = Callable[..., TrainConfig]
 __all__ = ["small"]  # a fixture
@@ -60,7 +60,7 @@ def tuned(small: Compose, base: RunResult) -> Compose:
 def bare(adapter: AdapterConfig, recipe: str = "none", seed: int = 0) -> NextToken:
     config = configure("model=ladder/a", f"recipe={recipe}", "precision=mxfp4")
     model = build(config.model, config.recipe, config.precision.build(), 5)
-    attach(model, adapter, seed)
+    attach(model, shape_of(config.model), adapter, seed)
     return model
 
 
@@ -79,7 +79,7 @@ def test_only_adapters_are_trained_and_their_weights_follow_the_seed() -> None:
     one, again, other = (bare(AdapterConfig("none")) for _ in range(3))
     before = torch.random.get_rng_state()
     for model, seed in ((one, 1), (again, 1), (other, 2)):
-        attach(model, AdapterConfig("lora", r=3), seed)
+        attach(model, shape_of(ladder("a")), AdapterConfig("lora", r=3), seed)
     assert torch.equal(torch.random.get_rng_state(), before)
     trained = {name for name, p in one.named_parameters() if p.requires_grad}
     assert trained == {name for name, _ in one.named_parameters() if ".lora_" in name}
@@ -206,7 +206,7 @@ def test_merged_without_a_recipe_it_is_the_same_function(
         gpt2 = ["model=hf", "model.config.model_type=gpt2", "model.config.vocab_size=256"]
         config = configure(*gpt2, *sizes, "recipe=none")
         model = build(config.model, config.recipe, config.precision.build(), 5)
-        attach(model, adapter, 0)
+        attach(model, shape_of(config.model), adapter, 0)
         assert len(adapted(model)) == 8, "GPT-2's matrices are stored transposed"
         shaken(model)
     model.eval()
@@ -409,7 +409,7 @@ def test_costs_are_those_of_torchs_counter(source: str) -> None:
     config = configure(*overrides, "recipe=none", "data.seq_len=64")
     adapter = AdapterConfig("lora", r=4)
     model = build(config.model, config.recipe, config.precision.build(), 0)
-    attach(model, adapter, 0)
+    attach(model, shape_of(config.model), adapter, 0)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert trained == adapter_parameters(config.model, adapter)
     tokens = torch.zeros(1, 65, dtype=torch.int64)
