@@ -74,7 +74,7 @@ def test_a_run_is_known_by_the_tokenizers_content_and_the_windows(
     ("words", "message"),
     [
         (["book.txt"], "book.txt: must be KEY=VALUE with one of data.path, "),
-        (["data.pfad=x"], "data.paht=x: must be KEY=VALUE with one of data.path, "),
+        (["data.pfad=x"], "data.pfad=x: must be KEY=VALUE with one of data.path, "),
         (["data.seq_len=x"], "data.seq_len=x: must be a number, 2 or more"),
         (["data.path=/nowhere"], "data.path=/nowhere: no such file or folder"),
         (["data.tokenizer=x"], "data.tokenizer=x: is read with data=tokens only"),
