@@ -215,7 +215,7 @@ def cross_entropy(model: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize(
     ("recipe", "precision", "close"),
-    [("none", "mxfp4", 0.0), ("nearest", "E5M10", 0.02), ("nearest", "int8_tensor", 0.25)],
+    [("none", "mxfp4", 0.0), ("nearest", "E5M10", 0.1), ("nearest", "int8_tensor", 0.5)],
 )
 def test_a_residual_network_with_batch_norm_is_quantized(
     recipe: str, precision: str, close: float
