@@ -18,11 +18,13 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.data.image_config import ImageConfig
 from experiments.data.imports import TextOptions, import_path
 from experiments.data.selection import selected
 from experiments.data.shards import (
@@ -71,11 +73,14 @@ class DataConfig:
     """Key or column of the text, in JSON lines, Parquet and Arrow."""
     windows: str = ACROSS
     """across_documents, or within_documents: no window holds tokens of two."""
+    image: ImageConfig = field(default_factory=ImageConfig)
+    """Of data=digits and data=images: what is made of an image."""
 
     @property
     def key(self) -> str:
         """The beginning of errors about the data itself."""
-        return f"data.path={self.path}" if self.name == "tokens" else f"data.name={self.name}"
+        own = self.name in ("tokens", "images")
+        return f"data.path={self.path}" if own else f"data.name={self.name}"
 
     @property
     def text(self) -> TextOptions:
@@ -269,7 +274,7 @@ class TokenData:
         windows = []
         for sequence in range(first, first + share):
             epoch, position = divmod(sequence, self.windows)
-            windows.append(int(_order(self.windows, seed, epoch)[position]))
+            windows.append(int(order(self.windows, seed, epoch)[position]))
         return self._gather(self.train, self._train_windows, windows)
 
     def validation_batches(self, batch_size: int) -> Iterator[Tensor]:
@@ -324,7 +329,7 @@ class TokenData:
 
 
 @functools.lru_cache(maxsize=4)
-def _order(windows: int, seed: int, epoch: int) -> np.ndarray:
+def order(windows: int, seed: int, epoch: int) -> np.ndarray:
     """A permutation of range(windows), int64.
 
     Sorted by raw Philox output, which NumPy promises never to change; it makes no such promise for
@@ -332,6 +337,31 @@ def _order(windows: int, seed: int, epoch: int) -> np.ndarray:
     """
     keys = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(windows)
     return np.argsort(keys, kind="stable")
+
+
+class Batches(Protocol):
+    """Data that has a batch for every step: `TokenData`, `experiments.data.examples.Examples`."""
+
+    @property
+    def label(self) -> str:
+        """The data's name and the first 12 digits of a hash, as run records carry it."""
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Bytes of text per token; None if not known."""
+
+    @property
+    def validation(self) -> list[int]:
+        """The numbers of the windows, or examples, that are scored."""
+
+    def unique_tokens(self, steps: int, batch_size: int) -> int:
+        """Different training targets seen in this many steps."""
+
+    def batch(self, step: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Any:
+        """What is trained on in one step."""
+
+    def validation_batches(self, batch_size: int) -> Iterator[Any]:
+        """What is scored, in order."""
 
 
 class StepLoader:
@@ -352,7 +382,7 @@ class StepLoader:
 
     def __init__(
         self,
-        data: TokenData,
+        data: Batches,
         seed: int,
         batch_size: int,
         start: int,
@@ -368,7 +398,7 @@ class StepLoader:
         """Steps from `start` to the end; loading a state does not change it."""
         return self.steps - self.start
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Any]:
         """Continue at the next step; ends for good after the last."""
         while self.next_step < self.steps:
             step = self.next_step

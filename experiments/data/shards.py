@@ -29,7 +29,7 @@ from fitting.entry.errors import Refusal, of_the_system
 MANIFEST = "manifest.json"
 DOCUMENTS = "documents.json"
 FORMAT = 1
-ITEM_BYTES = {"uint16": 2, "uint32": 4}
+ITEM_BYTES = {"uint8": 1, "uint16": 2, "uint32": 4}
 
 
 class DataError(Refusal):
@@ -119,7 +119,7 @@ class Manifest:
     tokenizer: str
     vocab_size: int
     dtype: str
-    """uint16 or uint32, little-endian."""
+    """uint16 or uint32, little-endian; of images uint8."""
     bytes_per_token: float | None
     """Bytes of text per token, a document's end counted as one; None if not known."""
     split: str

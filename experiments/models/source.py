@@ -7,10 +7,7 @@ user names by its import path.  Neither is ever taken from a record or a checkpo
 from __future__ import annotations
 
 import difflib
-import functools
 import hashlib
-import importlib
-import inspect
 import json
 import random
 from collections.abc import Callable
@@ -23,9 +20,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from experiments.models.config import ModelConfig
+from experiments.models.imported import ImportedError, code_digest, hash_of, imported
 from fitting.entry.errors import Refusal, first_line, of_the_system, one_line
 
 _CONFIG = "config.json"
+_FACTORY = "model.factory"
 _WEIGHTS = "*.safetensors"
 _LONGEST_NAME = 60
 """Characters of a name made from a source and the keys that were set; a longer one is hashed."""
@@ -73,30 +72,21 @@ def _name(model: ModelConfig) -> str:
 def _sha256(model: ModelConfig) -> str:
     """Hash of the files that a model is made from; of a configuration typed in full, ""."""
     digest = hashlib.sha256()
+    if model.factory:
+        try:
+            digest.update(code_digest(_FACTORY, model.factory))
+        except ImportedError as error:
+            raise ModelError(str(error)) from error.__cause__
     for path in _files(model):
         try:
-            there = path.stat()
-            digest.update(_hash_of(path, there.st_mtime_ns, there.st_ino, there.st_size))
+            digest.update(hash_of(path))
         except OSError as error:
             raise ModelError(f"model.source={path}: {of_the_system(error)}") from None
     return digest.hexdigest() if model.source or model.factory else ""
 
 
-@functools.cache
-def _hash_of(path: Path, *_: int) -> bytes:
-    """Hash of a file, read once for all runs of a sweep unless it was written again."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
-
-
 def _files(model: ModelConfig) -> list[Path]:
-    if model.factory:
-        try:
-            return [Path(inspect.getsourcefile(factory(model)) or "")]
-        except TypeError:
-            raise ModelError(
-                f"model.factory={model.factory}: has no file that says what it is; give a function"
-            ) from None
+    """The files of a source, whose content it is known by."""
     if not model.source:
         return []
     source = Path(model.source)
@@ -121,24 +111,10 @@ def factory(model: ModelConfig) -> Callable[..., nn.Module]:
     Raises:
         ModelError: There is none.
     """
-    place, _, name = model.factory.partition(":")
-    if not place or not name:
-        raise ModelError(f"model.factory={model.factory}: must be package.module:function")
     try:
-        found = getattr(importlib.import_module(place), name)
-    except (ImportError, AttributeError) as error:
-        raise ModelError(
-            f"model.factory={model.factory}: {one_line(error)}; give package.module:function of "
-            "something that Python can import here"
-        ) from None
-    except (Exception, SystemExit) as error:  # the module's own code
-        raise ModelError(
-            f"model.factory={model.factory}: importing {place} raises {_said(error)}"
-        ) from error
-    if not callable(found):
-        raise ModelError(f"model.factory={model.factory}: is no function")
-    made: Callable[..., nn.Module] = found
-    return made
+        return imported(_FACTORY, model.factory)
+    except ImportedError as error:
+        raise ModelError(str(error)) from error.__cause__
 
 
 def hub_config(model: ModelConfig) -> Any:
