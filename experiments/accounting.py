@@ -7,8 +7,8 @@ import math
 from experiments.finetune.config import AdapterConfig
 from experiments.models.build import shape_of
 from experiments.models.config import ModelConfig
-from experiments.models.foreign import foreign_cost
-from experiments.models.shape import ParameterCount, Shape
+from experiments.models.language import language_cost
+from experiments.models.shape import Cost, ParameterCount, Shape
 from experiments.quant.recipe import RecipeConfig
 
 _OPERAND_COPIES = 2
@@ -53,7 +53,7 @@ def flops_per_token(model: ModelConfig, seq_len: int, adapter: AdapterConfig = _
     shape = shape_of(model)
     count = shape.parameters
     if model.foreign:
-        every = foreign_cost(model, seq_len).flops_per_token
+        every = language_cost(model, seq_len).flops_per_token
     else:
         every = 6.0 * (count.block + count.head) + 12.0 * model.layers * seq_len * model.hidden
     if not adapter.there:
@@ -89,7 +89,7 @@ def training_bytes(
     if adapter.there:
         weights = 4 * shape.parameters.total + 16 * adapter_parameters(model, adapter)
     if model.foreign:
-        per_token = _FOREIGN_SHARE * foreign_cost(model, seq_len).saved_per_token
+        per_token = _FOREIGN_SHARE * language_cost(model, seq_len).saved_per_token
     else:
         per_token = model.layers * (34 * model.hidden + 6 * model.ffn) + 3 * model.vocab_size
         per_token *= 4
@@ -100,26 +100,66 @@ def training_bytes(
 
 def _attention_bytes(model: ModelConfig, shape: Shape, recipe: RecipeConfig, seq_len: int) -> float:
     """Memory per token of attention that is written out, because its operands are quantized."""
-    count = len(shape.attention)
+    if model.foreign:
+        every = language_cost(model, seq_len).probabilities_per_token
+        return _written_out(shape, recipe, every / max(len(shape.attention), 1))
+    return _written_out(shape, recipe, 4.0 * model.heads * seq_len)
+
+
+def _written_out(shape: Shape, recipe: RecipeConfig, one_layer: float) -> float:
+    """The same, by the bytes of one layer's probabilities."""
     if not any(treated.recipe is not None for treated in shape.attended(recipe).values()):
         return 0.0
-    if model.foreign:
-        one_layer = foreign_cost(model, seq_len).probabilities_per_token / count
-    else:
-        one_layer = 4.0 * model.heads * seq_len
-    return one_layer * (_PROBABILITIES_KEPT * count + _PROBABILITIES_AT_ONCE)
+    return one_layer * (_PROBABILITIES_KEPT * len(shape.attention) + _PROBABILITIES_AT_ONCE)
 
 
-def _recipe_bytes(shape: Shape, rows: int, recipe: RecipeConfig) -> int:
-    """Memory that a recipe takes beyond a run without quantization."""
+def training_bytes_of(shape: Shape, cost: Cost, examples: int, recipe: RecipeConfig) -> int:
+    """The same bound for a model that is trained on examples, not on text.
+
+    A quantized convolution keeps what each of its outputs sees, not its input, for the backward
+    pass: as much for every tap.
+
+    Args:
+        shape: The model's matrices and sizes.
+        cost: What an example costs.
+        examples: Those in a step of one process.
+        recipe: How its layers multiply.
+    """
+    activations = examples * (
+        _FOREIGN_SHARE * cost.saved_per_token
+        + _written_out(shape, recipe, cost.probabilities_per_token / max(len(shape.attention), 1))
+    )
+    rows = {n: math.ceil(examples * cost.rows_per_token.get(n, 1.0)) for n in shape.matrices}
+    if recipe.quantized:
+        convolutions = {n: m for n, m in shape.matrices.items() if m.conv}
+        activations += sum(4 * rows[n] * m.in_features for n, m in convolutions.items())
+    largest = max(rows, key=lambda n: sum(_of_product(*_sizes(shape, n), rows[n])), default=None)
+    together = 0 if largest is None else _recipe_bytes(shape, rows[largest], recipe, largest)
+    return 16 * shape.parameters.total + math.ceil(activations) + together
+
+
+def _sizes(shape: Shape, name: str) -> tuple[int, int]:
+    return shape.matrices[name].in_features, shape.matrices[name].out_features
+
+
+def _of_product(into: int, out: int, rows: int) -> tuple[int, int]:
+    """Elements of a product's weight, and of its input and output."""
+    return into * out, rows * (into + out)
+
+
+def _recipe_bytes(shape: Shape, rows: int, recipe: RecipeConfig, largest: str = "") -> int:
+    """Memory that a recipe takes beyond a run without quantization.
+
+    The layer whose operands take most is that of the largest matrix, if none is given.
+    """
     if not recipe.quantized:
         return 0
     again = recipe.grad_input.weight  # P4, made from the values of P2
     kept = 4 * shape.parameters.block * (again is not None and again.forward)
-    sizes = [(matrix.in_features, matrix.out_features) for matrix in shape.matrices.values()]
-    into, out = max(sizes, key=lambda s: s[0] * s[1])
+    sizes = [_sizes(shape, name) for name in shape.matrices]
+    into, out = _sizes(shape, largest) if largest else max(sizes, key=lambda s: s[0] * s[1])
     copies = _OPERAND_COPIES
     copies += _EDEN_COPIES * any(r.moves_scales for r in recipe.roundings().values())
     copies += _ESTIMATE_COPIES * bool(recipe.estimators())
     copies += _LMUL_COPIES * any(gemm.product == "lmul" for gemm in recipe.gemms().values())
-    return kept + 4 * copies * (into * out + rows * (into + out))
+    return kept + 4 * copies * sum(_of_product(into, out, rows))

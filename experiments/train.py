@@ -34,28 +34,25 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from experiments.config.precision import ConfigError
 from experiments.config.schema import KEPT, TrainConfig, check
-from experiments.data.batches import StepLoader, TokenData
+from experiments.data.batches import Batches, StepLoader
 from experiments.finetune.adapters import merged
 from experiments.measure.ptq import quantized
 from experiments.mirror import tracking
-from experiments.models.build import shape_of
 from experiments.quant.product import full_precision
 from experiments.run.identity import run_folder, run_id
 from experiments.run.module import LanguageModel
 from experiments.run.out_of_memory import named_if_of_memory, wants_memory
 from experiments.run.process import held_to, use_cpus
-from experiments.run.record import columns, make_record
+from experiments.run.record import Scored, columns, finite, make_record
 from experiments.run.recorder import Diverged, Recorder, Report, Stopped
 from experiments.store.checkpoint import CHECKPOINTS
 from experiments.store.curve import METRICS
 from experiments.store.lease import Fenced, Lease
 from experiments.store.weights import WEIGHTS, sha256_of_weights, write_weights
+from experiments.tasks.choose import task_of
 from fitting.entry.errors import first_line
 from fitting.files.atomic import write_atomic
 from fitting.results.record import FAILURE, RESULT, RunRecord, read_record, write_exclusive
-
-_VALIDATION_BATCH_TOKENS = 4_096
-"""Measured: activations that stay in the cache score half as fast again as at 16,384."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +105,9 @@ def train(config: TrainConfig, report: Report | None = None, token: str = "") ->
             f"trainer.num_workers={config.trainer.num_workers}: needs -m, which starts processes"
         )
     with _others_told(config) as go_on:
-        data = TokenData(config.data)
-        data.check(config.steps, config.batch_size, shape_of(config.model).vocab_size)
+        task = task_of(config)
+        data = task.open()
+        task.check(data, config.steps, config.batch_size)
         folder = run_folder(config)
         folder.mkdir(parents=True, exist_ok=True)
         # Asked again under the lease: its last holder may have finished just now.
@@ -192,7 +190,7 @@ def follow(config: TrainConfig) -> None:
     dist.broadcast_object_list(word, src=0)
     if not word[0]:  # done, or held by others, or the first process says what is wrong
         return
-    run = _Run(config, TokenData(config.data), run_folder(config), None, None)
+    run = _Run(config, task_of(config).open(), run_folder(config), None, None)
     with contextlib.suppress(Diverged, Stopped), run.held():
         run.fit()
 
@@ -236,7 +234,7 @@ class _Run:
     def __init__(
         self,
         config: TrainConfig,
-        data: TokenData,
+        data: Batches,
         folder: Path,
         lease: Lease | None,
         report: Report | None,
@@ -245,9 +243,11 @@ class _Run:
         self.started = datetime.now(UTC)
         self.recorder = Recorder(config, folder, lease, report)
         self.weights_sha256 = ""
-        self.ptq: dict[str, float | None] = {}
+        self.metrics: dict[str, float] = {}
+        """The task's other measures of the validation part, by name."""
+        self.ptq: dict[str, Scored] = {}
+        """Validation loss and measures by format of the weights after training."""
         self.merged_loss: float | None = None
-        """Validation loss by format of the weights after training."""
         use_cpus(config.resources.cpus)
 
     @functools.cached_property
@@ -275,15 +275,14 @@ class _Run:
                 with self.held():
                     self.fit()
                     loss = self._score()
+                    self.metrics = finite(self.module.validation_metrics)
                     self._check_that_it_learned(loss)
                     self._score_quantized()
                     self._score_merged()
             except Diverged as error:
                 status, reason = "diverged", str(error)
             if loss is not None:
-                others = {f"ptq/{name}": value for name, value in self.ptq.items()}
-                others["merged/loss"] = self.merged_loss
-                recorder.final(loss, {k: v for k, v in others.items() if v is not None})
+                recorder.final(loss, self.metrics, self.ptq, self.merged_loss)
             recorder.write_curve()
             weights = self.module.state_dict()
             self.weights_sha256 = sha256_of_weights(weights)
@@ -360,8 +359,7 @@ class _Run:
 
     def _score(self) -> float | None:
         """Validation loss, in the run's first process only: it does not depend on their number."""
-        size = max(1, _VALIDATION_BATCH_TOKENS // self.config.data.seq_len)
-        batches = self.data.validation_batches(size)
+        batches = self.data.validation_batches(self.module.task.scored_at_once)
         with _lightning_quiet():
             self._trainer(1).validate(self.module, batches, verbose=False)
         loss = self.module.validation_loss
@@ -371,8 +369,8 @@ class _Run:
         """Validation loss with the weights quantized after training, for each requested format."""
         ptq, model = self.config.ptq, self.module.model
         for name, precision in ptq.precisions().items():
-            with quantized(model.linears().values(), precision, ptq.operands):
-                self.ptq[name] = self._score()
+            with quantized(model.quantizable().values(), precision, ptq.operands):
+                self.ptq[name] = Scored(self._score(), finite(self.module.validation_metrics))
 
     def _score_merged(self) -> None:
         """Validation loss with the adapter in the weights, which the recipe then quantizes."""
@@ -381,8 +379,7 @@ class _Run:
                 self.merged_loss = self._score()
 
     def _check_that_it_learned(self, loss: float | None) -> None:
-        # No knowledge at all costs log(vocabulary) nats; a model above that learned nothing.
-        ceiling = math.log(shape_of(self.config.model).vocab_size)
+        ceiling = self.module.task.ceiling(self.data)
         if loss is None or not loss < ceiling:
             found = self.module.validation_loss
             raise Diverged(
@@ -431,10 +428,11 @@ class _Run:
             train_loss=None if status == "failed" else self.recorder.train_loss(),
             wall_seconds=self.recorder.seconds,
             attempts=self.lease.number,
-            metrics=self.folder / METRICS,
+            curve=self.folder / METRICS,
             weights_sha256=self.weights_sha256,
             started=self.started,
             diagnostics=self.recorder.diagnostics(),
+            metrics=self.metrics,
             ptq=self.ptq,
             merged_loss=self.merged_loss,
         )

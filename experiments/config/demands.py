@@ -55,7 +55,9 @@ NUMBERS = {
     "model.heads": Range(1, 2**16),
     "model.vocab_size": Range(1, 2**32),
     "model.rope_base": _POSITIVE,
-    "data.seq_len": Range(2, 2**24),
+    "data.seq_len": Range(1, 2**24),  # of text 2
+    "data.image.size": Range(0, 4_096),
+    "data.image.channels": Range(1, 3),
     "data.validation_windows": _COUNT_OR_NONE,
     "data.max_epochs": Range(1, 10**6),
     "precision.exponent": Range(0, 64),  # the format says which of these there are

@@ -31,6 +31,7 @@ from experiments.config.schema import (
 from experiments.finetune.base import BaseError, base_of, find_run
 from experiments.models.source import ModelError, resolved
 from experiments.quant.formats import FormatError, Precision
+from experiments.tasks import custom
 from fitting.entry.errors import one_line
 from fitting.files.own_json import DamagedError
 
@@ -154,6 +155,11 @@ def checked(config: TrainConfig) -> TrainConfig:
         try:
             resolved(config.model)
         except ModelError as error:
+            raise ConfigError(str(error)) from error
+    if config.task.factory and not config.task.problems(config.data, config.model):
+        try:
+            custom.resolved(config.task)
+        except custom.TaskError as error:
             raise ConfigError(str(error)) from error
     if config.init_from and not config.base.sha256:
         try:

@@ -31,6 +31,7 @@ from experiments.optim import OptimConfig
 from experiments.quant.formats import BFLOAT16_DIGITS, Precision
 from experiments.quant.overrides import treatment, unmet
 from experiments.quant.recipe import RecipeConfig, is_part
+from experiments.tasks.config import TaskConfig
 from fitting.entry.errors import one_line
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -66,6 +67,7 @@ class TrainConfig:
 
     study: StudyConfig = field(default_factory=StudyConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
     data: DataConfig = field(default_factory=DataConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
@@ -166,6 +168,7 @@ def check(config: TrainConfig) -> None:
     """
     found = [
         *config.model.problems(),
+        *config.task.problems(config.data, config.model),
         *config.recipe.problems(),
         *config.optim.problems(),
         *config.diagnostics.problems(),
@@ -260,22 +263,43 @@ def _foreign_problems(config: TrainConfig) -> list[str]:
     except ModelError as error:
         return [str(error)]
     of_linear = {
-        "ptq.formats": config.ptq.formats,
         "optim.weights": config.optim.weights,
         "optim.state": config.optim.state,
         "recipe.word_length.lookback": config.recipe.word_length.lookback,
     }
-    other = next((name for name, matrix in shape.matrices.items() if not matrix.linear), None)
-    return [
-        f"{key}={value}: is there for nn.Linear alone, and the model's {other} is another layer"
+    others = [name for name, matrix in shape.matrices.items() if not matrix.linear]
+    found = [
+        f"{key}={value}: is there for nn.Linear alone, and the model's {others[0]} is another layer"
         for key, value in of_linear.items()
-        if value and other
+        if value and others
     ]
+    if config.ptq.formats and others:
+        convolutions = all(shape.matrices[name].conv for name in others)
+        kinds = "nn.Linear alone, and the model's {} is another layer"
+        if not convolutions:
+            name = next(name for name in others if not shape.matrices[name].conv)
+            found.append(f"ptq.formats={config.ptq.formats}: is there for {kinds.format(name)}")
+        # What a convolution's product takes is not its input, and its weight is cast in bfloat16.
+        for key, value, plain in (
+            ("ptq.operands", config.ptq.operands, "weights"),
+            ("compute_dtype", config.compute_dtype, "float32"),
+        ):
+            if convolutions and value != plain:
+                found.append(
+                    f"{key}={value}: with ptq.formats is there for {kinds.format(others[0])}; "
+                    f"use {plain}"
+                )
+    return found
 
 
 def _finetune_problems(config: TrainConfig) -> list[str]:
     """Errors of a base and of an adapter, together with the rest."""
     adapter, optim = config.adapter, config.optim
+    if adapter.there and config.task.name != "language_model":
+        return [
+            f"adapter.name={adapter.name}: is there for task=language_model, not yet for "
+            f"task={config.task.name}"
+        ]
     if not config.init_from and config.base != BaseConfig():
         return [f"base.label={config.base.label}: is filled in from init_from, which is empty"]
     if not adapter.there:

@@ -2,8 +2,10 @@
 
 The images of the UCI set "Optical Recognition of Handwritten Digits" (its test part), as
 scikit-learn ships them.  Values 0 to 16 become bytes, 255/16 times as large.  Every fifth image,
-numbers 4, 9, 14, ... in scikit-learn's order, is scored (359), the others are trained on (1,438).  With data.image.size=16, 24, ... each pixel is
-repeated, for models that make an image smaller before they look at it.
+numbers 4, 9, 14, ... in scikit-learn's order, is scored (359), the others are trained on (1,438).
+
+With data.image.size=16, 24, ... each pixel is repeated, for models that make an image smaller
+before they look at it.
 """
 
 from __future__ import annotations

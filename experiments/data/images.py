@@ -250,12 +250,18 @@ class _Part:
     """The images of a part, read when they are asked for."""
 
     def __init__(
-        self, folder: Path, shards: tuple[Shard, ...], shape: tuple[int, int, int], config: DataConfig
+        self,
+        folder: Path,
+        shards: tuple[Shard, ...],
+        shape: tuple[int, int, int],
+        config: DataConfig,
     ) -> None:
         *images, labels = shards
         self._shape = shape
         self._images = [
-            np.memmap(folder / s.file, np.uint8, "r").reshape(-1, *shape) for s in images if s.tokens
+            np.memmap(folder / s.file, np.uint8, "r").reshape(-1, *shape)
+            for s in images
+            if s.tokens
         ]
         self._ends = np.cumsum([len(shard) for shard in self._images])
         self._labels = np.fromfile(folder / labels.file, _LABEL).astype(np.int64)

@@ -30,6 +30,15 @@ class QuantConv1D(QuantizedGemms, _Module):
         """[..., in] to [..., out]."""
         return self.transform(x, self.weight.t(), self.bias)
 
+    def matrices(self) -> list[Tensor]:
+        """[out, in]."""
+        return [self.weight.t()]
+
+    def of_matrices(self, matrices: list[Tensor]) -> Tensor:
+        """[in, out]."""
+        [weight] = matrices
+        return weight.t()
+
 
 class _QuantConv(QuantizedGemms, _ConvNd):
     """A convolution as a GEMM over taps and channels, channels last: what a block holds lies there.
@@ -47,14 +56,22 @@ class _QuantConv(QuantizedGemms, _ConvNd):
         batch = input if input.ndim == dims + 2 else input.unsqueeze(0)
         windows = self._windows(self._padded(batch))
         groups, width = self.groups, self.in_channels // self.groups
-        weight = self.weight.movedim(1, -1).flatten(1)  # [out, taps x channels of a group]
         outputs = []
-        for group, matrix in enumerate(weight.chunk(groups)):
+        for group, matrix in enumerate(self.matrices()):
             columns = windows[..., group * width : (group + 1) * width]
             bias = None if self.bias is None else self.bias.chunk(groups)[group]
             outputs.append(self.transform(columns.flatten(1 + dims), matrix, bias))
         output = torch.cat(outputs, dim=-1).movedim(-1, 1).contiguous()
         return output if input.ndim == dims + 2 else output.squeeze(0)
+
+    def matrices(self) -> list[Tensor]:
+        """[out, taps x channels] of each group."""
+        return list(self.weight.movedim(1, -1).flatten(1).chunk(self.groups))
+
+    def of_matrices(self, matrices: list[Tensor]) -> Tensor:
+        """[out, channels, taps...]."""
+        weight = torch.cat(matrices)
+        return weight.view(len(weight), *self.kernel_size, -1).movedim(-1, 1)
 
     def _windows(self, x: Tensor) -> Tensor:
         """What each output sees: [N, C, ...] to [N, positions..., taps..., C]."""

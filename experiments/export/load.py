@@ -106,6 +106,12 @@ def _config(folder: Path, record: RunRecord) -> TrainConfig:
             f"run={folder}: its model is made by {factory}; call that yourself, quantize_ it, and "
             f"load the names of {WEIGHTS} without their beginning, {PREFIX}module."
         )
+    task = record.config.get("task")
+    if isinstance(task, dict) and task.get("factory"):
+        raise ExportError(
+            f"run={folder}: its task is made by {task['factory']}, code that no record may name; "
+            f"make the model yourself and load {WEIGHTS}"
+        )
     try:
         config = from_dict(record.config)
     except ConfigError as error:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from experiments.quant.block import quantize
 from experiments.quant.formats import FormatError, Precision
-from experiments.quant.linear import QuantLinear
+from experiments.quant.linear import QuantizedGemms
 
 OPERANDS = ("weights", "weights_and_inputs")
 
@@ -72,11 +72,14 @@ class PtqConfig:
 
 
 @contextlib.contextmanager
-def quantized(layers: Iterable[QuantLinear], precision: Precision, operands: str) -> Iterator[None]:
+def quantized(
+    layers: Iterable[QuantizedGemms], precision: Precision, operands: str
+) -> Iterator[None]:
     """Quantize the weights, or weights and inputs, of layers; weights come back bit for bit.
 
     Args:
-        layers: The layers to quantize.
+        layers: The layers to quantize; of a convolution with groups each group is a matrix, with
+            scales of its own, as it is in training.
         precision: The format, rounded to nearest even.
         operands: One of `OPERANDS`.  An input of several sequences is one tensor: a scale of the
             whole tensor is shared by all that are scored together.
@@ -92,10 +95,12 @@ def quantized(layers: Iterable[QuantLinear], precision: Precision, operands: str
     try:
         with torch.no_grad():
             for layer in chosen:
-                layer.weight.copy_(quantize(layer.weight, precision))
+                rounded = [quantize(matrix, precision) for matrix in layer.matrices()]
+                layer.weight.copy_(layer.of_matrices(rounded))
                 layer.given = given
         if operands == "weights_and_inputs":
-            hooks = [layer.register_forward_pre_hook(quantize_input) for layer in chosen]
+            modules = (layer for layer in chosen if isinstance(layer, nn.Module))
+            hooks = [module.register_forward_pre_hook(quantize_input) for module in modules]
         yield
     finally:
         with torch.no_grad():

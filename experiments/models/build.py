@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from experiments.models.config import ModelConfig
 from experiments.models.foreign import ForeignModel, foreign_shape
+from experiments.models.language import refuse_unless_causal
 from experiments.models.next_token import NextToken
 from experiments.models.shape import Shape
 from experiments.models.transformer import Transformer, transformer_shape
@@ -11,7 +12,13 @@ from experiments.quant.formats import Precision
 from experiments.quant.recipe import RecipeConfig
 
 
-def build(config: ModelConfig, recipe: RecipeConfig, precision: Precision, seed: int) -> NextToken:
+def build(
+    config: ModelConfig,
+    recipe: RecipeConfig,
+    precision: Precision,
+    seed: int,
+    causal: bool = True,
+) -> NextToken:
     """A model with its weights drawn, or read.
 
     Args:
@@ -19,13 +26,15 @@ def build(config: ModelConfig, recipe: RecipeConfig, precision: Precision, seed:
         recipe: Which operands of which layers are quantized.
         precision: The format to which they are quantized.
         seed: Seed of the weights, the rounding noise and the random signs.
+        causal: Whether it must not see what comes after a token: it is to predict it.
 
     Raises:
         ModelError: Somebody else's model cannot be made, or sees what it is to predict.
     """
     if config.foreign:
         foreign = ForeignModel(config, recipe, precision, seed)
-        foreign.refuse_unless_causal()
+        if causal:
+            refuse_unless_causal(foreign)
         return foreign
     model = Transformer(config, recipe, precision, seed)
     model.initialize(seed)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,35 +65,6 @@ class ForeignModel(NextToken):
         self.treat(shape, recipe, precision, FOREIGN)
         multiply_by_layers(self.module)
 
-    @torch.no_grad()
-    def refuse_unless_causal(self) -> None:
-        """Make sure that no token can be predicted by looking at it.
-
-        Raises:
-            ModelError: One can, or the model fails on the last token of its vocabulary.
-        """
-        training, quantizing = self.training, self.clock.quantizing
-        self.eval()
-        self.clock.quantizing = False
-        last = self.vocab_size - 1
-        tokens = torch.tensor([[0, last, 0, last], [0, last, 0, 0]])
-        try:
-            first, second = self(tokens)[:, :-1]
-        except Exception as error:
-            raise ModelError(
-                f"model.name={self.config.name}: on tokens from 0 to {last} it raises "
-                f"{type(error).__name__}: {one_line(error)}"
-            ) from error
-        finally:
-            self.clock.quantizing = quantizing
-            self.train(training)
-        if not torch.allclose(first, second, rtol=0.0, atol=1e-5 * float(first.abs().max())):
-            raise ModelError(
-                f"model.name={self.config.name}: sees the tokens that it is to predict: another "
-                "last token changes what it says of those before; give a causal model (an encoder "
-                "of Hugging Face is one with model.config.is_decoder=true)"
-            )
-
     def initialize(self, seed: int) -> None:
         """Draw the weights anew, or read them again, if the seed is another."""
         if seed != self.clock.seed:
@@ -102,24 +74,35 @@ class ForeignModel(NextToken):
         """Write a model of transformers as that library does, in high precision."""
         self.module.save_pretrained(folder)  # type: ignore[operator]
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[B, T] int64 to [B, T, V] logits."""
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """What the module makes of its inputs; if that has logits, as transformers', these."""
         if not self.training:
-            return _logits(self.module, tokens)
-        devices = [tokens.device] if tokens.is_cuda else []
-        with torch.random.fork_rng(devices):
+            return outputs(self.module, *inputs, **named)
+        device = next(self.parameters()).device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self.clock.key(self.clock.counter, 0, STREAMS["dropout"]))
-            return _logits(self.module, tokens)
+            return outputs(self.module, *inputs, **named)
 
 
-def _logits(module: nn.Module, tokens: Tensor) -> Tensor:
-    """What a model returns for token ids, whether as a tensor or as transformers does."""
-    from_transformers = hasattr(module, "get_output_embeddings")
-    output = module(tokens, use_cache=False) if from_transformers else module(tokens)
-    found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    if not isinstance(found, Tensor):
+def outputs(module: nn.Module, *inputs: Any, **named: Any) -> Any:
+    """What a model returns, without what transformers wraps around its logits."""
+    if hasattr(module, "get_output_embeddings"):
+        named = {"use_cache": False, **named}
+    output = module(*inputs, **named)
+    found = getattr(output, "logits", None)
+    return found if isinstance(found, Tensor) else output
+
+
+def logits_of(module: nn.Module, inputs: Tensor) -> Tensor:
+    """What a model returns for a tensor, which must be a tensor or have logits.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    output = outputs(module, inputs)
+    if not isinstance(output, Tensor):
         raise TypeError(f"it returns {type(output).__name__}, no logits and nothing that has any")
-    return found
+    return output
 
 
 def foreign_shape(config: ModelConfig) -> Shape:
@@ -127,9 +110,29 @@ def foreign_shape(config: ModelConfig) -> Shape:
     return _built(_as_text(config))[2]
 
 
-def foreign_cost(config: ModelConfig, seq_len: int) -> Cost:
-    """What a sequence of somebody else's model costs."""
-    return _counted(_as_text(config), seq_len)
+def foreign_cost(config: ModelConfig, work: Work) -> Cost:
+    """What it costs somebody else's model to be trained on one token, or example."""
+    key = _as_text(config), work.said
+    if key not in _COSTS:
+        mode, module, _ = _built(key[0])
+        with mode:
+            _COSTS[key] = _cost(config.name, module, work)
+    return _COSTS[key]
+
+
+_COSTS: dict[tuple[str, str], Cost] = {}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a model is run on for its cost: values do not count, sizes do."""
+
+    said: str
+    """Its inputs in words, which tell this work from any other on the same model."""
+    count: int
+    """The tokens, or examples, in it."""
+    forward: Callable[[nn.Module], Tensor]
+    """The forward pass of a bare model, to logits, of two axes or more, or to losses."""
 
 
 def _as_text(config: ModelConfig) -> str:
@@ -150,20 +153,13 @@ def _built(config_text: str) -> tuple[FakeTensorMode, nn.Module, Shape]:
     return mode, module, shape
 
 
-@functools.cache
-def _counted(config_text: str, seq_len: int) -> Cost:
-    """What a sequence of some length costs."""
-    mode, module, shape = _built(config_text)
-    with mode:
-        return _cost(json.loads(config_text)["name"], module, seq_len, shape.vocab_size)
-
-
-def _cost(name: str, module: nn.Module, seq_len: int, vocab_size: int) -> Cost:
-    """Count a training step on one sequence.
+def _cost(name: str, module: nn.Module, work: Work) -> Cost:
+    """Count a training step.
 
     Products are counted with attention written out, since its fused kernels are products that
     torch does not count; memory with the kernels that will run.
     """
+    rows: dict[str, float] = {}
     weights = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
 
     def kept(*backends: SDPBackend) -> int:
@@ -177,40 +173,52 @@ def _cost(name: str, module: nn.Module, seq_len: int, vocab_size: int) -> Cost:
 
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with hooks, sdpa_kernel(list(backends)) if backends else nullcontext():
-            held = _logits(module, tokens).float().logsumexp(-1)
+            held = _loss(work.forward(module))
         total = sum(size for storage, size in saved.items() if storage not in weights)
         del held  # whose graph kept what is counted
         return total
 
+    def watch(layer_name: str, out_features: int) -> Callable[..., None]:
+        def count(_: nn.Module, __: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                seen = output.numel() / out_features / work.count
+                rows[layer_name] = rows.get(layer_name, 0.0) + seen
+
+        return count
+
     if any(map(are_experts, module.modules())):  # the one way that does not look at values
         module.set_experts_implementation("batched_mm")  # type: ignore[operator]
-    limit = getattr(getattr(module, "config", None), "max_position_embeddings", None)
-    tables = {m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)}
-    if limit is not None and limit < seq_len and tables & {limit, limit + 2}:  # + 2 in OPT's
-        raise ModelError(
-            f"data.seq_len={seq_len}: {name} has a table of {limit} positions; set "
-            f"model.config.max_position_embeddings={seq_len}, or a shorter data.seq_len"
-        )
-    tokens = torch.zeros(1, seq_len, dtype=torch.int64)
     counter = FlopCounterMode(display=False)
+    hooks = [
+        layer.register_forward_hook(watch(layer_name, _sizes(layer)[1]))
+        for layer_name, layer in quantizable(module).items()
+        if not are_experts(layer)
+    ]
     try:
         with counter, sdpa_kernel(SDPBackend.MATH):
-            logits = _logits(module, tokens)
-            torch.autograd.backward(logits.float().logsumexp(-1).sum())
+            output = work.forward(module)
+            torch.autograd.backward(_loss(output))
+        for hook in hooks:
+            hook.remove()
         saved = kept()
         written_out = kept(SDPBackend.MATH)
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(
-            f"model.name={name}: on token ids [1, {seq_len}] its forward and backward pass "
+            f"model.name={name}: on {work.said} its forward and backward pass "
             f"raise {type(error).__name__}: {one_line(error)}"
         ) from error
-    if logits.shape != (expected := (1, seq_len, vocab_size)):
-        raise ModelError(
-            f"model.name={name}: returns {list(logits.shape)} for token ids {list(tokens.shape)}; "
-            f"must be logits, [batch, tokens, vocabulary]: {list(expected)}"
-        )
-    more = max(written_out - saved, 0)
-    return Cost(counter.get_total_flops() / seq_len, saved / seq_len, more / seq_len)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    flops, more = counter.get_total_flops() / work.count, max(written_out - saved, 0)
+    return Cost(flops, saved / work.count, more / work.count, rows, tuple(output.shape))
+
+
+def _loss(output: Tensor) -> Tensor:
+    """A scalar that needs of an output what its loss does."""
+    return (output.float().logsumexp(-1) if output.ndim > 1 else output).sum()
 
 
 def shape_of_module(module: nn.Module, vocab_size: int) -> Shape:
@@ -251,8 +259,8 @@ def _matrices(
 ) -> Iterator[tuple[str, Matrix]]:
     """The matrices of a layer by name: one, or of a layer of experts those of all experts."""
     if not isinstance(layer, QuantExperts) and not are_experts(layer):
-        adapts = not isinstance(layer, nn.Conv1d | nn.Conv2d)
-        yield name, Matrix(*_sizes(layer), block, isinstance(layer, nn.Linear), adapts=adapts)
+        linear, conv = isinstance(layer, nn.Linear), isinstance(layer, nn.Conv1d | nn.Conv2d)
+        yield name, Matrix(*_sizes(layer), block, linear, conv=conv, adapts=not conv)
         return
     count = layer.num_experts
     assert isinstance(count, int)
@@ -263,7 +271,13 @@ def _matrices(
             into, out = out, into
         yield (
             f"{name}.{parameter}",
-            Matrix(into, out, block, False, name, count, adapts=False, share=chosen / count),
+            Matrix(
+                *(into, out, block, False),
+                layer=name,
+                copies=count,
+                adapts=False,
+                share=chosen / count,
+            ),
         )
 
 

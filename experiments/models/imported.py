@@ -1,4 +1,4 @@
-"""Code of the user's that a configuration names by its import path, and the hash that it is known by.
+"""Code that a configuration names by its import path, and the hash that it is known by.
 
 Names come from what the user types, never from a record or a checkpoint.
 """
@@ -115,9 +115,9 @@ def installed_version(path: str) -> str:
         installed = metadata.distribution(package)
     except metadata.PackageNotFoundError:
         return ""
-    file = getattr(sys.modules.get(package), "__file__", None) or ""
-    there = Path(str(installed.locate_file(package)))  # where an editable one is not
-    return installed.version if Path(file).parent == there else ""
+    there = str(installed.locate_file(package))  # where an editable one is not
+    places = getattr(sys.modules.get(package), "__path__", ())
+    return installed.version if there in places else ""
 
 
 def hash_of(path: Path) -> bytes:

@@ -36,6 +36,8 @@ class Matrix:
     """The number of the block that it is in; None outside the numbered blocks."""
     linear: bool = True
     """Whether its layer is an `nn.Linear`."""
+    conv: bool = False
+    """Whether its layer is a convolution, of which this is the matrix of one group."""
     layer: str = ""
     """The name of its layer, if that holds several matrices; else it is called as its layer is."""
     copies: int = 1
@@ -130,3 +132,7 @@ class Cost:
     """Bytes that a forward pass keeps for the backward one."""
     probabilities_per_token: float
     """Bytes of all attention's probabilities, which are there at once where it is written out."""
+    rows_per_token: Mapping[str, float]
+    """By layer: rows of its product, over which a quantized operand's scales may extend."""
+    returned: tuple[int, ...]
+    """The shape of what it returned where it was counted."""

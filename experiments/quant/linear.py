@@ -27,6 +27,9 @@ __all__ = ["STREAMS", "NoiseClock", "QuantLinear", "QuantizedGemms", "compute_dt
 class QuantizedGemms(Gemms):
     """The three GEMMs of a layer with a weight matrix, as a recipe says; mixed into the layer."""
 
+    weight: Any
+    """A parameter of the layer."""
+
     def quantized_as(
         self, recipe: RecipeConfig, precision: Precision, clock: NoiseClock, layer: int
     ) -> None:
@@ -43,6 +46,15 @@ class QuantizedGemms(Gemms):
     def parts(self) -> Iterator[tuple[str, QuantizedGemms]]:
         """What of this layer is watched, each with the name of its weight in the layer."""
         yield "weight", self
+
+    def matrices(self) -> list[Tensor]:
+        """The weight as the matrices [out, in] that its products take: one, or one per group."""
+        return [self.weight]
+
+    def of_matrices(self, matrices: list[Tensor]) -> Tensor:
+        """What `matrices` gives, as a weight."""
+        [weight] = matrices
+        return weight
 
     def transform(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Y = x W^T + b: [..., in] and [out, in] to [..., out]."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.schema import TrainConfig, leaves
-from experiments.data.batches import corpus_sha256
 from experiments.quant.recipe import OperandConfig
+from experiments.tasks.choose import task_of
 from fitting.results import swept
 
 NUMERICS_VERSION = 4
@@ -46,7 +46,7 @@ def science(config: TrainConfig) -> dict[str, Any]:
         off_default(values)
         | base
         | {
-            "corpus": corpus_sha256(config.data),
+            "corpus": task_of(config).corpus(),
             "steps": config.steps,
             "seed": config.seed,
             "numerics_version": numerics_version(config),

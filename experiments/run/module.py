@@ -18,6 +18,8 @@ from experiments.measure.diagnostics import measure
 from experiments.models.build import build, shape_of
 from experiments.optim import lr_factor, make_optimizer, round_weights
 from experiments.quant.word_length import WordLength
+from experiments.tasks.choose import task_of
+from experiments.tasks.task import Score
 
 # Where the noise counter of validation starts: far from every training step's.
 _VALIDATION_COUNTER = 2**40
@@ -25,12 +27,14 @@ _RANK_COUNTERS = 2**44
 
 
 class LanguageModel(L.LightningModule):
-    """Next-token training of a model on batches of [B, T + 1] token ids."""
+    """Training of a model on the batches of a task."""
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
-        self.config = config
-        self.model = build(config.model, config.recipe, config.precision.build(), config.seed)
+        self.config, self.task = config, task_of(config)
+        self.model = build(
+            config.model, config.recipe, config.precision.build(), config.seed, self.task.causal
+        )
         if config.init_from:
             start_from(self.model, Path(config.init_from), config.base, config.model)
         round_weights(self.model, config.optim, config.seed)
@@ -45,38 +49,50 @@ class LanguageModel(L.LightningModule):
         }
         """Word lengths by layer, for a recipe that moves them."""
         self.validation_loss = math.nan
-        self._validation_sum, self._validation_tokens = 0.0, 0
+        self.validation_metrics: dict[str, float] = {}
+        """The task's other measures, by name."""
+        self._scores: list[Score] = []
 
-    def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
+    def training_step(self, batch: Any, batch_index: int) -> Tensor:
         """The mean loss of one batch."""
         self._set_clock()
-        return self.model.loss(batch)
+        return self.task.loss(self.model, batch)
 
     def _set_clock(self) -> None:
         # Each process of a run has noise of its own; if there is only one, this is the step.
         self.model.clock.counter = self.global_step + _RANK_COUNTERS * self.global_rank
         self.model.clock.quantizing = self.config.quantizes(self.global_step)
 
-    def measure(self, batch: Tensor) -> dict[str, float]:
+    def measure(self, batch: Any) -> dict[str, float]:
         """Diagnostics of the training step on `batch` that comes next."""
         self._set_clock()
-        return measure(self.model, self.model.clock, lambda: self.model.loss(batch))
+        # What batch norms have seen so far does not count a batch for being measured.
+        before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        try:
+            return measure(self.model, self.model.clock, lambda: self.task.loss(self.model, batch))
+        finally:
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(before[name])
 
     def on_validation_epoch_start(self) -> None:
-        """Reset the sum."""
-        self._validation_sum, self._validation_tokens = 0.0, 0
+        """Forget the last scores."""
+        self._scores = []
 
-    def validation_step(self, batch: Tensor, batch_index: int) -> None:
-        """Add one batch to the sum; every token weighs the same, whatever its batch's size."""
+    def validation_step(self, batch: Any, batch_index: int) -> None:
+        """Score one batch."""
         self.model.clock.counter = _VALIDATION_COUNTER + batch_index
         # Not by the step: the trainer that scores has taken none.
         self.model.clock.quantizing = self.config.quantizes(self.config.steps)
-        self._validation_sum += self.model.loss(batch, reduction="sum").double().item()
-        self._validation_tokens += batch.shape[0] * (batch.shape[1] - 1)
+        self._scores.append(self.task.score(self.model, batch))
 
     def on_validation_epoch_end(self) -> None:
-        """Nats per token over the whole stream."""
-        self.validation_loss = self._validation_sum / self._validation_tokens
+        """Means over the whole stream; every token weighs the same, whatever its batch's size."""
+        count = sum(score.count for score in self._scores)
+        self.validation_loss = sum(score.loss for score in self._scores) / count
+        names = dict.fromkeys(name for score in self._scores for name in score.metrics)
+        self.validation_metrics = {
+            name: sum(score.metrics[name] for score in self._scores) / count for name in names
+        }
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Gradients of the loss times the loss scale."""

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from experiments.accounting import training_bytes
 from experiments.config.schema import TrainConfig
+from experiments.tasks.choose import task_of
 from fitting.entry.errors import Failure
 
 
@@ -19,14 +19,14 @@ def named_if_of_memory(error: Exception, config: TrainConfig) -> Exception:
     """The error itself or, if memory ran out, one that says so and what would help."""
     if not wants_memory(error):
         return error
-    needed = training_bytes(
-        config.model, config.rows, config.recipe, config.data.seq_len, config.adapter
-    )
+    task = task_of(config)
+    needed = task.training_bytes(config.rows, config.recipe)
     given = config.resources.memory
     limit = f"more than resources.memory={given:g} GiB" if given else "more memory than there is"
     return OutOfMemory(
         f"it takes {limit} (about {needed / 2**30:.1f} GiB by our count, plus the process itself); "
-        f"lower batch_size={config.batch_size} or data.seq_len={config.data.seq_len}"
+        f"lower batch_size={config.batch_size}"
+        + (f" or data.seq_len={config.data.seq_len}" if task.unit == "token" else "")
         + (", or raise resources.memory" if given else "")
     )
 

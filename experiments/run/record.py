@@ -8,6 +8,7 @@ import math
 import platform
 import subprocess
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -16,9 +17,9 @@ from typing import Any
 
 import torch
 
-from experiments.accounting import count_parameters, flops_per_token
+from experiments.accounting import count_parameters
 from experiments.config.schema import TrainConfig
-from experiments.data.batches import TokenData
+from experiments.data.batches import Batches
 from experiments.models.build import shape_of
 from experiments.paths import package_dir
 from experiments.quant.block import backend
@@ -28,15 +29,31 @@ from experiments.quant.recipe import SLOTS, RecipeConfig
 from experiments.quant.slots import ATTENTION
 from experiments.run.identity import numerics_version, quantization
 from experiments.run.layers import layers_of
+from experiments.tasks.choose import task_of
 from fitting.results.record import RunRecord
 from fitting.results.table import ERROR_DIGITS
 
 _RECORDED_VERSIONS = ("torch", "lightning", "ray", "wandb", "numpy", "hydra-core")
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What the validation part gave."""
+
+    loss: float | None
+    """None if it is not finite."""
+    metrics: dict[str, float]
+    """The task's other measures, by name."""
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Those measures that are numbers."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
 def make_record(
     config: TrainConfig,
-    data: TokenData,
+    data: Batches,
     *,
     run_id: str,
     status: str,
@@ -46,11 +63,12 @@ def make_record(
     train_loss: float | None,
     wall_seconds: float,
     attempts: int,
-    metrics: Path,
+    curve: Path,
     weights_sha256: str,
     started: datetime,
     diagnostics: dict[str, Any],
-    ptq: dict[str, float | None],
+    metrics: dict[str, float],
+    ptq: dict[str, Scored],
     merged_loss: float | None,
 ) -> RunRecord:
     """The record of one run.
@@ -66,11 +84,12 @@ def make_record(
         train_loss: Mean of the last tenth, nats per token.
         wall_seconds: Training time over all attempts.
         attempts: Number of times it was started.
-        metrics: The loss curve's file.
+        curve: The loss curve's file.
         weights_sha256: Hash of the trained weights; "" if there are none.
         started: Start of the last attempt.
         diagnostics: Summary of the diagnostics.
-        ptq: Validation loss by format of the weights; None if it is not finite.
+        metrics: Other measures of the validation part, by name.
+        ptq: What the validation part gave, by format of the weights.
         merged_loss: Validation loss with the adapter merged; None if there is none.
     """
     tokens = steps * config.batch_tokens
@@ -88,17 +107,17 @@ def make_record(
         corpus=data.label,
         numerics_version=numerics_version(config),
         reason=reason,
-        metrics_sha256=hashlib.sha256(metrics.read_bytes()).hexdigest()
-        if metrics.is_file()
-        else "",
+        metrics_sha256=hashlib.sha256(curve.read_bytes()).hexdigest() if curve.is_file() else "",
         weights_sha256=weights_sha256,
         diagnostics=diagnostics,
+        metrics=metrics,
         ptq={
             name: {
-                "loss": ptq[name],
+                "loss": ptq[name].loss,
                 "bits": precision.element.bits,
                 "operands": config.ptq.operands,
             }
+            | ({"metrics": ptq[name].metrics} if ptq[name].metrics else {})
             for name, precision in config.ptq.precisions().items()
             if name in ptq
         },
@@ -140,7 +159,7 @@ def design(config: TrainConfig, steps: int) -> dict[str, Any]:
         "params_total": count.total,
         "params_quantized": formats.params,
         "tokens": tokens,
-        "flops": tokens * flops_per_token(model, config.data.seq_len, config.adapter),
+        "flops": tokens * task_of(config).flops_per_token(),
         "seed": config.seed,
         "quantize_backend": formats.backend,
     }
@@ -197,6 +216,11 @@ def _format_of(config: TrainConfig) -> _Formats:
     run, shape = config.precision.build(), shape_of(config.model)
     treated = [(m, t.recipe, t.format_of(run)) for m, t in shape.quantized(config.recipe).values()]
     layers = [(m, recipe, precision) for m, recipe, precision in treated if recipe is not None]
+    task = task_of(config)
+    rows = {
+        id(m): max(1, round(config.rows * task.rows_per_token(name) * m.share))
+        for name, m in {**shape.matrices, **shape.others}.items()
+    }
     if not layers:
         exponent, mantissa = (8, 7) if config.compute_dtype == "bfloat16" else (8, 23)
         bits = float(1 + exponent + mantissa)
@@ -219,7 +243,7 @@ def _format_of(config: TrainConfig) -> _Formats:
     seen: Counter[tuple[Any, ...]] = Counter()
     kinds: dict[tuple[Any, ...], tuple[RecipeConfig, Precision]] = {}
     for matrix, recipe, precision in layers:
-        sizes = max(1, round(config.rows * matrix.share)), matrix.in_features, matrix.out_features
+        sizes = rows[id(matrix)], matrix.in_features, matrix.out_features
         precisions = recipe.precisions(precision)
         labels = tuple(label for label in recipe.quantized if label in matrix.labels)
         operands += [(precisions[at], *shapes(*sizes)[at], matrix.copies) for at in labels]

@@ -27,6 +27,7 @@ from experiments.mirror import tracking
 from experiments.optim import lr_factor
 from experiments.run.identity import run_id
 from experiments.run.module import LanguageModel, measured_steps
+from experiments.run.record import Scored
 from experiments.store.checkpoint import CheckpointStore
 from experiments.store.curve import METRICS
 from experiments.store.lease import Lease
@@ -126,7 +127,7 @@ class Recorder(L.Callback):
         self._clock = self._last_row = self._last_checkpoint = time.monotonic()
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, module: L.LightningModule, batch: Tensor, batch_index: int
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_index: int
     ) -> None:
         """Measure before some steps, in the run's first process, on its share of the batch."""
         if self.lease is None or trainer.global_step not in self._measured:
@@ -200,15 +201,34 @@ class Recorder(L.Callback):
         if self.report:
             self.report(Progress(self.step, config.steps, speed, loss))
 
-    def final(self, loss: float, others: Mapping[str, float]) -> None:
-        """Write the last row: the validation loss, and others of changed weights, by column."""
+    def final(
+        self,
+        loss: float,
+        metrics: Mapping[str, float],
+        ptq: Mapping[str, Scored],
+        merged_loss: float | None,
+    ) -> None:
+        """Write the last row: what the validation part gave, and with quantized weights by format.
+
+        Args:
+            loss: The validation loss.
+            metrics: The task's other measures.
+            ptq: Both by format of the weights.
+            merged_loss: The validation loss with the adapter merged; None if there is none.
+        """
+        quantized = {f"ptq/{name}": s.loss for name, s in ptq.items() if s.loss is not None}
+        for name, scored in ptq.items():
+            quantized |= {f"ptq/{name}/{key}": value for key, value in scored.metrics.items()}
+        if merged_loss is not None:
+            quantized["merged/loss"] = merged_loss
         self._write(
             {
                 "step": self.step,
                 "tokens": self.step * self.config.batch_tokens,
                 "validation/loss": loss,
             }
-            | dict(others)
+            | {f"validation/{name}": value for name, value in metrics.items()}
+            | quantized
         )
 
     def diagnostics(self) -> dict[str, Any]:

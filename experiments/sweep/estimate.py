@@ -7,10 +7,9 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 
-from experiments.accounting import flops_per_token
 from experiments.config.schema import TrainConfig
-from experiments.data.batches import TokenData
 from experiments.models.build import build, shape_of
+from experiments.tasks.choose import task_of
 
 _ASSUMED_FLOPS_PER_SECOND = 3e10
 """Speed of one core on a small model, used if nothing has been run yet to measure it."""
@@ -79,12 +78,13 @@ def probe(configs: Iterable[TrainConfig], speeds: Speeds) -> None:
                 continue
             if time.monotonic() - began > _PROBE_SECONDS:
                 return
-            model = build(config.model, config.recipe, config.precision.build(), config.seed)
-            data = TokenData(config.data)
+            task, precision = task_of(config), config.precision.build()
+            model = build(config.model, config.recipe, precision, config.seed, task.causal)
+            data = task.open()
             seconds = []
             for step in range(4):  # the first step bears one-time costs
                 start = time.perf_counter()
-                loss = model.loss(data.batch(step, config.batch_size, config.seed))
+                loss = task.loss(model, data.batch(step, config.batch_size, config.seed))
                 torch.autograd.backward(loss)
                 seconds.append(time.perf_counter() - start)
             speeds.learn(config, flops / min(seconds[1:]), "measured on a few steps")
@@ -93,4 +93,4 @@ def probe(configs: Iterable[TrainConfig], speeds: Speeds) -> None:
 
 
 def _step_flops(config: TrainConfig) -> float:
-    return config.batch_tokens * flops_per_token(config.model, config.data.seq_len, config.adapter)
+    return config.batch_tokens * task_of(config).flops_per_token()

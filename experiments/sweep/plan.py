@@ -12,16 +12,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.accounting import count_parameters, flops_per_token, training_bytes
+from experiments.accounting import count_parameters
 from experiments.config.precision import ConfigError
 from experiments.config.running import SweepConfig
 from experiments.config.schema import KEPT, TrainConfig
-from experiments.data.batches import TokenData
-from experiments.models.build import shape_of
+from experiments.data.batches import Batches
 from experiments.run.identity import numerics_version, off_default, run_folder, run_id
 from experiments.run.record import design
 from experiments.store.weights import WEIGHTS
 from experiments.sweep.estimate import Speeds
+from experiments.tasks.choose import task_of
 from fitting.files.atomic import write_atomic
 from fitting.files.own_json import DamagedError
 from fitting.results.record import RunRecord, look_at
@@ -120,9 +120,7 @@ class PlannedRun:
     def gibibytes(self) -> float:
         """Memory by our count, an upper bound, process included."""
         config = self.config
-        own = training_bytes(
-            config.model, config.rows, config.recipe, config.data.seq_len, config.adapter
-        )
+        own = task_of(config).training_bytes(config.rows, config.recipe)
         return (own + _PROCESS_BYTES) / 2**30
 
     def refuse_unless_held_by(self, machines: Sequence[Resources]) -> None:
@@ -239,18 +237,18 @@ def make_plan(configs: Sequence[TrainConfig], sweep: SweepConfig | None = None) 
     studies = sorted({config.study.name for config in configs})
     if len(studies) > 1:
         raise ConfigError(f"study={','.join(studies)}: a sweep belongs to one study")
-    opened: dict[str, TokenData] = {}
+    opened: dict[str, Batches] = {}
     runs: dict[str, PlannedRun] = {}
     for config in configs:
-        key = repr(config.data)
+        key, task = _data_key(config), task_of(config)
         if key not in opened:
-            opened[key] = TokenData(config.data, verify=True)
-        opened[key].check(config.steps, config.batch_size, shape_of(config.model).vocab_size)
+            opened[key] = task.open(verify=True)
+        task.check(opened[key], config.steps, config.batch_size)
         identity = run_id(config)
         if identity in runs:
             continue
         folder = run_folder(config)
-        a_token = flops_per_token(config.model, config.data.seq_len, config.adapter)
+        a_token = task.flops_per_token()
         flops = config.steps * config.batch_tokens * a_token
         scoring = len(opened[key].validation) * config.data.seq_len * a_token / 3
         runs[identity] = PlannedRun(config, identity, folder, flops, scoring, *look_at(folder))
@@ -270,7 +268,7 @@ def _look_for_older(plan: Plan, corpora: Mapping[str, str]) -> None:
 
     Args:
         plan: Its runs are changed in place.
-        corpora: By the `repr` of a run's data its corpus, as records name it.
+        corpora: By the `_data_key` of a run its corpus, as records name it.
     """
     if not plan.study_folder.is_dir():
         return
@@ -285,11 +283,16 @@ def _look_for_older(plan: Plan, corpora: Mapping[str, str]) -> None:
                 record is not None
                 and record.status != "failed"
                 and record.numerics_version < numerics_version(config)
-                and (record.seed, record.corpus) == (config.seed, corpora[repr(config.data)])
+                and (record.seed, record.corpus) == (config.seed, corpora[_data_key(config)])
                 and record.config.get("tokens", 0) // config.batch_tokens == config.steps
                 and off_default(record.config) == off_default(asdict(config))
             ):
                 run.older = record.numerics_version
+
+
+def _data_key(config: TrainConfig) -> str:
+    """What tells the data of runs apart."""
+    return repr((config.task, config.data))
 
 
 def _slug(run_id: str) -> str:

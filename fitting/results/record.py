@@ -111,10 +111,12 @@ class RunRecord:
     diagnostics: JsonObject = field(default_factory=dict)
     """Summary of the measurements in training: by operand P1..P6 and measure the `mean` over
     layers and time and the `worst`, with its `layer`; `gradient`, by start, middle and end."""
+    metrics: JsonObject = field(default_factory=dict)
+    """Other measures of the validation part by name, as a task has them: accuracy."""
     ptq: JsonObject = field(default_factory=dict)
     """By the name of a format to which the trained weights were quantized: `loss` (validation,
     nats per token; None if it is not finite), `bits` of an element, `operands` (weights or
-    weights_and_inputs)."""
+    weights_and_inputs), and `metrics` if the task has any."""
     provenance: JsonObject = field(default_factory=dict)
     """git_sha, git_dirty, versions, host, device, threads, compute_dtype, started, finished; of the
     layers the formats, or why they are in high precision."""
@@ -168,7 +170,9 @@ class RunRecord:
 
 
 MAYBE_EMPTY = {"operands", "reason", "metrics_sha256", "weights_sha256"}
-_NO_COLUMNS = ("diagnostics", "ptq", "provenance", "config")
+_NO_COLUMNS = ("diagnostics", "metrics", "ptq", "provenance", "config")
+"""Those of `metrics` are columns by themselves, with `VALIDATION` before their names."""
+VALIDATION = "validation_"
 COLUMNS = tuple(f.name for f in fields(RunRecord) if f.name not in _NO_COLUMNS)
 
 

@@ -17,7 +17,8 @@ Value: TypeAlias = Any
 Config: TypeAlias = Mapping[str, Value]
 
 KEY = re.compile(
-    r"(model|data|optim|precision|recipe|ptq|base|adapter)\.[\w.]+|batch_size|compute_dtype"
+    r"(model|task|data|optim|precision|recipe|ptq|base|adapter)\.[\w.]+"
+    r"|batch_size|compute_dtype"
 )
 """Keys that a run's result depends on; the seed and the training tokens have columns already."""
 _BESIDE = {
@@ -44,6 +45,16 @@ ABSENT: Mapping[str, Value] = {
     "base.bits": 0.0,
     "base.tokens": 0,
     "data.only": [],
+    "task.name": "language_model",
+    "task.factory": "",
+    "task.config": {},
+    "task.sha256": "",
+    "data.image.size": 0,
+    "data.image.channels": 1,
+    "data.image.mean": [0.5],
+    "data.image.std": [0.5],
+    "data.image.column": "image",
+    "data.image.label": "label",
     "data.validation_windows": 0,
     "data.without": [],
     "data.windows": "across_documents",

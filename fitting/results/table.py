@@ -17,6 +17,7 @@ from fitting.results.record import (
     MAYBE_EMPTY,
     RESULT,
     STATUSES,
+    VALIDATION,
     DamagedWarning,
     RunRecord,
     look_at,
@@ -263,7 +264,13 @@ def _settled(column: pd.Series) -> pd.Series:
 def _alone(record: RunRecord) -> list[JsonObject]:
     from fitting.results.format_errors import measured_errors  # scipy
 
-    return [{column: getattr(record, column) for column in COLUMNS} | measured_errors(record)]
+    columns = {column: getattr(record, column) for column in COLUMNS}
+    return [columns | _metrics(record.metrics) | measured_errors(record)]
+
+
+def _metrics(measures: JsonObject) -> JsonObject:
+    """Columns for a task's measures of the validation part."""
+    return {f"{VALIDATION}{name}": value for name, value in measures.items()}
 
 
 def _with_ptq(record: RunRecord) -> list[JsonObject]:
@@ -273,7 +280,9 @@ def _with_ptq(record: RunRecord) -> list[JsonObject]:
     rows = [row | {"bits_post": bits, "format_post": "none", "operands_post": "none"}]
     for name, scored in record.ptq.items():
         post = {"format_post": name, "operands_post": scored["operands"]}
-        rows.append(row | post | {"loss": scored["loss"], "bits_post": scored["bits"]})
+        measures = _metrics(scored.get("metrics") or dict.fromkeys(record.metrics))
+        scores = {"loss": scored["loss"], "bits_post": scored["bits"], **measures}
+        rows.append(row | post | scores)
     return rows
 
 

@@ -33,6 +33,9 @@ def check(name: str, kind: str, value: Json) -> None:
             check(f"ptq.{form}.loss", "float | None", scored["loss"])
             check(f"ptq.{form}.bits", "float", scored["bits"])
             check(f"ptq.{form}.operands", "str", scored["operands"])
+            _check_metrics(f"ptq.{form}.metrics", scored.get("metrics", {}))
+    if name == "metrics":
+        _check_metrics(name, value)
     if not isinstance(value, (int, float)):
         return
     if not abs(value) < 1e300:  # no table holds more, nor NaN
@@ -45,6 +48,17 @@ def check(name: str, kind: str, value: Json) -> None:
             f"schema_version={short(value)}: written by a newer version, this one reads "
             f"{SCHEMA_VERSION}"
         )
+
+
+def _check_metrics(name: str, value: Json) -> None:
+    """Refuse measures that are not numbers by name; they may have any sign."""
+    if not isinstance(value, dict):
+        raise ResultsError(f"{name}={short(value)}: must be numbers by name")
+    for key, number in value.items():
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise ResultsError(f"{name}.{key}={short(number)}: must be a number")
+        if not abs(number) < 1e300:
+            raise ResultsError(f"{name}.{key}={short(number)}: must be finite")
 
 
 def short(value: Json) -> str:

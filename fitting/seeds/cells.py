@@ -14,6 +14,7 @@ import pandas as pd
 
 from fitting.naming import is_quantized
 from fitting.results.format_errors import ERRORS, FORMATS, MEASURED
+from fitting.results.record import VALIDATION
 from fitting.results.swept import is_key, is_quantization
 
 CELL = ("model", "recipe", "exponent", "mantissa", "block_size", "granularity", "scale", "tokens")
@@ -76,7 +77,9 @@ def extra_keys(table: pd.DataFrame) -> list[str]:
 def _others(table: pd.DataFrame) -> list[str]:
     """Columns that may separate runs, in the order in which they are tried: swept keys first."""
     outcomes = [table[c] for c in ("loss", "train_loss", "seed", "run_id") if c in table]
-    columns = [c for c in table.columns if c not in OUTCOMES and c not in _ALWAYS]
+    measured = [c for c in table.columns if str(c).startswith(VALIDATION)]
+    known = {*OUTCOMES, *_ALWAYS, *measured}
+    columns = [c for c in table.columns if c not in known]
     foreign = [c for c in columns if not (is_key(c) or c in _CONDITIONS or c in _FORMATS)]
     if OWN_CELL in columns:
         foreign = [OWN_CELL]
