@@ -30,6 +30,7 @@ from experiments.sweep.cluster import this_machine
 from experiments.sweep.estimate import probe
 from experiments.sweep.plan import Resources, make_plan, write_study
 from experiments.sweep.show import console, show_older, show_plan
+from experiments.tasks.choose import task_of
 from fitting.entry.answer import FULL_ERROR
 
 if TYPE_CHECKING:
@@ -83,13 +84,15 @@ def _run_one(config: TrainConfig, plan_only: bool) -> None:
         result = train_run(config, report)
     write_study(plan)
     record = result.record
-    loss = "none" if record.loss is None else f"{record.loss:.4f} nats per token"
+    unit = task_of(config).unit
+    loss = "none" if record.loss is None else f"{record.loss:.4f} nats per {unit}"
+    loss += "".join(f", {name} {value:.4g}" for name, value in record.metrics.items())
     done = " (already done)" if result.already_done else ""
     if result.already_done and not (result.folder / WEIGHTS).exists():
         done = " (already done; its weights were not kept)"
     console.print(
         f"{record.status}{done}: "
-        f"loss {loss}, {record.tokens:,} tokens in {duration(record.wall_seconds)} "
+        f"loss {loss}, {record.tokens:,} {unit}s in {duration(record.wall_seconds)} "
         f"({record.tokens_per_second:,.0f} a second) {record.reason}\n{result.folder}",
         highlight=False,
         soft_wrap=True,

@@ -37,7 +37,7 @@ _CHOICES = {
 }
 _MODES = (("--multirun", "-m"), ("--run", "-r"), _SHOWN, _INFO, _COMPLETION)
 """Groups of options of which a command line may have one."""
-_OPEN = ("model.config.", "recipe.overrides.", "recipe.overrides=")
+_OPEN = ("model.config.", "task.config.", "recipe.overrides.", "recipe.overrides=")
 """Beginnings of keys that end as the user likes."""
 _OPERAND = re.compile(
     r"recipe\.((output|grad_input|grad_weight)\.(input|weight|grad_output)"
@@ -98,7 +98,7 @@ def arrange(words: Sequence[str]) -> tuple[list[str], str]:
 def with_open_key(word: str) -> str:
     """An override as Hydra takes it, for keys that need not be there before.
 
-    `model.config` has whatever keys somebody else's model has; an operand of a recipe may be null,
+    A user's own model, or task, has whatever keys it has; an operand of a recipe may be null,
     which a typed tree cannot fill.
 
     >>> with_open_key("model.config.hidden_size=64,128")

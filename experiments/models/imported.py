@@ -9,20 +9,13 @@ import functools
 import hashlib
 import importlib
 import inspect
-import re
 import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import torch
-
 from fitting.entry.errors import Refusal, of_the_system, one_line
-
-_LACKS_KERNELS = re.compile(r"operator torchvision::\w+ does not exist")
-_TORCHVISION_KERNELS = ("nms", "qnms")
 
 
 class ImportedError(Refusal):
@@ -43,7 +36,7 @@ def imported(key: str, path: str) -> Callable[..., Any]:
     if not place or not name:
         raise ImportedError(f"{key}={path}: must be package.module:function")
     try:
-        found = getattr(_module(place), name)
+        found = getattr(importlib.import_module(place), name)
     except (ImportError, AttributeError) as error:
         raise ImportedError(
             f"{key}={path}: {one_line(error)}; give package.module:function of something that "
@@ -57,27 +50,6 @@ def imported(key: str, path: str) -> Callable[..., Any]:
         raise ImportedError(f"{key}={path}: is no function")
     made: Callable[..., Any] = found
     return made
-
-
-def _module(place: str) -> ModuleType:
-    """A module; torchvision beside a torch for another device is no obstacle.
-
-    timm imports torchvision, whose kernels for detection (no model of timm's calls them) are not
-    found if torch was built for CPUs and torchvision, as PyPI has it, for GPUs.  Its import then
-    ends with a RuntimeError.  Declared, they are there in name, and whoever calls them is told that
-    they are not implemented.
-    """
-    try:
-        return importlib.import_module(place)
-    except RuntimeError as error:
-        if not _LACKS_KERNELS.search(str(error)):
-            raise
-    for kernel in _TORCHVISION_KERNELS:
-        torch.library.define(f"torchvision::{kernel}", "(Tensor a, Tensor b, float c) -> Tensor")
-    half_imported = {"torchvision", place.partition(".")[0]}
-    for name in [name for name in sys.modules if name.partition(".")[0] in half_imported]:
-        del sys.modules[name]
-    return importlib.import_module(place)
 
 
 def file_of(key: str, path: str) -> Path:

@@ -19,9 +19,10 @@ from experiments.quant.formats import FloatFormat, Precision
 from experiments.quant.recipe import OperandConfig
 from experiments.run.identity import run_id, science
 from fitting.results import swept
+from tests.support.timm import needs_timm
 
 Compose = Callable[..., TrainConfig]
-GROUPS = ("model", "recipe", "data", "tracking", "study", "debug", "optim")
+GROUPS = ("model", "task", "recipe", "data", "tracking", "study", "debug", "optim")
 CHOICES = sorted(
     f"{group}={path.relative_to(conf_dir() / group).with_suffix('')}"
     for group in GROUPS
@@ -37,7 +38,18 @@ LLAMA = (
 def test_every_yaml_composes_and_is_accepted(composed: Compose, choice: str, text: object) -> None:
     if choice == "model=hf":
         pytest.importorskip("transformers", reason="needs the extra hf")
+    if choice in ("model=vit", "model=metaformer"):
+        needs_timm()
+    of_images = ["task=classification", "data=digits"]
     extra = {
+        "data=digits": ["task=classification", "model=convnet"],
+        "data=images": ["task=classification", "model=convnet", f"data.path={text}"],
+        **{f"model={name}": of_images for name in ("convnet", "vit", "metaformer")},
+        "task=classification": ["data=digits", "model=convnet"],
+        "task=custom": [
+            *("model=module", "model.factory=tests.support.own_task:net"),
+            "task.factory=tests.support.own_task:Line",
+        ],
         "data=tokens": [f"data.path={text}"],
         "model=hf": [f"model.config.{word}" for word in LLAMA],
         "model=module": ["model.factory=tests.support.tiny_models:one"],

@@ -82,6 +82,11 @@ SWEPT: dict[str, tuple[Any, Any]] = {
     "base.label": ("", "none-ladder-b-1M-abcdef"),
     "base.bits": (0.0, 4.5),
     "base.tokens": (0, 65_536),
+    "task.factory": ("tests.support.own_task:Line", "tests.support.own_task:Steep"),
+    "task.config.points": (100, 50),
+    "data.image.size": (8, 16),
+    "data.image.mean": ([0.5], [0.4]),
+    "data.image.std": ([0.5], [0.4]),
 }
 for _slot in (
     *("output.input", "output.weight", "grad_input.grad_output", "grad_input.weight"),
@@ -93,6 +98,14 @@ for _slot in (
         SWEPT[f"recipe.{_slot}.gradient"] = ("straight_through", "masked")
     if _slot in ("grad_input.weight", "grad_weight.input"):
         SWEPT[f"recipe.{_slot}.forward"] = (False, True)
+_OWN = {
+    "task.name": "custom", "data.name": "custom", "data.seq_len": 1, "model.name": "net",
+    "model.factory": "tests.support.own_task:net",
+}  # fmt: skip
+_IMAGES = {
+    "task.name": "classification", "data.name": "digits", "data.seq_len": 1, "model.name": "net",
+    "model.factory": "experiments.models.convnet:build",
+}  # fmt: skip
 EFFECT: dict[str, dict[str, Any]] = {
     "optim.weights_rounding": {"optim.weights": "E8M7"},
     "optim.state_rounding": {"optim.state": "E8M7"},
@@ -100,6 +113,9 @@ EFFECT: dict[str, dict[str, Any]] = {
     "ptq.operands": {"ptq.formats": ["int4_row"]},
     "model.factory": {"model.name": "mine"},
     "model.config.width": {"model.name": "mine", "model.factory": "tests.support.tiny_models:one"},
+    "task.factory": _OWN,
+    "task.config.points": _OWN | {"task.factory": "tests.support.own_task:Line"},
+    **dict.fromkeys(("data.image.size", "data.image.mean", "data.image.std"), _IMAGES),
     "precision.kind": {"precision.exponent": 0, "precision.mantissa": 3},
     "precision.specials": {"precision.exponent": 4, "precision.mantissa": 3},
     "precision.block_size": {"precision.granularity": "block"},
@@ -144,8 +160,12 @@ def test_every_key_of_the_schema_that_makes_a_result_is_walked() -> None:
     flat = leaves(dataclasses.asdict(config(QUANTIZED)))
     keys = {key for key in flat if swept.is_key(key)} - LABELS
     impossible = {key for key in keys if key.endswith((".forward", ".gradient"))} - set(SWEPT)
-    impossible.add("model.sha256")  # filled in: tests/experiments/models/test_foreign.py
-    assert keys - impossible == set(SWEPT) - {"model.config.width"}  # one of any name
+    impossible |= {"model.sha256", "task.sha256"}  # filled in
+    impossible.add("task.name")  # never alone: another task has other data and another model
+    # Of files, whose content tells them apart: tests/experiments/data/test_images.py.
+    impossible |= {f"data.image.{key}" for key in ("channels", "column", "label")}
+    any_name = {"model.config.width", "task.config.points"}
+    assert keys - impossible == set(SWEPT) - any_name
 
 
 def swept_pair(key: str) -> list[TrainConfig]:
