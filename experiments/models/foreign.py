@@ -34,7 +34,7 @@ from experiments.models.source import ModelError
 from experiments.quant.formats import Precision
 from experiments.quant.linear import STREAMS
 from experiments.quant.recipe import RecipeConfig
-from fitting.entry.errors import one_line
+from fitting.entry.errors import Refusal, one_line
 
 FOREIGN = "module."
 """What stands before the names of somebody else's layers here."""
@@ -202,7 +202,7 @@ def _cost(name: str, module: nn.Module, work: Work) -> Cost:
             hook.remove()
         saved = kept()
         written_out = kept(SDPBackend.MATH)
-    except ModelError:
+    except Refusal:  # of the work itself
         raise
     except Exception as error:
         raise ModelError(
