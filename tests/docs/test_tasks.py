@@ -1,4 +1,4 @@
-"""docs/tasks.md: its task of one's own runs by the command beside it, and its commands are right."""
+"""docs/tasks.md: its task of one's own runs by the command beside it; its commands are right."""
 
 from __future__ import annotations
 
