@@ -24,7 +24,11 @@ def normal_layers(config: TrainConfig) -> list[LayerTensors]:
 
     The standard deviations of the layers run through an octave, evenly in their logarithm, since
     under a scale that is a power of two the error depends on where in an octave the data lie.
+
+    Raises:
+        ConfigError: The task is not that of a language model.
     """
+    _refuse_other_tasks(config)
     generator = torch.Generator().manual_seed(config.seed)
     shapes = shape_of(config.model).matrices
     found = []
@@ -50,11 +54,13 @@ def trained_layers(config: TrainConfig) -> list[LayerTensors]:
         config: The run; unquantized, so that a recipe would meet the captured tensors first.
 
     Raises:
-        ConfigError: The recipe quantizes, or the run diverged.
+        ConfigError: The recipe quantizes, the run diverged, or the task is another than that of a
+            language model.
         DataError: The data cannot be obtained.
     """
     from experiments.train import train  # Lightning takes seconds to import
 
+    _refuse_other_tasks(config)
     if config.recipe.quantizes:
         raise ConfigError(f"recipe={config.recipe.name}: must be none for the run to capture from")
     with tempfile.TemporaryDirectory() as folder:
@@ -86,6 +92,13 @@ def trained_layers(config: TrainConfig) -> list[LayerTensors]:
         LayerTensors(name, inputs[name], _rows(layer.weight), gradients[name])
         for name, layer in layers.items()
     ]
+
+
+def _refuse_other_tasks(config: TrainConfig) -> None:
+    if config.task.name != "language_model":
+        raise ConfigError(
+            f"task.name={config.task.name}: lowbit-error knows the layers of language models alone"
+        )
 
 
 def _rows(x: Tensor) -> Tensor:

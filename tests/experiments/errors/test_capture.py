@@ -27,6 +27,13 @@ def small(composed: Compose, text: Path) -> Compose:
     return lambda *overrides: composed(*SMALL, f"data.path={text}", *overrides)
 
 
+def test_tasks_other_than_text_are_refused(composed: Compose) -> None:
+    images = ("task=classification", "data=digits", "model=convnet", "recipe=none")
+    for layers in (normal_layers, trained_layers):
+        with pytest.raises(ConfigError, match="task.name=classification: lowbit-error knows"):
+            layers(composed(*images))
+
+
 def test_normal_tensors_have_the_models_shapes_and_run_through_an_octave(small: Compose) -> None:
     """Each standard deviation to five of its standard errors, sigma / sqrt(2 n)."""
     config = small()
