@@ -32,8 +32,9 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
+from experiments.config.check import check
 from experiments.config.precision import ConfigError
-from experiments.config.schema import KEPT, TrainConfig, check
+from experiments.config.schema import KEPT, TrainConfig
 from experiments.data.batches import Batches, StepLoader
 from experiments.finetune.adapters import merged
 from experiments.measure.ptq import quantized

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import demands
+from experiments.config.check import check
 from experiments.config.overrides import resolve
 from experiments.config.precision import ConfigError
 from experiments.config.running import SweepConfig
@@ -24,7 +25,6 @@ from experiments.config.schema import (
     ON_FAILURE,
     Request,
     TrainConfig,
-    check,
     known_keys,
     leaves,
 )

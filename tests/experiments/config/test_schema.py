@@ -284,7 +284,7 @@ def test_what_kind_of_numbers_they_are_counts(composed: Compose) -> None:
 
 
 GOLDEN_MXFP4 = "nearest-E2M1-block32-e8m0-ladder-b-999k-s0-c9bead966ddc"
-GOLDEN_DEFAULTS = "64fdbb86f7c2"
+GOLDEN_DEFAULTS = "fbc281c8912e"
 GOLDEN_NONE = "none-ladder-b-999k-s3-4c76bd28ad73"
 
 

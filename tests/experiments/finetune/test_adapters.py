@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lowbit
 from experiments.accounting import adapter_parameters, flops_per_token, training_bytes
+from experiments.config.check import check
 from experiments.config.precision import ConfigError
-from experiments.config.schema import TrainConfig, check
+from experiments.config.schema import TrainConfig
 from experiments.configure import configure
 from experiments.export.folder import export
 from experiments.finetune.adapters import adapted, attach, merged

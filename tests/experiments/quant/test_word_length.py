@@ -11,8 +11,9 @@ import pytest
 import scipy.stats
 import torch
 
+from experiments.config.check import check
 from experiments.config.precision import ConfigError
-from experiments.config.schema import TrainConfig, check
+from experiments.config.schema import TrainConfig
 from experiments.quant.block import quantize
 from experiments.quant.formats import Precision
 from experiments.quant.linear import NoiseClock, QuantLinear
