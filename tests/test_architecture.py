@@ -41,22 +41,11 @@ ROWS = {
 """The packages of each column, the highest first: a module imports its own and lower rows."""
 QUANT = (
     *("kernels.dense", "kernels.noise", "kernels.triton_quantize", "product"),
-    *(
-        "formats",
-        "modes",
-        "slots",
-        "recipe",
-        "scale_rules",
-        "normal_error",
-        "layout",
-        "rounding",
-        "scale",
-    ),
-    "lmul",
+    *("formats", "modes", "slots", "recipe", "overrides", "scale_rules", "normal_error"),
+    *("layout", "rounding", "scale", "lmul"),
     *("kernels.facts", "kernels.cpu", "kernels.gpu", "hadamard", "straight_through"),
     *("eden", "operand", "block", "gradient", "gemms", "passes", "compiled", "linear"),
-    "attention",
-    "word_length",
+    *("attention", "word_length"),
 )
 """Within `experiments.quant` the order is the design: each imports only what stands before it."""
 SHARED = {"fitting.entry", "fitting.files", "fitting.results"}

@@ -364,7 +364,8 @@ def _keep_problems(config: TrainConfig) -> list[str]:
             "no numbered blocks; name its layers in recipe.keep"
         )
     attended = any(treated.recipe for treated in shape.attended(recipe).values())
-    if not found and not shape.quantized(recipe) and not attended and recipe.quantizes:
+    left = attended or set(layers) - shape.kept(recipe) or shape.quantized(recipe)
+    if not found and not left:
         keep = ",".join(recipe.keep) + " and recipe.overrides" * bool(recipe.overrides)
         found.append(
             f"recipe.keep={keep}: with keep_first={recipe.keep_first} and "

@@ -83,7 +83,7 @@ def treatment(
     """How a recipe and its overrides treat a layer.
 
     Args:
-        recipe: Of the run, its overrides resolved.
+        recipe: The run's, its overrides resolved.
         layer: The layer's name.
         block: The number of the block that it is in; None outside of them.
         blocks: Blocks of the model.

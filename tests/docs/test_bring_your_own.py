@@ -14,6 +14,7 @@ EXPECTED = (
     ("2 of 2 quantized: 100.0%",),
     ("recipe.keep", "output head"),
     ("lora_A.default",),
+    ("model.layers.0.self_attn", "INT4-row-fp32", "0 of 16 quantized"),
     (),  # it fails where the graph breaks
 )
 

@@ -328,7 +328,7 @@ def test_a_models_attention_that_cannot_be_reached_is_refused(composed: Compose)
 
 @pytest.mark.parametrize("precision", ["mxfp4", "nvfp4", "int4_row", "fp8_e4m3", "nvfp4_tile"])
 def test_an_embedding_gives_the_rows_of_its_rounded_table(precision: str) -> None:
-    """Of 40 columns, which no block divides; a padding row has no gradient."""
+    """With 40 columns, which no block divides; a padding row has no gradient."""
     torch.manual_seed(0)
     table = nn.Embedding(50, 40, padding_idx=3)
     before = table.weight.detach().clone()

@@ -106,7 +106,13 @@ _IMAGES = {
     "task.name": "classification", "data.name": "digits", "data.seq_len": 1, "model.name": "net",
     "model.factory": "experiments.models.convnet:build",
 }  # fmt: skip
+ROUNDED = {"rounding": "nearest_even"}
+HEADS = tuple(f"recipe.attention.{slot}" for slot in ("query", "key", "probabilities", "value"))
+SWEPT |= {head: (None, ROUNDED) for head in HEADS}
+SWEPT["recipe.attention.value_along"] = ("head_dim", "keys")
+SWEPT["recipe.overrides"] = ({}, {"blocks.0.mlp.down": None})
 EFFECT: dict[str, dict[str, Any]] = {
+    "recipe.attention.value_along": {"recipe.attention.value": ROUNDED},
     "optim.weights_rounding": {"optim.weights": "E8M7"},
     "optim.state_rounding": {"optim.state": "E8M7"},
     "optim.loss_scale_interval": {"optim.loss_scale": "dynamic"},
@@ -164,7 +170,7 @@ def test_every_key_of_the_schema_that_makes_a_result_is_walked() -> None:
     impossible.add("task.name")  # never alone: another task has other data and another model
     # Of files, whose content tells them apart: tests/experiments/data/test_images.py.
     impossible |= {f"data.image.{key}" for key in ("channels", "column", "label")}
-    any_name = {"model.config.width", "task.config.points"}
+    any_name = {"model.config.width", "task.config.points", "recipe.overrides"}
     assert keys - impossible == set(SWEPT) - any_name
 
 
@@ -204,7 +210,8 @@ def test_an_operand_that_is_off_makes_another_cell(key: str, tmp_path: Path) -> 
 
 
 def test_what_an_older_record_lacks_is_what_was_done_then(tmp_path: Path) -> None:
-    young = [record(config(QUANTIZED, seed=seed), 3.0 + seed / 10) for seed in (0, 1)]
+    heads: dict[str, Any] = dict.fromkeys(HEADS, ROUNDED)
+    young = [record(config(QUANTIZED, seed=seed, **heads), 3.0 + seed / 10) for seed in (0, 1)]
     old = dataclasses.asdict(young[1])["config"]
     for name in swept.ABSENT:
         *above, key = name.split(".")
