@@ -105,9 +105,11 @@ def quantize_(
     hidden = unreached(model) if asked else {}
     if asked and not heads and not hidden:
         raise EngineError(f"recipe.attention: the model has no {_REACHED}")
-    _refuse_unmet(named, [*layers, *heads, *hidden])
+    tables = [name for name, layer in layers.items() if isinstance(layer, nn.Embedding)]
+    names = [*(name for name in layers if name not in tables), *tables, *heads, *hidden]
+    _refuse_unmet(named, names)
     for each in plans:
-        _refuse_unkept(each, [*layers, *heads, *hidden])
+        _refuse_unkept(each, names)
     others, left_out = not_its_own(model), by_default_not(model)
     numbers, blocks = block_numbers([*layers, *heads, *hidden])
 

@@ -28,7 +28,7 @@ from experiments.models.config import ModelConfig
 from experiments.models.foreign import ForeignModel
 from experiments.quant.formats import FloatFormat, Precision
 from experiments.quant.linear import QuantizedGemms
-from experiments.quant.recipe import RecipeConfig
+from experiments.quant.recipe import OperandConfig, RecipeConfig
 from experiments.run.identity import run_id
 from experiments.sweep.plan import make_plan
 from experiments.train import train
@@ -161,7 +161,7 @@ def test_dropout_is_a_function_of_the_step() -> None:
 
 def test_a_recipe_keeps_blocks_and_layers_by_their_names() -> None:
     recipe = RecipeConfig(keep_last=1, keep=["q_proj"])
-    recipe.output.weight = recipe.output.input = recipe.slots()["P1"]
+    recipe.output.weight = recipe.output.input = OperandConfig()
     assert list(shape_of(ModelConfig(config=LLAMA)).quantized(recipe)) == [
         f"model.layers.0.{part}_proj"
         for part in ("self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")
