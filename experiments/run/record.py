@@ -20,6 +20,7 @@ import torch
 from experiments.accounting import count_parameters
 from experiments.config.schema import TrainConfig
 from experiments.data.batches import Batches
+from experiments.finetune.config import LOW_RANK
 from experiments.models.build import shape_of
 from experiments.paths import package_dir
 from experiments.quant.block import backend
@@ -283,7 +284,11 @@ def _format_of(config: TrainConfig) -> _Formats:
 def provenance(config: TrainConfig, started: datetime) -> dict[str, Any]:
     """The origin of a run (code, machine, time): recorded, never part of its identity."""
     sha, dirty = _git_state()
-    versions = (*_RECORDED_VERSIONS, *(("transformers",) if config.model.from_transformers else ()))
+    versions = (
+        *_RECORDED_VERSIONS,
+        *(("transformers",) if config.model.from_transformers else ()),
+        *(("peft",) if config.adapter.name in LOW_RANK else ()),
+    )
     return {
         "git_sha": sha,
         "git_dirty": dirty,

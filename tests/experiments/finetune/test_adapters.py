@@ -334,6 +334,7 @@ def test_a_run_trains_its_adapter_alone_and_records_both_losses(
     record = result.record
     assert record.loss is not None
     assert record.merged_loss == pytest.approx(record.loss, rel=1e-5)
+    assert "peft" in record.provenance["versions"]
     assert train(tuned("recipe=none", "seed=3")).record.merged_loss is None
     loaded = lowbit.load(result.folder)
     assert {n: v.tolist() for n, v in loaded.state_dict().items()} == {
