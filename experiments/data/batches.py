@@ -74,7 +74,7 @@ class DataConfig:
     windows: str = ACROSS
     """across_documents, or within_documents: no window holds tokens of two."""
     image: ImageConfig = field(default_factory=ImageConfig)
-    """Of data=digits and data=images: what is made of an image."""
+    """What is made of an image, for data=digits and data=images."""
 
     @property
     def key(self) -> str:

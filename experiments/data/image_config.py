@@ -22,9 +22,9 @@ class ImageConfig:
     std: list[float] = field(default_factory=lambda: [0.5])
     """By which the rest is divided: one number, or one per channel."""
     column: str = "image"
-    """Of Parquet files: the column of the images' bytes."""
+    """Column of the images' bytes, in Parquet files."""
     label: str = "label"
-    """Of Parquet files: the column of the classes."""
+    """Column of the classes, in Parquet files."""
 
     @property
     def stored(self) -> dict[str, int | str]:

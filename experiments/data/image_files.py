@@ -19,7 +19,7 @@ _SCORED = ("val", "valid", "validation", "dev", "test", "eval")
 _ROWS = 256
 """Rows of a Parquet file that are read at once."""
 _HELD_OUT = 20
-"""Of a Parquet file without a part to be scored, every so manieth row is."""
+"""Every so manieth row is scored, of a Parquet file without a part for that."""
 
 
 class ImageFiles:

@@ -36,7 +36,7 @@ class ConvNet(nn.Module):
     """Images to logits.
 
     Args:
-        channels: Of the images.
+        channels: Channels of the images.
         classes: Logits.
         widths: Channels of each stage.
         depth: Blocks in a stage.

@@ -21,7 +21,7 @@ class TaskConfig:
     name: str = "language_model"
     """One of `TASKS`."""
     factory: str = ""
-    """Of custom: a function package.module:name that returns an `experiments.tasks.custom.Own`."""
+    """A function package.module:name that returns an `experiments.tasks.custom.Own`, for custom."""
     config: dict[str, Any] = field(default_factory=dict)
     """The factory's arguments."""
     sha256: str = ""

@@ -10,6 +10,7 @@ from experiments.configure import configure
 from tests.support.command_shell import Shell
 
 BUILT_IN = {
+    "adapter": ("none", "r: 37\n", "r: 37"),
     "data": ("tokens", "data:\n  path: text\n  max_epochs: 37\n", "max_epochs: 37"),
     "debug": ("tiny", "# @package _global_\nseed: 37\n", "seed: 37"),
     "hydra": ("", "", ""),
@@ -18,6 +19,7 @@ BUILT_IN = {
     "precision": ("mxfp4", "mantissa: 6\n", "mantissa: 6"),
     "recipe": ("sun", "keep_first: 37\n", "keep_first: 37"),
     "study": ("demo", "# @package _global_\nseed: 37\n", "seed: 37"),
+    "task": ("language_model", "factory: thirty:seven\n", "thirty:seven"),
     "tracking": ("none", "log_every: 37\n", "log_every: 37"),
 }
 """A choice of each group, a file of the user's in its place, and what shows that it was read."""

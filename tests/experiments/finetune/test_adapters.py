@@ -104,7 +104,7 @@ def shaken(model: NextToken) -> NextToken:
 
 @pytest.mark.parametrize("rslora", [False, True])
 def test_gradients_are_those_of_the_sum_in_float64(rslora: bool) -> None:
-    """Of W + s B A, multiplied as one matrix."""
+    """Those of W + s B A, multiplied as one matrix."""
     adapter = AdapterConfig("lora", r=4, lora_alpha=6, use_rslora=rslora)
     model = shaken(bare(adapter)).double()
     layer = adapted(model)["blocks.1.mlp.down"]

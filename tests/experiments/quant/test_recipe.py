@@ -59,7 +59,7 @@ Compose = Callable[..., TrainConfig]
         ),
         (
             ["recipe=quest", "+recipe.grad_input.weight.gradient=masked"],
-            "recipe.grad_input.weight.gradient=masked: only output.input and output.weight",
+            "recipe.grad_input.weight.gradient=masked: only output.input, output.weight and ",
         ),
         (
             ["+recipe.output.input.forward=true"],

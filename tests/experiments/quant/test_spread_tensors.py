@@ -30,6 +30,7 @@ NOT_DOORS = {
     *("straight_through", "differentiated", "passed_back", "wide_product"),
     *("to_blocks", "from_blocks", "turned", "lying_as", "narrowed"),
     *("filled", "compute_dtype", "forward_product", "backward_products", "compiled_products"),
+    "layer_of",
 }
 """Functions that the doors call, behind them."""
 

@@ -346,4 +346,4 @@ def test_nothing_that_is_typed_is_run(expression: str, tmp_path: Path) -> None:
 def test_a_key_is_told_from_a_file_name() -> None:
     assert is_key("optim.lr")
     assert not any(map(is_key, ("runs.csv", "seed", "tracking.mode", "optim", 3)))
-    assert json.dumps(sorted(OUR_COLUMNS)).count("loss") == 2
+    assert json.dumps(sorted(OUR_COLUMNS)).count("loss") == 3
