@@ -30,8 +30,8 @@ OUR_COLUMNS = (
     "format_grad_weight_input format_gmse run_id status seed cell model recipe granularity "
     "scale operands operand_values corpus compute_dtype format_post operands_post study bits "
     "scheme bits_with_scales params_head params_embedding params_total params_quantized "
-    "unique_tokens flops train_loss merged_loss bits_per_byte wall_seconds tokens_per_second attempts "
-    "quantize_backend numerics_version reason"
+    "unique_tokens flops train_loss bits_per_byte wall_seconds tokens_per_second attempts "
+    "merged_loss quantize_backend numerics_version reason"
 ).split()
 """Columns that a law, a page or the noise floor reads, and that another name may stand for."""
 
