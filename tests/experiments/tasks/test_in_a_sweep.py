@@ -16,6 +16,7 @@ from experiments.command import main as commands
 from experiments.sweep.work import LOG
 from fitting.results.table import load
 from tests.support.image_folder import write_folder
+from tests.support.places import ROOT
 
 pytest.importorskip("PIL", reason="needs the extra vision")
 TASKS = {
@@ -47,6 +48,7 @@ def test_a_killed_worker_is_replaced_and_the_result_has_the_same_bits(
 ) -> None:
     write_folder(tmp_path / "mine")
     monkeypatch.setenv("LOWBIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # workers import the user's task, too
     monkeypatch.chdir(tmp_path)
     common = [
         *TASKS[task], "recipe=stochastic", "precision=INT8-row", "batch_size=12", "tokens=4800",
@@ -68,7 +70,7 @@ def test_a_killed_worker_is_replaced_and_the_result_has_the_same_bits(
                 return
             time.sleep(0.005)
 
-    killer = threading.Thread(target=kill_once)
+    killer = threading.Thread(target=kill_once, daemon=True)
     killer.start()
     assert (
         lowbit_train(monkeypatch, *common, "-m", "study.name=killed", "checkpoint_seconds=0") == 0
