@@ -34,10 +34,7 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
 
 def adapter_parameters(model: ModelConfig, adapter: AdapterConfig) -> int:
     """Parameters of the adapters beside a model's layers."""
-    if not adapter.there:
-        return 0
-    matrices = shape_of(model).matrices.items()
-    chosen = [m for name, m in matrices if m.adapts and adapter.targets(name)]
+    chosen = adapter.matrices(shape_of(model)).values()
     return sum(adapter.parameters(m.in_features, m.out_features) for m in chosen)
 
 
@@ -48,7 +45,8 @@ def flops_per_token(model: ModelConfig, seq_len: int, adapter: AdapterConfig = _
     products over all T x T scores (Chowdhery et al. 2204.02311, appendix B, the causal half not
     deducted).  Somebody else's model is counted product by product on tensors without values.
     Quantization itself is not counted.  With an adapter 6 times its parameters are added, and the
-    2 per weight that made the gradients of frozen matrices are not there.
+    2 per weight that made the gradients of frozen matrices are not there: what its method takes,
+    more than which is computed here where `experiments.finetune.sparse` emulates it densely.
     """
     shape = shape_of(model)
     count = shape.parameters
@@ -93,24 +91,27 @@ def training_bytes(
     else:
         per_token = model.layers * (34 * model.hidden + 6 * model.ffn) + 3 * model.vocab_size
         per_token *= 4
-    per_token += _attention_bytes(model, shape, recipe, seq_len)
+    if model.foreign:
+        probabilities = language_cost(model, seq_len).probabilities_per_token
+    else:
+        probabilities = 4.0 * model.layers * model.heads * seq_len
+    per_token += _attention_bytes(shape, recipe, probabilities)
     of_recipes = max(_recipe_bytes(shape, rows, each) for each in recipe.recipes())
     return weights + math.ceil(rows * per_token) + of_recipes
 
 
-def _attention_bytes(model: ModelConfig, shape: Shape, recipe: RecipeConfig, seq_len: int) -> float:
-    """Memory per token of attention that is written out, because its operands are quantized."""
-    if model.foreign:
-        every = language_cost(model, seq_len).probabilities_per_token
-        return _written_out(shape, recipe, every / max(len(shape.attention), 1))
-    return _written_out(shape, recipe, 4.0 * model.heads * seq_len)
+def _attention_bytes(shape: Shape, recipe: RecipeConfig, probabilities: float) -> float:
+    """Memory per token of attention that is written out, because its operands are quantized.
 
-
-def _written_out(shape: Shape, recipe: RecipeConfig, one_layer: float) -> float:
-    """The same, by the bytes of one layer's probabilities."""
+    Args:
+        shape: The model's.
+        recipe: How it multiplies.
+        probabilities: Bytes per token of the probabilities of all its attention.
+    """
     if not any(treated.recipe is not None for treated in shape.attended(recipe).values()):
         return 0.0
-    return one_layer * (_PROBABILITIES_KEPT * len(shape.attention) + _PROBABILITIES_AT_ONCE)
+    count = len(shape.attention)
+    return probabilities / count * (_PROBABILITIES_KEPT * count + _PROBABILITIES_AT_ONCE)
 
 
 def training_bytes_of(shape: Shape, cost: Cost, examples: int, recipe: RecipeConfig) -> int:
@@ -127,14 +128,17 @@ def training_bytes_of(shape: Shape, cost: Cost, examples: int, recipe: RecipeCon
     """
     activations = examples * (
         _FOREIGN_SHARE * cost.saved_per_token
-        + _written_out(shape, recipe, cost.probabilities_per_token / max(len(shape.attention), 1))
+        + _attention_bytes(shape, recipe, cost.probabilities_per_token)
     )
     rows = {n: math.ceil(examples * cost.rows_per_token.get(n, 1.0)) for n in shape.matrices}
-    if recipe.quantized:
+    if any(each.quantized for each in recipe.recipes()):
         convolutions = {n: m for n, m in shape.matrices.items() if m.conv}
         activations += sum(4 * rows[n] * m.in_features for n, m in convolutions.items())
     largest = max(rows, key=lambda n: sum(_of_product(*_sizes(shape, n), rows[n])), default=None)
-    together = 0 if largest is None else _recipe_bytes(shape, rows[largest], recipe, largest)
+    together = 0
+    if largest is not None:
+        of_each = (_recipe_bytes(shape, rows[largest], each, largest) for each in recipe.recipes())
+        together = max(of_each)
     return 16 * shape.parameters.total + math.ceil(activations) + together
 
 

@@ -17,9 +17,8 @@ from experiments.config.schema import (
     leaves,
 )
 from experiments.data.windows import WINDOWS
-from experiments.finetune.config import IN_THE_WEIGHT, LOW_RANK, AdapterConfig, BaseConfig
+from experiments.finetune.config import IN_THE_WEIGHT, BaseConfig, ends_in
 from experiments.models.build import shape_of
-from experiments.models.shape import Matrix
 from experiments.models.source import ModelError, is_folder
 from experiments.quant.formats import BFLOAT16_DIGITS, Precision
 from experiments.quant.overrides import treatment, unmet
@@ -198,31 +197,27 @@ def _finetune_problems(config: TrainConfig) -> list[str]:
             f"recipe.word_length.lookback={config.recipe.word_length.lookback}: moves by gradients "
             f"of weights, which are frozen with adapter.name={adapter.name}"
         )
-    matrices = shape_of(config.model).matrices
-    for end in adapter.target_modules or ():
-        met = [name for name in matrices if f".{name}".endswith(f".{end}")]
+    shape = shape_of(config.model)
+    matrices = shape.matrices
+    for end in adapter.target_modules:
+        met = [name for name in matrices if ends_in(name, end)]
         if not met:
             names = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in matrices))
             found.append(
                 f"adapter.target_modules={end}: no layer's name ends so; there are {names}"
             )
-        elif any(not _adapts(matrices[name], adapter) for name in met):
+        elif any(not adapter.suits(matrices[name]) for name in met):
             found.append(
                 f"adapter.target_modules={end}: {met[0]} is no nn.Linear, beside which an adapter "
                 "could stand"
             )
-    chosen = [m for n, m in matrices.items() if _adapts(m, adapter) and adapter.targets(n)]
+    chosen = adapter.matrices(shape).values()
     narrow = min((m.in_features for m in chosen), default=0)
     if not found and not chosen:
         found.append(f"adapter.name={adapter.name}: the model has no nn.Linear to put it beside")
     elif adapter.name == "paca" and adapter.r > narrow:
         found.append(f"adapter.r={adapter.r}: must be at most {narrow}, the columns that there are")
     return found
-
-
-def _adapts(matrix: Matrix, adapter: AdapterConfig) -> bool:
-    """Whether a layer can have an adapter."""
-    return matrix.adapts if adapter.name in LOW_RANK else matrix.linear
 
 
 def _axes(config: TrainConfig) -> dict[str, dict[str, int]]:
@@ -259,8 +254,7 @@ def _fit_problems(config: TrainConfig) -> list[str]:
 def _override_problems(config: TrainConfig) -> list[str]:
     """Errors of overrides: no layer has the name, or something else would need layers alike."""
     recipe, shape = config.recipe, shape_of(config.model)
-    asked = any(each.attention.quantized for each in recipe.recipes())
-    hidden = (*shape.attention, *shape.unreached) if asked else ()
+    hidden = (*shape.attention, *shape.unreached) if recipe.attends else ()
     layers = [*shape.layers(), *shape.others, *hidden]
     there = ", ".join(layers[:MOST_LISTED]) + (", ..." if len(layers) > MOST_LISTED else "")
     found = [
@@ -346,8 +340,7 @@ def _keep_problems(config: TrainConfig) -> list[str]:
     """Errors of kept layers: the model does not have one, or none is left to quantize."""
     recipe, shape = config.recipe, shape_of(config.model)
     layers, blocks = shape.layers(), shape.blocks
-    asked = any(each.attention.quantized for each in recipe.recipes())
-    others = (*shape.attention, *shape.unreached) if asked else ()
+    others = (*shape.attention, *shape.unreached) if recipe.attends else ()
     there = f"blocks.0 to blocks.{blocks - 1} and in each " + ", ".join(
         name.removeprefix("blocks.0.") for name in layers if ".0." in name
     )

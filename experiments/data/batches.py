@@ -192,7 +192,7 @@ class TokenData:
         self._val_windows = self._windows(folder, "val", len(self.val))
         self.windows = len(self._train_windows)
         """Windows in the training stream: sequences in one epoch."""
-        self.validation = self._validation_windows()
+        self.validation = scored(config, len(self._val_windows), "windows in the validation stream")
         """The numbers of the validation windows that are scored, ascending."""
 
     @property
@@ -267,14 +267,7 @@ class TokenData:
         Returns:
             int64 [batch_size / world, seq_len + 1].
         """
-        if batch_size % world:
-            raise DataError(f"batch_size={batch_size}: must be a multiple of {world} processes")
-        share = batch_size // world
-        first = step * batch_size + rank * share
-        windows = []
-        for sequence in range(first, first + share):
-            epoch, position = divmod(sequence, self.windows)
-            windows.append(int(order(self.windows, seed, epoch)[position]))
+        windows = of_step(step, self.windows, batch_size, seed, rank, world)
         return self._gather(self.train, self._train_windows, windows)
 
     def validation_batches(self, batch_size: int) -> Iterator[Tensor]:
@@ -317,19 +310,44 @@ class TokenData:
             )
         return windows
 
-    def _validation_windows(self) -> list[int]:
-        windows = len(self._val_windows)
-        wanted = self.config.validation_windows or windows
-        if not 1 <= wanted <= windows:
-            raise DataError(
-                f"data.validation_windows={wanted}: must be from 1 to {windows:,}, the windows in "
-                f"the validation stream, or 0 for all"
-            )
-        return [number * windows // wanted for number in range(wanted)]
+
+def scored(config: DataConfig, there: int, called: str) -> list[int]:
+    """The numbers of what is scored, evenly spaced over all that is there.
+
+    Args:
+        config: Says how many are wanted.
+        there: How many there are.
+        called: What they are, for an error.
+
+    Raises:
+        DataError: More are wanted.
+    """
+    wanted = config.validation_windows or there
+    if not 1 <= wanted <= there:
+        raise DataError(
+            f"data.validation_windows={wanted}: must be from 1 to {there:,}, the {called}, or 0 "
+            "for all"
+        )
+    return [number * there // wanted for number in range(wanted)]
+
+
+def of_step(
+    step: int, count: int, batch_size: int, seed: int, rank: int = 0, world: int = 1
+) -> list[int]:
+    """The numbers, of `count` windows or examples, that a process is trained on in one step."""
+    if batch_size % world:
+        raise DataError(f"batch_size={batch_size}: must be a multiple of {world} processes")
+    share = batch_size // world
+    first = step * batch_size + rank * share
+    numbers = []
+    for place in range(first, first + share):
+        epoch, position = divmod(place, count)
+        numbers.append(int(_order(count, seed, epoch)[position]))
+    return numbers
 
 
 @functools.lru_cache(maxsize=4)
-def order(windows: int, seed: int, epoch: int) -> np.ndarray:
+def _order(windows: int, seed: int, epoch: int) -> np.ndarray:
     """A permutation of range(windows), int64.
 
     Sorted by raw Philox output, which NumPy promises never to change; it makes no such promise for

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from experiments.data.batches import DataConfig, order
+from experiments.data.batches import DataConfig, of_step, scored
 from experiments.data.shards import DataError
 
 Gather = Callable[[list[int]], Any]
@@ -46,13 +46,7 @@ class Examples:
         for part, number in (("training", self.count), ("validation", there)):
             if number < 1:
                 raise DataError(f"{config.key}: its {part} part has no example")
-        wanted = config.validation_windows or there
-        if not 1 <= wanted <= there:
-            raise DataError(
-                f"data.validation_windows={wanted}: must be from 1 to {there:,}, the examples of "
-                "the validation part, or 0 for all"
-            )
-        self.validation = [number * there // wanted for number in range(wanted)]
+        self.validation = scored(config, there, "examples of the validation part")
         """The numbers of the examples that are scored, ascending."""
 
     def check(self, steps: int, batch_size: int) -> None:
@@ -81,15 +75,7 @@ class Examples:
 
     def batch(self, step: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Any:
         """The examples of one step; arguments as `TokenData.batch` takes them."""
-        if batch_size % world:
-            raise DataError(f"batch_size={batch_size}: must be a multiple of {world} processes")
-        share = batch_size // world
-        first = step * batch_size + rank * share
-        numbers = []
-        for place in range(first, first + share):
-            epoch, position = divmod(place, self.count)
-            numbers.append(int(order(self.count, seed, epoch)[position]))
-        return self._gather(numbers)
+        return self._gather(of_step(step, self.count, batch_size, seed, rank, world))
 
     def validation_batches(self, batch_size: int) -> Iterator[Any]:
         """The validation examples in order; the last batch may be short."""

@@ -41,7 +41,7 @@ def attach(model: NextToken, shape: Shape, adapter: AdapterConfig, seed: int) ->
     """
     if not adapter.there:
         return
-    chosen = {n for n, m in shape.matrices.items() if m.adapts and adapter.targets(n)}
+    chosen = adapter.matrices(shape)
     names = [name for name, _ in model.named_modules() if name.removeprefix(FOREIGN) in chosen]
     model.requires_grad_(False)
     if adapter.name in LOW_RANK:

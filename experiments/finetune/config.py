@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from experiments.models.shape import Matrix, Shape
 from experiments.quant.formats import FormatError, Precision
 
 ADAPTERS = ("none", "lora", "paca", "shira", "qwha")
@@ -62,14 +63,20 @@ class AdapterConfig:
         """The factor of what an adapter adds."""
         return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
 
-    def targets(self, layer: str) -> bool:
-        """Whether a layer gets one, by its full name.
+    def suits(self, matrix: Matrix) -> bool:
+        """Whether a matrix is of a kind that can get one."""
+        return matrix.adapts if self.name in LOW_RANK else matrix.linear
 
-        >>> AdapterConfig(target_modules=["mlp.down"]).targets("blocks.1.mlp.down")
-        True
-        """
+    def matrices(self, shape: Shape) -> dict[str, Matrix]:
+        """The matrices of a model that get one, by name."""
         ends = self.target_modules
-        return not ends or any(f".{layer}".endswith(f".{end}") for end in ends)
+        return {
+            name: matrix
+            for name, matrix in shape.matrices.items()
+            if self.there
+            and self.suits(matrix)
+            and (not ends or any(ends_in(name, end) for end in ends))
+        }
 
     def parameters(self, into: int, out: int) -> int:
         """Trained numbers beside a layer."""
@@ -107,3 +114,12 @@ class AdapterConfig:
                         "adapter.r rows; give blocks, row or tensor"
                     )
         return found
+
+
+def ends_in(name: str, end: str) -> bool:
+    """Whether a layer's full name ends in whole parts, as `peft` reads target_modules.
+
+    >>> [ends_in(name, "mlp.down") for name in ("blocks.1.mlp.down", "blocks.1.mlp2.down")]
+    [True, False]
+    """
+    return f".{name}".endswith(f".{end}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -189,17 +189,14 @@ def _cost(name: str, module: nn.Module, work: Work) -> Cost:
     if any(map(are_experts, module.modules())):  # the one way that does not look at values
         module.set_experts_implementation("batched_mm")  # type: ignore[operator]
     counter = FlopCounterMode(display=False)
-    hooks = [
-        layer.register_forward_hook(watch(layer_name, _sizes(layer)[1]))
-        for layer_name, layer in quantizable(module).items()
-        if not are_experts(layer)
-    ]
     try:
-        with counter, sdpa_kernel(SDPBackend.MATH):
+        with counter, sdpa_kernel(SDPBackend.MATH), ExitStack() as watched:
+            for layer_name, layer in quantizable(module).items():
+                if not are_experts(layer):
+                    hook = watch(layer_name, _sizes(layer)[1])
+                    watched.enter_context(layer.register_forward_hook(hook))
             output = work.forward(module)
             torch.autograd.backward(_loss(output))
-        for hook in hooks:
-            hook.remove()
         saved = kept()
         written_out = kept(SDPBackend.MATH)
     except Refusal:  # of the work itself
@@ -209,9 +206,6 @@ def _cost(name: str, module: nn.Module, work: Work) -> Cost:
             f"model.name={name}: on {work.said} its forward and backward pass "
             f"raise {type(error).__name__}: {one_line(error)}"
         ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
     flops, more = counter.get_total_flops() / work.count, max(written_out - saved, 0)
     return Cost(flops, saved / work.count, more / work.count, rows, tuple(output.shape))
 

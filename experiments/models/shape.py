@@ -75,7 +75,7 @@ class Shape:
 
     def attended(self, recipe: RecipeConfig) -> dict[str, Treatment]:
         """How a recipe treats each attention, if anything of it asks for any."""
-        if not any(each.attention.quantized for each in recipe.recipes()):
+        if not recipe.attends:
             return {}
         found = {}
         for name, block in self.attention.items():

@@ -178,9 +178,12 @@ class RecipeConfig:
     @property
     def quantizes(self) -> bool:
         """Whether any operand is quantized, of linear layers or of attention."""
-        return bool(self.quantized or self.attention.quantized) or any(
-            override.recipe.quantizes for override in self.overridden().values()
-        )
+        return self.attends or any(each.quantized for each in self.recipes())
+
+    @property
+    def attends(self) -> bool:
+        """Whether it, or an override, quantizes any operand of attention."""
+        return any(each.attention.quantized for each in self.recipes())
 
     def overridden(self) -> dict[str, Override]:
         """The overrides that are not high precision."""
@@ -235,10 +238,7 @@ class RecipeConfig:
         Raises:
             FormatError: A name that no format has; `problems` says so first.
         """
-        found = {
-            label: Precision.parse(operand.precision) if operand.precision else run
-            for label, _, operand in self.rounded()
-        }
+        found = {label: operand.format_of(run) for label, _, operand in self.rounded()}
         for label in set(self.quantized) - set(found):
             found[label] = found[FORWARD_OF[label]]
         return found

@@ -54,6 +54,10 @@ class OperandConfig:
         """Whether it is the forward product's rounded operand, not rounded again."""
         return self.rounding == "none"
 
+    def format_of(self, run: Precision) -> Precision:
+        """Its format: its own, or the run's."""
+        return Precision.parse(self.precision) if self.precision else run
+
     def problems(self, key: str, forward: str, differentiated: bool) -> list[str]:
         """Errors of one operand, each as "key=value: what would be right".
 
@@ -137,10 +141,7 @@ class AttentionConfig:
         Raises:
             FormatError: A name that no format has; `problems` says so first.
         """
-        return {
-            name: Precision.parse(each.precision) if each.precision else run
-            for name, each in self.operands().items()
-        }
+        return {name: each.format_of(run) for name, each in self.operands().items()}
 
     def problems(self) -> list[str]:
         """Errors, each as "key=value: what would be right"."""

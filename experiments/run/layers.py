@@ -23,7 +23,7 @@ def layers_of(config: TrainConfig) -> Reported:
     unless an override quantizes them; attention is, if the recipe asks for any.
     """
     recipe, shape, run = config.recipe, shape_of(config.model), config.precision.build()
-    adapter = config.adapter
+    adapter, adapted = config.adapter, config.adapter.matrices(shape)
     treated, lines = shape.treated(recipe), _Lines()
     asked = {n: m for n, m in shape.others.items() if treated[n].recipe is not None}
     for name, matrix in {**shape.matrices, **asked}.items():
@@ -36,7 +36,7 @@ def layers_of(config: TrainConfig) -> Reported:
         params = matrix.in_features * matrix.out_features * matrix.copies
         line = Layer("", kind, 0, operands if formats else (), "" if formats else why)
         lines.add(name, matrix.block, line, params)
-        if adapter.there and matrix.adapts and adapter.targets(name):
+        if name in adapted:
             count = adapter.parameters(matrix.in_features, matrix.out_features)
             beside = f"{name} + {adapter.name}"
             lines.add(beside, matrix.block, _adapter(matrix, adapter), count)

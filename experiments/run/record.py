@@ -215,20 +215,19 @@ def _format_of(config: TrainConfig) -> _Formats:
     quantizes its own share of a batch: that is what shares a scale.
     """
     run, shape = config.precision.build(), shape_of(config.model)
-    treated = [(m, t.recipe, t.format_of(run)) for m, t in shape.quantized(config.recipe).values()]
-    layers = [(m, recipe, precision) for m, recipe, precision in treated if recipe is not None]
     task = task_of(config)
-    rows = {
-        id(m): max(1, round(config.rows * task.rows_per_token(name) * m.share))
-        for name, m in {**shape.matrices, **shape.others}.items()
-    }
+    layers = [
+        (name, matrix, treated.recipe, treated.format_of(run))
+        for name, (matrix, treated) in shape.quantized(config.recipe).items()
+        if treated.recipe is not None
+    ]
     if not layers:
         exponent, mantissa = (8, 7) if config.compute_dtype == "bfloat16" else (8, 23)
         bits = float(1 + exponent + mantissa)
         return _Formats(
             exponent, mantissa, 1.0, bits, "none", "none", dict.fromkeys(SLOTS, 0.0), 0, "none"
         )
-    count = sum(matrix.copies for matrix, _, _ in layers)
+    count = sum(matrix.copies for _, matrix, _, _ in layers)
 
     def shapes(rows: int, into: int, out: int) -> dict[str, tuple[int, int]]:
         return {
@@ -243,8 +242,9 @@ def _format_of(config: TrainConfig) -> _Formats:
     operands, errors, backends = [], dict.fromkeys(SLOTS, 0.0), set()
     seen: Counter[tuple[Any, ...]] = Counter()
     kinds: dict[tuple[Any, ...], tuple[RecipeConfig, Precision]] = {}
-    for matrix, recipe, precision in layers:
-        sizes = rows[id(matrix)], matrix.in_features, matrix.out_features
+    for name, matrix, recipe, precision in layers:
+        rows = max(1, round(config.rows * task.rows_per_token(name) * matrix.share))
+        sizes = rows, matrix.in_features, matrix.out_features
         precisions = recipe.precisions(precision)
         labels = tuple(label for label in recipe.quantized if label in matrix.labels)
         operands += [(precisions[at], *shapes(*sizes)[at], matrix.copies) for at in labels]
@@ -264,8 +264,8 @@ def _format_of(config: TrainConfig) -> _Formats:
     elements = sum(r * c * n for _, r, c, n in operands)
     mean_log2 = sum(math.log2(p.sharing(r, c)) * n for p, r, c, n in operands)
     mean_log2 /= sum(n for *_, n in operands)
-    own = [(recipe, precision) for _, recipe, precision in layers if recipe is config.recipe]
-    recipe, precision = own[0] if own else layers[0][1:]
+    own = [layer for layer in layers if layer[2] is config.recipe]
+    _, _, recipe, precision = (own or layers)[0]
     first = recipe.precisions(precision)[recipe.quantized[0]]
     return _Formats(
         first.element.exponent,
@@ -276,7 +276,7 @@ def _format_of(config: TrainConfig) -> _Formats:
         first.scale.value,
         # A mean of equal numbers may differ from them in its last bit, and models by that.
         {label: float(f"{error:.{ERROR_DIGITS}g}") for label, error in errors.items()},
-        sum(matrix.in_features * matrix.out_features * matrix.copies for matrix, _, _ in layers),
+        sum(matrix.in_features * matrix.out_features * matrix.copies for _, matrix, _, _ in layers),
         "+".join(sorted(backends)),
     )
 
