@@ -12,6 +12,7 @@ import pytest
 
 from experiments.data.batches import DataConfig
 from experiments.data.readers.documents import PIECE
+from tests.support.commands import in_a_shell
 from tests.support.places import ROOT
 
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
@@ -21,11 +22,6 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTA
 def test_the_page_runs_from_top_to_bottom(tmp_path: Path) -> None:
     for library in ("datasets", "pyarrow", "tokenizers"):
         pytest.importorskip(library, reason="needs the extra dev")
-    train = "from experiments.command.main import train; train()"
-    shims = (
-        f"python() {{ '{sys.executable}' \"$@\"; }}\n"
-        f"lowbit-train() {{ '{sys.executable}' -c '{train}' \"$@\"; }}\n"
-    )
     environment = os.environ | {
         "HF_HOME": str(tmp_path / "home"),
         "LOWBIT_CACHE": str(tmp_path / "cache"),
@@ -37,7 +33,7 @@ def test_the_page_runs_from_top_to_bottom(tmp_path: Path) -> None:
             for line in block.splitlines():
                 assert line in said
             continue
-        words = ["bash", "-ec", shims + block] if kind == "sh" else [sys.executable, "-c", block]
+        words = in_a_shell(block) if kind == "sh" else [sys.executable, "-c", block]
         done = subprocess.run(
             words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
         )

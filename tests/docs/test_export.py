@@ -10,13 +10,10 @@ from pathlib import Path
 import pytest
 
 from experiments.config.schema import KEEP
+from tests.support.commands import in_a_shell
 from tests.support.places import ROOT
 
 PAGE = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
-COMMANDS = {
-    "lowbit-train": "from experiments.command.main import train as main",
-    "lowbit-export": "from experiments.export.command import main",
-}
 
 
 def block(kind: str) -> str:
@@ -28,13 +25,11 @@ def test_the_page_runs_from_top_to_bottom(tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="needs the extra hf")
     lines = (f"the run {number} of {number**2 % 89} in few bits\n" for number in range(9000))
     (tmp_path / "book.txt").write_text("".join(lines))
-    here = f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
-    shims = "".join(
-        f'{name}() {{ \'{sys.executable}\' -c "{here}{load}; main()" "$@"; }}\n'
-        for name, load in COMMANDS.items()
-    )
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{block('python')}"
-    for words in (["bash", "-ec", shims + block("sh")], [sys.executable, "-c", program]):
+    for words in (
+        in_a_shell(block("sh")),
+        [sys.executable, "-c", program],
+    ):
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
     said = dict(line.split(": ") for line in done.stdout.splitlines())

@@ -5,20 +5,16 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from experiments.finetune.config import ADAPTERS
 from experiments.paths import conf_dir
+from tests.support.commands import in_a_shell
 from tests.support.places import ROOT
 
 PAGE = (ROOT / "docs" / "fine-tuning.md").read_text(encoding="utf-8")
-COMMANDS = {
-    "lowbit-train": "from experiments.command.main import train as main",
-    "lowbit-export": "from experiments.export.command import main",
-}
 
 
 @pytest.mark.ray
@@ -29,13 +25,8 @@ def test_the_page_runs_from_top_to_bottom(tmp_path: Path) -> None:
         for number in range(60):
             lines = (f"{kind} {k} of {k * k % 89} in few {number}\n" for k in range(60))
             (tmp_path / "library" / kind / f"{number:02d}.txt").write_text("".join(lines))
-    here = f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
-    shims = "".join(
-        f'{name}() {{ \'{sys.executable}\' -c "{here}{load}; main()" "$@"; }}\n'
-        for name, load in COMMANDS.items()
-    )
     [commands] = re.findall(r"^```sh\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
-    words = ["bash", "-ec", shims + commands]
+    words = in_a_shell(commands)
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     [lora, full] = sorted(

@@ -24,10 +24,18 @@ def peak_bytes(config: TrainConfig) -> int:
             torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-    events = [e for e in measured.profiler.kineto_results.events() if e.name() == "[memory]"]
+    peak = most_held(measured)
+    assert peak > held, "gradients and moments alone are more"
+    return held + peak
+
+
+def most_held(measured: profile) -> int:
+    """Most bytes that were allocated at once, and not before, while a profile was made."""
+    kineto = measured.profiler
+    assert kineto is not None
+    events = [e for e in kineto.kineto_results.events() if e.name() == "[memory]"]
     now = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
         now += event.nbytes()
         peak = max(peak, now)
-    assert peak > held, "gradients and moments alone are more"
-    return held + peak
+    return peak

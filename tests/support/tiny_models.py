@@ -1,10 +1,18 @@
-"""Modules as a user's factory returns them: token ids to logits."""
+"""Small models of others: a Llama by its keys, modules as a user's factory returns them."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from experiments.quant.attention import AttentionProducts
+
+LLAMA = [
+    *("model=hf", "model.config.model_type=llama", "model.config.hidden_size=32"),
+    *("model.config.intermediate_size=64", "model.config.num_hidden_layers=2"),
+    *("model.config.num_attention_heads=4", "model.config.num_key_value_heads=2"),
+    *("model.config.vocab_size=256", "model.config.max_position_embeddings=64"),
+]
+"""Overrides for a Llama of Hugging Face that is drawn."""
 
 
 def one(width: int = 32, vocab: int = 256) -> nn.Module:

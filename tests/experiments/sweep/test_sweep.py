@@ -3,17 +3,12 @@
 import json
 import os
 import re
-import signal
-import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from experiments.command import main as commands
 from experiments.config.schema import TrainConfig
 from experiments.sweep.plan import Resources, make_plan
 from experiments.sweep.work import LOG
@@ -21,6 +16,7 @@ from experiments.train import train
 from fitting.results.record import FAILURE, RESULT
 from fitting.results.study_file import STUDY
 from fitting.results.table import load
+from tests.support.commands import killing_the_worker, lowbit_train
 
 SMALL = [
     "model=ladder/a",
@@ -31,16 +27,6 @@ SMALL = [
     "tracking=none",
     "tracking.log_every=4",
 ]
-
-
-def lowbit_train(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The command in this process; its exit code."""
-    monkeypatch.setattr(sys, "argv", ["lowbit-train", *arguments])
-    try:
-        commands.train()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 @pytest.fixture
@@ -163,28 +149,14 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same_bits(
     assert lowbit_train(monkeypatch, *common, "study.name=undisturbed") == 0
     folder = here / "runs" / "killed"
 
-    def kill_once() -> None:
-        deadline = time.monotonic() + 1200
-        while time.monotonic() < deadline:
-            if list(folder.glob("*/checkpoints/*.ckpt")):
-                [log] = folder.glob(f"*/{LOG}")
-                match = re.search(r"process (\d+)", log.read_text())
-                assert match
-                os.kill(int(match[1]), signal.SIGKILL)
-                return
-            time.sleep(0.005)
-
-    killer = threading.Thread(target=kill_once)
-    killer.start()
-    assert (
-        lowbit_train(monkeypatch, *common, "-m", "study.name=killed", "checkpoint_seconds=0") == 0
-    )
-    killer.join()
+    with killing_the_worker(folder):
+        killed = [*common, "-m", "study.name=killed", "checkpoint_seconds=0"]
+        assert lowbit_train(monkeypatch, *killed) == 0
     assert re.search(r"retry +stochastic", capsys.readouterr().out)
-    undisturbed, killed = load(here / "runs" / "undisturbed"), load(folder)
-    assert killed["attempts"].tolist() == [2]
-    assert killed["loss"].tolist() == undisturbed["loss"].tolist()
-    assert killed["run_id"].tolist() == undisturbed["run_id"].tolist()
+    undisturbed, again = load(here / "runs" / "undisturbed"), load(folder)
+    assert again["attempts"].tolist() == [2]
+    assert again["loss"].tolist() == undisturbed["loss"].tolist()
+    assert again["run_id"].tolist() == undisturbed["run_id"].tolist()
 
 
 def test_a_run_that_asks_for_more_than_there_is_is_refused(

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
 
-from experiments.command import main as commands
-from experiments.sweep.work import LOG
 from fitting.results.table import load
+from tests.support.commands import killing_the_worker, lowbit_train
 from tests.support.image_folder import write_folder
 from tests.support.places import ROOT
 
@@ -29,15 +22,6 @@ TASKS = {
         "model.factory=tests.support.own_task:net",
     ),
 }
-
-
-def lowbit_train(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["lowbit-train", *arguments])
-    try:
-        commands.train()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 @pytest.mark.ray
@@ -56,28 +40,11 @@ def test_a_killed_worker_is_replaced_and_the_result_has_the_same_bits(
     ]  # fmt: skip
     assert lowbit_train(monkeypatch, *common, "study.name=whole") == 0
     folder = tmp_path / "runs" / "killed"
-    killed: list[int] = []
-
-    def kill_once() -> None:
-        deadline = time.monotonic() + 600
-        while time.monotonic() < deadline:
-            if list(folder.glob("*/checkpoints/*.ckpt")):
-                [log] = folder.glob(f"*/{LOG}")
-                match = re.search(r"process (\d+)", log.read_text())
-                assert match
-                killed.append(int(match[1]))
-                os.kill(killed[0], signal.SIGKILL)
-                return
-            time.sleep(0.005)
-
-    killer = threading.Thread(target=kill_once, daemon=True)
-    killer.start()
-    assert (
-        lowbit_train(monkeypatch, *common, "-m", "study.name=killed", "checkpoint_seconds=0") == 0
-    )
-    killer.join()
-    whole, again = load(tmp_path / "runs" / "whole"), load(folder)
+    with killing_the_worker(folder) as killed:
+        again = [*common, "-m", "study.name=killed", "checkpoint_seconds=0"]
+        assert lowbit_train(monkeypatch, *again) == 0
+    whole, killed_run = load(tmp_path / "runs" / "whole"), load(folder)
     assert killed
-    assert again["attempts"].tolist() == [2]
+    assert killed_run["attempts"].tolist() == [2]
     for column in ("run_id", "loss", "weights_sha256"):
-        assert again[column].tolist() == whole[column].tolist()
+        assert killed_run[column].tolist() == whole[column].tolist()
