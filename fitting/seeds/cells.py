@@ -22,9 +22,9 @@ CELL = ("model", "recipe", "exponent", "mantissa", "block_size", "granularity", 
 OWN_CELL = "cell"
 """A column that says directly which runs are repeats, in place of columns that are not ours."""
 OUTCOMES = frozenset(
-    "run_id study status seed loss train_loss bits_per_byte wall_seconds tokens_per_second "
-    "attempts quantize_backend reason metrics_sha256 weights_sha256 schema_version "
-    "bits format predicted".split()
+    "run_id study status seed loss train_loss merged_loss bits_per_byte wall_seconds "
+    "tokens_per_second attempts quantize_backend reason metrics_sha256 weights_sha256 "
+    "schema_version bits format predicted".split()
 ) | frozenset(MEASURED)
 """Columns of ours that separate nothing: labels, outcomes, and what other columns already say."""
 _ALWAYS = (*CELL, "params", "corpus")
@@ -37,6 +37,8 @@ _FORMATS = (
     *("bits_post", "format_post", "operands_post", *ERRORS, *FORMATS),
     *("gmse", "bits_w", "bits_a", "bits_kv"),
 )
+KNOWN_TO_PART = frozenset((*_ALWAYS, *_CONDITIONS, *_FORMATS))
+"""Columns of ours that may separate runs."""
 _QUANTIZED = frozenset((*CELL, *_FORMATS)) - {"model", "tokens"}
 MOST_VALUES = 24
 """Values of a foreign column beyond which cells are not named by it."""

@@ -17,9 +17,9 @@ from fitting.page.compare import common_cells
 from fitting.page.report import write_report
 from fitting.page.study import load_study
 from fitting.results import swept
-from fitting.results.record import RunRecord
+from fitting.results.record import COLUMNS, RunRecord
 from fitting.results.table import load, select_rows
-from fitting.seeds.cells import cell_keys
+from fitting.seeds.cells import KNOWN_TO_PART, OUTCOMES, cell_keys
 from fitting.seeds.compare import compare_cells
 from fitting.seeds.noise import noise_floor
 from tests.support.configured_runs import QUANTIZED, config, folder, record
@@ -221,6 +221,23 @@ def test_what_an_older_record_lacks_is_what_was_done_then(tmp_path: Path) -> Non
         assert swept.plain(place.pop(key)) == swept.plain(swept.ABSENT[name]), name
     runs = [young[0], dataclasses.replace(young[1], config=old)]
     assert noise_floor(load(folder(tmp_path, runs))).dof == 1
+
+
+def test_no_column_of_a_record_parts_runs_without_having_been_told_to() -> None:
+    """A column that nobody had put anywhere would part runs that differ in their seed alone."""
+    assert set(COLUMNS) <= OUTCOMES | KNOWN_TO_PART
+    assert {"loss", "train_loss", "merged_loss", "bits_per_byte"} <= OUTCOMES
+
+
+def test_seeds_of_an_adapter_are_repeats_whatever_merging_cost(tmp_path: Path) -> None:
+    runs = [config({"seed": seed}) for seed in (0, 1)]
+    losses = ((2.0, 2.5), (2.1, 2.4))
+    records = [
+        record(run, loss, merged_loss=merged)
+        for run, (loss, merged) in zip(runs, losses, strict=True)
+    ]
+    noise = noise_floor(load(folder(tmp_path, records)))
+    assert (noise.dof, noise.cells) == (1, 1)
 
 
 def test_numerics_versions_are_not_seeds(tmp_path: Path) -> None:
