@@ -31,7 +31,7 @@ OUR_COLUMNS = (
     "scale operands operand_values corpus compute_dtype format_post operands_post study bits "
     "scheme bits_with_scales params_head params_embedding params_total params_quantized "
     "unique_tokens flops train_loss bits_per_byte wall_seconds tokens_per_second attempts "
-    "merged_loss quantize_backend numerics_version reason"
+    "merged_loss quantize_backend numerics_version reason rank adapter_format"
 ).split()
 """Columns that a law, a page or the noise floor reads, and that another name may stand for."""
 

@@ -51,7 +51,7 @@ def facts(study: Study) -> list[tuple[str, str]]:
     for term, value in (
         ("Model sizes", distinct("params", count_label)),
         ("Training tokens", distinct("tokens", count_label)),
-        ("Formats", ", ".join(study.order)),
+        ("Formats", ", ".join(_formats(study))),
         ("Recipes", distinct("recipe")),
         ("Operands quantized", distinct("operands")),
         ("Seeds", distinct("seed", lambda value: number(value, 12))),
@@ -126,6 +126,11 @@ def outcomes(table: pd.DataFrame) -> View | None:
     if len(entries) > len(shown):
         note += f" The CSV file also has {plural(len(entries) - len(shown), 'rarer reason')}."
     return View("outcomes", header, rows, data, "Outcomes and cost", note)
+
+
+def _formats(study: Study) -> list[str]:
+    """The formats of a study; of one that tunes bases, theirs alone, without the adapters."""
+    return study.order if study.tuning is None else sorted(set(study.tuning.cells["base"]))
 
 
 def _place(status: str) -> tuple[int, str]:

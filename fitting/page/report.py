@@ -25,11 +25,12 @@ from fitting.figures import conclusions as conclusion_figures
 from fitting.figures import fits as fit_figures
 from fitting.figures import layouts as layout_figures
 from fitting.figures import losses as loss_figures
+from fitting.figures import tuning as tuning_figures
 from fitting.figures.style import Panel, png
 from fitting.figures.unified import shares
 from fitting.law.terms import Law
 from fitting.naming import are_none, sizes
-from fitting.page import conclusions, diagnostics, files, outcomes, sentences, tables
+from fitting.page import conclusions, diagnostics, files, outcomes, sentences, tables, tuning
 from fitting.page.publish import RESULTS, publish
 from fitting.page.study import (
     Study,
@@ -62,7 +63,7 @@ def _figures(study: Study, measured: pd.DataFrame) -> dict[str, list[Panel]]:
     """
     drawn: dict[str, list[Panel]] = {}
     done = study.done
-    if not study.table.empty:
+    if not study.table.empty and study.tuning is None:
         drawn["grid"] = outcomes.grid(study.table, study.order)
     if done.empty:
         return drawn
@@ -76,7 +77,7 @@ def _figures(study: Study, measured: pd.DataFrame) -> dict[str, list[Panel]]:
         drawn["tokens"] = loss_figures.loss_by_tokens(means, study.order, study.colours, curves)
     cells = _judged(study)
     shown = cells[cells["params"].isin(chosen)] if cells is not None else pd.DataFrame()
-    if len(shown):
+    if len(shown) and study.tuning is None:  # whose formats are too many to be told apart
         base = means[are_none(means["format"])]
         noise = study.noise.std_loss
         drawn["cost"] = loss_figures.cost_by_format(shown, study.order, study.colours, noise)
@@ -99,6 +100,10 @@ def _figures(study: Study, measured: pd.DataFrame) -> dict[str, list[Panel]]:
         drawn |= conclusion_figures.conclusions(study.fit, done, study.colours)
     if not study.by_factor.empty:
         drawn["lead"] = interaction.splits_by(study.by_factor)
+    if study.tuning is not None:
+        drawn["lead"] = tuning_figures.by_base(study.tuning.cells)
+        drawn["tuning"] = tuning_figures.by_tokens(study.tuning.cells)
+        drawn["tuning_bits"] = tuning_figures.by_bits(study.tuning.costs)
     drawn["qsnr"] = diagnostics.over_training(measured, study.order, study.colours)
     drawn["qsnr_layers"] = diagnostics.by_layer(measured, study.order)
     return {name: panels for name, panels in drawn.items() if panels}
@@ -169,7 +174,10 @@ def headline_words(study: Study) -> tuple[str, list[str]]:
     best = sentences.best_layouts(study.fit) if study.fit else None
     measured = sentences.measured_layouts(study.layouts)
     splits = [sentence for sentence in (measured, best) if sentence]
-    if study.cells is None:
+    if study.tuning is not None and (answers := tuning.answer(study.tuning)):
+        lead, *points = answers  # formats beside adapters are too many to be told apart
+        splits = []
+    elif study.cells is None:
         lead = study.no_cells
         if study.fit is not None:
             runs = plural(study.fit.rows.used, "run")
@@ -344,6 +352,8 @@ def _views(study: Study, measured: pd.DataFrame) -> dict[str, View]:
         made += [tables.parameters(study.fit), tables.predicted(study.fit)]
         made += [tables.held_out(study.fit)]
         made += [tables.comparison(study.fit), *conclusions.views(study.fit)]
+    if study.tuning is not None:
+        made.append(tuning.view(study.tuning))
     made.append(diagnostics.summary(measured, study.order))
     return {view.name: view for view in made if view is not None and view.rows}
 
@@ -365,7 +375,7 @@ def _render(
         description=study.about.get("description", ""),
         notes=study.about.get("notes", []),
         lead=lead,
-        lead_note=LEAD_NOTE if study.by_factor.empty else tables.BY_FACTOR,
+        lead_note=_lead_note(study),
         points=points,
         counts=outcomes.counts(study),
         planned=len(study.about.get("planned") or []),
@@ -397,6 +407,13 @@ LEAD_NOTE = (
     "against those that the losses of its runs amount to, with one standard error. On the line: "
     "the format costs what its error says."
 )
+
+
+def _lead_note(study: Study) -> str:
+    """What the picture under the lead shows."""
+    if study.tuning is not None:
+        return tuning.NOTE
+    return LEAD_NOTE if study.by_factor.empty else tables.BY_FACTOR
 
 
 def _beyond(follows: Iterable[View]) -> list[str]:

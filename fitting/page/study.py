@@ -27,6 +27,7 @@ from fitting.seeds.cells import CELL, with_conditions
 from fitting.seeds.compare import compare_cells, compare_layouts
 from fitting.seeds.interaction import layouts_by
 from fitting.seeds.noise import NoiseFloor, noise_floor
+from fitting.seeds.tuning import Tuning, tuning_of
 
 FORMAT_COLUMNS = ("exponent", "mantissa", "block_size")
 PROVENANCE = ("git_sha", "git_dirty", "device", "threads", "compute_dtype")
@@ -55,6 +56,8 @@ class Study:
     by_factor: pd.DataFrame
     """The same at each recipe and scale, and how they change (`seeds.layouts_by`), with `factor`;
     may be empty."""
+    tuning: Tuning | None
+    """What bases and adapters cost; None where the study is not of both."""
     noise: NoiseFloor
     order: list[str]
     colours: dict[str, str]
@@ -185,8 +188,8 @@ def _study(
         layouts = compare_layouts(table)
         by_factor = _by_factor(table)
     return Study(
-        results, table, about, fit, cells, no_cells, layouts, by_factor, noise, order,
-        format_colours(order), scored, inputs,
+        results, table, about, fit, cells, no_cells, layouts, by_factor, tuning_of(table), noise,
+        order, format_colours(order), scored, inputs,
     )  # fmt: skip
 
 

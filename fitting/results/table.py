@@ -8,7 +8,7 @@ import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fitting.files.own_json import JsonObject, ResultsError
 from fitting.files.tables import KINDS, can_read, counts, read_file
@@ -83,7 +83,8 @@ def load(
     Returns:
         One row per run, sorted by `run_id` if there is one, with a column for each key of the
         configuration in which runs of a folder differ, e.g. `optim.lr`, unless other columns tell
-        the same, and with the errors on the runs' own tensors, `err_weight_measured` and the like.
+        the same, with the rank and format of adapters, if any run has one, and with the errors on
+        the runs' own tensors, `err_weight_measured` and the like.
         A foreign table keeps its other columns and gets `status` = "finished" if it has no status
         of its own (nor W&B's `State`).
 
@@ -148,7 +149,7 @@ def table_of(records: Sequence[RunRecord], ptq: bool = False) -> pd.DataFrame:
 
     rows = _with_ptq if ptq and any(r.ptq for r in records) else _alone
     columns = {name: [getattr(r, name) for r in records] for name in COLUMNS}
-    keys = swept([record.config for record in records], columns)
+    keys = swept([record.config for record in records], columns) | _adapters(records)
     newer = superseded(records)
     found = []
     for number, record in enumerate(records):
@@ -160,6 +161,25 @@ def table_of(records: Sequence[RunRecord], ptq: bool = False) -> pd.DataFrame:
         more["numerics_version"] = _LIKE.get(record.numerics_version, record.numerics_version)
         found += [row | more for row in rows(record)]
     return pd.DataFrame(found)
+
+
+RANK, ADAPTER_FORMAT = "rank", "adapter_format"
+
+
+def _adapters(records: Sequence[RunRecord]) -> dict[str, list[Any]]:
+    """Columns for the rank of the runs' adapters and their format, as a law reads them.
+
+    Without an adapter a run has no rank; what is in high precision has the format "none".  Nothing
+    where no run has an adapter.
+    """
+    each = [record.config.get("adapter") for record in records]
+    adapters = [a if isinstance(a, dict) and a.get("name", "none") != "none" else {} for a in each]
+    if not any(adapters):
+        return {}
+    return {
+        RANK: [adapter.get("r") for adapter in adapters],
+        ADAPTER_FORMAT: [adapter.get("precision") or "none" for adapter in adapters],
+    }
 
 
 _LIKE = {5: 4}

@@ -1,0 +1,126 @@
+"""Fine-tuning as measured: what a coarse base, a small adapter and its few bits cost.
+
+A run is set against one of the same size, tokens and seed that differs in what is asked about:
+against the unquantized base tuned with all its weights, and against the adapter in high precision.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import special
+
+from fitting.naming import UNQUANTIZED, format_names, is_quantized
+from fitting.results.table import ADAPTER_FORMAT, RANK, select_rows
+from fitting.seeds.verdicts import judge
+
+NEVER, NOW, ALWAYS = "", "rounded when tuned", "trained so"
+"""When the weights of a base were rounded."""
+_BITS, _LABEL = "base.bits", "base.label"
+_UNQUANTIZED_BITS = 16
+"""Bits of a base from which it was trained without being quantized."""
+_LEVEL = 0.95
+_AT = ["params", "tokens", "seed"]
+CELL = ("params", "tokens", "base", "rounded", RANK, ADAPTER_FORMAT)
+"""Columns that make a cell of `against_the_best`."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a study of bases and adapters measured."""
+
+    cells: pd.DataFrame
+    """`against_the_best`"""
+    costs: pd.DataFrame
+    """`cost_of_bits`"""
+
+
+def tuning_of(table: pd.DataFrame) -> Tuning | None:
+    """What a study measured; None unless its bases differ, tuned with all weights and adapters."""
+    needed = {RANK, ADAPTER_FORMAT, _LABEL, "exponent", "granularity", "block_size", "seed"}
+    if not needed <= set(table) or select_rows(table)[0][RANK].isna().nunique() < 2:
+        return None
+    return Tuning(against_the_best(table), cost_of_bits(table))
+
+
+def against_the_best(table: pd.DataFrame) -> pd.DataFrame:
+    """Cells of a study of fine-tuning, each against the runs that lack nothing.
+
+    Args:
+        table: Results, with the columns that `tuning_of` needs.
+
+    Returns:
+        One row per cell, `CELL`: `base` is the format of its weights, `rounded` one of `NEVER`,
+        `NOW` and `ALWAYS`, `rank` NaN where all weights are tuned.  `loss`, the mean over `seeds`;
+        `difference`, its mean difference from the unquantized base of which all weights are tuned,
+        nats per token, with `standard_error` from the spread pooled over the cells of one size,
+        `dof`, `pairs`, `low` and `high` (95 %), `verdict`; NaN for those runs themselves.
+    """
+    rows = _named(table)
+    best = rows[(rows["rounded"] == NEVER) & rows[RANK].isna()]
+    others = rows.drop(best.index)
+    pairs = others.merge(_means(best, _AT), on=_AT)
+    pairs["difference"] = pairs["loss"] - pairs["other"]
+    told = _told(pairs, CELL, "params")
+    means = rows.groupby([*CELL], dropna=False)["loss"].agg(loss="mean", seeds="size")
+    found: pd.DataFrame = means.reset_index().merge(told, on=[*CELL], how="left")
+    return found.sort_values([*CELL], ignore_index=True)
+
+
+def cost_of_bits(table: pd.DataFrame) -> pd.DataFrame:
+    """What adapters lose by their own format, each against itself in high precision.
+
+    Args:
+        table: Results, with the columns that `tuning_of` needs.
+
+    Returns:
+        One row per size, token count, rank and format: the mean over bases and seeds of the
+        `difference`, with the columns of `against_the_best`.
+    """
+    rows = _named(table)
+    rows = rows[rows[RANK].notna()]
+    beside = [*_AT, "base", "rounded", RANK]
+    whole = rows[ADAPTER_FORMAT] == UNQUANTIZED
+    pairs = rows[~whole].merge(_means(rows[whole], beside), on=beside)
+    pairs["difference"] = pairs["loss"] - pairs["other"]
+    found = _told(pairs, ("params", "tokens", RANK, ADAPTER_FORMAT), "params")
+    return found.sort_values(["params", "tokens", RANK, ADAPTER_FORMAT], ignore_index=True)
+
+
+def _named(table: pd.DataFrame) -> pd.DataFrame:
+    """The runs that have a loss, with the format of their base and when it was rounded."""
+    rows = select_rows(table)[0].copy()
+    names = format_names(rows, among=table)
+    rows["base"] = names.map(lambda name: re.sub(r"^E0M(\d+)", _integer, name))
+    so = rows.get(_BITS, pd.Series(math.inf, rows.index)).astype(float) < _UNQUANTIZED_BITS
+    rows["rounded"] = np.select([~is_quantized(rows), so], [NEVER, ALWAYS], NOW)
+    return rows
+
+
+def _integer(match: re.Match[str]) -> str:
+    return f"INT{int(match[1]) + 1}"
+
+
+def _means(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    return rows.groupby([*keys])["loss"].mean().rename("other").reset_index()
+
+
+def _told(pairs: pd.DataFrame, keys: Sequence[str], pooled: str) -> pd.DataFrame:
+    """Mean differences, judged by the spread within cells, which is pooled over `pooled`."""
+    groups = pairs.groupby([*keys], dropna=False)["difference"]
+    found = groups.agg(difference="mean", pairs="size", var="var").reset_index()
+    found["dof"] = found["pairs"] - 1
+    found["squares"] = (found.pop("var") * found["dof"]).fillna(0.0)
+    sums = found.groupby(pooled)[["squares", "dof"]].transform("sum")
+    found["dof"] = sums["dof"]
+    spread = np.sqrt(sums["squares"] / sums["dof"].where(sums["dof"] > 0))
+    found["standard_error"] = spread / np.sqrt(found["pairs"])
+    margin = -special.stdtrit(found["dof"], (1 - _LEVEL) / 2) * found["standard_error"]
+    found["low"], found["high"] = found["difference"] - margin, found["difference"] + margin
+    found["verdict"] = judge(found["difference"] / found["standard_error"], found["dof"])
+    return found.drop(columns="squares")
