@@ -84,7 +84,7 @@ def differences(
         return f"{where}\n{signed(cell.difference)} ± {error} nats: {cell.verdict}"
 
     return loss_figures.cost_by_format(
-        cells, order, colours, float("nan"), words=words, name="differences",
+        cells, order, colours, {}, words=words, name="differences",
         label=f"{names[1]} minus {names[0]}, nats per token",
     )  # fmt: skip
 

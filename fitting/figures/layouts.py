@@ -6,7 +6,7 @@ has several (block sizes, scales, recipes), the one with the most splits, named 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib as mpl
@@ -186,14 +186,16 @@ def _best_line(axes: Axes, inside: Sequence[Best]) -> None:
     tag(marks, "", tips)
 
 
-def cost_by_split(cells: pd.DataFrame, curves: pd.DataFrame | None, noise: float) -> list[Panel]:
+def cost_by_split(
+    cells: pd.DataFrame, curves: pd.DataFrame | None, noise: Mapping[float, float]
+) -> list[Panel]:
     """Difference from `none` against exponent bits for each mantissa, and the reverse.
 
     Args:
         cells: As in `cost_map`.
         curves: The law's difference on a grid: `params`, `exponent`, `mantissa`, `difference`, and
             `along` ("exponent" or "mantissa", which of them is not whole); None without.
-        noise: Standard deviation between seeds (nats per token); NaN where it is unknown.
+        noise: Size -> standard deviation between seeds (nats per token), where it is known.
 
     Returns:
         Two panels per size, for at most `MOST_SIZES` of the largest sizes.
@@ -228,7 +230,7 @@ def cost_by_split(cells: pd.DataFrame, curves: pd.DataFrame | None, noise: float
                         color=colours[name], markersize=7, linewidth=1.2, label=name,
                     )  # fmt: skip
                     tag(marks, name, [cell_words(cell) for cell in records(points)])
-                span(axes.yaxis, *limits, noise)
+                span(axes.yaxis, *limits, noise.get(size, np.nan))
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True))
                 axes.set_xlabel(f"{along} bits")
                 axes.set_ylabel("loss above none, nats")

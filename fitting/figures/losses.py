@@ -119,7 +119,7 @@ def cost_by_format(
     cells: pd.DataFrame,
     order: Sequence[str],
     colours: Mapping[str, str],
-    noise: float,
+    noise: Mapping[float, float],
     *,
     words: Callable[[TableRow], str] = cell_words,
     name: str = "cost",
@@ -127,10 +127,12 @@ def cost_by_format(
 ) -> list[Panel]:
     """Difference from `none` by format, one panel per model size; arguments as in `draw_cost`.
 
+    `noise` is that of each size; sizes whose noise is unknown have none.
+
     For another difference, give other words, another name and another label for its axis.
     """
     shown = [name for name in order if name in set(cells["format"])]
-    limits = _cost_limits(cells, noise)
+    limits = _cost_limits(cells, max(noise.values(), default=np.nan))
     token_counts = int(cells.groupby("params")["tokens"].nunique().max())
     height = (
         1.25
@@ -142,8 +144,9 @@ def cost_by_format(
         with mpl.rc_context(STYLE):
             figure = new_figure(PANEL_WIDTH, height)
             axes = figure.add_subplot()
-            draw_cost(axes, cells[cells["params"] == size], shown, colours, noise, words)
-            span(axes.xaxis, *limits, noise)
+            own = noise.get(size, np.nan)
+            draw_cost(axes, cells[cells["params"] == size], shown, colours, own, words)
+            span(axes.xaxis, *limits, own)
             axes.set_xlabel(label)
             axes.set_title(f"{count_label(size)} parameters")
             legend_below(figure, axes)
@@ -153,7 +156,10 @@ def cost_by_format(
 
 
 def headline(
-    cells: pd.DataFrame, order: Sequence[str], colours: Mapping[str, str], noise: float
+    cells: pd.DataFrame,
+    order: Sequence[str],
+    colours: Mapping[str, str],
+    noise: Mapping[float, float],
 ) -> bytes:
     """The difference from `none` as a PNG of 1200 x 500 pixels: at most three sizes, largest last.
 
@@ -168,8 +174,9 @@ def headline(
         figure = new_figure(8.0, 500 / 150)
         grid = figure.subplots(1, len(chosen), sharey=True, squeeze=False)
         for axes, size in zip(grid[0], chosen, strict=True):
-            draw_cost(axes, cells[cells["params"] == size], shown, colours, noise)
-            span(axes.xaxis, *_cost_limits(cells, noise), noise)
+            own = noise.get(size, np.nan)
+            draw_cost(axes, cells[cells["params"] == size], shown, colours, own)
+            span(axes.xaxis, *_cost_limits(cells, max(noise.values(), default=np.nan)), own)
             axes.set_title(f"{count_label(size)} parameters")
         legend_below(figure, grid[0][0])
         return png(figure)

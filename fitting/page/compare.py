@@ -246,8 +246,8 @@ def _side(study: Study, above_none: bool) -> pd.DataFrame:
     cells = grouped.agg(
         loss=("loss", "mean"), seeds=("loss", "size"), runs=("runs", lambda ids: " ".join(ids))
     ).reset_index()
-    cells["error"] = study.noise.std_loss / np.sqrt(cells["seeds"])
-    cells["dof"] = study.noise.dof
+    of_seeds, cells["dof"] = study.spread.of_rows(cells)
+    cells["error"] = of_seeds / np.sqrt(cells["seeds"])
     if above_none:
         assert study.cells is not None
         found = [key for key in keys if key in study.cells]

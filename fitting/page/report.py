@@ -40,10 +40,9 @@ from fitting.page.study import (
     used_runs,
 )
 from fitting.page.tables import View
-from fitting.seeds.noise import NoiseFloor
 from fitting.seeds.shrinkage import shrinkage_by
 from fitting.seeds.verdicts import BETTER
-from fitting.words import BEYOND, number, plural, series
+from fitting.words import BEYOND, count_label, number, plural, series
 
 PANELS_ON_PAGE = 6
 """Model sizes drawn; the tables hold all of them."""
@@ -79,7 +78,7 @@ def _figures(study: Study, measured: pd.DataFrame) -> dict[str, list[Panel]]:
     shown = cells[cells["params"].isin(chosen)] if cells is not None else pd.DataFrame()
     if len(shown) and study.tuning is None:  # whose formats are too many to be told apart
         base = means[are_none(means["format"])]
-        noise = study.noise.std_loss
+        noise = {size: study.spread.at(size)[0] for size in sizes(shown)}
         drawn["cost"] = loss_figures.cost_by_format(shown, study.order, study.colours, noise)
         drawn["bits"] = loss_figures.loss_by_bits(shown, base, study.colours)
         one_kind = layout_figures.of_one_kind(shown)
@@ -216,7 +215,8 @@ def headline_words(study: Study) -> tuple[str, list[str]]:
     return lead, points
 
 
-def _noise_words(noise: NoiseFloor, cells: pd.DataFrame | None) -> str:
+def _noise_words(study: Study) -> str:
+    noise, cells = study.noise, study.cells
     if not np.isfinite(noise.std_loss):
         return (
             "Noise floor: unknown. No cell was repeated with another seed, so no difference on "
@@ -227,11 +227,15 @@ def _noise_words(noise: NoiseFloor, cells: pd.DataFrame | None) -> str:
         f"({100 * noise.std_log:.2g} % of it; one standard deviation, pooled over "
         f"{plural(noise.cells, 'repeated cell')}, {noise.dof} degrees of freedom)."
     )
+    if each := study.spread.by_size:
+        listed = series(f"{number(std, 2)} at {count_label(n)}" for n, (std, _) in each.items())
+        words += f" It depends on the size, so each is judged by its own: {listed} parameters."
     if cells is not None and (cells["pairs"] > 0).any():
-        dof = cells.loc[cells["pairs"] > 0, "dof"].iloc[0]
+        known = sorted({int(dof) for dof in cells.loc[cells["pairs"] > 0, "dof"]}, reverse=True)
         words += (
             " Differences from none are paired by seed, which cancels what both runs share; their "
-            f"standard errors rest on {dof:.0f} degrees of freedom."
+            f"standard errors rest on {series(map(str, known))} degrees of freedom"
+            f"{', by size.' if len(known) > 1 else '.'}"
         )
     return words
 
@@ -334,7 +338,7 @@ def write_report(
     if "lead" in drawn:
         headline = png(drawn["lead"][0].figure)
     elif cells is not None and not cells.empty:
-        noise = study.noise.std_loss
+        noise = {size: study.spread.at(size)[0] for size in sizes(cells)}
         headline = loss_figures.headline(cells, study.order, study.colours, noise)
     text = _render(study, drawn, views, inputs)
     return files.write(out, text, drawn, views, inputs, figure_files, headline)
@@ -381,7 +385,7 @@ def _render(
         planned=len(study.about.get("planned") or []),
         facts=outcomes.facts(study),
         small=sentences.small_model(study.done) if len(study.done) else None,
-        noise=_noise_words(study.noise, study.cells) if len(study.done) else "",
+        noise=_noise_words(study) if len(study.done) else "",
         no_cells=study.no_cells,
         verdict=sentences.verdict_words(study.cells) if study.cells is not None else "",
         measured_layouts=sentences.measured_layouts(study.layouts),

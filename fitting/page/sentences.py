@@ -61,7 +61,8 @@ def verdict_words(cells: pd.DataFrame) -> str:
     return (
         f"A verdict needs {listed}, by Student's t: a false alarm is then as rare (0.27 %) as at "
         "three standard errors if these were known exactly. The standard errors come from the "
-        "spread between seeds, pooled over all repeated cells."
+        "spread between seeds, pooled over repeated cells, of sizes apart where these scatter "
+        "differently."
     )
 
 

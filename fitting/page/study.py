@@ -26,7 +26,8 @@ from fitting.results.table import load, read_records, require_columns, select_ro
 from fitting.seeds.cells import CELL, with_conditions
 from fitting.seeds.compare import compare_cells, compare_layouts
 from fitting.seeds.interaction import layouts_by
-from fitting.seeds.noise import NoiseFloor, noise_floor
+from fitting.seeds.noise import NoiseFloor, losses_of_seeds, noise_floor
+from fitting.seeds.spread import Spread
 from fitting.seeds.tuning import Tuning, tuning_of
 
 FORMAT_COLUMNS = ("exponent", "mantissa", "block_size")
@@ -59,6 +60,8 @@ class Study:
     tuning: Tuning | None
     """What bases and adapters cost; None where the study is not of both."""
     noise: NoiseFloor
+    spread: Spread
+    """The same, by size where sizes differ in it."""
     order: list[str]
     colours: dict[str, str]
     scored: pd.DataFrame
@@ -162,6 +165,7 @@ def _study(
     noise = NoiseFloor(std_log=np.nan, std_loss=np.nan, dof=0, cells=0)
     if len(done):
         noise = noise_floor(table)
+    spread = losses_of_seeds(table)
     cells, no_cells, layouts, by_factor = None, "", pd.DataFrame(), pd.DataFrame()
     missing = [name for name in (*CELL, "seed") if name not in table]
     missing += [c for c in FORMAT_COLUMNS if c not in {*missing, *_numbers(table)}]
@@ -176,7 +180,8 @@ def _study(
         compared["format"] = with_conditions(
             format_names(compared, among=table), compared, among=plain
         )
-        compared["loss_error"] = noise.std_loss / np.sqrt(compared["seeds"].clip(lower=1))
+        of_seeds, _ = spread.of_rows(compared)
+        compared["loss_error"] = of_seeds / np.sqrt(compared["seeds"].clip(lower=1))
         judged = compared[np.isfinite(compared["difference"].astype(float))]
         if judged.empty:
             no_cells = (
@@ -189,7 +194,7 @@ def _study(
         by_factor = _by_factor(table)
     return Study(
         results, table, about, fit, cells, no_cells, layouts, by_factor, tuning_of(table), noise,
-        order, format_colours(order), scored, inputs,
+        spread, order, format_colours(order), scored, inputs,
     )  # fmt: skip
 
 

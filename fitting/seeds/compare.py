@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -13,11 +12,12 @@ import pandas as pd
 from fitting.results.format_errors import ERRORS, FORMATS, MEASURED
 from fitting.results.table import require_columns, select_rows
 from fitting.seeds.cells import CELL, cell_keys, condition_keys
-from fitting.seeds.noise import NoiseFloor, noise_floor
+from fitting.seeds.noise import losses_of_seeds
+from fitting.seeds.spread import Spread, error_of_mean
 from fitting.seeds.verdicts import BETTER, CANNOT_TELL, enough, judge
 
 if TYPE_CHECKING:
-    from pandas.core.groupby import SeriesGroupBy
+    pass
 
 SPLIT = (
     *("exponent", "mantissa", "bits_with_scales", "format"),
@@ -34,8 +34,8 @@ def compare_cells(table: pd.DataFrame) -> pd.DataFrame:
 
     Paired by seed where both sides share seeds (the same seed means the same initial weights and
     the same data, so that noise cancels); otherwise the difference of the two means.  The standard
-    error comes from the spread pooled over all cells, so that a cell with one seed has one too:
-    of the paired differences where there are pairs, of the losses (`noise_floor`) elsewhere.
+    error comes from the spread pooled over cells (`fitting.seeds.spread`), so that a cell with one
+    seed has one too: of the paired differences where there are pairs, of the losses elsewhere.
 
     Args:
         table: Results with the columns of `CELL`, `seed`, `status` and `loss`.
@@ -66,7 +66,7 @@ def compare_cells(table: pd.DataFrame) -> pd.DataFrame:
         unquantized, on=[*within, "seed"], suffixes=("", "_none")
     )
     pairs["difference"] = pairs["loss"] - pairs["loss_none"]
-    spread = _Spread.of(pairs.groupby(keys, dropna=False)["difference"])
+    spread = Spread.of(pairs, keys, "difference")
     result = quantized.groupby(keys, dropna=False)["status"].agg(
         diverged=lambda status: int((status == "diverged").sum())
     )
@@ -76,7 +76,7 @@ def compare_cells(table: pd.DataFrame) -> pd.DataFrame:
     result = result.reset_index().merge(means.reset_index(), on=within, how="left")
     result[["seeds", "pairs"]] = result[["seeds", "pairs"]].fillna(0).astype(int)
     result["bits"] = 1 + result["exponent"] + result["mantissa"]
-    judged = _judged(result, spread, noise_floor(table))
+    judged = _judged(result, spread, losses_of_seeds(table))
     ordered: pd.DataFrame = judged.sort_values(
         ["bits", *keys],
         ignore_index=True,
@@ -91,44 +91,28 @@ def _unquantized(done: pd.DataFrame, within: list[str]) -> pd.DataFrame:
     return reference["loss"].mean().reset_index()
 
 
-@dataclass(frozen=True)
-class _Spread:
-    """The scatter of values within groups, pooled over the groups."""
-
-    groups: pd.DataFrame
-    """`size`, `mean` and `var` of each group."""
-    std: float
-    """Standard deviation; NaN unless some group has two values."""
-    dof: int
-
-    @classmethod
-    def of(cls, values: SeriesGroupBy[float, tuple[object, ...]]) -> _Spread:
-        groups = values.agg(["size", "mean", "var"])
-        dof = int((groups["size"] - 1).sum())
-        squares = float((groups["var"] * (groups["size"] - 1)).sum())  # var of one is NaN: skipped
-        return cls(groups, math.sqrt(squares / dof) if dof else math.nan, dof)
-
-
-def _judged(cells: pd.DataFrame, spread: _Spread, floor: NoiseFloor) -> pd.DataFrame:
+def _judged(cells: pd.DataFrame, spread: Spread, floor: Spread) -> pd.DataFrame:
     """Cells with their difference from `none`, its standard error, z and verdict.
 
     Args:
         cells: Quantized cells beside the unquantized runs of their conditions.
-        spread: Differences of runs that share a seed.
-        floor: How much another seed changes, for cells without such pairs.
+        spread: Of differences of runs that share a seed.
+        floor: Of losses, for cells without such pairs.
     """
     paired = (cells["pairs"] > 0).to_numpy()
     difference = np.where(paired, cells["paired"], cells["loss"] - cells["loss_none"])
     no_loss = cells["seeds"] == 0
+    std, dof_of_pairs = spread.of_rows(cells)
+    floor_std, floor_dof = floor.of_rows(cells)
     error = pd.Series(
         np.where(
             paired,
-            spread.std / np.sqrt(cells["pairs"].mask(~paired)),
-            floor.std_loss * np.sqrt(1 / cells["seeds"].mask(no_loss) + 1 / cells["none"]),
+            std / np.sqrt(cells["pairs"].mask(~paired)),
+            floor_std * np.sqrt(1 / cells["seeds"].mask(no_loss) + 1 / cells["none"]),
         ),
         index=cells.index,
     )
-    z, dof = difference / error.mask(error == 0), np.where(paired, spread.dof, floor.dof)
+    z, dof = difference / error.mask(error == 0), np.where(paired, dof_of_pairs, floor_dof)
     diverged = no_loss & (cells["diverged"] > 0)
     verdict = np.where(diverged, "diverged", judge(z, dof))
     return cells.assign(difference=difference, standard_error=error, z=z, dof=dof, verdict=verdict)
@@ -156,7 +140,7 @@ def compare_layouts(table: pd.DataFrame) -> pd.DataFrame:
     """Exponent/mantissa splits of one width against each other, as measured, whatever a law says.
 
     Paired: only runs that agree in everything but the split, seed included, are compared.  The
-    standard error comes from the spread of these differences, pooled over all pairs of splits.
+    standard error comes from the spread of these differences, pooled over pairs of splits.
 
     Args:
         table: Results with the columns of `CELL`, `seed`, `status` and `loss`.
@@ -178,8 +162,7 @@ def compare_layouts(table: pd.DataFrame) -> pd.DataFrame:
     both = pairs_of_splits(rows, context)
     layouts = list(PAIR)
     without_seed = [c for c in context if c != "seed"]
-    spread = _Spread.of(both.groupby([*layouts, *without_seed], dropna=False)["difference"])
-    needed = enough(spread.dof)
+    spread = Spread.of(both, [*layouts, *without_seed], "difference")
     found = []
     for key, group in both.groupby(layouts):
         bits, *split = (int(value) for value in cast("tuple[float, ...]", key))
@@ -187,9 +170,9 @@ def compare_layouts(table: pd.DataFrame) -> pd.DataFrame:
         difference = float(group["difference"].mean())
         if difference < 0:
             names.reverse()
-        error = spread.std / math.sqrt(len(group))
+        error, dof = error_of_mean(*spread.of_rows(group), group.get("params", group["bits"]))
         z = abs(difference) / error if error > 0 else math.nan
-        verdict = BETTER if z >= needed else CANNOT_TELL
-        found.append((bits, *names, abs(difference), error, spread.dof, z, len(group), verdict))
+        verdict = BETTER if z >= enough(dof) else CANNOT_TELL
+        found.append((bits, *names, abs(difference), error, dof, z, len(group), verdict))
     columns = ["bits", "better", "other", "difference", "standard_error", "dof", "z", "pairs"]
     return pd.DataFrame(found, columns=[*columns, "verdict"])

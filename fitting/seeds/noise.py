@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fitting.law.curves import Array
 from fitting.results.table import require_columns, select_rows
 from fitting.seeds.cells import cell_keys
+from fitting.seeds.spread import Spread
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,29 @@ def noise_floor(table: pd.DataFrame) -> NoiseFloor:
     Raises:
         ResultsError: The table has no loss or no tokens.
     """
+    rows, keys = _repeats(table)
+    if not keys:
+        return NoiseFloor(math.nan, math.nan, 0, 0)
+    loss = Spread.of(rows, keys, "loss")
+    logs = Spread.of(rows.assign(loss=np.log(rows["loss"].astype(float))), keys, "loss")
+    repeated = int((loss.groups["size"] > 1).sum())
+    return NoiseFloor(logs.pooled[0], *loss.pooled, repeated)
+
+
+def losses_of_seeds(table: pd.DataFrame) -> Spread:
+    """The spread of losses between seeds, by size where sizes differ in it; as `noise_floor`."""
+    rows, keys = _repeats(table)
+    return Spread.of(rows, keys or ["loss"], "loss")
+
+
+def _repeats(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Runs with a loss, one for each cell and seed, and the columns of a cell.
+
+    No column where no run is known to be a repeat.
+    """
     require_columns(table, ("loss", "tokens"), "the noise floor")
     rows, _ = select_rows(table)
     if "seed" not in rows or rows.empty:
-        return NoiseFloor(math.nan, math.nan, 0, 0)
+        return rows, []
     keys = cell_keys(table)
-    rows = rows.drop_duplicates([*keys, "seed"])
-    loss = rows["loss"].to_numpy(dtype=float)
-    cell = rows.groupby(keys, dropna=False).ngroup().to_numpy()
-    sizes = np.bincount(cell)
-    dof = int((sizes - 1).sum())
-
-    def pooled(values: Array) -> float:
-        means = np.bincount(cell, values) / sizes
-        return float(np.sqrt(((values - means[cell]) ** 2).sum() / dof)) if dof else math.nan
-
-    return NoiseFloor(pooled(np.log(loss)), pooled(loss), dof, int((sizes > 1).sum()))
+    return rows.drop_duplicates([*keys, "seed"]), keys

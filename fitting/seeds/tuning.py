@@ -17,6 +17,7 @@ from scipy import special
 
 from fitting.naming import UNQUANTIZED, format_names, is_quantized
 from fitting.results.table import ADAPTER_FORMAT, RANK, select_rows
+from fitting.seeds.spread import Spread
 from fitting.seeds.verdicts import judge
 
 NEVER, NOW, ALWAYS = "", "rounded when tuned", "trained so"
@@ -58,15 +59,15 @@ def against_the_best(table: pd.DataFrame) -> pd.DataFrame:
         One row per cell, `CELL`: `base` is the format of its weights, `rounded` one of `NEVER`,
         `NOW` and `ALWAYS`, `rank` NaN where all weights are tuned.  `loss`, the mean over `seeds`;
         `difference`, its mean difference from the unquantized base of which all weights are tuned,
-        nats per token, with `standard_error` from the spread pooled over the cells of one size,
-        `dof`, `pairs`, `low` and `high` (95 %), `verdict`; NaN for those runs themselves.
+        nats per token, with `standard_error` (`fitting.seeds.spread`), `dof`, `pairs`, `low` and
+        `high` (95 %), `verdict`; NaN for those runs themselves.
     """
     rows = _named(table)
     best = rows[(rows["rounded"] == NEVER) & rows[RANK].isna()]
     others = rows.drop(best.index)
     pairs = others.merge(_means(best, _AT), on=_AT)
     pairs["difference"] = pairs["loss"] - pairs["other"]
-    told = _told(pairs, CELL, "params")
+    told = _told(pairs, CELL)
     means = rows.groupby([*CELL], dropna=False)["loss"].agg(loss="mean", seeds="size")
     found: pd.DataFrame = means.reset_index().merge(told, on=[*CELL], how="left")
     return found.sort_values([*CELL], ignore_index=True)
@@ -88,7 +89,7 @@ def cost_of_bits(table: pd.DataFrame) -> pd.DataFrame:
     whole = rows[ADAPTER_FORMAT] == UNQUANTIZED
     pairs = rows[~whole].merge(_means(rows[whole], beside), on=beside)
     pairs["difference"] = pairs["loss"] - pairs["other"]
-    found = _told(pairs, ("params", "tokens", RANK, ADAPTER_FORMAT), "params")
+    found = _told(pairs, ("params", "tokens", RANK, ADAPTER_FORMAT))
     return found.sort_values(["params", "tokens", RANK, ADAPTER_FORMAT], ignore_index=True)
 
 
@@ -110,17 +111,13 @@ def _means(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     return rows.groupby([*keys])["loss"].mean().rename("other").reset_index()
 
 
-def _told(pairs: pd.DataFrame, keys: Sequence[str], pooled: str) -> pd.DataFrame:
-    """Mean differences, judged by the spread within cells, which is pooled over `pooled`."""
-    groups = pairs.groupby([*keys], dropna=False)["difference"]
-    found = groups.agg(difference="mean", pairs="size", var="var").reset_index()
-    found["dof"] = found["pairs"] - 1
-    found["squares"] = (found.pop("var") * found["dof"]).fillna(0.0)
-    sums = found.groupby(pooled)[["squares", "dof"]].transform("sum")
-    found["dof"] = sums["dof"]
-    spread = np.sqrt(sums["squares"] / sums["dof"].where(sums["dof"] > 0))
-    found["standard_error"] = spread / np.sqrt(found["pairs"])
+def _told(pairs: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Mean differences of the pairs of each cell, judged by the spread within cells."""
+    spread = Spread.of(pairs, keys, "difference")
+    found = spread.groups.rename(columns={"size": "pairs", "mean": "difference"}).reset_index()
+    std, found["dof"] = spread.of_rows(found)
+    found["standard_error"] = std / np.sqrt(found["pairs"])
     margin = -special.stdtrit(found["dof"], (1 - _LEVEL) / 2) * found["standard_error"]
     found["low"], found["high"] = found["difference"] - margin, found["difference"] + margin
     found["verdict"] = judge(found["difference"] / found["standard_error"], found["dof"])
-    return found.drop(columns="squares")
+    return found.drop(columns="var")

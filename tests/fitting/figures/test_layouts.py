@@ -12,7 +12,7 @@ from fitting.figures import layouts as layout_figures
 from fitting.figures.style import INK
 from tests.support.fits import a_layout
 
-NOISE = 0.004
+NOISE = {1e5: 0.004}
 
 
 def a_cell(exponent: int, mantissa: int, difference: float, **more: Any) -> dict[str, Any]:

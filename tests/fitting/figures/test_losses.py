@@ -27,6 +27,7 @@ CELLS = pd.DataFrame(
 )
 ORDER = ["E1M1", "E1M2", "E2M1", "none"]
 COLOURS = format_colours(ORDER)
+NOISE = {1e5: 0.03, 4e5: 0.03}
 NEEDED = float(stats.t.isf(stats.norm.sf(3), 16))
 """Standard errors at which 16 degrees of freedom give a false alarm of 0.27 %."""
 
@@ -56,7 +57,7 @@ def test_an_unknown_noise_floor_shades_and_bars_nothing() -> None:
 
 
 def test_neutral_ink_becomes_the_colour_of_the_text_around() -> None:
-    (panel,) = figures.cost_by_format(CELLS, ORDER, COLOURS, 0.03)
+    (panel,) = figures.cost_by_format(CELLS, ORDER, COLOURS, NOISE)
     assert INK not in panel.svg
     assert "currentColor" in panel.svg
     assert COLOURS["E1M1"].lower() in panel.svg.lower()
@@ -64,7 +65,7 @@ def test_neutral_ink_becomes_the_colour_of_the_text_around() -> None:
 
 def test_two_panels_on_one_page_share_no_id_that_is_referred_to() -> None:
     cells = pd.concat([CELLS, CELLS.assign(params=4e5)])
-    one, two = figures.cost_by_format(cells, ORDER, COLOURS, 0.03)
+    one, two = figures.cost_by_format(cells, ORDER, COLOURS, NOISE)
     ids = [set(re.findall(r'\bid="([^"]+)"', panel.svg)) for panel in (one, two)]
     assert ids[0]
     assert not ids[0] & ids[1]
@@ -79,13 +80,13 @@ def test_the_same_figure_has_the_same_bytes() -> None:
 
 
 def test_a_format_keeps_its_colour_whatever_is_drawn() -> None:
-    alone = figures.cost_by_format(CELLS[CELLS["format"] == "E2M1"], ORDER, COLOURS, 0.03)
+    alone = figures.cost_by_format(CELLS[CELLS["format"] == "E2M1"], ORDER, COLOURS, NOISE)
     assert COLOURS["E2M1"].lower() in alone[0].svg.lower()
     assert COLOURS["E1M1"].lower() not in alone[0].svg.lower()
 
 
 def test_a_pointer_finds_the_numbers_of_each_cell() -> None:
-    (cost,) = figures.cost_by_format(CELLS, ORDER, COLOURS, 0.03)
+    (cost,) = figures.cost_by_format(CELLS, ORDER, COLOURS, NOISE)
     (bits,) = figures.loss_by_bits(CELLS, CELLS.iloc[:0], COLOURS)
     words = "E2M1&#10;100k parameters and 1M tokens&#10;+0.0625 ± 0.02 nats above none&#10;"
     for panel in (cost, bits):
@@ -94,7 +95,7 @@ def test_a_pointer_finds_the_numbers_of_each_cell() -> None:
 
 
 def test_a_click_on_a_formats_name_hides_what_belongs_to_it() -> None:
-    (cost,) = figures.cost_by_format(CELLS, ORDER, COLOURS, 0.03)
+    (cost,) = figures.cost_by_format(CELLS, ORDER, COLOURS, NOISE)
     for name in ORDER[:3]:
         assert cost.svg.count(f'data-entry="{name}"') == 1
         assert cost.svg.count(f'data-series="{name}"') == 3  # two bars and a mark
