@@ -244,10 +244,13 @@ def describe(
 
 
 def _mixtures(fitted: Fit, rows: pd.DataFrame) -> list[str]:
-    """Warnings about swept keys that the law does not know."""
-    known = {*fitted.law.columns, *fitted.law.schemes}
+    """Warnings about swept keys that the law does not know, nor tells by its columns."""
+    known = [*fitted.law.columns, *fitted.law.schemes]
+    alike = rows.groupby(known, dropna=False)
     warnings = []
     for key in (c for c in extra_keys(rows) if is_key(c) and c not in known):
+        if alike[key].nunique(dropna=False).max() == 1:
+            continue
         values = [str(value) for value in sorted(rows[key].dropna().unique(), key=str)]
         if len(values) < 2:
             continue

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # help does not wait for it
 
 LAW_NAMES = (
     *("chinchilla", "floating_point", "unified", "quartet", "precision", "ptq", "qat"),
-    *("compressed", "qat_switch", "fixed_ratio"),
+    *("compressed", "qat_switch", "fixed_ratio", "fine_tuning"),
 )
 """The names of `fitting.laws.catalogue.LAWS`, whose import takes longer than help may take."""
 OUR_COLUMNS = (
@@ -31,7 +31,8 @@ OUR_COLUMNS = (
     "scale operands operand_values corpus compute_dtype format_post operands_post study bits "
     "scheme bits_with_scales params_head params_embedding params_total params_quantized "
     "unique_tokens flops train_loss bits_per_byte wall_seconds tokens_per_second attempts "
-    "merged_loss quantize_backend numerics_version reason rank adapter_format"
+    "merged_loss quantize_backend numerics_version reason rank adapter_format "
+    "err_trained"
 ).split()
 """Columns that a law, a page or the noise floor reads, and that another name may stand for."""
 

@@ -172,6 +172,18 @@ class PowerOfCapacity(Curve):
 
 
 @dataclass(frozen=True)
+class Decay(Curve):
+    """x_1 - e^x_2: the log of something that decays exponentially with e^x_2."""
+
+    forms: int = 2
+
+    def __call__(self, x: Forms) -> Expansion:
+        """See `Curve`."""
+        rate = np.exp(np.minimum(x[1], LARGEST_EXPONENT))
+        return x[0] - rate, [np.ones_like(rate), -rate], {(1, 1): -rate}
+
+
+@dataclass(frozen=True)
 class Signal:
     """The log of the signal left: -log(prod_g prod_k (1 + e^x_g s_gk) + sum_j e^x_j t_j).
 

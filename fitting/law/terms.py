@@ -36,7 +36,7 @@ Kind: TypeAlias = Literal["coefficient", "exponent", "factor", "rate", "shift"]
 POSITIVE = float(np.finfo(np.float64).tiny)
 LARGEST = 1e150
 """Bound of a table's values, such that products of two are finite."""
-LOSSLESS = ("BF16", "FP8")
+LOSSLESS = ("BF16", "FP8", "none")
 """Schemes whose efficiency is one by definition."""
 
 

@@ -59,6 +59,7 @@ from fitting.laws.published import (
     QUARTET_2025,
     SUN_2025,
 )
+from fitting.laws.tuning import FINE_TUNING
 from fitting.results.format_errors import ERRORS
 
 
@@ -382,6 +383,7 @@ LAWS: dict[str, Law] = {
             conclusions=(EFFICIENCIES,),
             published=Published(OPTIMIZERS_2025, *_arxiv("2509.23500"), "four bits, QuEST"),
         ),
+        FINE_TUNING,
     )
 }
 

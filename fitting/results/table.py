@@ -164,13 +164,16 @@ def table_of(records: Sequence[RunRecord], ptq: bool = False) -> pd.DataFrame:
 
 
 RANK, ADAPTER_FORMAT = "rank", "adapter_format"
+UNQUANTIZED_BITS = 16
+"""Bits of a base from which it was trained without being quantized."""
 
 
 def _adapters(records: Sequence[RunRecord]) -> dict[str, list[Any]]:
-    """Columns for the rank of the runs' adapters and their format, as a law reads them.
+    """Columns for the rank of the runs' adapters and their format, and for bases trained rounded.
 
-    Without an adapter a run has no rank; what is in high precision has the format "none".  Nothing
-    where no run has an adapter.
+    Without an adapter a run has no rank; what is in high precision has the format "none".
+    `err_trained` is the error of the weights with which the base was trained, 0 where it was not
+    rounded then.  Nothing where no run has an adapter.
     """
     each = [record.config.get("adapter") for record in records]
     adapters = [a if isinstance(a, dict) and a.get("name", "none") != "none" else {} for a in each]
@@ -179,7 +182,14 @@ def _adapters(records: Sequence[RunRecord]) -> dict[str, list[Any]]:
     return {
         RANK: [adapter.get("r") for adapter in adapters],
         ADAPTER_FORMAT: [adapter.get("precision") or "none" for adapter in adapters],
+        "err_trained": [_err_trained(record) for record in records],
     }
+
+
+def _err_trained(record: RunRecord) -> float | None:
+    base = record.config.get("base")
+    bits = base.get("bits", 0.0) if isinstance(base, dict) else 0.0
+    return record.err_weight if 0 < bits < UNQUANTIZED_BITS else 0.0
 
 
 _LIKE = {5: 4}

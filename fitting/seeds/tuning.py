@@ -6,7 +6,6 @@ against the unquantized base tuned with all its weights, and against the adapter
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +21,11 @@ from fitting.seeds.verdicts import judge
 
 NEVER, NOW, ALWAYS = "", "rounded when tuned", "trained so"
 """When the weights of a base were rounded."""
-_BITS, _LABEL = "base.bits", "base.label"
-_UNQUANTIZED_BITS = 16
-"""Bits of a base from which it was trained without being quantized."""
+_LABEL, _TRAINED = "base.label", "err_trained"
+_NEEDED = {
+    *(RANK, ADAPTER_FORMAT, _LABEL, _TRAINED, "seed"),
+    *("exponent", "mantissa", "granularity", "block_size"),
+}
 _LEVEL = 0.95
 _AT = ["params", "tokens", "seed"]
 CELL = ("params", "tokens", "base", "rounded", RANK, ADAPTER_FORMAT)
@@ -43,7 +44,16 @@ class Tuning:
 
 def tuning_of(table: pd.DataFrame) -> Tuning | None:
     """What a study measured; None unless its bases differ, tuned with all weights and adapters."""
-    needed = {RANK, ADAPTER_FORMAT, _LABEL, "exponent", "granularity", "block_size", "seed"}
+    needed = {
+        RANK,
+        ADAPTER_FORMAT,
+        _LABEL,
+        _TRAINED,
+        "exponent",
+        "granularity",
+        "block_size",
+        "seed",
+    }
     if not needed <= set(table) or select_rows(table)[0][RANK].isna().nunique() < 2:
         return None
     return Tuning(against_the_best(table), cost_of_bits(table))
@@ -98,8 +108,8 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
     rows = select_rows(table)[0].copy()
     names = format_names(rows, among=table)
     rows["base"] = names.map(lambda name: re.sub(r"^E0M(\d+)", _integer, name))
-    so = rows.get(_BITS, pd.Series(math.inf, rows.index)).astype(float) < _UNQUANTIZED_BITS
-    rows["rounded"] = np.select([~is_quantized(rows), so], [NEVER, ALWAYS], NOW)
+    always = rows[_TRAINED].astype(float) > 0
+    rows["rounded"] = np.select([~is_quantized(rows), always], [NEVER, ALWAYS], NOW)
     return rows
 
 

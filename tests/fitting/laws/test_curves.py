@@ -11,6 +11,7 @@ from fitting.law.curves import (
     Array,
     Capacity,
     Curve,
+    Decay,
     Derivatives,
     Power,
     PowerOfCapacity,
@@ -80,15 +81,25 @@ def test_power_of_capacity_is_the_law_with_an_effective_size() -> None:
     assert np.exp(value[0, 0]) == pytest.approx(expected, rel=1e-13)
 
 
+def test_decay_is_an_exponential_of_an_exponential() -> None:
+    x = forms(Decay(), 0)
+    value, _, _ = Decay()(apart(x))
+    assert value == pytest.approx(np.log(np.exp(x[:, 0]) * np.exp(-np.exp(x[:, 1]))), abs=1e-13)
+
+
 @pytest.mark.parametrize(
     "curve",
     [
+        Decay(),
         *(Power(), Power(HELD[:2]), Capacity(log_saturation, 3), Capacity(log_tanh, 1)),
         *(PowerOfCapacity(SIGNAL), PowerOfCapacity(SIGNAL, HELD)),
         PowerOfCapacity(Signal((NOISE[:1], NOISE[1:]), SIGNAL.added), HELD),
         *(PowerOfCapacity(Signal((NOISE,), NOTHING)), PowerOfCapacity(Signal((NOTHING,), NOTHING))),
     ],
-    ids="power,power held,saturation,tanh,signal,signal held,apart,forward,nothing".split(","),
+    ids=(
+        *("decay", "power", "power held", "saturation", "tanh"),
+        *("signal", "signal held", "apart", "forward", "nothing"),
+    ),
 )
 def test_derivatives_equal_central_differences(curve: Curve) -> None:
     # Step eps^(1/3): relative error about eps^(2/3) = 4e-11 times third derivatives of up to 1000.

@@ -61,7 +61,9 @@ def test_a_scheme_without_a_value_is_named(runs: pd.DataFrame) -> None:
 
 def test_a_row_without_a_scheme_is_refused(runs: pd.DataFrame) -> None:
     runs.loc[3, "forward"] = None
-    with pytest.raises(FitError, match="'forward' is empty in 1 of 48 rows; write BF16 or FP8"):
+    with pytest.raises(
+        FitError, match="'forward' is empty in 1 of 48 rows; write BF16 or FP8 or none"
+    ):
         QUARTET.on(runs)
 
 

@@ -38,6 +38,7 @@ def study(noise: float = 0.0, seed: int = 0, seeds: int = 2) -> pd.DataFrame:
         mantissa=base.map({"none": 23, "E2M1": 1, "E0M1": 1}),
         granularity=base.where(base == "none", "row"),
         recipe=base.where(base == "none", "weights"),
+        err_trained=np.where(table["base.bits"] < 16, 0.01, 0.0),
         **{"base.label": table["base.bits"].astype(str)},
     )
 
