@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from experiments.config.schema import TrainConfig
+from experiments.finetune.adapters import attach
 from experiments.models.build import build, shape_of
 from experiments.tasks.choose import task_of
 
@@ -24,7 +25,7 @@ Kind = tuple[object, ...]
 class Speeds:
     """Training FLOPs per second and core by kind of run, or of the nearest kind that is known.
 
-    Nearest: the same model and recipe, then the same model, then anything.
+    Nearest: the same model, adapter and recipe, then the same model and adapter, then anything.
     """
 
     def __init__(self) -> None:
@@ -55,7 +56,8 @@ def _kinds(config: TrainConfig) -> tuple[Kind, ...]:
     model = config.model
     sizes = str(shape_of(model).parameters) if model.foreign else ""
     shape = (config.resources.device, model.hidden, model.ffn, model.layers, sizes)
-    return ((*shape, config.recipe.name), shape, (config.resources.device,))
+    tuned = (config.adapter.name, config.adapter.r) if config.adapter.there else ()
+    return ((*shape, config.recipe.name, *tuned), (*shape, *tuned), (config.resources.device,))
 
 
 def probe(configs: Iterable[TrainConfig], speeds: Speeds) -> None:
@@ -80,6 +82,7 @@ def probe(configs: Iterable[TrainConfig], speeds: Speeds) -> None:
                 return
             task, precision = task_of(config), config.precision.build()
             model = build(config.model, config.recipe, precision, config.seed, task.causal)
+            attach(model, shape_of(config.model), config.adapter, config.seed)
             data = task.open()
             seconds = []
             for step in range(4):  # the first step bears one-time costs
