@@ -184,6 +184,32 @@ class Decay(Curve):
 
 
 @dataclass(frozen=True)
+class Unrepaired(Curve):
+    """x_1 + log(q/(1 + q)) with q = e^x_2 + e^x_3: what is left of e^x_1 by two scarcities.
+
+    All of it where either is without bound, nothing where both are zero.
+    """
+
+    forms: int = 3
+
+    def __call__(self, x: Forms) -> Expansion:
+        """See `Curve`."""
+        log_q, share = _log_sum(x[1], x[2])
+        rest = 1 - share
+        log_left, repaired = _log_sum(log_q, np.zeros(1))
+        repaired = 1 - repaired  # 1/(1 + q), the slope of the log by log q
+        both = repaired * share * rest
+        bend = -repaired * (1 - repaired)
+        pairs = {
+            (1, 1): bend * share**2 + both,
+            (1, 2): bend * share * rest - both,
+            (2, 2): bend * rest**2 + both,
+        }
+        ones = np.ones_like(log_q)
+        return x[0] + log_q - log_left, [ones, repaired * share, repaired * rest], pairs
+
+
+@dataclass(frozen=True)
 class Signal:
     """The log of the signal left: -log(prod_g prod_k (1 + e^x_g s_gk) + sum_j e^x_j t_j).
 

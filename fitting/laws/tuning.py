@@ -1,9 +1,9 @@
-"""Laws of fine-tuning with low-rank adapters: what a rank repairs of a base that was rounded.
+"""Laws of fine-tuning with low-rank adapters: what tokens and rank repair of a rounded base.
 
-A base that is rounded only when it is tuned lacks what rounding took, and its adapter makes up for
-that as for anything else that a rank cannot say: both fall by one power of the rank.  A base that
-was trained with its weights rounded has nothing to be repaired, and loses the same at every rank.
-An adapter of few bits is worth one of a lower rank.
+A base that has not seen a text lacks something, and more if it is rounded only when it is tuned.
+Tuning repairs a share of both, held back by the tokens and by the rank, whichever is scarce.  A
+base that was trained with its weights rounded has learned to live with that, and loses the same
+whatever the tokens and the rank.  An adapter of few bits is worth one of a lower rank.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from fitting.analysis.adapters import WORTH, WORTHS
-from fitting.law.curves import Array, Decay
+from fitting.law.curves import Array, Decay, Unrepaired
 from fitting.law.terms import (
     COEFFICIENT,
     EXPONENT,
@@ -38,10 +38,11 @@ _SHARE = Parameter("factor", bounds=(1e-3, 5.0), start=(0.1, 1.0), parent="kappa
 _SHARED = {
     "A": COEFFICIENT,
     "alpha": EXPONENT,
-    "B": COEFFICIENT,
-    "beta": EXPONENT,
     "E": COEFFICIENT,
     "F": COEFFICIENT,
+    "B": COEFFICIENT,
+    "beta": EXPONENT,
+    "R": COEFFICIENT,
     "kappa": EXPONENT,
     "C": PENALTY_COEFFICIENT,
     "mu": _POWER_OF_NOISE,
@@ -50,45 +51,47 @@ _SHARED = {
 }
 
 
-def _fine_tuning(c: Columns) -> list[Term]:
-    """L = A/N^alpha + B/D^beta + E + (F + C s^mu) / (r eff_r)^kappa + G t^nu.
+def _fine_tuning(c: Columns) -> list[Term | Bent]:
+    """L = A/N^alpha + E + (F + C s^mu) q/(1 + q) + G t^nu, q = B/D^beta + R/(r eff_r)^kappa.
 
-    r is the rank, eff_r what one of its adapter's format is worth, one for each format.
-    s = e/(1-e), e the relative squared error of a base's weights that were rounded when it was
-    tuned; t the same of a base that was trained so.
+    D are tokens of tuning, r is the rank, eff_r what one of its adapter's format is worth, one for
+    each format.  s = e/(1-e), e the relative squared error of a base's weights that were rounded
+    when it was tuned; t the same of a base that was trained so.
     """
-    ranks = {"kappa": -np.log(c["rank"])} | _worths(c)
     now, always = _noises(c)
+    scarce = [Term({"B": 1, "beta": -np.log(c["tokens"])}), _of_rank("R", c)]
     return [
-        *_without_rank(c, always),
-        Term({"F": 1, **ranks}),
-        Term({"C": 1, "mu": _log(now), **ranks}, offset=_only(now)),
+        Bent(Unrepaired(), [Term({"F": 1}), *scarce]),
+        Bent(Unrepaired(), [Term({"C": 1, "mu": _log(now)}, offset=_only(now)), *scarce]),
+        *_whatever(c, always),
     ]
 
 
 def _decaying(c: Columns) -> list[Term | Bent]:
-    """The same with C s^mu exp(-h r^a): what is repaired decays faster than any power."""
+    """L = A/N^alpha + E + B/D^beta + F/(r eff_r)^kappa + C s^mu exp(-h r^a) + G t^nu.
+
+    Tokens and rank each repair something of their own, and what rounding took decays with the rank
+    alone.
+    """
     now, always = _noises(c)
     repaired = Term({"C": 1, "mu": _log(now)}, offset=_only(now))
     rate = Term({"h": 1, "a": np.log(c["rank"])})
-    return [
-        Bent(Decay(), [repaired, rate]),
-        *_without_rank(c, always),
-        Term({"F": 1, "kappa": -np.log(c["rank"]), **_worths(c)}),
-    ]
+    data = Term({"B": 1, "beta": -np.log(c["tokens"])})
+    return [Bent(Decay(), [repaired, rate]), *_whatever(c, always), data, _of_rank("F", c)]
 
 
-def _without_rank(c: Columns, always: Array) -> list[Term]:
+def _whatever(c: Columns, always: Array) -> list[Term]:
+    """What neither tokens nor rank repair."""
     return [
         Term({"A": 1, "alpha": -np.log(c["params"])}),
-        Term({"B": 1, "beta": -np.log(c["tokens"])}),
         Term({"E": 1}),
         Term({"G": 1, "nu": _log(always)}, offset=_only(always)),
     ]
 
 
-def _worths(c: Columns) -> dict[str, Array]:
-    return {name: -rows for name, rows in c.items() if name.startswith(f"{WORTH}[")}
+def _of_rank(coefficient: str, c: Columns) -> Term:
+    worths = {name: -rows for name, rows in c.items() if name.startswith(f"{WORTH}[")}
+    return Term({coefficient: 1, "kappa": -np.log(c["rank"]), **worths})
 
 
 def _noises(c: Columns) -> tuple[Array, Array]:
@@ -124,7 +127,7 @@ DECAY = Law(
     "a candidate of 2026: what the base lacks decays exponentially with a power of the rank",
     _decaying,
     columns=_COLUMNS,
-    parameters=_SHARED
+    parameters={name: kind for name, kind in _SHARED.items() if name != "R"}
     | {
         "h": Parameter("factor", bounds=(1e-3, 10.0), start=(0.05, 1.0)),
         "a": Parameter("exponent", bounds=(0.0, 3.0), start=(0.1, 1.0)),

@@ -16,6 +16,7 @@ from fitting.law.curves import (
     Power,
     PowerOfCapacity,
     Signal,
+    Unrepaired,
     log_saturation,
     log_tanh,
 )
@@ -87,17 +88,26 @@ def test_decay_is_an_exponential_of_an_exponential() -> None:
     assert value == pytest.approx(np.log(np.exp(x[:, 0]) * np.exp(-np.exp(x[:, 1]))), abs=1e-13)
 
 
+def test_unrepaired_is_all_where_one_is_scarce_and_nothing_where_neither_is() -> None:
+    x = forms(Unrepaired(), 0)
+    q = np.exp(x[:, 1]) + np.exp(x[:, 2])
+    value, _, _ = Unrepaired()(apart(x))
+    assert value == pytest.approx(np.log(np.exp(x[:, 0]) * q / (1 + q)), abs=1e-13)
+    ends = Unrepaired()([np.zeros((1, 2)), np.array([[700.0, -700.0]]), np.full((1, 2), -700.0)])
+    assert np.exp(ends[0]) == pytest.approx(np.array([[1.0, 0.0]]), abs=1e-300)
+
+
 @pytest.mark.parametrize(
     "curve",
     [
-        Decay(),
+        *(Decay(), Unrepaired()),
         *(Power(), Power(HELD[:2]), Capacity(log_saturation, 3), Capacity(log_tanh, 1)),
         *(PowerOfCapacity(SIGNAL), PowerOfCapacity(SIGNAL, HELD)),
         PowerOfCapacity(Signal((NOISE[:1], NOISE[1:]), SIGNAL.added), HELD),
         *(PowerOfCapacity(Signal((NOISE,), NOTHING)), PowerOfCapacity(Signal((NOTHING,), NOTHING))),
     ],
     ids=(
-        *("decay", "power", "power held", "saturation", "tanh"),
+        *("decay", "unrepaired", "power", "power held", "saturation", "tanh"),
         *("signal", "signal held", "apart", "forward", "nothing"),
     ),
 )
