@@ -17,6 +17,8 @@ from experiments.export.folder import export
 from experiments.finetune.config import ADAPTERS as THERE_ARE
 from experiments.run.layers import layers_of
 from experiments.train import RunResult, train
+from fitting.results.table import load
+from tests.support.commands import lowbit_train
 from tests.support.small_runs import SMALL, Stop, rows, small
 from tests.support.tiny_models import LLAMA
 
@@ -82,6 +84,22 @@ def test_stopped_and_resumed_it_gives_the_same_bits(
     assert result.record.weights_sha256 == whole.record.weights_sha256
     assert result.record.merged_loss == whole.record.merged_loss
     assert rows(result.folder) == rows(whole.folder)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_processes_tune_as_one_does(
+    base: RunResult, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the order in which gradients are added up."""
+    monkeypatch.chdir(tmp_path)
+    words = [*SMALL, f"data.path={text}", f"init_from={base.folder}", *LORA, "recipe=none", "-m"]
+    assert lowbit_train(monkeypatch, *words, "study.name=alone") == 0
+    assert lowbit_train(monkeypatch, *words, "study.name=both", "trainer.num_workers=2") == 0
+    alone, both = (load(tmp_path / "runs" / name) for name in ("alone", "both"))
+    assert both["run_id"].tolist() == alone["run_id"].tolist()
+    for column in ("loss", "merged_loss"):
+        assert both[column].tolist() == pytest.approx(alone[column].tolist(), rel=1e-4)
 
 
 def test_an_adapter_on_a_base_in_nvfp4_learns(tuned: Compose) -> None:
