@@ -326,9 +326,8 @@ class _Run:
         while True:
             checkpoint = self._checkpoint()
             # Lightning hands the loader its position back from the checkpoint.
-            loader = StepLoader(
-                self.data, config.seed, config.batch_size, 0, config.steps, rank=rank, world=world
-            )
+            how = self.data, config.seed, config.batch_size, 0, config.steps
+            loader = StepLoader(*how, rank=rank, world=world, accumulate=config.accumulate)
             self.recorder.loader = loader
             try:
                 with _lightning_quiet():
@@ -404,6 +403,7 @@ class _Run:
             precision="bf16-mixed" if config.compute_dtype == "bfloat16" else "32-true",
             max_steps=max_steps,
             gradient_clip_val=config.optim.clip_norm,
+            accumulate_grad_batches=config.accumulate,
             callbacks=[self.recorder],
             logger=False,
             enable_checkpointing=False,

@@ -102,6 +102,14 @@ def _scalar_problems(config: TrainConfig) -> list[str]:
         workers,
         f"must be 1 or more and divide batch_size={config.batch_size}",
     )
+    accumulate, share = config.accumulate, config.batch_size // max(1, workers)
+    shared = f"batch_size={config.batch_size}" + f" / trainer.num_workers={workers}" * (workers > 1)
+    demand(
+        accumulate < 1 or share % accumulate == 0,
+        "accumulate",
+        accumulate,
+        f"must divide {shared}: each of its micro-batches has as many sequences",
+    )
     demand(
         bool(re.fullmatch(r"[\w.-]+", config.study.name)) and config.study.name.strip(".") != "",
         "study.name",

@@ -95,6 +95,7 @@ NUMBERS = {
     "budget.price": _FINITE,
     "tokens": Range(1, 10**15),
     "batch_size": Range(1, 2**24),
+    "accumulate": Range(1, 2**24),
     "seed": Range(0, 2**63 - 1),
     "checkpoint_seconds": _SECONDS,
     "lease_seconds": Range(0, 1e9, above=True),

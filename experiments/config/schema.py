@@ -74,6 +74,8 @@ class TrainConfig:
     """Training tokens, rounded down to whole steps."""
     batch_size: int = 8
     """Sequences per step."""
+    accumulate: int = 1
+    """Parts of a step's batch that are trained on one after the other, for one optimizer step."""
     compute_dtype: str = "float32"
     init_from: str = ""
     """A run, whose weights are the start: its folder, or a pattern that one run's matches."""
@@ -96,13 +98,14 @@ class TrainConfig:
 
     @property
     def rows(self) -> int:
-        """Tokens per step of one process, over which its products sum and its scales extend."""
-        return self.batch_tokens // self.trainer.num_workers
+        """Tokens of one pass of one process, over which its products sum and its scales extend."""
+        return self.batch_tokens // self.accumulate // self.trainer.num_workers
 
     @property
     def rows_name(self) -> str:
         """The keys that determine `rows`."""
-        shared = " / trainer.num_workers" if self.trainer.num_workers > 1 else ""
+        parts = {"accumulate": self.accumulate, "trainer.num_workers": self.trainer.num_workers}
+        shared = "".join(f" / {key}" for key, count in parts.items() if count > 1)
         return f"batch_size x data.seq_len{shared}"
 
     @property

@@ -396,6 +396,8 @@ class StepLoader:
         steps: Number of steps of the whole run: the last one is `steps - 1`.
         rank: This process.
         world: Number of processes.
+        accumulate: Number of micro-batches in which each process gets its share of a step, one
+            after the other.  A state is that of a whole step: save none between them.
     """
 
     def __init__(
@@ -407,21 +409,26 @@ class StepLoader:
         steps: int,
         rank: int = 0,
         world: int = 1,
+        accumulate: int = 1,
     ) -> None:
         self.data, self.seed, self.batch_size = data, seed, batch_size
         self.start, self.steps, self.rank, self.world = start, steps, rank, world
+        self.accumulate = accumulate
         self.next_step = start
 
     def __len__(self) -> int:
-        """Steps from `start` to the end; loading a state does not change it."""
-        return self.steps - self.start
+        """Batches from `start` to the end; loading a state does not change it."""
+        return (self.steps - self.start) * self.accumulate
 
     def __iter__(self) -> Iterator[Any]:
         """Continue at the next step; ends for good after the last."""
         while self.next_step < self.steps:
             step = self.next_step
             self.next_step += 1  # before the yield: a state saved while step k runs says k + 1
-            yield self.data.batch(step, self.batch_size, self.seed, self.rank, self.world)
+            for part in range(self.accumulate):  # as if it were a process of its own
+                place = self.rank * self.accumulate + part
+                parts = self.world * self.accumulate
+                yield self.data.batch(step, self.batch_size, self.seed, place, parts)
 
     def state_dict(self) -> dict[str, int]:
         """The next step."""

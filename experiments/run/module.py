@@ -54,17 +54,19 @@ class LanguageModel(L.LightningModule):
         self._scores: list[Score] = []
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
-        """The mean loss of one batch."""
-        self._set_clock()
+        """The mean loss of one batch, or of one micro-batch of those that a step accumulates."""
+        self._set_clock(batch_index % self.config.accumulate)
         return self.task.loss(self.model, batch)
 
-    def _set_clock(self) -> None:
-        # Each process of a run has noise of its own; if there is only one, this is the step.
-        self.model.clock.counter = self.global_step + _RANK_COUNTERS * self.global_rank
+    def _set_clock(self, part: int = 0) -> None:
+        # Each micro-batch and each process of a run has noise of its own; with one of each, this
+        # is the step.
+        place = self.global_step * self.config.accumulate + part
+        self.model.clock.counter = place + _RANK_COUNTERS * self.global_rank
         self.model.clock.quantizing = self.config.quantizes(self.global_step)
 
     def measure(self, batch: Any) -> dict[str, float]:
-        """Diagnostics of the training step on `batch` that comes next."""
+        """Diagnostics of the training step on `batch` that comes next, its first micro-batch."""
         self._set_clock()
         # What batch norms have seen so far does not count a batch for being measured.
         before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}

@@ -90,6 +90,7 @@ class Recorder(L.Callback):
         self.seconds = 0.0
         """Training time over all attempts."""
         self._losses: list[Tensor] = []  # of the steps since the last row
+        self._parts: list[Tensor] = []  # of the micro-batches of the step at work
         self._rows: list[dict[str, Any]] = []
         self._file = folder / METRICS
         self._measured = measured_steps(config)
@@ -104,7 +105,7 @@ class Recorder(L.Callback):
         """Restore from the checkpoint; rows that a lost part of an attempt wrote later are gone."""
         self.step = state_dict["step"]
         self.seconds, self._rows = state_dict["seconds"], state_dict["rows"]
-        self._losses = [torch.tensor(x) for x in state_dict["losses"]]
+        self._losses, self._parts = [torch.tensor(x) for x in state_dict["losses"]], []
 
     def forget(self) -> None:
         """The parts of a checkpoint that could not be restored."""
@@ -130,7 +131,7 @@ class Recorder(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_index: int
     ) -> None:
         """Measure before some steps, in the run's first process, on its share of the batch."""
-        if self.lease is None or trainer.global_step not in self._measured:
+        if self.lease is None or trainer.global_step not in self._measured or self._parts:
             return
         assert isinstance(module, LanguageModel)
         with trainer.precision_plugin.train_step_context():
@@ -141,9 +142,13 @@ class Recorder(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any
     ) -> None:
-        """Once per step."""
+        """Once per step, after its last micro-batch."""
+        self._parts.append(outputs["loss"].detach())
+        if len(self._parts) < self.config.accumulate:
+            return
         self.step = trainer.global_step
-        self._losses.append(outputs["loss"].detach())
+        self._losses.append(sum(self._parts[1:], self._parts[0]) / len(self._parts))
+        self._parts = []
         now = time.monotonic()
         self.seconds += now - self._clock
         self._clock = now

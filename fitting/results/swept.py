@@ -18,7 +18,7 @@ Config: TypeAlias = Mapping[str, Value]
 
 KEY = re.compile(
     r"(model|task|data|optim|precision|recipe|ptq|base|adapter)\.[\w.]+"
-    r"|batch_size|compute_dtype"
+    r"|batch_size|accumulate|compute_dtype"
 )
 """Keys that a run's result depends on; the seed and the training tokens have columns already."""
 _BESIDE = {
@@ -39,6 +39,7 @@ _SLOTS = (
 )
 _OPERANDS = tuple(f"recipe.{slot}." for slot in _SLOTS)
 ABSENT: Mapping[str, Value] = {
+    "accumulate": 1,
     "adapter.init": "zero",
     "adapter.name": "none",
     "base.label": "",

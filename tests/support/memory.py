@@ -15,12 +15,13 @@ def peak_bytes(config: TrainConfig) -> int:
     module = LanguageModel(config)
     optimizer = module.configure_optimizers()["optimizer"]
     held = sum(p.untyped_storage().nbytes() for p in set(module.parameters()))
-    shape = (config.batch_size, config.data.seq_len + 1)
+    shape = (config.accumulate, config.batch_size // config.accumulate, config.data.seq_len + 1)
     batches = torch.randint(config.model.vocab_size, (2, *shape))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
-        for step, batch in enumerate(batches):
+        for step, parts in enumerate(batches):
             module.model.clock.counter = step
-            torch.autograd.backward(module.model.loss(batch))
+            for batch in parts:
+                torch.autograd.backward(module.model.loss(batch) / config.accumulate)
             torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()

@@ -229,6 +229,23 @@ def test_a_run_on_two_nodes_sees_the_same_batches_and_has_the_same_loss(
         assert curves[1] == pytest.approx(curves[0], rel=tolerance)
 
 
+def test_two_processes_accumulate_what_one_sees_at_once(
+    launch: Launch, composed: Callable[..., TrainConfig], text: Path, tmp_path: Path
+) -> None:
+    """Unquantized, four passes on one sequence each are one on four but for last bits."""
+    words = (*SMALL, f"data.path={text}", "study.name=alone", "optim.lr=0.001", "recipe=none")
+    alone = train(composed(*words)).folder
+    two = ["trainer.num_workers=2", "accumulate=2", "trainer.spread=true"]
+    said(launch("two", "recipe=none", "optim.lr=0.001", *two), 0)
+    [together] = (tmp_path / "runs" / "two").glob("none-*")
+    curves = []
+    for folder in (alone, together):
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        curves.append([row.get("train/loss") or row["validation/loss"] for row in rows])
+    assert len(curves[0]) == len(curves[1]) == 7
+    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
+
+
 def test_a_run_on_two_nodes_survives_a_signal_and_the_death_of_a_process(
     launch: Launch, tmp_path: Path
 ) -> None:

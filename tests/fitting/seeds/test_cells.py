@@ -49,6 +49,7 @@ SWEPT: dict[str, tuple[Any, Any]] = {
     "optim.state": ("", "E8M7"),
     "optim.loss_scale": ("1", "dynamic"),
     "batch_size": (8, 16),
+    "accumulate": (1, 4),
     "compute_dtype": ("float32", "bfloat16"),
     "precision.kind": ("float", "int"),
     "precision.exponent": (1, 2),
