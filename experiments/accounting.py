@@ -66,6 +66,7 @@ def training_bytes(
     recipe: RecipeConfig,
     seq_len: int,
     adapter: AdapterConfig = _NONE,
+    recomputed: bool = False,
 ) -> int:
     """An upper bound on the memory that a run takes, in bytes, without the process itself.
 
@@ -81,40 +82,50 @@ def training_bytes(
         recipe: How its layers multiply.
         seq_len: Tokens per sequence.
         adapter: What alone is trained; the model's own weights then have no gradients and moments.
+        recomputed: Whether blocks are recomputed: only their inputs are kept, and one whole block.
     """
     shape = shape_of(model)
     weights = 16 * shape.parameters.total
     if adapter.there:
         weights = 4 * shape.parameters.total + 16 * adapter_parameters(model, adapter)
     if model.foreign:
-        per_token = _FOREIGN_SHARE * language_cost(model, seq_len).saved_per_token
+        cost = language_cost(model, seq_len)
+        per_token = cost.recomputed_per_token if recomputed else cost.saved_per_token
+        per_token *= _FOREIGN_SHARE
     else:
-        per_token = model.layers * (34 * model.hidden + 6 * model.ffn) + 3 * model.vocab_size
-        per_token *= 4
+        inputs, whole = (model.layers, 1) if recomputed else (0, model.layers)
+        per_token = inputs * model.hidden + whole * (34 * model.hidden + 6 * model.ffn)
+        per_token = 4 * (per_token + 3 * model.vocab_size)
     if model.foreign:
         probabilities = language_cost(model, seq_len).probabilities_per_token
     else:
         probabilities = 4.0 * model.layers * model.heads * seq_len
-    per_token += _attention_bytes(shape, recipe, probabilities)
+    per_token += _attention_bytes(shape, recipe, probabilities, recomputed)
     of_recipes = max(_recipe_bytes(shape, rows, each) for each in recipe.recipes())
     return weights + math.ceil(rows * per_token) + of_recipes
 
 
-def _attention_bytes(shape: Shape, recipe: RecipeConfig, probabilities: float) -> float:
+def _attention_bytes(
+    shape: Shape, recipe: RecipeConfig, probabilities: float, recomputed: bool = False
+) -> float:
     """Memory per token of attention that is written out, because its operands are quantized.
 
     Args:
         shape: The model's.
         recipe: How it multiplies.
         probabilities: Bytes per token of the probabilities of all its attention.
+        recomputed: Whether those of one block are there at a time.
     """
     if not any(treated.recipe is not None for treated in shape.attended(recipe).values()):
         return 0.0
     count = len(shape.attention)
-    return probabilities / count * (_PROBABILITIES_KEPT * count + _PROBABILITIES_AT_ONCE)
+    kept = _PROBABILITIES_KEPT * (1 if recomputed else count)
+    return probabilities / count * (kept + _PROBABILITIES_AT_ONCE)
 
 
-def training_bytes_of(shape: Shape, cost: Cost, examples: int, recipe: RecipeConfig) -> int:
+def training_bytes_of(
+    shape: Shape, cost: Cost, examples: int, recipe: RecipeConfig, recomputed: bool = False
+) -> int:
     """The same bound for a model that is trained on examples, not on text.
 
     A quantized convolution keeps what each of its outputs sees, not its input, for the backward
@@ -125,10 +136,12 @@ def training_bytes_of(shape: Shape, cost: Cost, examples: int, recipe: RecipeCon
         cost: What an example costs.
         examples: Those in a step of one process.
         recipe: How its layers multiply.
+        recomputed: Whether blocks are recomputed.
     """
+    saved = cost.recomputed_per_token if recomputed else cost.saved_per_token
     activations = examples * (
-        _FOREIGN_SHARE * cost.saved_per_token
-        + _attention_bytes(shape, recipe, cost.probabilities_per_token)
+        _FOREIGN_SHARE * saved
+        + _attention_bytes(shape, recipe, cost.probabilities_per_token, recomputed)
     )
     rows = {n: math.ceil(examples * cost.rows_per_token.get(n, 1.0)) for n in shape.matrices}
     if any(each.quantized for each in recipe.recipes()):

@@ -46,6 +46,12 @@ def check(config: TrainConfig) -> None:
     found += [line for line in alone if line.partition("=")[0] not in named]
     if not found and config.model.foreign:
         found += _foreign_problems(config)
+    if not found and config.trainer.checkpointing and not shape_of(config.model).recomputes:
+        found.append(
+            f"trainer.checkpointing=true: model.name={config.model.name} has no blocks that can be "
+            "recomputed: a model of transformers that supports activation checkpointing, without "
+            "batch norms, has; use false"
+        )
     if not found:
         found += _finetune_problems(config)
     if not found and config.recipe.overrides:

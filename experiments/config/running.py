@@ -38,6 +38,8 @@ class TrainerConfig:
     """Processes that share a run's batches (data-parallel), each with `resources`."""
     spread: bool = False
     """On different nodes; false: all on one."""
+    checkpointing: bool = False
+    """Recompute each block's activations in the backward pass, to the same bits, to save memory."""
 
 
 @dataclass

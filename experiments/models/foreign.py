@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.engine.attention import attentions, unreached
@@ -69,6 +70,13 @@ class ForeignModel(NextToken):
         """Draw the weights anew, or read them again, if the seed is another."""
         if seed != self.clock.seed:
             self.module.load_state_dict(source.make(self.config, seed).state_dict())
+
+    def recompute_blocks(self) -> None:
+        """Recompute each block's activations in the backward pass, as transformers does it."""
+        enable: Any = getattr(self.module, "activation_checkpointing_enable", None)
+        if enable is None:  # in older transformers
+            enable = self.module.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
 
     def save_pretrained(self, folder: Path) -> None:
         """Write a model of transformers as that library does, in high precision."""
@@ -162,9 +170,25 @@ def _cost(name: str, module: nn.Module, work: Work) -> Cost:
     rows: dict[str, float] = {}
     weights = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
 
-    def kept(*backends: SDPBackend) -> int:
-        """Bytes that the graph of a forward pass keeps, with these kernels of attention."""
+    def kept(*backends: SDPBackend) -> tuple[int, int]:
+        """Bytes that the graph of a forward pass keeps, and if blocks are recomputed.
+
+        Args:
+            backends: The kernels of attention; if none is given, those that will run.
+        """
         saved: dict[int, int] = {}
+        inside: list[int] = []
+        inputs: list[int] = []
+
+        def size() -> int:
+            return sum(size for storage, size in saved.items() if storage not in weights)
+
+        def enter(_: nn.Module, given: tuple[Any, ...]) -> None:
+            inputs.append(sum(t.untyped_storage().nbytes() for t in given if torch.is_tensor(t)))
+            inside.append(-size())
+
+        def leave(*_: Any) -> None:
+            inside[-1] += size()
 
         def keep(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
@@ -172,11 +196,15 @@ def _cost(name: str, module: nn.Module, work: Work) -> Cost:
             return tensor
 
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with hooks, sdpa_kernel(list(backends)) if backends else nullcontext():
-            held = _loss(work.forward(module))
-        total = sum(size for storage, size in saved.items() if storage not in weights)
+        with ExitStack() as watched:
+            for block in blocks_of(module):
+                watched.enter_context(block.register_forward_pre_hook(enter))
+                watched.enter_context(block.register_forward_hook(leave))
+            with hooks, sdpa_kernel(list(backends)) if backends else nullcontext():
+                held = _loss(work.forward(module))
+        total = size()
         del held  # whose graph kept what is counted
-        return total
+        return total, total - sum(inside) + sum(inputs) + max(inside, default=0)
 
     def watch(layer_name: str, out_features: int) -> Callable[..., None]:
         def count(_: nn.Module, __: Any, output: Any) -> None:
@@ -197,8 +225,8 @@ def _cost(name: str, module: nn.Module, work: Work) -> Cost:
                     watched.enter_context(layer.register_forward_hook(hook))
             output = work.forward(module)
             torch.autograd.backward(_loss(output))
-        saved = kept()
-        written_out = kept(SDPBackend.MATH)
+        saved, recomputed = kept()
+        written_out, _ = kept(SDPBackend.MATH)
     except Refusal:  # of the work itself
         raise
     except Exception as error:
@@ -207,7 +235,21 @@ def _cost(name: str, module: nn.Module, work: Work) -> Cost:
             f"raise {type(error).__name__}: {one_line(error)}"
         ) from error
     flops, more = counter.get_total_flops() / work.count, max(written_out - saved, 0)
-    return Cost(flops, saved / work.count, more / work.count, rows, tuple(output.shape))
+    kept_bytes = [size / work.count for size in (saved, more, recomputed)]
+    return Cost(flops, *kept_bytes, rows, tuple(output.shape))
+
+
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """The blocks that transformers recomputes, if it is told to; none with batch norms.
+
+    Those would count every batch twice.
+    """
+    if not getattr(module, "supports_gradient_checkpointing", False):
+        return []
+    kind = "GradientCheckpointingLayer"  # of transformers, which need not be installed
+    found = [m for m in module.modules() if kind in {c.__name__ for c in type(m).__mro__}]
+    norms = (part for block in found for part in block.modules())
+    return [] if any(isinstance(part, _BatchNorm) for part in norms) else found
 
 
 def _loss(output: Tensor) -> Tensor:
@@ -236,7 +278,8 @@ def shape_of_module(module: nn.Module, vocab_size: int) -> Shape:
     of_attention, _ = block_numbers([*layers, *attentions(module)])
     attention = {name: of_attention[name] for name in attentions(module)}
     others = dict(_others(module))
-    return Shape(matrices, blocks, vocab_size, count, others, attention, unreached(module))
+    hidden, recomputes = unreached(module), bool(blocks_of(module))
+    return Shape(matrices, blocks, vocab_size, count, others, attention, hidden, recomputes)
 
 
 def _others(module: nn.Module) -> Iterator[tuple[str, Matrix]]:

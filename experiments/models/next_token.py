@@ -66,6 +66,10 @@ class NextToken(nn.Module, ABC):
                 how = treated.recipe, treated.format_of(precision), self.clock
                 attend(module, *how, number)
 
+    def recompute_blocks(self) -> None:
+        """Recompute each block's activations in the backward pass; where `Shape.recomputes`."""
+        raise NotImplementedError
+
     def extend_tables(self, length: int) -> None:
         """Make tables of positions long enough for sequences of `length`, if there are any."""
 

@@ -72,6 +72,8 @@ class Shape:
     """The attention whose products a recipe may quantize, by name, with its block's number."""
     unreached: Mapping[str, str] = field(default_factory=dict)
     """Attention whose products it cannot, by name, and why."""
+    recomputes: bool = False
+    """Whether it has blocks whose activations can be recomputed in the backward pass."""
 
     def attended(self, recipe: RecipeConfig) -> dict[str, Treatment]:
         """How a recipe treats each attention, if anything of it asks for any."""
@@ -132,6 +134,8 @@ class Cost:
     """Bytes that a forward pass keeps for the backward one."""
     probabilities_per_token: float
     """Bytes of all attention's probabilities, which are there at once where it is written out."""
+    recomputed_per_token: float
+    """Bytes kept if blocks are recomputed: their inputs, what is outside, and the largest block."""
     rows_per_token: Mapping[str, float]
     """By layer: rows of its product, over which a quantized operand's scales may extend."""
     returned: tuple[int, ...]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from experiments.engine.kinds import EMBEDDING, HEAD
 from experiments.models.config import ModelConfig
@@ -54,7 +55,8 @@ def transformer_shape(config: ModelConfig) -> Shape:
         name: Matrix(hidden, config.vocab_size, None, left_out=what)
         for name, what in (("embedding", EMBEDDING), ("head", HEAD))
     }
-    return Shape(matrices, config.layers, config.vocab_size, count, others, attention)
+    parts_of_it = matrices, config.layers, config.vocab_size, count, others, attention
+    return Shape(*parts_of_it, recomputes=True)
 
 
 class Attention(nn.Module):
@@ -144,6 +146,7 @@ class Transformer(NextToken):
     ) -> None:
         super().__init__(seed)
         self.config = config
+        self._recomputes = False
         make_linear = LinearFactory(recipe, precision, self.clock)
         self.embedding = nn.Embedding(config.vocab_size, config.hidden)
         self.blocks = nn.ModuleList(Block(config, make_linear) for _ in range(config.layers))
@@ -171,6 +174,10 @@ class Transformer(NextToken):
                 std /= (2 * self.config.layers) ** 0.5
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
 
+    def recompute_blocks(self) -> None:
+        """Recompute each block's activations in the backward pass."""
+        self._recomputes = True
+
     def extend_tables(self, length: int) -> None:
         """Make the tables of the rotary positions long enough for sequences of `length`."""
         if self.cos.shape[0] < length:
@@ -185,7 +192,10 @@ class Transformer(NextToken):
         cos, sin = self.cos[:length], self.sin[:length]
         x = self.embedding(tokens)
         for block in self.blocks:
-            x = block(x, cos, sin)
+            if self._recomputes and torch.is_grad_enabled():
+                x = checkpoint(block, x, cos, sin, use_reentrant=False)
+            else:
+                x = block(x, cos, sin)
         logits: Tensor = self.head(self.norm(x))
         return logits
 

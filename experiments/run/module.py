@@ -39,6 +39,8 @@ class LanguageModel(L.LightningModule):
             start_from(self.model, Path(config.init_from), config.base, config.model)
         round_weights(self.model, config.optim, config.seed)
         attach(self.model, shape_of(config.model), config.adapter, config.seed)
+        if config.trainer.checkpointing:
+            self.model.recompute_blocks()
         self.loss_scale = LossScale(config.optim.loss_scale, config.optim.loss_scale_interval)
         # At once: several processes compare their buffers before the first of them is used.
         self.model.extend_tables(config.data.seq_len)

@@ -20,12 +20,12 @@ def named_if_of_memory(error: Exception, config: TrainConfig) -> Exception:
     if not wants_memory(error):
         return error
     task = task_of(config)
-    needed = task.training_bytes(config.rows, config.recipe)
+    needed = task.training_bytes(config.rows, config.recipe, config.trainer.checkpointing)
     given = config.resources.memory
     limit = f"more than resources.memory={given:g} GiB" if given else "more memory than there is"
     return OutOfMemory(
         f"it takes {limit} (about {needed / 2**30:.1f} GiB by our count, plus the process itself); "
-        f"lower batch_size={config.batch_size}"
+        f"lower batch_size={config.batch_size}, or raise accumulate={config.accumulate}"
         + (f" or data.seq_len={config.data.seq_len}" if task.unit == "token" else "")
         + (", or raise resources.memory" if given else "")
     )

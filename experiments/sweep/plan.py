@@ -120,7 +120,9 @@ class PlannedRun:
     def gibibytes(self) -> float:
         """Memory by our count, an upper bound, process included."""
         config = self.config
-        own = task_of(config).training_bytes(config.rows, config.recipe)
+        own = task_of(config).training_bytes(
+            config.rows, config.recipe, config.trainer.checkpointing
+        )
         return (own + _PROCESS_BYTES) / 2**30
 
     def refuse_unless_held_by(self, machines: Sequence[Resources]) -> None:

@@ -63,6 +63,7 @@ class LanguageModelTask(Task):
         """By formula for the built-in model, counted on any other."""
         return flops_per_token(self.model, self.data.seq_len, self.adapter)
 
-    def training_bytes(self, rows: int, recipe: RecipeConfig) -> int:
+    def training_bytes(self, rows: int, recipe: RecipeConfig, recomputed: bool = False) -> int:
         """By formula for the built-in model, counted on any other."""
-        return training_bytes(self.model, rows, recipe, self.data.seq_len, self.adapter)
+        how = self.data.seq_len, self.adapter, recomputed
+        return training_bytes(self.model, rows, recipe, *how)

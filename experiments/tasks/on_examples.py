@@ -46,9 +46,10 @@ class OnExamples(Task):
         """Counted product by product on tensors without values."""
         return self.cost().flops_per_token
 
-    def training_bytes(self, rows: int, recipe: RecipeConfig) -> int:
+    def training_bytes(self, rows: int, recipe: RecipeConfig, recomputed: bool = False) -> int:
         """Counted on tensors without values."""
-        return training_bytes_of(foreign_shape(self.model), self.cost(), rows, recipe)
+        shape = foreign_shape(self.model)
+        return training_bytes_of(shape, self.cost(), rows, recipe, recomputed)
 
     def rows_per_token(self, matrix: str) -> float:
         """Positions, or patches, of an example, as the layer sees them."""

@@ -71,7 +71,7 @@ class Task(ABC):
         """FLOPs of training: forward and backward, multiply and add counted as two."""
 
     @abstractmethod
-    def training_bytes(self, rows: int, recipe: RecipeConfig) -> int:
+    def training_bytes(self, rows: int, recipe: RecipeConfig, recomputed: bool = False) -> int:
         """An upper bound on memory in training, `rows` tokens a step and process."""
 
     def rows_per_token(self, matrix: str) -> float:

@@ -6,6 +6,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from experiments.config.schema import TrainConfig
+from experiments.models.build import shape_of
 from experiments.run.module import LanguageModel
 
 
@@ -16,7 +17,7 @@ def peak_bytes(config: TrainConfig) -> int:
     optimizer = module.configure_optimizers()["optimizer"]
     held = sum(p.untyped_storage().nbytes() for p in set(module.parameters()))
     shape = (config.accumulate, config.batch_size // config.accumulate, config.data.seq_len + 1)
-    batches = torch.randint(config.model.vocab_size, (2, *shape))
+    batches = torch.randint(shape_of(config.model).vocab_size, (2, *shape))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
         for step, parts in enumerate(batches):
             module.model.clock.counter = step
