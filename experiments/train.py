@@ -21,7 +21,7 @@ import math
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +40,7 @@ from experiments.finetune.adapters import merged
 from experiments.measure.ptq import quantized
 from experiments.mirror import tracking
 from experiments.quant.product import full_precision
+from experiments.run.callbacks import made_callbacks
 from experiments.run.identity import run_folder, run_id
 from experiments.run.module import LanguageModel
 from experiments.run.out_of_memory import named_if_of_memory, wants_memory
@@ -51,7 +52,7 @@ from experiments.store.curve import METRICS
 from experiments.store.lease import Fenced, Lease
 from experiments.store.weights import WEIGHTS, sha256_of_weights, write_weights
 from experiments.tasks.choose import task_of
-from fitting.entry.errors import first_line
+from fitting.entry.errors import Failure, first_line
 from fitting.files.atomic import write_atomic
 from fitting.results.record import FAILURE, RESULT, RunRecord, read_record, write_exclusive
 
@@ -109,6 +110,7 @@ def train(config: TrainConfig, report: Report | None = None, token: str = "") ->
         task = task_of(config)
         data = task.open()
         task.check(data, config.steps, config.batch_size)
+        made_callbacks(config.trainer)  # to be refused before any work
         folder = run_folder(config)
         folder.mkdir(parents=True, exist_ok=True)
         # Asked again under the lease: its last holder may have finished just now.
@@ -331,18 +333,28 @@ class _Run:
             self.recorder.loader = loader
             try:
                 with _lightning_quiet():
-                    self._trainer(world, max_steps=config.steps).fit(
+                    self._trainer(world, made_callbacks(config.trainer), config.steps).fit(
                         self.module, loader, ckpt_path=checkpoint, weights_only=True
                     )
-                return
             except Exception as error:
                 if checkpoint is None or self.recorder.begun or wants_memory(error):
                     raise
                 reason = first_line(error)
+            else:
+                self._refuse_an_early_end()
+                return
             # It may be half restored: take the one before, with everything as it was at first.
             self.recorder.checkpoints.pass_over(checkpoint, f"does not suit this run ({reason})")
             self.recorder.forget()
             del self.module
+
+    def _refuse_an_early_end(self) -> None:
+        step, steps = self.recorder.step, self.config.steps
+        if step < steps:
+            raise Failure(
+                f"trainer.callbacks={','.join(self.config.trainer.callbacks)}: one ended training "
+                f"after step {step} of {steps}; a run is trained on all of its tokens"
+            )
 
     def _checkpoint(self) -> Path | None:
         """The checkpoint that the run's first process found, in all of its processes."""
@@ -386,7 +398,9 @@ class _Run:
                 f"validation loss {found:.4g} is not below {ceiling:.4g}, that of a uniform guess"
             )
 
-    def _trainer(self, world: int, max_steps: int = -1) -> L.Trainer:
+    def _trainer(
+        self, world: int, theirs: Sequence[L.Callback] = (), max_steps: int = -1
+    ) -> L.Trainer:
         config = self.config
         # Named, or Lightning takes a run within a Slurm job for one process of many.
         store = self.recorder.checkpoints
@@ -404,7 +418,7 @@ class _Run:
             max_steps=max_steps,
             gradient_clip_val=config.optim.clip_norm,
             accumulate_grad_batches=config.accumulate,
-            callbacks=[self.recorder],
+            callbacks=[*theirs, self.recorder],  # ours last: its checkpoint has what they did
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

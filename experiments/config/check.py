@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from experiments.config import demands
+from experiments.config import callbacks, demands
 from experiments.config.precision import ConfigError
 from experiments.config.schema import (
     COMPUTE_DTYPES,
@@ -39,6 +39,7 @@ def check(config: TrainConfig) -> None:
         *config.optim.problems(),
         *config.diagnostics.problems(),
         *config.adapter.problems(),
+        *callbacks.problems(config.trainer),
         *_scalar_problems(config),
     ]
     named = tuple(line.partition("=")[0] for line in found)

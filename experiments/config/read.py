@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import demands
+from experiments.config.callbacks import resolve_callbacks
 from experiments.config.check import check
 from experiments.config.overrides import resolve
 from experiments.config.precision import ConfigError
@@ -161,6 +162,7 @@ def checked(config: TrainConfig) -> TrainConfig:
             custom.resolved(config.task)
         except custom.TaskError as error:
             raise ConfigError(str(error)) from error
+    resolve_callbacks(config.trainer)
     if config.init_from and not config.base.sha256:
         try:
             folder = find_run(config.init_from)

@@ -1,4 +1,4 @@
-"""Options for running and watching runs and sweeps: none of them changes a result's address."""
+"""Options for running and watching runs and sweeps: only callbacks change a result's address."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ResourcesConfig:
 
 @dataclass
 class TrainerConfig:
-    """One run on several devices; does not change its identity, since its batches are the same."""
+    """The training loop of one run; of all this only callbacks change its identity."""
 
     num_workers: int = 1
     """Processes that share a run's batches (data-parallel), each with `resources`."""
@@ -40,6 +40,10 @@ class TrainerConfig:
     """On different nodes; false: all on one."""
     checkpointing: bool = False
     """Recompute each block's activations in the backward pass, to the same bits, to save memory."""
+    callbacks: list[str] = field(default_factory=list)
+    """Functions package.module:name that return a `lightning.Callback`, each called in training."""
+    callbacks_sha256: str = ""
+    """Hash of the functions' files, filled in: a run's result depends on it."""
 
 
 @dataclass

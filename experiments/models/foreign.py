@@ -235,8 +235,8 @@ def _cost(name: str, module: nn.Module, work: Work) -> Cost:
             f"raise {type(error).__name__}: {one_line(error)}"
         ) from error
     flops, more = counter.get_total_flops() / work.count, max(written_out - saved, 0)
-    kept_bytes = [size / work.count for size in (saved, more, recomputed)]
-    return Cost(flops, *kept_bytes, rows, tuple(output.shape))
+    count, returned = work.count, tuple(output.shape)
+    return Cost(flops, saved / count, more / count, recomputed / count, rows, returned)
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:

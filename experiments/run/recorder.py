@@ -147,7 +147,8 @@ class Recorder(L.Callback):
         if len(self._parts) < self.config.accumulate:
             return
         self.step = trainer.global_step
-        self._losses.append(sum(self._parts[1:], self._parts[0]) / len(self._parts))
+        # Lightning has divided each by their number, as it does for the gradient.
+        self._losses.append(sum(self._parts[1:], self._parts[0]))
         self._parts = []
         now = time.monotonic()
         self.seconds += now - self._clock

@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import socket
 import tempfile
 import time
 import traceback
@@ -14,7 +15,7 @@ from typing import Any, TextIO
 from experiments.config.read import from_dict
 from experiments.run.identity import run_folder
 from experiments.store.lease import Fenced, Held
-from fitting.entry.errors import of_the_system
+from fitting.entry.errors import Refusal, of_the_system
 
 LOG = "log.txt"
 DONE, FAILED, ELSEWHERE, STOPPED = "done", "failed", "elsewhere", "stopped"
@@ -33,8 +34,11 @@ def execute(config: dict[str, Any], token: str) -> tuple[str, str]:
     """
     from experiments.train import train  # takes seconds, and the driver does not need it
 
-    checked = from_dict(config)
-    folder = run_folder(checked)
+    try:
+        checked = from_dict(config)
+        folder = run_folder(checked)
+    except Refusal as error:  # what the driver has and this machine has not: code of the user's
+        return FAILED, _said_here(error)
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -110,6 +114,11 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
+def _said_here(error: Exception) -> str:
+    """The reason for which a worker refuses what its driver took, in one line."""
+    return f"on the worker {socket.gethostname()}: {_said(error)}"
+
+
 class _Ended(Exception):
     """The end of a run's first process, for the others to stop, and for the driver."""
 
@@ -125,7 +134,10 @@ def execute_together(config: dict[str, Any], token: str) -> tuple[str, str]:
     from ray.train import RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    checked = from_dict(config)
+    try:
+        checked = from_dict(config)
+    except Refusal as error:
+        return FAILED, _said_here(error)
     own, trainer = checked.resources, checked.trainer
     each = {"CPU": own.cpus, "GPU": own.gpus, "memory": own.memory * 2**30}
     with tempfile.TemporaryDirectory() as storage:  # Ray Train wants one; nothing of ours is there
@@ -165,7 +177,11 @@ def _process(task: dict[str, Any]) -> None:
     from experiments.train import follow
 
     if ray.train.get_context().get_world_rank() > 0:
-        follow(from_dict(task["config"]))
+        try:
+            checked = from_dict(task["config"])
+        except Refusal as error:
+            raise _Ended(FAILED, _said_here(error)) from None
+        follow(checked)
         return
     how, why = execute(task["config"], task["token"])
     if how != DONE:

@@ -18,7 +18,7 @@ Config: TypeAlias = Mapping[str, Value]
 
 KEY = re.compile(
     r"(model|task|data|optim|precision|recipe|ptq|base|adapter)\.[\w.]+"
-    r"|batch_size|accumulate|compute_dtype"
+    r"|batch_size|accumulate|compute_dtype|trainer\.callbacks(_sha256)?"
 )
 """Keys that a run's result depends on; the seed and the training tokens have columns already."""
 _BESIDE = {
@@ -40,6 +40,8 @@ _SLOTS = (
 _OPERANDS = tuple(f"recipe.{slot}." for slot in _SLOTS)
 ABSENT: Mapping[str, Value] = {
     "accumulate": 1,
+    "trainer.callbacks": [],
+    "trainer.callbacks_sha256": "",
     "adapter.init": "zero",
     "adapter.name": "none",
     "base.label": "",

@@ -284,7 +284,7 @@ def test_what_kind_of_numbers_they_are_counts(composed: Compose) -> None:
 
 
 GOLDEN_MXFP4 = "nearest-E2M1-block32-e8m0-ladder-b-999k-s0-c9bead966ddc"
-GOLDEN_DEFAULTS = "4d5b41a9d414"
+GOLDEN_DEFAULTS = "6ba20538bf8b"
 GOLDEN_NONE = "none-ladder-b-999k-s3-4c76bd28ad73"
 
 

@@ -80,15 +80,20 @@ def test_a_run_is_the_bare_loop_in_parts_bit_for_bit(small: Compose) -> None:
         eps=optim.eps,
         weight_decay=0.0,
     )
+    losses: list[float] = []
     for step in range(config.steps):
         for group in optimizer.param_groups:
             group["lr"] = optim.lr * lr_factor(step, config.steps, optim)
         optimizer.zero_grad()
         for part, batch in enumerate(data.batch(step, 4, config.seed).split(1)):
             module.model.clock.counter = 4 * step + part
-            (module.model.loss(batch) / 4).backward()
+            loss = module.model.loss(batch)
+            losses.append(loss.item())
+            (loss / 4).backward()
         torch.nn.utils.clip_grad_norm_(decayed + others, optim.clip_norm)
         optimizer.step()
+    [first, *_] = (row["train/loss"] for row in rows(found.folder) if "train/loss" in row)
+    assert first == pytest.approx(sum(losses[: 4 * 4]) / 16, rel=1e-6)
     weights = safetensors.torch.load_file(found.folder / WEIGHTS)
     assert all(torch.equal(weights[n], t) for n, t in module.state_dict().items() if n in weights)
 
