@@ -84,7 +84,7 @@ SWEPT: dict[str, tuple[Any, Any]] = {
     "base.bits": (0.0, 4.5),
     "base.tokens": (0, 65_536),
     "task.factory": ("tests.support.own_task:Line", "tests.support.own_task:Steep"),
-    "trainer.callbacks": ("[]", "[tests.support.own_callbacks:clip]"),
+    "trainer.callbacks": ([], ["tests.support.own_callbacks:clip"]),
     "task.config.points": (100, 50),
     "data.image.size": (8, 16),
     "data.image.mean": ([0.5], [0.4]),
