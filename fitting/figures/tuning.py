@@ -27,7 +27,7 @@ from fitting.words import at
 
 WHOLE = "all weights"
 _APART = 0.16
-"""Of a row, between the marks that share it."""
+"""Share of a row's height between the marks in it."""
 
 
 def by_base(cells: pd.DataFrame) -> list[Panel]:

@@ -96,8 +96,8 @@ def _judged(cells: pd.DataFrame, spread: Spread, floor: Spread) -> pd.DataFrame:
 
     Args:
         cells: Quantized cells beside the unquantized runs of their conditions.
-        spread: Of differences of runs that share a seed.
-        floor: Of losses, for cells without such pairs.
+        spread: That of differences of runs that share a seed.
+        floor: That of losses, for cells without such pairs.
     """
     paired = (cells["pairs"] > 0).to_numpy()
     difference = np.where(paired, cells["paired"], cells["loss"] - cells["loss_none"])

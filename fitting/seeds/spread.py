@@ -40,7 +40,7 @@ class Spread:
         Args:
             values: One row per value.
             keys: Columns of a group; sizes are told apart by `params`, if that is among them.
-            column: Of the values.
+            column: The values' own.
         """
         groups = values.groupby([*keys], dropna=False)[column].agg(["size", "mean", "var"])
         dof = groups["size"] - 1
@@ -74,8 +74,8 @@ def error_of_mean(std: pd.Series, dof: pd.Series, params: pd.Series) -> tuple[fl
     Welch and Satterthwaite's; with one standard deviation it is that over the root of the count.
 
     Args:
-        std: Of each value.
-        dof: Those of its standard deviation.
+        std: Each value's standard deviation.
+        dof: Its degrees of freedom.
         params: The size that it belongs to: values of one size share theirs.
     """
     if std.nunique() <= 1:

@@ -23,6 +23,7 @@ from fitting.laws.published import (
     SUN_2025,
 )
 from fitting.laws.synthetic import make_table, sun_design
+from tests.support.tuned_tables import TUNED, TUNED_COLUMNS, TUNED_RUNS
 
 
 def grid(**columns: Sequence[object]) -> pd.DataFrame:
@@ -58,6 +59,10 @@ CASES = {
     "fixed_ratio": (
         {"A": 400.0, "alpha": 0.34, "E": 1.8, "rho[AdamW]": 0.863},
         grid(params=N, tokens=D, scheme=["BF16", "AdamW"]),
+    ),
+    "fine_tuning": (
+        TUNED,
+        SIZES.merge(pd.DataFrame(TUNED_RUNS, columns=TUNED_COLUMNS), how="cross"),
     ),
     "unified": (
         {

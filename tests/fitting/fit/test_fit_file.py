@@ -32,6 +32,7 @@ from fitting.laws.synthetic import make_table, sun_design
 from fitting.page.study import load_study
 from fitting.results.study_file import STUDY, read_about
 from tests.support.places import REPORTS
+from tests.support.tuned_tables import TUNED, TUNED_COLUMNS, TUNED_RUNS
 
 SIZES, DATA = np.meshgrid(np.geomspace(3e7, 1e9, 4), np.geomspace(1e9, 1e11, 4))
 DESIGN = pd.DataFrame({"params": SIZES.ravel(), "tokens": DATA.ravel()})
@@ -59,6 +60,7 @@ def _compressed() -> pd.DataFrame:
     return make_table("compressed", truth, _beside(gmse=[0.0, 0.01, 0.03, 0.1]), 1e-4, 0)
 
 
+TUNED_DESIGN = DESIGN.merge(pd.DataFrame(TUNED_RUNS, columns=TUNED_COLUMNS), how="cross")
 RATIO = {"A": 400.0, "alpha": 0.34, "E": 1.8, "rho[AdamW]": 0.863, "rho[PSGD]": 0.739}
 UNIFIED = {**BESIROGLU_2024, "gamma": 0.9, "c": 20.0}
 ERRORS = _beside(err_input=[0.0, 0.0, 0.01, 0.05], err_weight=[0.0, 0.01, 0.01, 0.05])
@@ -86,6 +88,7 @@ TABLES = {
     "fixed_ratio": lambda: make_table(
         "fixed_ratio", RATIO, _beside(scheme=["BF16", "AdamW", "PSGD"]), 1e-3, 0
     ),
+    "fine_tuning": lambda: make_table("fine_tuning", TUNED, TUNED_DESIGN, 1e-3, 0),
     "unified": lambda: make_table("unified", UNIFIED, ERRORS, 2e-4, 0),
 }
 

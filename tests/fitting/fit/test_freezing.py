@@ -22,6 +22,7 @@ from fitting.laws.published import (
     SUN_2025,
 )
 from fitting.laws.synthetic import make_table, sun_design
+from tests.support.tuned_tables import TUNED, TUNED_COLUMNS, TUNED_RUNS
 
 SIZES = pd.DataFrame(
     list(itertools.product((3e7, 6e7, 1.1e8, 2.2e8), (1.5e9, 3e9, 1e10, 2.6e10))),
@@ -58,6 +59,7 @@ TRUTHS = {
         {"A": 400.0, "alpha": 0.34, "E": 1.7, "rho[Q]": 0.863},
         crossed(["BF16", "Q"], "scheme"),
     ),
+    "fine_tuning": (TUNED, crossed(TUNED_RUNS, *TUNED_COLUMNS)),
     "unified": (
         COMMON | {"gamma": 0.9, "c": 20.0, "c_input": 60.0},
         crossed([(0, 0), (0, 0.01), (0.01, 0), (0.013, 0.013), (0.05, 0.05)], *ERRORS),

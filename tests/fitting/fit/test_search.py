@@ -27,6 +27,7 @@ from fitting.laws.published import (
 from fitting.laws.synthetic import make_table, sun_design
 from fitting.results.table import load, select_rows
 from tests.support.places import QUARTET
+from tests.support.tuned_tables import TUNED, TUNED_COLUMNS, TUNED_RUNS
 
 NONE, E4M3, E2M1, E1M1, E3M2 = (8, 23, 1), (4, 3, 32), (2, 1, 32), (1, 1, 32), (3, 2, 32)
 FORMATS = (NONE, E4M3, E2M1, E1M1, E3M2)
@@ -101,6 +102,7 @@ OTHER_LAWS = {
         {"A": 400.0, "alpha": 0.34, "E": 1.8, "rho[AdamW]": 0.863, "rho[PSGD]": 0.739},
         ["scheme"],
     ),
+    "fine_tuning": (TUNED, TUNED_COLUMNS),
     "unified": (
         {
             **{"A": 400.0, "alpha": 0.34, "B": 2000.0, "beta": 0.37, "E": 1.8, "gamma": 0.8},
@@ -109,7 +111,7 @@ OTHER_LAWS = {
         ["err_input", "err_weight"],
     ),
 }
-LEVELS: dict[str, Sequence[tuple[float | str, ...]]] = {
+LEVELS: dict[str, Sequence[tuple[object, ...]]] = {
     "precision": [(p, 16, 16) for p in (3, 4, 5, 6, 8, 16)]
     + [(16, p, 16) for p in (4, 5, 6, 8)]
     + [(16, 16, p) for p in (4, 5, 6, 8)]
@@ -119,6 +121,7 @@ LEVELS: dict[str, Sequence[tuple[float | str, ...]]] = {
     "compressed": [(e,) for e in (0, 1e-4, 1e-3, 0.0132, 0.0277, 0.08, 0.2)],
     "qat_switch": [(2,), (4,), (6,)],
     "fixed_ratio": [("BF16",), ("AdamW",), ("PSGD",)],
+    "fine_tuning": TUNED_RUNS,
     "unified": [(0, 0), (0, 0.013), (0.013, 0), *((e, e) for e in (1e-3, 0.013, 0.05))],
 }
 

@@ -23,6 +23,7 @@ from fitting.laws.published import (
     QUARTET_2025,
     SUN_2025,
 )
+from tests.support.tuned_tables import TUNED
 
 # N, D, exponent, mantissa, log2 B, unquantized loss, precision term, loss: computed from Eq. 1 of
 # 2501.02423 with the constants of its Table 2, printed to 1e-5.
@@ -234,6 +235,7 @@ CONSTANTS = [
     ("compressed", COMPRESSED),
     ("qat_switch", QAT_SWITCH_2025),
     ("fixed_ratio", {"A": 400.0, "alpha": 0.34, "E": 1.8} | OPTIMIZERS_2025),
+    ("fine_tuning", TUNED),
 ]
 
 

@@ -29,9 +29,11 @@ from fitting.laws.published import (
 )
 from fitting.laws.published import SUN_2025 as SUN
 from fitting.laws.synthetic import make_table
+from tests.support.tuned_tables import TUNED, TUNED_COLUMNS, TUNED_RUNS
 
 FORMATS = ("exponent", "mantissa", "block_size", "forward", "backward", "bits_w", "bits_a")
 FORMATS += ("bits_kv", "bits_post", "gmse", "err_input", "err_weight", "bits", "scheme")
+FORMATS += ("rank", "adapter_format", "err_trained")
 TRUTHS = {
     "chinchilla": BESIROGLU_2024,
     "floating_point": SUN,
@@ -43,6 +45,7 @@ TRUTHS = {
     "unified": BESIROGLU_2024 | {"gamma": 0.9, "c": 20.0},
     "qat_switch": QAT_SWITCH_2025,
     "fixed_ratio": {"A": 400.0, "alpha": 0.34, "E": 1.8, "rho[AdamW]": 0.863},
+    "fine_tuning": TUNED,
 }
 CELLS: dict[str, tuple[list[str], list[tuple[object, ...]]]] = {
     "chinchilla": (["seed"], [(0,), (1,)]),
@@ -63,6 +66,7 @@ CELLS: dict[str, tuple[list[str], list[tuple[object, ...]]]] = {
     "compressed": (["gmse"], [(0.0,), (0.001,), (0.01,), (0.2,)]),
     "qat_switch": (["bits"], [(2.0,), (4.0,), (6.0,)]),
     "fixed_ratio": (["scheme"], [("BF16",), ("AdamW",)]),
+    "fine_tuning": (TUNED_COLUMNS, TUNED_RUNS),
     "unified": (["err_input", "err_weight"], [(0.0, 0.0), (0.0, 0.01), (0.01, 0.01), (0.2, 0.2)]),
 }
 SIZES, DATA = (3e7, 6e7, 3e8), (1.5e9, 3e9, 4e10)

@@ -89,7 +89,7 @@ def test_a_mean_of_values_that_scatter_differently_has_welchs_error() -> None:
 
 @pytest.mark.parametrize("scatter", [{1e5: 0.02, 1e6: 0.02}, {1e5: 0.09, 1e6: 0.009}], ids=str)
 def test_false_verdicts_are_as_rare_as_they_say(scatter: dict[float, float]) -> None:
-    """Of 0.27 %; pooled over unequal sizes the noisy one would have ten times as many."""
+    """0.27 %; pooled over unequal sizes the noisy one would have ten times as many."""
     cells, layouts = [], []
     for seed in range(150):
         table = study(scatter, seed)
