@@ -26,10 +26,10 @@ from fitting.figures import fits as fit_figures
 from fitting.figures import layouts as layout_figures
 from fitting.figures import losses as loss_figures
 from fitting.figures import tuning as tuning_figures
-from fitting.figures.style import Panel, png
+from fitting.figures.style import Panel, format_colours, png
 from fitting.figures.unified import shares
 from fitting.law.terms import Law
-from fitting.naming import are_none, sizes
+from fitting.naming import are_none, is_none, sizes
 from fitting.page import conclusions, diagnostics, files, outcomes, sentences, tables, tuning
 from fitting.page.publish import RESULTS, publish
 from fitting.page.study import (
@@ -41,6 +41,7 @@ from fitting.page.study import (
 )
 from fitting.page.tables import View
 from fitting.seeds.shrinkage import shrinkage_by
+from fitting.seeds.tuning import formats_of_bases
 from fitting.seeds.verdicts import BETTER
 from fitting.words import BEYOND, count_label, number, plural, series
 
@@ -91,9 +92,13 @@ def _figures(study: Study, measured: pd.DataFrame) -> dict[str, list[Panel]]:
         if fitted is not None and study.fit.concluded.of(SPLITS) is not None:
             drawn["lead"] = shares(study.fit, fitted, study.colours)
         if fitted is not None:
-            drawn["fit"] = fit_figures.predicted_v_observed(
-                fitted, study.order, study.colours, study.noise.std_log
-            )
+            order, colours = study.order, study.colours
+            if study.tuning is not None:
+                fitted = fitted.assign(format=formats_of_bases(fitted, study.table))
+                order = sorted(set(fitted["format"]), key=is_none)
+                colours = format_colours(order)
+            noise_of_logs = study.noise.std_log
+            drawn["fit"] = fit_figures.predicted_v_observed(fitted, order, colours, noise_of_logs)
         drawn["held_out"] = fit_figures.held_out(study.fit.held_out, study.noise.std_log)
         drawn["parameters"] = fit_figures.beside_published(study.fit)
         drawn |= conclusion_figures.conclusions(study.fit, done, study.colours)

@@ -10,7 +10,7 @@ from fitting.naming import UNQUANTIZED, TableRow, records, sizes
 from fitting.page.tables import View
 from fitting.results.table import ADAPTER_FORMAT, RANK
 from fitting.seeds.tuning import NEVER, Tuning
-from fitting.words import count_label, decimals, plural
+from fitting.words import at, count_label, decimals, plural
 
 NOTE = (
     "Loss above the unquantized base of the same size, tokens and seed of which all weights are "
@@ -30,10 +30,10 @@ def view(tuning: Tuning) -> View:
         rows.append(("group", [f"{count_label(params)} parameters"]))
         size = named[named["params"] == params]
         for _, group in size.groupby(["base", RANK, ADAPTER_FORMAT], dropna=False):
-            at = {row.tokens: _difference(row) for row in records(group)}
+            told = {row.tokens: _difference(row) for row in records(group)}
             row: TableRow = records(group)[0]
             own = "–" if row.tuned == WHOLE else row.adapter_format
-            rows.append(("", [row.base, row.tuned, own, *(at.get(n, "–") for n in counts)]))
+            rows.append(("", [row.base, row.tuned, own, *(told.get(n, "–") for n in counts)]))
     header = [("base", ""), ("tuned", ""), ("adapter's format", "")]
     header += [(f"{count_label(count)} tokens", "num") for count in counts]
     title = "Loss by base, rank, adapter's format and tokens"
@@ -57,33 +57,32 @@ def answer(tuning: Tuning) -> list[str]:
     sentences = []
     whole = plain[plain[RANK].isna()].sort_values("difference")
     if len(whole):
-        said = _span(whole, "base")
-        where = f"{count_label(shown['params'].iloc[0])} parameters"
-        tokens = f"{count_label(shown['tokens'].iloc[0])} tokens"
+        where = at(shown["params"].iloc[0], shown["tokens"].iloc[0])
         sentences.append(
-            f"With all weights tuned on {tokens} a rounded base loses {said} to an unquantized one "
-            f"({where})."
+            f"With all weights tuned, a rounded base loses {_span(whole, 'base')} nats per token "
+            f"to an unquantized one, at {where}."
         )
     own = plain[(plain["rounded"] == NEVER) & plain[RANK].notna()]
     if len(own):
-        own = own.assign(base=rank_names(own)).sort_values("difference")
-        sentences.append(f"Adapters on the unquantized base lose {_span(own, 'base')}.")
+        own = own.assign(tuned=rank_names(own)).sort_values("difference")
+        sentences.append(
+            f"Adapters on the unquantized base lose {_span(own, 'tuned')} nats per token to tuning "
+            "all of its weights."
+        )
     if not costs.empty:
         coarse = largest(costs)
         most = coarse[coarse[RANK] == coarse[RANK].max()].sort_values("difference")
-        most = most.assign(base=most[ADAPTER_FORMAT])
         pairs = plural(int(most["pairs"].max()), "pair")
         sentences.append(
-            f"Rounding the adapter itself costs {_span(most, 'base')} at rank "
-            f"{most[RANK].iloc[0]:.0f} ({pairs})."
+            f"Rounding an adapter of rank {most[RANK].iloc[0]:.0f} itself costs "
+            f"{_span(most, ADAPTER_FORMAT)} nats per token ({pairs})."
         )
     return sentences
 
 
 def _span(rows: pd.DataFrame, name: str) -> str:
-    """The least and the largest difference, each with what has it."""
+    """The least and the largest difference with their intervals, each with what has it."""
     ends = [rows.iloc[0]] if len(rows) == 1 else [rows.iloc[0], rows.iloc[-1]]
-    return " to ".join(
-        f"{decimals(row['difference'], (row['low'], row['high']), 3)} nats per token, {row[name]},"
-        for row in ends
-    ).removesuffix(",")
+    said = [decimals(row["difference"], (row["low"], row["high"]), 3) for row in ends]
+    each = zip(said, ends, strict=True)
+    return " to ".join(f"{words.removesuffix(')')}; {row[name]})" for words, row in each)

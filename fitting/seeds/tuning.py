@@ -26,6 +26,8 @@ _NEEDED = {
     *(RANK, ADAPTER_FORMAT, _LABEL, _TRAINED, "seed"),
     *("exponent", "mantissa", "granularity", "block_size"),
 }
+_KNOWN = {"E2M1/16 e4m3": "NVFP4", "E2M1/32 e8m0": "MXFP4", "E4M3/32 e8m0": "MXFP8"}
+"""Formats that have a name of their own."""
 _LEVEL = 0.95
 _AT = ["params", "tokens", "seed"]
 CELL = ("params", "tokens", "base", "rounded", RANK, ADAPTER_FORMAT)
@@ -103,11 +105,16 @@ def cost_of_bits(table: pd.DataFrame) -> pd.DataFrame:
     return found.sort_values(["params", "tokens", RANK, ADAPTER_FORMAT], ignore_index=True)
 
 
+def formats_of_bases(rows: pd.DataFrame, among: pd.DataFrame) -> pd.Series:
+    """The format of each row's base in words, whatever stands beside it; among a whole study."""
+    names = format_names(rows, among=among)
+    return names.map(lambda name: _KNOWN.get(name) or re.sub(r"^E0M(\d+)", _integer, name))
+
+
 def _named(table: pd.DataFrame) -> pd.DataFrame:
     """The runs that have a loss, with the format of their base and when it was rounded."""
     rows = select_rows(table)[0].copy()
-    names = format_names(rows, among=table)
-    rows["base"] = names.map(lambda name: re.sub(r"^E0M(\d+)", _integer, name))
+    rows["base"] = formats_of_bases(rows, table)
     always = rows[_TRAINED].astype(float) > 0
     rows["rounded"] = np.select([~is_quantized(rows), always], [NEVER, ALWAYS], NOW)
     return rows

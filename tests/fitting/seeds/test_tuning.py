@@ -87,11 +87,11 @@ def test_sentences_name_the_ends() -> None:
     found = tuning_of(study())
     assert found is not None
     whole, ranks, bits = page.answer(found)
-    assert whole.startswith("With all weights tuned on 100k tokens a rounded base loses 0.030")
+    assert whole.startswith("With all weights tuned, a rounded base loses 0.030 (")
     assert "INT2, trained so" in whole
     assert ranks.startswith("Adapters on the unquantized base lose 0.100")
-    assert ranks.endswith("rank 4.")
-    assert "int4_row, to 0.100" in bits
+    assert "; rank 16) to 0.200" in ranks
+    assert "; int4_row) to 0.100" in bits
     rows = page.view(found).rows
     assert [cells for kind, cells in rows if kind == "group"] == [
         ["100k parameters"], ["300k parameters"],
