@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from experiments.config.schema import TrainConfig
 from experiments.export.load import Trained
+from experiments.export.recipes import LIBRARIES, verdict
 from experiments.models.config import ModelConfig
 from experiments.run.identity import quantization
 from fitting.entry.errors import one_line
@@ -48,9 +50,8 @@ What the adapter adds is in these weights; its own two matrices per layer are no
 """
 _ROUNDED = """
 The losses above were computed with the operands above quantized.  Nothing is quantized in this
-folder, and the recipe is not written as a configuration of TransformerEngine, ModelOpt or torchao:
-a program that loads it computes another loss.  `lowbit.load` on the folder of the run gives the
-model that quantizes as in training.
+folder: a program that loads it computes another loss.  `lowbit.load` on the folder of the run gives
+the model that quantizes as in training.
 """
 _BYTES = """
 ## The tokenizer
@@ -103,8 +104,14 @@ def card(trained: Trained, to: str, has_tokenizer: bool) -> str:
     head = "the embedding" if model.tied else "a matrix of its own"
     text += _FOREIGN if model.foreign else _LLAMA.format(head=head)
     text += _MERGED if config.adapter.there else ""
-    text += _ROUNDED if record.operands else ""
+    text += _rounded(config) if record.operands else ""
     return text + (_BYTES if has_tokenizer else _NO_TOKENIZER)
+
+
+def _rounded(config: TrainConfig) -> str:
+    """What the losses were computed with, and which libraries can express it."""
+    lines = [f"- {_cell(verdict(config, to))}" for to in LIBRARIES]
+    return "\n".join([_ROUNDED, "The recipe as a configuration of others:", "", *lines]) + "\n"
 
 
 def _fine_tuning(trained: Trained) -> dict[str, object]:

@@ -66,8 +66,7 @@ def load(run: Path | str) -> NextToken:
 def trained(run: Path | str) -> Trained:
     """The run with its model; arguments and errors are those of `load`."""
     folder = Path(run)
-    record = _record(folder)
-    config = _config(folder, record)
+    record, config = configuration(folder)
     try:
         state = read_weights(folder, record.weights_sha256)
     except FileNotFoundError:
@@ -83,6 +82,16 @@ def trained(run: Path | str) -> Trained:
     if config.recipe.word_length.lookback:
         _set_word_lengths(model, config, folder, record)
     return Trained(record, config, model.eval())
+
+
+def configuration(run: Path) -> tuple[RunRecord, TrainConfig]:
+    """The record and the configuration of a run, whether or not it kept its weights.
+
+    Raises:
+        ExportError: No run has ended there, or another version wrote it.
+    """
+    record = _record(run)
+    return record, _config(run, record)
 
 
 def _record(folder: Path) -> RunRecord:

@@ -123,3 +123,22 @@ def test_a_folder_that_cannot_be_written_leaves_nothing_behind(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert os.listdir(tmp_path / "deep") == []
+
+
+@pytest.mark.parametrize("to", command.RECIPES)
+def test_the_recipe_of_a_run_without_weights_is_judged_as_its_card_says(
+    kept: RunResult,
+    tmp_path: Path,
+    to: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    export(kept.folder, "hf", tmp_path / "out")
+    bare = tmp_path / "bare" / kept.folder.name
+    shutil.copytree(kept.folder, bare, ignore=shutil.ignore_patterns(WEIGHTS))
+    assert call(monkeypatch, f"run={bare}", f"to={to}", f"out={tmp_path / 'recipe.py'}") == 2
+    said = capsys.readouterr().err
+    verdict = said.split("recipe=sun: ")[1].split("; nothing written")[0]
+    assert ": not expressible. " in verdict
+    assert f"- {verdict}\n" in (tmp_path / "out" / "README.md").read_text()
+    assert not (tmp_path / "recipe.py").exists()
