@@ -95,7 +95,7 @@ def _figures(study: Study, measured: pd.DataFrame) -> dict[str, list[Panel]]:
             order, colours = study.order, study.colours
             if study.tuning is not None:
                 fitted = fitted.assign(format=formats_of_bases(fitted, study.table))
-                order = sorted(set(fitted["format"]), key=is_none)
+                order = sorted(set(fitted["format"]), key=lambda name: (is_none(name), name))
                 colours = format_colours(order)
             noise_of_logs = study.noise.std_log
             drawn["fit"] = fit_figures.predicted_v_observed(fitted, order, colours, noise_of_logs)

@@ -311,7 +311,7 @@ def flat(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
 
 
 def runs(table: pd.DataFrame) -> View:
-    """Every run: one row of `table`, a results table with `format`."""
+    """Every run: one row of `table`, a results table with `format`; the rest is in results.csv."""
     columns = {
         "run_id": "", "status": "", "format": "", "recipe": "", "model": "", "params": "num",
         "tokens": "num", "seed": "num", "loss": "num", "tokens_per_second": "num", "reason": "",
@@ -325,7 +325,7 @@ def runs(table: pd.DataFrame) -> View:
         for status, *cells in zip(table["status"], *texts, strict=True)
     ]
     header = [(name.replace("_", " "), kind) for name, kind in present.items()]
-    return View("runs", header, rows, table)
+    return View("runs", header, rows, table[list(present)])
 
 
 def _seed(value: float | None) -> str:

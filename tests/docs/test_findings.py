@@ -90,3 +90,16 @@ def test_formats_never_trained_were_predicted() -> None:
         assert low is not None
         assert high is not None
         assert low < cell.measured < high, cell.name
+
+
+def test_what_an_adapter_of_few_bits_is_worth() -> None:
+    fit = published("finetune")
+    bic = {rival.law: rival.bic or 0.0 for rival in fit.comparison}
+    assert bic["fine_tuning"] < bic["fine_tuning_decay"] - 100
+    for name, before in (("eff_r[sign]", "one bit is worth"), ("eff_r[int4_row]", "in INT4")):
+        low, high = fit.interval(name)
+        said = f"{fit.values[name]:.2f} ({low:.2f} to {high:.2f})"
+        assert re.search(rf"{before} {re.escape(said)}", README), said
+    assert f"does what rank {16 * fit.values['eff_r[sign]']:.1f} does" in README
+    runs = pd.read_csv(REPORTS / "finetune" / "results.csv")["run_id"].nunique()
+    assert f"{runs:,} runs" in README
