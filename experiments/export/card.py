@@ -53,27 +53,18 @@ The losses above were computed with the operands above quantized.  Nothing is qu
 folder: a program that loads it computes another loss.  `lowbit.load` on the folder of the run gives
 the model that quantizes as in training.
 """
-_BYTES = """
+_TOKENIZER = """
 ## The tokenizer
-
-A token is a byte of UTF-8, and byte 0 ends a document.  The tokenizer here gives the tokens of
-training exactly; it adds none at the start of a text.
-"""
-_NO_TOKENIZER = """
-## The tokenizer
-
-There is none in this folder: the run was trained on the user's own tokens, whose tokenizer it does
-not know.
 """
 
 
-def card(trained: Trained, to: str, has_tokenizer: bool) -> str:
+def card(trained: Trained, to: str, tokenizer: str) -> str:
     """The text of README.md.
 
     Args:
         trained: The run.
         to: hf or safetensors.
-        has_tokenizer: Whether the folder has a tokenizer.
+        tokenizer: What to say of the tokenizer, where the folder is for one.
     """
     record, config = trained.record, trained.config
     model = config.model
@@ -105,7 +96,7 @@ def card(trained: Trained, to: str, has_tokenizer: bool) -> str:
     text += _FOREIGN if model.foreign else _LLAMA.format(head=head)
     text += _MERGED if config.adapter.there else ""
     text += _rounded(config) if record.operands else ""
-    return text + (_BYTES if has_tokenizer else _NO_TOKENIZER)
+    return text + _TOKENIZER + tokenizer
 
 
 def _rounded(config: TrainConfig) -> str:

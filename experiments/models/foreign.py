@@ -41,6 +41,7 @@ FOREIGN = "module."
 """What stands before the names of somebody else's layers here."""
 _CHOSEN = "num_experts_per_tok"
 """The key by which transformers says how many experts a token goes to."""
+_SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class ForeignModel(NextToken):
@@ -78,8 +79,22 @@ class ForeignModel(NextToken):
             enable = self.module.gradient_checkpointing_enable
         enable({"use_reentrant": False})
 
-    def save_pretrained(self, folder: Path) -> None:
-        """Write a model of transformers as that library does, in high precision."""
+    def save_pretrained(self, folder: Path, end_of_text: int | None = None) -> None:
+        """Write a model of transformers as that library does, in high precision.
+
+        Args:
+            folder: Where.
+            end_of_text: The token that ends a text, if that is known.  What its configuration says
+                of tokens that its vocabulary does not have (GPT-2's 50256) is left out.
+        """
+        count: int = self.module.get_input_embeddings().num_embeddings  # type: ignore[operator]
+        for config in (self.module.config, getattr(self.module, "generation_config", None)):
+            for name in _SPECIAL_TOKENS if config is not None else ():
+                token = getattr(config, name, None)
+                if isinstance(token, int) and token >= count:
+                    setattr(config, name, None)
+            if config is not None and end_of_text is not None:
+                setattr(config, "eos_token_id", end_of_text)  # noqa: B010 (its type has no such)
         self.module.save_pretrained(folder)  # type: ignore[operator]
 
     def forward(self, *inputs: Any, **named: Any) -> Any:

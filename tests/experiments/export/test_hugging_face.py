@@ -17,6 +17,7 @@ from experiments.config.schema import TrainConfig
 from experiments.data.batches import TokenData
 from experiments.export.folder import export
 from experiments.train import train
+from tests.support.corpora import pages, write_tokenizer
 from tests.support.small_runs import small
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")
@@ -134,3 +135,74 @@ def test_tokens_of_a_users_own_have_no_tokenizer_and_the_card_says_so(
     assert names == {"config.json", "model.safetensors", "README.md"}
     assert "whose tokenizer it does\nnot know" in (tmp_path / "out" / "README.md").read_text()
     assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] is None
+
+
+def with_own_tokenizer(small: Compose, place: Path, *more: str) -> TrainConfig:
+    """A run on pages, cut by a tokenizer that begins a text with a token of its own."""
+    tokenizers = pytest.importorskip("tokenizers", reason="needs the extra data")
+    path = write_tokenizer(place / "own.json")
+    own = tokenizers.Tokenizer.from_file(str(path))
+    end = "<|endoftext|>"
+    own.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{end} $A", special_tokens=[(end, own.token_to_id(end))]
+    )
+    own.save(str(path))
+    (place / "pages").mkdir()
+    for number, page in enumerate(pages(200)):
+        (place / "pages" / f"{number}.txt").write_text(page)
+    words = [f"data.path={place / 'pages'}", f"data.tokenizer={path}", "model.vocab_size=500"]
+    return small("recipe=none", *words, "data.max_epochs=99", *more)
+
+
+def test_the_users_tokenizer_is_in_the_folder_and_gives_the_tokens_of_the_data(
+    small: Compose, tmp_path: Path
+) -> None:
+    config = with_own_tokenizer(small, tmp_path)
+    _, model = exported(config, tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    data = TokenData(config.data)
+    end = data.manifest.eos
+    assert end is not None
+    assert tokenizer.eos_token_id == model.config.eos_token_id == end
+    stream = data.train.read(0, len(data.train)).tolist()
+    encoded = {tuple(tokenizer(page).input_ids) for page in pages(200)}
+    first = stream[: stream.index(end)]
+    assert tuple(first) in encoded, "no token is added at the start"
+    assert tokenizer.decode(first) in pages(200)
+    made = model.generate(torch.tensor([first[:8]]), max_new_tokens=5, do_sample=False)
+    assert made.shape[1] <= 13
+    assert f"Token {end} ends a\ndocument" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_tokenizer_that_was_changed_is_left_out_and_the_card_says_so(
+    small: Compose, tmp_path: Path
+) -> None:
+    config = with_own_tokenizer(small, tmp_path)
+    folder = train(config).folder
+    path = tmp_path / "own.json"
+    path.write_text(path.read_text() + "\n")
+    export(folder, "hf", tmp_path / "changed")
+    path.unlink()
+    export(folder, "hf", tmp_path / "gone")
+    for name, said in (("changed", "are not what they were"), ("gone", "no such file")):
+        assert not (tmp_path / name / "tokenizer.json").exists()
+        assert said in (tmp_path / name / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_model_of_theirs_ends_a_text_with_the_token_that_did(
+    small: Compose, tmp_path: Path, kind: str
+) -> None:
+    """GPT-2's own, 50256, is none of its 256."""
+    sizes = {
+        "gpt2": ["n_embd=32", "n_layer=1", "n_head=2", "n_positions=64"],
+        "llama": ["hidden_size=32", "intermediate_size=64", "num_hidden_layers=1",
+                  "num_attention_heads=2", "max_position_embeddings=64"],
+    }  # fmt: skip
+    words = [f"model.config.{each}" for each in (f"model_type={kind}", "vocab_size=256")]
+    words += [f"model.config.{each}" for each in sizes[kind]]
+    _, model = exported(small("model=hf", *words, "recipe=none"), tmp_path / "out")
+    assert model.config.eos_token_id == model.generation_config.eos_token_id == 0
+    assert (model.config.bos_token_id or 0) < 256
+    made = model.generate(torch.tensor([[84, 104]]), max_new_tokens=4, do_sample=False)
+    assert made.shape[1] <= 6
