@@ -92,13 +92,11 @@ def training_bytes(
         cost = language_cost(model, seq_len)
         per_token = cost.recomputed_per_token if recomputed else cost.saved_per_token
         per_token *= _FOREIGN_SHARE
+        probabilities = cost.probabilities_per_token
     else:
         inputs, whole = (model.layers, 1) if recomputed else (0, model.layers)
         per_token = inputs * model.hidden + whole * (34 * model.hidden + 6 * model.ffn)
         per_token = 4 * (per_token + 3 * model.vocab_size)
-    if model.foreign:
-        probabilities = language_cost(model, seq_len).probabilities_per_token
-    else:
         probabilities = 4.0 * model.layers * model.heads * seq_len
     per_token += _attention_bytes(shape, recipe, probabilities, recomputed)
     of_recipes = max(_recipe_bytes(shape, rows, each) for each in recipe.recipes())

@@ -79,7 +79,7 @@ def _figures(study: Study, measured: pd.DataFrame) -> dict[str, list[Panel]]:
     shown = cells[cells["params"].isin(chosen)] if cells is not None else pd.DataFrame()
     if len(shown) and study.tuning is None:  # whose formats are too many to be told apart
         base = means[are_none(means["format"])]
-        noise = {size: study.spread.at(size)[0] for size in sizes(shown)}
+        noise = _noise(study, shown)
         drawn["cost"] = loss_figures.cost_by_format(shown, study.order, study.colours, noise)
         drawn["bits"] = loss_figures.loss_by_bits(shown, base, study.colours)
         one_kind = layout_figures.of_one_kind(shown)
@@ -111,6 +111,11 @@ def _figures(study: Study, measured: pd.DataFrame) -> dict[str, list[Panel]]:
     drawn["qsnr"] = diagnostics.over_training(measured, study.order, study.colours)
     drawn["qsnr_layers"] = diagnostics.by_layer(measured, study.order)
     return {name: panels for name, panels in drawn.items() if panels}
+
+
+def _noise(study: Study, cells: pd.DataFrame) -> dict[float, float]:
+    """Size -> the standard deviation between seeds, for the sizes of some cells."""
+    return {size: study.spread.at(size)[0] for size in sizes(cells)}
 
 
 def _judged(study: Study) -> pd.DataFrame | None:
@@ -343,8 +348,7 @@ def write_report(
     if "lead" in drawn:
         headline = png(drawn["lead"][0].figure)
     elif cells is not None and not cells.empty:
-        noise = {size: study.spread.at(size)[0] for size in sizes(cells)}
-        headline = loss_figures.headline(cells, study.order, study.colours, noise)
+        headline = loss_figures.headline(cells, study.order, study.colours, _noise(study, cells))
     text = _render(study, drawn, views, inputs)
     return files.write(out, text, drawn, views, inputs, figure_files, headline)
 

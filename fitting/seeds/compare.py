@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -15,9 +15,6 @@ from fitting.seeds.cells import CELL, cell_keys, condition_keys
 from fitting.seeds.noise import losses_of_seeds
 from fitting.seeds.spread import Spread, error_of_mean
 from fitting.seeds.verdicts import BETTER, CANNOT_TELL, enough, judge
-
-if TYPE_CHECKING:
-    pass
 
 SPLIT = (
     *("exponent", "mantissa", "bits_with_scales", "format"),

@@ -62,10 +62,8 @@ class Spread:
         if "params" not in rows or not self.by_size:
             std, dof = self.pooled
             return pd.Series(std, rows.index), pd.Series(dof, rows.index)
-        each = [self.at(float(n)) for n in rows["params"]]
-        return pd.Series([s for s, _ in each], rows.index), pd.Series(
-            [d for _, d in each], rows.index
-        )
+        each = pd.DataFrame([self.at(float(n)) for n in rows["params"]], rows.index, ["std", "dof"])
+        return each["std"], each["dof"]
 
 
 def error_of_mean(std: pd.Series, dof: pd.Series, params: pd.Series) -> tuple[float, int]:
